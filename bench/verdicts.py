@@ -1,0 +1,141 @@
+"""How often the verdict is wrong without an effect, and finds one that the report calls detectable.
+
+    python bench/verdicts.py            # both tables of docs/experiments.md, about ten minutes
+    python bench/verdicts.py --runs 200 # a quick look
+
+Each simulated run draws the change of its test rows' loss, and is judged by the library's own
+functions. ``even`` is normal, ``heavy`` has outliers (Student's t, 3 degrees of freedom) and
+``skewed`` is exponential with its long tail upwards, the worst case for a false `improved`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from medcot import power
+from medcot.statistics import compare_means, compare_rates
+
+RESAMPLES = 999
+ROWS = (8, 16, 50, 200)
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+CHANGES: dict[str, Draw] = {
+    "even": lambda rng, n: rng.normal(size=n),
+    "heavy": lambda rng, n: rng.standard_t(3, size=n),
+    "skewed": lambda rng, n: rng.exponential(size=n) - 1,
+}
+
+
+def draw(kind: str, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Changes summed over each row's tokens, and the tokens (median 600, some thrice that)."""
+    tokens = np.round(rng.lognormal(6.4, 0.4, n)) + 1
+    return CHANGES[kind](rng, n) * tokens, tokens
+
+
+def scipy_interval(change: np.ndarray, tokens: np.ndarray, method: str) -> tuple[float, float]:
+    """The interval that was not chosen: ``scipy.stats.bootstrap`` with ``method``."""
+
+    def ratio(d: np.ndarray, w: np.ndarray, axis: int = -1) -> np.ndarray:
+        return d.sum(axis=axis) / w.sum(axis=axis)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = bootstrap(
+            (change, tokens), ratio, paired=True, n_resamples=RESAMPLES, method=method
+        ).confidence_interval
+    return found.low, found.high
+
+
+def without_effect(kind: str, n: int, runs: int) -> dict[str, float]:
+    """Shares of runs: falsely `improved`, and intervals that hold the true zero, by method."""
+    rng, count = np.random.default_rng(n), dict.fromkeys(HEADINGS, 0)
+    for seed in range(runs):
+        change, tokens = draw(kind, rng, n)
+        ours = compare_means(
+            np.zeros(n).tolist(), change.tolist(), tokens.tolist(), seed=seed, resamples=RESAMPLES
+        )
+        assert ours is not None
+        assert ours.low is not None
+        assert ours.high is not None
+        count["improved: verdict"] += ours.verdict("lower") == "improved"
+        count["improved: interval alone"] += ours.high < 0
+        count["improved: test alone"] += ours.p_value < 0.05 and ours.difference < 0
+        count["zero inside: ours"] += ours.low <= 0 <= ours.high
+        for method in ("percentile", "BCa"):
+            low, high = scipy_interval(change, tokens, method)
+            count[f"improved: {method}"] += high < 0
+            count[f"zero inside: {method}"] += low <= 0 <= high
+    return {name: number / runs for name, number in count.items()}
+
+
+HEADINGS = (
+    "improved: verdict",
+    "improved: interval alone",
+    "improved: test alone",
+    "improved: percentile",
+    "improved: BCa",
+    "zero inside: ours",
+    "zero inside: percentile",
+    "zero inside: BCa",
+)
+
+
+def found_loss(kind: str, n: int, runs: int) -> float:
+    """How often a run finds the effect that another run of its size calls detectable."""
+    rng, found = np.random.default_rng(n + 1), 0
+    for seed in range(runs):
+        planned = power.detectable_mean(np.zeros(n), *draw(kind, rng, n))
+        change, tokens = draw(kind, rng, n)
+        after = change - (planned or 0) * tokens
+        one = compare_means(
+            np.zeros(n).tolist(), after.tolist(), tokens.tolist(), seed=seed, resamples=RESAMPLES
+        )
+        found += one is not None and one.verdict("lower") == "improved"
+    return found / runs
+
+
+def answers(
+    rng: np.random.Generator, n: int, churn: float, effect: float
+) -> tuple[list[bool], list[bool]]:
+    churn = max(churn, effect)
+    u, stays = rng.random(n), rng.random(n) < 0.5
+    gained, lost = u < (churn + effect) / 2, (u >= (churn + effect) / 2) & (u < churn)
+    return (lost | (stays & ~gained)).tolist(), (gained | (stays & ~lost)).tolist()
+
+
+def judge_answers(n: int, churn: float, runs: int) -> tuple[float, float]:
+    """Shares of `improved` without an effect, and with the one called detectable."""
+    rng, false, found = np.random.default_rng(n), 0, 0
+    for _ in range(runs):
+        one = compare_rates(*answers(rng, n, churn, 0))
+        false += one is not None and one.verdict("higher") == "improved"
+        planned = power.detectable_rate(*answers(rng, n, churn, 0)) or 0
+        one = compare_rates(*answers(rng, n, churn, planned))
+        found += one is not None and one.verdict("higher") == "improved"
+    return false / runs, found / runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=1_000)
+    runs = parser.parse_args().runs
+    print(f"| rows | changes | {' | '.join(HEADINGS)} | detectable is found |")
+    print(f"| --: | :-- |{' --: |' * (len(HEADINGS) + 1)}")
+    for n in ROWS:
+        for kind in CHANGES:
+            shares = without_effect(kind, n, runs)
+            cells = [f"{100 * shares[name]:.1f}" for name in HEADINGS]
+            print(f"| {n} | {kind} | {' | '.join(cells)} | {100 * found_loss(kind, n, runs):.0f} |")
+    print("\n| questions | answers that change | falsely improved | detectable is found |")
+    print("| --: | --: | --: | --: |")
+    for n, churn in ((8, 0.4), (16, 0.3), (50, 0.2), (200, 0.1), (200, 0.3), (1_000, 0.2)):
+        false, found = judge_answers(n, churn, runs)
+        print(f"| {n} | {churn:.0%} | {100 * false:.1f} | {100 * found:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The script that runs on Kaggle: unpack the bundle, check it, hand over to the package in it.
+
+`push.py build` copies this file and fills in the two values below. It stays short and uses only
+the standard library: everything that can be tested elsewhere lives in the package that it carries.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import lzma
+import os
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+BUNDLE = ""  # SHA-256 of what the bundle holds; also the name of this push
+PAYLOAD = ""  # the packed bundle in base64; empty where a private data set carries it
+
+ROOT = Path(os.environ.get("KAGGLE_ROOT", "/kaggle"))
+
+
+def read_payload() -> bytes:
+    """The packed bundle: from this file, or from the mounted data set that carries it."""
+    if PAYLOAD:
+        return base64.b64decode(PAYLOAD)
+    for path in sorted((ROOT / "input").rglob(f"medcot-{BUNDLE[:16]}.bundle")):
+        return path.read_bytes()
+    sys.exit(f"medcot: no data set with bundle {BUNDLE[:16]} is mounted under {ROOT / 'input'}")
+
+
+def unpack(packed: bytes, folder: Path) -> None:
+    """Write the bundle's files to ``folder`` once every one has the checksum that was pushed."""
+    files = {}
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(packed))) as archive:
+        for entry in archive.getmembers():
+            content = archive.extractfile(entry)
+            assert content is not None, entry.name
+            files[entry.name] = content.read()
+    listing = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
+    if hashlib.sha256(json.dumps(listing).encode()).hexdigest() != BUNDLE:
+        sys.exit("medcot: the bundle is damaged: its checksum is not the pushed one")
+    for name, content in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        if name.endswith(".whl"):
+            with zipfile.ZipFile(target) as wheel:
+                wheel.extractall(folder / "package")
+
+
+def main() -> None:
+    started = time.time()
+    print(f"medcot bundle {BUNDLE}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="medcot-"))
+    unpack(read_payload(), folder)
+    sys.path.insert(0, str(folder / "package"))
+    from medcot.remote.session import run_session
+
+    sys.exit(run_session(folder, ROOT, bundle=BUNDLE, started=started))
+
+
+if __name__ == "__main__":
+    main()

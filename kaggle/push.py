@@ -1,0 +1,274 @@
+"""Run medcot on Kaggle's free GPUs: build, push, wait, fetch, or all of it with `run`.
+
+Exit codes: 0 done, 1 failed, 2 wrong input, 3 cancelled on Kaggle, 4 out of time (a paused
+session, Kaggle's limit, or --timeout), 130 interrupted here while the session goes on there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medcot.config import RunConfig
+from medcot.errors import Cancelled, InputError, RunFailed
+from medcot.flags import config_flags, resolve_flags
+from medcot.hardware import named_machine
+from medcot.remote.account import Account, connect
+from medcot.remote.build import FOLDER, Kernel, build, owner_of_this_machine
+from medcot.remote.flags import kernel_flags, take_wishes
+from medcot.remote.job import Finish, probe_secrets, run_on_kaggle, take
+from medcot.remote.leaks import Redactor, known_secrets
+from medcot.remote.patience import Patience
+from medcot.remote.pushes import Push, last_push
+from medcot.remote.submit import push, url_of
+from medcot.remote.wait import Ending, ending_of, wait
+from medcot.rundir import RunDirectory, new_run_path, newest_run
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+OWNER = click.option("--owner", metavar="NAME", help="Kaggle user name (default: the account's)")
+OUT = click.option("--out", metavar="DIR", help="run directory (default: the newest in runs/)")
+JSON = click.option("--json", "as_json", is_flag=True, help="print facts as JSON")
+AGAIN = click.option("--again", is_flag=True, help="push the same bundle once more")
+FOLLOW = click.option("--follow/--no-follow", default=True, help="show the live log")
+INTERVAL = click.option(
+    "--interval", default=20.0, show_default=True, help="seconds between questions"
+)
+PATIENCE = click.option(
+    "--patience", default=30.0, show_default=True, help="minutes to bear no answer"
+)
+
+
+@click.group(context_settings=SETTINGS)
+def cli() -> None:
+    """Run medcot on Kaggle's free GPUs."""
+
+
+@config_flags()
+@cli.command("build")
+@OWNER
+@kernel_flags
+def build_command(owner: str | None, **flags: Any) -> None:
+    """Write the folder that `kaggle kernels push -p` accepts. Needs no network."""
+    wishes = take_wishes(flags)
+    config, run, as_json = choose_run(flags)
+    kernel = build(config, run, owner or owner_of_this_machine(), wishes)
+    show_kernel(kernel, as_json)
+
+
+@config_flags()
+@cli.command("push")
+@OWNER
+@kernel_flags
+@AGAIN
+@PATIENCE
+def push_command(owner: str | None, again: bool, patience: float, **flags: Any) -> None:
+    """Build and push: starts a session, spends quota."""
+    wishes = take_wishes(flags)
+    config, run, as_json = choose_run(flags)
+    account = sign_in(patience)
+    kernel = build(config, run, owner or account.user, wishes)
+    sent = push(account, kernel, run, speaker(as_json), public=wishes.public, again=again)
+    finish_with(asdict(sent) | {"out": str(run.path)}, as_json)
+
+
+@cli.command("wait")
+@OUT
+@FOLLOW
+@INTERVAL
+@PATIENCE
+@click.option("--timeout", type=float, metavar="SECONDS", help="stop waiting after this")
+@JSON
+def wait_command(
+    out: str | None,
+    follow: bool,
+    interval: float,
+    patience: float,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Wait for the pushed version to end; the exit code says how."""
+    run = existing_run(out)
+    sent, say = last_push(run), speaker(as_json)
+    account = sign_in(patience)
+    ending, message = wait(
+        account, sent, say, say if follow else None, interval=interval, limit_s=timeout
+    )
+    word = ending.name.lower().replace("_", " ")
+    say(f"version {sent.version} of {sent.ref}: {word}{f' ({message})' if message else ''}")
+    finish_with({"ending": word, "message": message, "version": sent.version}, as_json)
+    sys.exit(ending.value)
+
+
+@cli.command("fetch")
+@OUT
+@PATIENCE
+@JSON
+def fetch_command(out: str | None, patience: float, as_json: bool) -> None:
+    """Bring the output of the pushed version into the run directory."""
+    run = existing_run(out)
+    sent, account = last_push(run), sign_in(patience)
+    show_finish(take(account, sent, run, speaker(as_json), ended(account, sent)), run, as_json)
+
+
+@config_flags()
+@cli.command("run")
+@OWNER
+@kernel_flags
+@click.option("--until-done", is_flag=True, help="go on in as many sessions as it takes")
+@AGAIN
+@FOLLOW
+@INTERVAL
+@PATIENCE
+def run_command(owner: str | None, patience: float, **flags: Any) -> None:
+    """Build, push, wait and fetch; called again, it takes up where it was."""
+    wishes = take_wishes(flags)
+    until_done, again, follow, interval = (
+        flags.pop(name) for name in ("until_done", "again", "follow", "interval")
+    )
+    config, run, as_json = choose_run(flags)
+    account, say = sign_in(patience), speaker(as_json)
+    if owner and owner != account.user:
+        raise InputError("--owner", owner, f"{account.user}, whose credentials these are")
+    show = say if follow else None
+    finish = run_on_kaggle(
+        account,
+        config,
+        run,
+        wishes,
+        say,
+        show,
+        until_done=until_done,
+        again=again,
+        interval=interval,
+    )
+    show_finish(finish, run, as_json)
+
+
+@cli.command("secrets")
+@kernel_flags
+@OUT
+@INTERVAL
+@PATIENCE
+@JSON
+def secrets_command(
+    out: str | None, interval: float, patience: float, as_json: bool, **flags: Any
+) -> None:
+    """Ask the kernel which secrets it is given: a short CPU session, no GPU quota."""
+    wishes = take_wishes(flags)
+    config, run, _ = choose_run({"preset": "kaggle-t4", "out": out or "runs/kaggle-secrets"})
+    account, say = sign_in(patience), speaker(as_json)
+    lines = probe_secrets(account, run, config, wishes, say, interval)
+    for line in lines:
+        say(line)
+    finish_with({"secrets": lines}, as_json)
+
+
+def choose_run(flags: dict[str, Any]) -> tuple[RunConfig, RunDirectory, bool]:
+    """The config and run directory that the flags name; an existing run keeps its config."""
+    resolved = resolve_flags(flags, named_machine("T4"))
+    path = resolved.out or (newest_run() if resolved.resume else None)
+    run = RunDirectory(path or new_run_path(resolved.config))
+    if not run.exists():
+        speaker(resolved.json)(f"preset {resolved.config.preset}, run directory {run.path}")
+        return resolved.config, run, resolved.json
+    config = run.config()
+    for name in resolved.given:
+        kept, asked = getattr(config, name, None), getattr(resolved.config, name, None)
+        if name in RunConfig.model_fields and kept != asked:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(option, f"{asked} for {run.path}", f"{kept}, as that run has it")
+    return config, run, resolved.json
+
+
+def existing_run(out: str | None) -> RunDirectory:
+    path = Path(out) if out else newest_run()
+    if path is None:
+        raise InputError("--out", "nothing, and runs/ is empty", "a run directory")
+    run = RunDirectory(path)
+    run.config()
+    return run
+
+
+def sign_in(patience_min: float) -> Account:
+    account = connect(Patience(seconds=patience_min * 60))
+    account.quota()
+    return account
+
+
+def ended(account: Account, sent: Push) -> Ending:
+    status = account.status(sent.ref, sent.version)
+    ending = ending_of(status) if status else None
+    if ending is None:
+        word = status.word.lower() if status else "unknown to Kaggle"
+        raise RunFailed("fetch", f"version {sent.version} is {word}.", "Wait for it first.")
+    return ending
+
+
+def speaker(as_json: bool) -> Callable[[str], None]:
+    """Prints lines with every secret hidden; beside JSON they go to standard error."""
+    redact = Redactor(known_secrets())
+
+    def say(line: str) -> None:
+        click.echo(redact(line), err=as_json)
+
+    return say
+
+
+def show_kernel(kernel: Kernel, as_json: bool) -> None:
+    say = speaker(as_json)
+    say(f"{kernel.folder}: {kernel.size / 1024:.0f} KB, bundle {kernel.checksum[:16]}")
+    if kernel.dataset:
+        say(f"{kernel.dataset}: the private data set that it needs")
+    say(f"push it with this command's `push`, or: kaggle kernels push -p {kernel.folder}")
+    finish_with(
+        {"folder": str(kernel.folder), "ref": kernel.ref, "checksum": kernel.checksum}, as_json
+    )
+
+
+def show_finish(finish: Finish, run: RunDirectory, as_json: bool) -> None:
+    say = speaker(as_json)
+    if finish.outcome == "done" and run.has("report.json"):
+        say(run.read_json("report.json")["verdict"].get("sentence", ""))
+        say(f"report: {run.report_markdown}")
+    elif finish.outcome != "failed":
+        sent = last_push(run)
+        say(f"{finish.outcome} at step {finish.step}; all of it is in {run.path}")
+        say(f"go on: python kaggle/push.py run --until-done --out {run.path} ({url_of(sent.ref)})")
+    else:
+        say(f"failed; its log is in {run.path / FOLDER}")
+    finish_with(asdict(finish) | {"out": str(run.path)}, as_json)
+    sys.exit(finish.exit_code)
+
+
+def finish_with(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; every way it can end has its exit code and at most one line."""
+    try:
+        cli.main(arguments, prog_name="push.py", standalone_mode=False)
+    except InputError as error:
+        end(2, str(error))
+    except click.UsageError as error:
+        end(2, error.format_message())
+    except RunFailed as error:
+        end(1, str(error))
+    except (Cancelled, KeyboardInterrupt, click.Abort):
+        end(130, "stopped here; a session on Kaggle goes on, `wait` and `fetch` find it again")
+
+
+def end(code: int, line: str) -> None:
+    click.echo(f"medcot: {Redactor(known_secrets())(line)}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

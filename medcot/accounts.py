@@ -1,0 +1,34 @@
+"""Accounts: found in the environment or in the tools' own stored logins, never asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def use_hub_token() -> None:
+    """Let the hub's libraries see the token under the tutorial's name for it, too."""
+    if token := os.environ.get("HUGGINGFACE_TOKEN", "").strip():
+        os.environ.setdefault("HF_TOKEN", token)
+
+
+def has_hub_token() -> bool:
+    """Whether the hub's libraries will find a token."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    stored = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
+    named = any(os.environ.get(name, "").strip() for name in ("HF_TOKEN", "HUGGINGFACE_TOKEN"))
+    return named or stored.is_file()
+
+
+def has_wandb_login() -> bool:
+    """Whether the W&B client will find a key: in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY", "").strip():
+        return True
+    from netrc import NetrcParseError, netrc
+
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        return path.is_file() and netrc(str(path)).authenticators(host.split(":")[0]) is not None
+    except (NetrcParseError, OSError):
+        return False

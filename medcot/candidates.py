@@ -1,0 +1,86 @@
+"""Every way of running a step that config and machine leave open, with its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from medcot.choices import Ground
+from medcot.config import RunConfig
+from medcot.hardware import Machine
+from medcot.memory import Setting, longest_pass, predict_memory
+from medcot.shapes import ModelShape
+from medcot.speed import micro_step_s
+
+EXACTNESS = ("none", "8bit", "4bit")
+"""Weights from the most exact to the least."""
+
+CLOSE = 1.1
+"""Step times within this ratio count as equal: the time model is no better than that."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed, as far as memory and time depend on it."""
+
+    config: RunConfig
+    machine: Machine
+    shape: ModelShape
+    mean_tokens: float
+    longest_tokens: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A setting with its peak memory in GiB and its seconds per optimizer step."""
+
+    setting: Setting
+    memory_gib: Mapping[str, float]
+    peak_gib: float
+    step_s: float
+
+
+def list_candidates(work: Work, ground: Ground) -> list[Candidate]:
+    """All of them, the fastest first."""
+    return sorted(_candidates(work, ground), key=lambda one: one.step_s)
+
+
+def best_of(fitting: list[Candidate]) -> Candidate:
+    """The fastest; among those as fast the most exact, then the one with the least memory."""
+    fastest = min(one.step_s for one in fitting)
+    close = [one for one in fitting if one.step_s <= CLOSE * fastest]
+    return min(close, key=lambda c: (EXACTNESS.index(c.setting.quantization), c.peak_gib))
+
+
+def peak_gib(work: Work, setting: Setting) -> float:
+    """Peak memory of ``setting`` on the longest micro-batch to expect."""
+    return sum(_memory(work, setting).values())
+
+
+def _candidates(work: Work, ground: Ground) -> Iterator[Candidate]:
+    for quantization in ground.quantizations:
+        for checkpointing in ground.checkpointings:
+            for micro_batch in ground.micro_batches:
+                setting = Setting(
+                    engine=ground.engine,
+                    device=ground.device,
+                    quantization=quantization,
+                    precision=ground.precision,
+                    micro_batch=micro_batch,
+                    packing=ground.packing,
+                    checkpointing=checkpointing,
+                    optimizer=work.config.optimizer,
+                )
+                accumulation = work.config.batch // ground.processes // micro_batch
+                yield _cost(work, setting, accumulation)
+
+
+def _cost(work: Work, setting: Setting, accumulation: int) -> Candidate:
+    memory = _memory(work, setting)
+    once = micro_step_s(setting, work.shape, work.machine, work.mean_tokens, work.longest_tokens)
+    return Candidate(setting, memory, sum(memory.values()), accumulation * once)
+
+
+def _memory(work: Work, setting: Setting) -> dict[str, float]:
+    tokens = longest_pass(setting, work.mean_tokens, work.longest_tokens)
+    return predict_memory(setting, work.shape, work.config.rank, tokens)

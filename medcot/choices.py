@@ -1,0 +1,254 @@
+"""What the machine and the config decide before any arithmetic: engine, device, precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from medcot.config import PRESETS, RunConfig, option_name
+from medcot.errors import InputError
+from medcot.hardware import Machine, capability, supports_bf16, usable_gpus
+from medcot.memory import Device, Engine, Precision, Quantization
+
+NO_CUDA = "without a CUDA GPU"
+GPU_EXTRA = "pip install 'medcot[gpu]'"
+CUDA_CONTEXT_GIB = 0.6
+"""What the driver takes before the first tensor."""
+FILL = 0.93
+"""Share of free memory that a plan may fill: predictions are good to 7 %."""
+
+_SWITCH = {"auto": (False, True), "on": (True,), "off": (False,)}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The settled choices, and the values that are left to try of the open ones."""
+
+    config: RunConfig
+    engine: Engine
+    device: Device
+    precision: Precision
+    attention: str
+    packing: bool
+    processes: int
+    limit_gib: float
+    can_quantize: bool
+    quantizations: tuple[Quantization, ...]
+    checkpointings: tuple[bool, ...]
+    micro_batches: tuple[int, ...]
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def from_preset(self, field: str) -> bool:
+        return _from_preset(self.config, field)
+
+
+def settle_ground(config: RunConfig, machine: Machine) -> Ground:
+    """Settle what needs no arithmetic, each choice with its reason.
+
+    Raises:
+        InputError: the config asks for what this machine cannot do.
+    """
+    reasons: list[str] = []
+    warnings: list[str] = []
+    device = _device(config, machine, reasons, warnings)
+    engine = _engine(config, machine, device, reasons)
+    precision = _precision(config, machine, device, reasons)
+    attention = _attention(machine, device, engine, reasons)
+    processes = _processes(config, machine, device, reasons, warnings)
+    can_quantize = device == "cuda" and "bitsandbytes" in machine.packages
+    _require_8bit_optimizer(config, machine, device)
+    return Ground(
+        config=config,
+        engine=engine,
+        device=device,
+        precision=precision,
+        attention=attention,
+        packing=_packing(config, device, engine, attention, reasons),
+        processes=processes,
+        limit_gib=_limit(machine, device),
+        can_quantize=can_quantize,
+        quantizations=_quantizations(config, device, can_quantize, reasons),
+        checkpointings={"auto": (False, True), "on": (True,), "off": (False,)}[
+            config.checkpointing
+        ],
+        micro_batches=_micro_batches(config, processes),
+        reasons=tuple(reasons),
+        warnings=tuple(warnings),
+    )
+
+
+def _refuse(config: RunConfig, field: str, why: str, needs: str) -> InputError:
+    """The error for a field that cannot be had here; it names the preset where that set it."""
+    value = getattr(config, field)
+    if not _from_preset(config, field):
+        return InputError(option_name(field), f"{value} {why}", needs)
+    got = f"{config.preset} ({option_name(field)} {value}) {why}"
+    # A preset is for a kind of machine: elsewhere another one is better than a changed one.
+    return InputError(
+        "--preset", got, f"{GPU_EXTRA if GPU_EXTRA in needs else 'a CUDA GPU'}, or --preset demo"
+    )
+
+
+def _from_preset(config: RunConfig, field: str) -> bool:
+    preset: dict[str, Any] = PRESETS.get(config.preset, {})
+    return field in preset and preset[field] == getattr(config, field)
+
+
+def _device(config: RunConfig, machine: Machine, reasons: list[str], warnings: list[str]) -> Device:
+    if usable_gpus(machine):
+        gpu = usable_gpus(machine)[0]
+        reasons.append(f"Device cuda: {gpu.name} with {gpu.memory_gib:.1f} GiB.")
+        return "cuda"
+    if machine.gpus:
+        old = machine.gpus[0]
+        found = f"on {old.name} (compute capability {capability(old)})"
+        if config.preset != "demo":
+            needs = "a GPU with compute capability 7.0 or more (T4 and later)"
+            raise InputError("--preset", f"{config.preset} {found}", f"{needs}, or --preset demo")
+        warnings.append(f"The GPU is left unused: {old.name} is too old (below 7.0).")
+    if machine.system.startswith("Darwin") and "arm64" in machine.system:
+        reasons.append("Device mps: this Mac's GPU.")
+        return "mps"
+    reasons.append("Device cpu: no usable GPU was found.")
+    return "cpu"
+
+
+def _engine(config: RunConfig, machine: Machine, device: Device, reasons: list[str]) -> Engine:
+    installed = "unsloth" in machine.packages
+    if config.engine == "unsloth" and device != "cuda":
+        raise _refuse(config, "engine", NO_CUDA, "--engine transformers")
+    if config.engine == "unsloth" and not installed:
+        needs = f"{GPU_EXTRA}, or --engine transformers"
+        raise _refuse(config, "engine", "which is not installed", needs)
+    if config.engine != "auto":
+        reasons.append(f"Engine {config.engine}: as asked for.")
+        return config.engine
+    if device == "cuda" and installed:
+        reasons.append("Engine unsloth: about twice as fast as plain transformers on CUDA.")
+        return "unsloth"
+    why = "unsloth is not installed" if device == "cuda" else "unsloth needs a CUDA GPU"
+    reasons.append(f"Engine transformers: {why}.")
+    return "transformers"
+
+
+def _precision(
+    config: RunConfig, machine: Machine, device: Device, reasons: list[str]
+) -> Precision:
+    if config.precision == "fp16" and device != "cuda":
+        raise _refuse(config, "precision", NO_CUDA, "--precision fp32")
+    if config.precision == "bf16" and device == "cuda":
+        gpu = usable_gpus(machine)[0]
+        if not supports_bf16(gpu):
+            why = f"on {gpu.name} (compute capability {capability(gpu)})"
+            raise _refuse(config, "precision", why, "--precision fp16, or 8.0 or more")
+    if config.precision != "auto":
+        reasons.append(f"Precision {config.precision}: as asked for.")
+        return config.precision
+    if device != "cuda":
+        reasons.append("Precision fp32: on this device it is faster than 16-bit, and exact.")
+        return "fp32"
+    gpu = usable_gpus(machine)[0]
+    if supports_bf16(gpu):
+        reasons.append("Precision bf16: the GPU has it, and it needs no loss scaling.")
+        return "bf16"
+    reasons.append(f"Precision fp16: {gpu.name} has no bfloat16.")
+    return "fp16"
+
+
+def _attention(machine: Machine, device: Device, engine: Engine, reasons: list[str]) -> str:
+    """The ``attn_implementation`` of transformers; unsloth picks its own kernels below it."""
+    recent = device == "cuda" and supports_bf16(usable_gpus(machine)[0])
+    if recent and engine == "transformers" and "flash_attn" in machine.packages:
+        reasons.append("Attention flash_attention_2: it is installed, and packed rows need it.")
+        return "flash_attention_2"
+    reasons.append("Attention sdpa: PyTorch's own kernels.")
+    return "sdpa"
+
+
+def _packing(
+    config: RunConfig, device: Device, engine: Engine, attention: str, reasons: list[str]
+) -> bool:
+    apart = device == "cuda" and (engine == "unsloth" or attention == "flash_attention_2")
+    if config.packing == "on" and not apart:
+        needs = "--packing auto, or CUDA with unsloth or flash-attn, which keep rows apart"
+        raise _refuse(config, "packing", f"with {engine} on {device}", needs)
+    if config.packing != "auto":
+        reasons.append(f"Packing {config.packing}: as asked for.")
+        return config.packing == "on"
+    if apart:
+        reasons.append("Packing on: rows lie end to end, so that none is padded.")
+    else:
+        reasons.append("Packing off: no attention kernel here keeps packed rows apart cheaply.")
+    return apart
+
+
+def _processes(
+    config: RunConfig,
+    machine: Machine,
+    device: Device,
+    reasons: list[str],
+    warnings: list[str],
+) -> int:
+    """As many as the launcher started: the plan can share the batch out, not start processes."""
+    count, gpus = machine.processes, len(usable_gpus(machine))
+    if config.batch % count:
+        needs = f"a multiple of the {count} processes that train side by side"
+        raise InputError("--batch", str(config.batch), needs)
+    if count > 1:
+        reasons.append(f"{count} processes, each with {config.batch // count} samples of a step.")
+    elif device == "cuda" and gpus > 1:
+        warnings.append(
+            f"One of {gpus} GPUs is used: `accelerate launch --num_processes {gpus} -m medcot run`"
+            " uses all."
+        )
+    return count
+
+
+def _quantizations(
+    config: RunConfig, device: Device, can: bool, reasons: list[str]
+) -> tuple[Quantization, ...]:
+    if config.quantization == "none":
+        return ("none",)
+    if config.quantization != "auto":
+        if device != "cuda":
+            raise _refuse(config, "quantization", NO_CUDA, "--quantization none")
+        if not can:
+            raise _refuse(config, "quantization", "without bitsandbytes", GPU_EXTRA)
+        reasons.append(f"Weights {config.quantization}: as asked for.")
+        return (config.quantization,)
+    if not can:
+        if device == "cuda":
+            reasons.append("Weights in 16 bits: 4-bit needs bitsandbytes, which is not installed.")
+        return ("none",)
+    return ("none", "4bit")
+
+
+def _require_8bit_optimizer(config: RunConfig, machine: Machine, device: Device) -> None:
+    if config.optimizer != "adamw_8bit":
+        return
+    if device != "cuda":
+        raise _refuse(config, "optimizer", NO_CUDA, "--optimizer adamw_torch")
+    if "bitsandbytes" not in machine.packages:
+        needs = f"{GPU_EXTRA}, or --optimizer adamw_torch"
+        raise _refuse(config, "optimizer", "without bitsandbytes", needs)
+
+
+def _micro_batches(config: RunConfig, processes: int) -> tuple[int, ...]:
+    share = config.batch // processes
+    if not config.micro_batch:
+        return tuple(n for n in range(1, share + 1) if share % n == 0)
+    if share % config.micro_batch:
+        of = f"with --batch {config.batch}" + (
+            f" on {processes} processes" if processes > 1 else ""
+        )
+        raise _refuse(config, "micro_batch", of, f"a divisor of {share}")
+    return (config.micro_batch,)
+
+
+def _limit(machine: Machine, device: Device) -> float:
+    """Memory that a plan may fill, in GiB."""
+    if device == "cuda":
+        smallest = min(gpu.memory_gib for gpu in usable_gpus(machine))
+        return max(0.0, FILL * (smallest - CUDA_CONTEXT_GIB))
+    return FILL * machine.memory_gib

@@ -1,0 +1,249 @@
+"""`RunConfig`: everything that decides a run's result, in one frozen record.
+
+Presets are values of it; the command line's flags, the notebook's slider bounds and all
+validation come from its fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast, get_args, get_origin
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from medcot.errors import InputError, nearest
+from medcot.records import Language, Style
+
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BUNDLED_MODEL = "smollm2-135m"
+BUNDLED_DATA = "sample"
+R1_LLAMA_8B = "unsloth/DeepSeek-R1-Distill-Llama-8B"
+MEDICAL_O1 = "FreedomIntelligence/medical-o1-reasoning-SFT"
+
+PresetName = Literal["auto", "demo", "tutorial", "kaggle-t4", "kaggle-t4x2", "gpu-24g", "gpu-80g"]
+
+
+def _field(default: Any, description: str, *, shown: bool = True, **bounds: Any) -> Any:
+    """A config field. Those not ``shown`` stay out of the short ``--help``."""
+    extra: dict[str, Any] = {"shown": shown}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+class RunConfig(BaseModel, frozen=True, extra="forbid"):
+    """What a run computes. Where it is kept (``--out``) is not part of it."""
+
+    preset: PresetName = _field("demo", "starting values; auto picks by the machine")
+    model: str = _field(BUNDLED_MODEL, "hub name, folder or smollm2-135m (bundled)", min_length=1)
+    dataset: str = _field(
+        BUNDLED_DATA, "hub name, .jsonl/.json/.csv/.parquet file or sample", min_length=1
+    )
+    language: Language = _field("en", "language of data, prompts and evaluation")
+    samples: int = _field(32, "training rows", ge=1, le=1_000_000)
+    rank: int = _field(16, "LoRA rank: the width of the update", ge=1, le=256)
+    alpha: int = _field(16, "LoRA alpha: the update is scaled by alpha/rank", ge=1, le=512)
+    steps: int | None = _field(8, "optimizer steps", ge=0, le=1_000_000)
+    epochs: float | None = _field(None, "passes over the rows, instead of steps", gt=0, le=100)
+    learning_rate: float = _field(5e-4, "peak learning rate", gt=0, le=1)
+    max_length: int = _field(1024, "tokens per row; longer rows are left out", ge=64, le=131_072)
+    batch: int = _field(2, "samples per optimizer step", ge=1, le=1024)
+    seed: int = _field(3407, "seed of adapter, order and bootstrap", ge=0, le=2**31 - 1)
+    mcq: tuple[str, ...] = _field((), "multiple-choice set: file, name or sample (repeatable)")
+
+    style: Style = _field("chat", "prompt style: tutorial or the model's chat", shown=False)
+    engine: Literal["auto", "unsloth", "transformers"] = _field(
+        "auto", "what loads and speeds up the model", shown=False
+    )
+    quantization: Literal["auto", "4bit", "8bit", "none"] = _field(
+        "auto", "precision of the frozen weights", shown=False
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _field(
+        "auto", "arithmetic of the training step", shown=False
+    )
+    micro_batch: int = _field(
+        0, "rows per forward pass; 0 lets the plan choose", shown=False, ge=0, le=1024
+    )
+    packing: Literal["auto", "on", "off"] = _field(
+        "auto", "several rows in one sequence, attention kept apart", shown=False
+    )
+    checkpointing: Literal["auto", "on", "off"] = _field(
+        "auto", "recompute activations to save memory", shown=False
+    )
+    dropout: float = _field(0.0, "LoRA dropout", shown=False, ge=0, lt=1)
+    warmup_steps: int = _field(2, "steps of rising learning rate", shown=False, ge=0, le=100_000)
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = _field(
+        "linear", "learning rate after the warm-up", shown=False
+    )
+    optimizer: Literal["adamw_8bit", "adamw_torch"] = _field(
+        "adamw_torch", "optimizer (8bit needs CUDA)", shown=False
+    )
+    weight_decay: float = _field(0.01, "AdamW weight decay", shown=False, ge=0, le=1)
+    model_revision: str = _field("", "hub branch, tag or commit of the model", shown=False)
+    dataset_revision: str = _field("", "hub branch, tag or commit of the data", shown=False)
+    dataset_config: str = _field("", "hub configuration; empty means the language", shown=False)
+    test_samples: int = _field(12, "rows scored before and after", shown=False, ge=1, le=100_000)
+    test_fraction: float = _field(
+        0.25, "share of questions never trained on", shown=False, gt=0, le=0.5
+    )
+    generate_samples: int = _field(
+        4, "test rows answered in full, besides the fixed question", shown=False, ge=0, le=100_000
+    )
+    max_new_tokens: int = _field(
+        160, "longest answer in tokens; reaching it is reported", shown=False, ge=1, le=32_768
+    )
+    mcq_samples: int = _field(
+        0, "questions per multiple-choice set; 0 takes all", shown=False, ge=0, le=100_000
+    )
+    mcq_method: Literal["likelihood", "generate"] = _field(
+        "likelihood", "answer by option likelihood or by reasoning", shown=False
+    )
+    save_steps: int = _field(
+        10, "optimizer steps between checkpoints", shown=False, ge=1, le=100_000
+    )
+    judge_url: str = _field("", "OpenAI-compatible endpoint that judges answers", shown=False)
+    judge_model: str = _field("", "model to ask at the judge's endpoint", shown=False)
+    wandb: Literal["online", "offline", "off"] = _field("off", "Weights & Biases", shown=False)
+    wandb_project: str = _field("medcot", "W&B project", shown=False, min_length=1)
+    wandb_job_type: str = _field("training", "W&B job type", shown=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length_of_training(cls, values: Any) -> Any:
+        """``epochs`` alone replaces the default ``steps``; both together are refused below."""
+        if isinstance(values, dict):
+            given = cast("dict[str, Any]", values)
+            return {"steps": None} | given if given.get("epochs") is not None else given
+        return values
+
+    @field_validator("mcq", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> RunConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps for ``rows`` training rows."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * -(-rows // self.batch)))
+
+
+_ON_A_GPU: dict[str, Any] = {
+    "model": R1_LLAMA_8B,
+    "dataset": MEDICAL_O1,
+    "samples": 500,
+    "rank": 16,
+    "alpha": 16,
+    "steps": 60,
+    "learning_rate": 2e-4,
+    "max_length": 2048,
+    "batch": 8,
+    "warmup_steps": 5,
+    "optimizer": "adamw_8bit",
+    "style": "tutorial",
+    "test_samples": 100,
+    "generate_samples": 16,
+    "max_new_tokens": 1200,
+    "wandb_project": "Fine-tune-DeepSeek-R1-Distill-Llama-8B on Medical COT Dataset",
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {"mcq": ("sample",)},
+    "tutorial": _ON_A_GPU
+    | {
+        "engine": "unsloth",
+        "quantization": "4bit",
+        "micro_batch": 2,
+        "packing": "off",
+        "checkpointing": "on",
+        "wandb": "online",
+    },
+    "kaggle-t4": _ON_A_GPU | {"quantization": "4bit", "precision": "fp16", "wandb": "online"},
+    "kaggle-t4x2": _ON_A_GPU
+    | {"quantization": "4bit", "precision": "fp16", "samples": 1000, "wandb": "online"},
+    "gpu-24g": _ON_A_GPU | {"samples": 2000, "steps": None, "epochs": 1.0},
+    "gpu-80g": _ON_A_GPU
+    | {"samples": 10_000, "steps": None, "epochs": 1.0, "batch": 16, "test_samples": 400},
+}
+"""Each preset as its differences from the field defaults, which are those of ``demo``."""
+
+
+def make_config(preset: str, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """The config of ``preset`` (a resolved name, not ``auto``) with ``overrides`` on top.
+
+    Raises:
+        InputError: unknown preset or field, or a value out of bounds.
+    """
+    if preset not in PRESETS:
+        known = ["auto", *PRESETS]
+        raise InputError("--preset", preset, f"one of {', '.join(known)}{nearest(preset, known)}")
+    given = {k: v for k, v in (overrides or {}).items() if k != "preset"}
+    base = dict(PRESETS[preset])
+    if given.get("epochs") is not None or given.get("steps") is not None:
+        base.pop("steps", None)
+        base.pop("epochs", None)
+    return build_config(base | given | {"preset": preset})
+
+
+def build_config(values: dict[str, Any], where: str = "") -> RunConfig:
+    """Validate ``values``; the first problem becomes one :class:`InputError`.
+
+    ``where`` names the source (a file, say); without it the option is named.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _as_input_error(dict(first), values, where) from None
+
+
+def _as_input_error(problem: dict[str, Any], values: dict[str, Any], where: str) -> InputError:
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        known = list(RunConfig.model_fields)
+        needs = f"a known option{nearest(name, known)}"
+        return InputError(where or option_name(name), name, needs)
+    if not name:
+        both = f"steps={values.get('steps')!r}, epochs={values.get('epochs')!r}"
+        return InputError(where or "--steps/--epochs", both, "either steps or epochs")
+    place = f"{where}, {name}" if where else option_name(name)
+    return InputError(place, repr(values.get(name)), describe_values(name))
+
+
+def option_name(field: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + field.replace("_", "-")
+
+
+def choices(field: str) -> tuple[str, ...]:
+    """The allowed words of a field, or () where it is not a choice."""
+    annotation = RunConfig.model_fields[field].annotation
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def bounds(field: str) -> tuple[float | None, float | None]:
+    """The inclusive lowest and highest value of a numeric field, None where there is none."""
+    low: float | None = None
+    high: float | None = None
+    for rule in RunConfig.model_fields[field].metadata:
+        low = getattr(rule, "ge", getattr(rule, "gt", low))
+        high = getattr(rule, "le", getattr(rule, "lt", high))
+    return low, high
+
+
+def describe_values(field: str) -> str:
+    """What a field accepts, as a person reads it: ``a whole number from 1 to 256``."""
+    if words := choices(field):
+        return f"one of {', '.join(words)}"
+    annotation = str(RunConfig.model_fields[field].annotation)
+    low, high = bounds(field)
+    if "int" in annotation:
+        return f"a whole number from {low} to {high}"
+    if "float" in annotation:
+        exclusive = any(hasattr(rule, "gt") for rule in RunConfig.model_fields[field].metadata)
+        return f"a number {'above' if exclusive else 'from'} {low:g} to {high:g}"
+    return "a non-empty text"

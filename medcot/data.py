@@ -1,0 +1,170 @@
+"""A run's data: load it, split it, drop what does not fit. Files and the hub are below."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from medcot.cases import Gathered, fingerprint, gather_cases, question_digest
+from medcot.config import RunConfig
+from medcot.errors import InputError
+from medcot.hub import load_hub_rows
+from medcot.questions import load_questions as load_questions
+from medcot.records import Case, Dataset, Dropped, Language, Split
+from medcot.sources import kind_of, read_file, read_files, sample_files
+
+VALIDATION_FRACTION = 0.05
+"""Share of questions between the test and the training part."""
+
+SYNTHETIC = "synthetic, not clinically reviewed"
+
+_HAN = re.compile("[\u4e00-\u9fff]")
+
+
+def load_dataset(config: RunConfig) -> Dataset:
+    """The valid, distinct cases of ``config.dataset``, and what was left out and why.
+
+    A wrong row in a file is an error, because its owner can mend it; one from the hub is left out
+    and listed. A question that was there before is always left out and listed.
+
+    Raises:
+        InputError: an unknown name, a file that cannot be read, wrong rows in it, or no valid row.
+        RunFailed: the hub or the connection to it gave up.
+    """
+    with option_named("--dataset"):
+        found, revision, notes = gather_source(config)
+        local = kind_of(config.dataset) != "hub"
+        if found.faults and (local or not found.cases):
+            raise _first_fault(found, config.dataset)
+    cases = tuple(found.cases)
+    return Dataset(
+        name=config.dataset,
+        cases=cases,
+        dropped=(*found.faulty, *found.duplicates),
+        revision=revision,
+        fingerprint=fingerprint(cases),
+        synthetic=config.dataset == "sample",
+        notes=(*notes, *_shortfalls(cases, config), *_language_notes(cases)),
+    )
+
+
+def gather_source(config: RunConfig) -> tuple[Gathered, str, tuple[str, ...]]:
+    """What the rows of ``config.dataset`` became, their hub commit (or ""), and notes."""
+    kind = kind_of(config.dataset)
+    if kind == "sample":
+        rows = read_files(sample_files("cases", config.language))
+        return gather_cases(rows, config.language), "", (f"bundled samples: {SYNTHETIC}",)
+    if kind == "file":
+        return gather_cases(read_file(Path(config.dataset)), config.language), "", ()
+    loaded = load_hub_rows(
+        config.dataset,
+        config.dataset_config or config.language,
+        config.dataset_revision,
+        asked=bool(config.dataset_config),
+    )
+    return gather_cases(loaded.rows, config.language), loaded.revision, loaded.notes
+
+
+def split_cases(cases: Sequence[Case], config: RunConfig) -> Split:
+    """Parts by a hash of each question, so that no row's part depends on the other rows.
+
+    Questions below ``config.test_fraction`` are for testing, the next ``VALIDATION_FRACTION`` for
+    validation, the others for training. Of the first two the lowest hashes are taken, at most
+    ``test_samples`` each; of the last the first ``samples`` in file order. What is not taken
+    belongs to no part.
+
+    Raises:
+        InputError: nothing is left to train on, or nothing to test on.
+    """
+    held_out = config.test_fraction + VALIDATION_FRACTION
+    placed = [(place(case.question), case.id) for case in cases]
+    test = sorted(pair for pair in placed if pair[0] < config.test_fraction)
+    validation = sorted(pair for pair in placed if config.test_fraction <= pair[0] < held_out)
+    train = [row_id for at, row_id in placed if at >= held_out]
+    for rows, part, direction in ((train, "training", "smaller"), (test, "testing", "larger")):
+        if not rows:
+            got = f"{len(cases)} rows, none of which falls to {part}"
+            needs = f"more rows or a {direction} --test-fraction (now {config.test_fraction:g})"
+            raise InputError(f"--dataset {config.dataset}", got, needs)
+    return Split(
+        train=tuple(train[: config.samples]),
+        validation=tuple(row_id for _, row_id in validation[: config.test_samples]),
+        test=tuple(row_id for _, row_id in test[: config.test_samples]),
+    )
+
+
+def place(question: str) -> float:
+    """Where a question falls in [0, 1): the first 8 bytes of its digest (see cases)."""
+    return int.from_bytes(question_digest(question)[:8], "big") / 2**64
+
+
+def drop_overlong(
+    cases: Iterable[Case], count_tokens: Callable[[Case], int], max_length: int
+) -> tuple[tuple[Case, ...], tuple[Dropped, ...]]:
+    """Cases of at most ``max_length`` tokens, and the others with their lengths.
+
+    A row is never cut: half an answer teaches to stop halfway.
+    """
+    kept: list[Case] = []
+    dropped: list[Dropped] = []
+    for case in cases:
+        tokens = count_tokens(case)
+        if tokens <= max_length:
+            kept.append(case)
+        else:
+            dropped.append(Dropped(case.id, f"{tokens} tokens, longer than {max_length}"))
+    return tuple(kept), tuple(dropped)
+
+
+def load_fixed_question(language: Language) -> Case:
+    """The bundled question that is asked before and after, with its reference and claims.
+
+    Raises:
+        InputError: the install is damaged.
+    """
+    for path in sample_files("fixed_questions"):
+        found = gather_cases(read_file(path), language)
+        for case in found.cases:
+            if case.language == language:
+                return case
+    raise InputError("sample", f"no fixed question in {language!r}", "a whole install")
+
+
+@contextmanager
+def option_named(option: str) -> Iterator[None]:
+    """Put the option in front of what an :class:`InputError` names."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{option} {error.where}", error.got, error.needs) from None
+
+
+def _first_fault(found: Gathered, name: str) -> InputError:
+    first, more = found.faults[0], len(found.faults) - 1
+    needs = first.needs + (f" (and {more} more: medcot data {name})" if more else "")
+    return InputError(f"{first.where}, {first.field}", first.got, needs)
+
+
+def _shortfalls(cases: Sequence[Case], config: RunConfig) -> Iterator[str]:
+    places = [place(case.question) for case in cases]
+    test = sum(at < config.test_fraction for at in places)
+    train = sum(at >= config.test_fraction + VALIDATION_FRACTION for at in places)
+    for have, want, option in (
+        (train, config.samples, "--samples"),
+        (test, config.test_samples, "--test-samples"),
+    ):
+        if 0 < have < want:
+            yield f"{option} {want}: {config.dataset} has only {have} such rows, all are taken"
+
+
+def _language_notes(cases: Sequence[Case]) -> Iterator[str]:
+    """Rows that say another language than they are written in get the wrong prompt."""
+    chinese = sum(_HAN.search(case.question) is not None for case in cases)
+    said = sum(case.language == "zh" for case in cases)
+    if abs(chinese - said) > len(cases) / 2:
+        yield (
+            f"{chinese} of {len(cases)} questions are written in Chinese, {said} are taken for it:"
+            " see --language and --dataset-config"
+        )

@@ -1,0 +1,141 @@
+"""A run as the terminal shows it: live where it is a terminal, plain lines where it is not."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from medcot.preparation import Listener
+from medcot.records import Event
+
+TITLES = {
+    "before": "score before",
+    "training": "train",
+    "after": "score after",
+    "report": "report",
+}
+PLAIN_SECONDS = 10.0
+"""Without a terminal, at most one line in this time."""
+
+
+class TerminalListener(Listener):
+    """Shows stages, progress and every step; Ctrl-C once asks the run to stop."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._last_plain = 0.0
+        self._stop = False
+
+    def say(self, line: str) -> None:
+        self.console.print(escape(line), highlight=False)
+
+    def stage(self, name: str) -> None:
+        self._stage = TITLES.get(name, name)
+        self._last_plain = 0.0
+        if self._bars is not None:
+            self._finish_task()
+            self._task = self._bars.add_task(self._stage, total=None, facts="")
+        else:
+            self.say(f"{self._stage} …")
+
+    def progress(self, done: int, total: int) -> None:
+        self._show(done, total, "rows")
+
+    def event(self, event: Event) -> None:
+        facts = (
+            f"loss {event.loss:.3f}  {event.tokens_per_second:,.0f} tokens/s"
+            f"  {event.memory_gib:.1f} GiB  {_duration(event.eta_s)} left"
+        )
+        self._show(event.step, event.steps, facts)
+
+    def should_stop(self) -> bool:
+        return self._stop
+
+    def ask_to_stop(self) -> None:
+        self._stop = True
+        self.say("Stopping after this step; everything done is kept. Ctrl-C again stops at once.")
+
+    def _show(self, done: int, total: int, facts: str) -> None:
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=done, total=total, facts=facts)
+        elif done == total or time.monotonic() - self._last_plain > PLAIN_SECONDS:
+            self._last_plain = time.monotonic()
+            self.say(f"{self._stage} {done}/{total}  {facts}")
+
+    def _finish_task(self) -> None:
+        if self._bars is not None and self._task is not None:
+            self._bars.stop_task(self._task)
+            self._task = None
+
+    @contextmanager
+    def live(self) -> Iterator[TerminalListener]:
+        """Show progress while the block runs; its first Ctrl-C or SIGTERM asks the run to stop."""
+        with _asked_to_stop_by_signals(self):
+            if not self.console.is_terminal:
+                yield self
+                return
+            self._bars = Progress(
+                TextColumn("{task.description:<13}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[facts]}"),
+                console=self.console,
+            )
+            with Live(self._bars, console=self.console, refresh_per_second=4):
+                try:
+                    yield self
+                finally:
+                    self._finish_task()
+            self._bars = None
+
+
+@contextmanager
+def _asked_to_stop_by_signals(listener: TerminalListener) -> Iterator[None]:
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if listener.should_stop():
+            raise KeyboardInterrupt
+        listener.ask_to_stop()
+
+    previous: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handle)
+    except ValueError:
+        pass  # Signals reach the main thread alone.
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def make_console() -> Console:
+    """The console that commands show progress on; without a terminal, lines are not folded."""
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,79 @@
+"""TRL's SFT loss without Triton: the same log-probabilities in plain PyTorch, on any device.
+
+TRL 1.15 computes its loss by a Triton kernel and has none for a CPU or a Mac. This stands in its
+place and keeps its manner: labelled tokens only, a chunk of logits at a time, never all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+TOKENS_AT_ONCE = 256
+"""Rows of logits held at a time: 50 MB for 49,152 words in float32."""
+
+
+class ChunkedLogProb(torch.autograd.Function):
+    """log p(target) of ``hidden @ weight.T`` for a frozen head.
+
+    The gradient of each token's log-probability is taken while its logits are there, so that the
+    backward pass needs neither the logits nor their recomputation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,  # [tokens, width]
+        weight: torch.Tensor,  # [words, width]
+        bias: torch.Tensor | None,  # [words]
+        targets: torch.Tensor,  # [tokens]
+        temperature: float,
+        _chunk_size: int,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
+        _outputs: tuple[str, ...] = (),
+    ) -> tuple[torch.Tensor, ...]:
+        if weight.requires_grad:
+            raise NotImplementedError("this loss trains adapters on a frozen output head only")
+        count = len(targets)
+        log_probs = torch.empty(count, dtype=torch.float32, device=hidden.device)
+        is_top1 = torch.zeros(count, dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden)
+        for start in range(0, count, TOKENS_AT_ONCE):
+            part = slice(start, start + TOKENS_AT_ONCE)
+            logits = torch.nn.functional.linear(hidden[part], weight, bias).float()
+            logits.mul_(logit_scale)
+            slope = logit_scale / temperature
+            if softcap is not None:
+                capped = torch.tanh(logits / softcap)
+                logits = capped * softcap
+            wanted = targets[part, None]
+            log_p = torch.log_softmax(logits.div_(temperature), dim=-1)
+            log_probs[part] = log_p.gather(1, wanted).squeeze(1)
+            is_top1[part] = (log_p.argmax(-1, keepdim=True) == wanted).float().squeeze(1)
+            # d log p(target) / d logit_j = 1[j = target] - p_j
+            slopes = log_p.exp_().neg_()
+            slopes.scatter_add_(1, wanted, torch.ones_like(wanted, dtype=slopes.dtype))
+            if softcap is not None:
+                slopes.mul_(1 - capped.square())
+            gradient[part] = (slopes.mul_(slope).to(weight.dtype) @ weight).to(hidden.dtype)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(is_top1)
+        unasked = torch.zeros_like(log_probs)
+        ctx.mark_non_differentiable(unasked)
+        return log_probs, unasked, unasked, unasked, is_top1
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * gradients[0][:, None].to(gradient.dtype), *[None] * 8)
+
+
+def provide_loss() -> None:
+    """Give TRL this loss where it found no Triton; elsewhere its own is the faster one."""
+    import trl.trainer.utils
+
+    name = "_ChunkedLogProbFunction"
+    if getattr(trl.trainer.utils, name) is None:
+        setattr(trl.trainer.utils, name, ChunkedLogProb)

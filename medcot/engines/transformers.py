@@ -1,0 +1,78 @@
+"""transformers + peft: any device, any causal language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medcot.config import TARGET_MODULES, RunConfig
+from medcot.model import LoadedModel, Location, settle_pad_token
+from medcot.plan import Plan
+
+
+def load_base(_config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
+    """Load the model in the plan's precision on the plan's device. Safetensors only."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)
+    settle_pad_token(tokenizer)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[plan.precision]
+    model = AutoModelForCausalLM.from_pretrained(
+        where.source,
+        **where.options,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation=plan.attention,
+        quantization_config=_quantization(plan, dtype),
+        device_map=None if plan.device == "cpu" else {"": current_device(plan)},
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return LoadedModel(model.eval(), tokenizer, "transformers", plan.device, plan.answer_rows)
+
+
+def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
+    """A peft model with a fresh adapter in float32, the same for the same seed."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(config.seed)
+    if plan.checkpointing:
+        # The frozen embeddings give no gradient to recompute from; this makes their output do so.
+        loaded.model.enable_input_require_grads()
+    return get_peft_model(
+        loaded.model,
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=list(TARGET_MODULES),
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def current_device(plan: Plan) -> str:
+    """This process's accelerator: one per process under a launcher, else the first."""
+    import os
+
+    return (
+        f"{plan.device}:{os.environ.get('LOCAL_RANK', '0')}"
+        if plan.device == "cuda"
+        else plan.device
+    )
+
+
+def _quantization(plan: Plan, dtype: Any) -> Any:
+    if plan.quantization == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if plan.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )

@@ -1,0 +1,244 @@
+"""One examination, held before and after: what is asked, the answers as rows, and their summary.
+
+Models are known only by three callables, so the same code examines a network, a server or a table.
+Each row is handed over as soon as it is known; rows that are there already are not asked for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from medcot import prompts
+from medcot.answers import (
+    ModelTools,
+    Row,
+    ask_by_likelihood,
+    ask_by_reasoning,
+    ask_cases,
+    make_row,
+)
+from medcot.config import RunConfig
+from medcot.records import Case, Question, Style
+from medcot.statistics import rate_interval
+
+__all__ = [
+    "Examination",
+    "ModelTools",
+    "Row",
+    "examine",
+    "in_order",
+    "make_examination",
+    "make_row",
+    "sets_of",
+    "summarise",
+]
+
+Method = Literal["likelihood", "generate"]
+Item = TypeVar("Item")
+
+ANSWERED_AT_ONCE = 16  # prompts handed over at a time, and lost at most when killed
+SCORED_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is asked, the same before and after.
+
+    ``cases`` are the test rows scored by loss; ``generated``, the first of them, are answered in
+    full too. ``fixed`` is one question with a reference and claims. ``questions`` are by set.
+    """
+
+    cases: tuple[Case, ...]
+    generated: tuple[Case, ...]
+    fixed: Case | None
+    questions: Mapping[str, tuple[Question, ...]]
+    style: Style
+    mcq_method: Method
+
+
+def make_examination(
+    config: RunConfig,
+    cases: Sequence[Case],
+    fixed: Case | None,
+    questions: Mapping[str, Sequence[Question]],
+) -> Examination:
+    """The examination that ``config`` asks for, from the test rows and the sets at hand.
+
+    Where fewer questions are asked than a set has, they are chosen by a hash of their id, so that
+    a larger number keeps those of a smaller one.
+    """
+    kept = tuple(cases)[: config.test_samples]
+    return Examination(
+        cases=kept,
+        generated=kept[: config.generate_samples],
+        fixed=fixed,
+        questions={
+            name: _choose(asked, config.mcq_samples, config.seed)
+            for name, asked in questions.items()
+            if asked
+        },
+        style=config.style,
+        mcq_method=config.mcq_method,
+    )
+
+
+def examine(
+    examination: Examination,
+    tools: ModelTools,
+    done: Iterable[Row],
+    save: Callable[[Row], None],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """Ask everything that is not in ``done``; one row for each item, in the examination's order.
+
+    ``save`` gets each new row at once. Items go to the model by length, so that a batch wastes
+    little on padding, and always in the same groups (a half-saved one is asked again), so that a
+    resumed examination gives the rows of an uninterrupted one to the last digit.
+    """
+    order = list(_keys(examination))
+    rows = {_key(row): row for row in done if _key(row) in set(order)}
+    for group, answer in _groups(examination, tools):
+        wanted = {key for key, _ in group if key not in rows}
+        for row in answer([item for _, item in group]) if wanted else ():
+            if _key(row) in wanted:
+                rows[_key(row)] = row
+                save(row)
+        if on_progress:
+            on_progress(len(rows), len(order))
+    return [rows[key] for key in order]
+
+
+def summarise(rows: Sequence[Row], examination: Examination) -> Row:
+    """One side of the report: what the rows say together."""
+    cases = [row for row in rows if row["kind"] == "case"]
+    answered = [row for row in cases if row["output"] is not None]
+    fixed = next((row for row in rows if row["kind"] == "fixed"), None)
+    spoken = [row for row in rows if row["output"] is not None]
+    summary: Row = {
+        "nll": _ratio(cases, "nll_sum", "completion_tokens"),
+        "rows": len(cases),
+        "answered_rows": len(answered),
+        "closed_rate": _mean(answered, "closed"),
+        "finished_rate": _mean(answered, "finished"),
+        "repetition_rate": _mean(answered, "repeats"),
+        "language_match_rate": _mean(answered, "language_match"),
+        "answer_tokens": _mean(answered, "answer_tokens"),
+        "thought_tokens": _mean(answered, "thought_tokens"),
+        "truncated": sum(not row["finished"] for row in spoken),
+        "generated": len(spoken),
+        "claims": fixed["claims"] if fixed else [],
+    }
+    by_set = {
+        name: [row for row in rows if row["kind"] == "mcq" and row["set"] == name]
+        for name in sets_of(rows, examination)
+    }
+    if by_set:
+        together = [row for found in by_set.values() for row in found]
+        per_set = {name: _accuracy(found) for name, found in by_set.items()}
+        summary["mcq"] = _accuracy(together) | {"sets": per_set}
+    return summary
+
+
+def sets_of(rows: Sequence[Row], examination: Examination) -> list[str]:
+    """The names of the multiple-choice sets: those asked, then those that came from elsewhere."""
+    found = (row["set"] for row in rows if row["kind"] == "mcq")
+    return list(dict.fromkeys([*examination.questions, *found]))
+
+
+def in_order(rows: Iterable[Row], examination: Examination) -> tuple[list[Row], int]:
+    """The rows as the examination asks them, then any from elsewhere; and how many are missing."""
+    found = {_key(row): row for row in rows}
+    asked = list(_keys(examination))
+    known = [found.pop(key) for key in asked if key in found]
+    return [*known, *found.values()], len(asked) - len(known)
+
+
+def _choose(questions: Sequence[Question], count: int, seed: int) -> tuple[Question, ...]:
+    if not count or count >= len(questions):
+        return tuple(questions)
+    place = {
+        index: hashlib.sha256(f"{seed}:{question.id}".encode()).digest()
+        for index, question in enumerate(questions)
+    }
+    chosen = sorted(sorted(place, key=place.__getitem__)[:count])
+    return tuple(questions[index] for index in chosen)
+
+
+Key = tuple[str, str, str]
+Group = tuple[list[tuple[Key, Any]], Callable[[list[Any]], Iterator[Row]]]
+
+
+def _key(row: Row) -> Key:
+    return (row["kind"], row["set"], row["id"])
+
+
+def _keys(examination: Examination) -> Iterator[Key]:
+    yield from (("case", "", case.id) for case in examination.cases)
+    if examination.fixed:
+        yield ("fixed", "", examination.fixed.id)
+    for name, asked in examination.questions.items():
+        yield from (("mcq", name, question.id) for question in asked)
+
+
+def _groups(examination: Examination, tools: ModelTools) -> Iterator[Group]:
+    """The items in handfuls of like length, each with the function that answers them."""
+    style, in_full = examination.style, {case.id for case in examination.generated}
+
+    def cases_of(kind: str, answered: bool) -> Callable[[list[Case]], Iterator[Row]]:
+        return lambda group: ask_cases(group, kind, answered, style, tools)
+
+    full = [case for case in examination.cases if case.id in in_full]
+    rest = [case for case in examination.cases if case.id not in in_full]
+    for group in _by_length(full, _case_length, ANSWERED_AT_ONCE):
+        yield [(("case", "", case.id), case) for case in group], cases_of("case", True)
+    for group in _by_length(rest, _case_length, SCORED_AT_ONCE):
+        yield [(("case", "", case.id), case) for case in group], cases_of("case", False)
+    if fixed := examination.fixed:
+        yield [(("fixed", "", fixed.id), fixed)], cases_of("fixed", True)
+    likely = examination.mcq_method == "likelihood"
+    for name, asked in examination.questions.items():
+        size = SCORED_AT_ONCE if likely else ANSWERED_AT_ONCE
+        for group in _by_length(asked, lambda one: len(prompts.choice_cue(one)), size):
+            keyed = [(("mcq", name, question.id), question) for question in group]
+            if likely:
+                yield keyed, lambda group, name=name: ask_by_likelihood(group, name, tools)
+            else:
+                yield keyed, lambda group, name=name: ask_by_reasoning(group, name, style, tools)
+
+
+def _by_length(
+    items: Sequence[Item], length: Callable[[Item], int], size: int
+) -> Iterator[list[Item]]:
+    """Longest first: what does not fit shows at once."""
+    ordered = sorted(items, key=length, reverse=True)
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _case_length(case: Case) -> int:
+    return len(case.question) + len(case.thought) + len(case.response)
+
+
+def _accuracy(rows: Sequence[Row]) -> Row:
+    right = sum(bool(row["correct"]) for row in rows)
+    bounds = rate_interval(right, len(rows))
+    return {
+        "accuracy": right / len(rows) if rows else None,
+        "low": bounds[0] if bounds else None,
+        "high": bounds[1] if bounds else None,
+        "n": len(rows),
+        "unparsed": sum(bool(row.get("unparsed")) for row in rows),
+        "unfinished": sum(bool(row.get("unfinished")) for row in rows),
+    }
+
+
+def _mean(rows: Sequence[Row], field: str) -> float | None:
+    return sum(row[field] for row in rows) / len(rows) if rows else None
+
+
+def _ratio(rows: Sequence[Row], above: str, below: str) -> float | None:
+    total = sum(row[below] for row in rows)
+    return sum(row[above] for row in rows) / total if total else None

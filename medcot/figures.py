@@ -1,0 +1,126 @@
+"""The report's figures, as SVG: the training loss, each test row's change, each set's change.
+
+Drawn with altair and turned into SVG by vl-convert, which needs no browser. Both are optional: a
+run without them has a report without figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+BETTER, WORSE, LINE = "#2b6cb0", "#c05621", "#4a5568"
+WIDTH, HEIGHT = 560, 240
+
+
+def can_draw() -> bool:
+    """Whether the packages for figures are installed."""
+    from importlib.util import find_spec
+
+    return all(find_spec(name) is not None for name in ("altair", "vl_convert"))
+
+
+def write_figures(
+    report: dict[str, Any], events: Iterable[dict[str, Any]], folder: Path
+) -> list[Path]:
+    """Write the figures into ``folder/figures`` and list them in ``report["figures"]``.
+
+    Returns the files: none without altair and vl-convert (extra ``app``), or without data.
+    """
+    report["figures"] = []
+    if not can_draw():
+        return []
+    charts = {
+        "loss": ("Training loss by step", loss_chart(list(events))),
+        "differences": ("Change of each test row's loss", difference_chart(report)),
+        "accuracy": ("Change of right answers by set", accuracy_chart(report)),
+    }
+    written: list[Path] = []
+    for name, (title, chart) in charts.items():
+        if chart is None:
+            continue
+        path = folder / "figures" / f"{name}.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _finish(chart, title).save(path)
+        written.append(path)
+        report["figures"].append({"file": f"figures/{path.name}", "title": title})
+    return written
+
+
+def loss_chart(events: list[dict[str, Any]]) -> Any:
+    """Training loss by step, an altair chart; None without steps."""
+    import altair as alt
+
+    if not events:
+        return None
+    points = [{"step": event["step"], "loss": event["loss"]} for event in events]
+    return (
+        alt.Chart(alt.Data(values=points))
+        .mark_line(color=BETTER, point=len(points) <= 60)
+        .encode(
+            x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("loss:Q", title="training loss (nats per token)", scale=alt.Scale(zero=False)),
+        )
+    )
+
+
+def difference_chart(report: dict[str, Any]) -> Any:
+    """Each test row's loss after minus before, in order of size; None without rows.
+
+    The line is the mean over tokens, the band its interval.
+    """
+    import altair as alt
+
+    rows, paired = report["differences"], report["paired"]["nll"]
+    if not rows:
+        return None
+    changes = sorted(row["after"] - row["before"] for row in rows)
+    points = [{"row": i + 1, "change": c, "better": c < 0} for i, c in enumerate(changes)]
+    zero = alt.Chart(alt.Data(values=[{"y": 0}])).mark_rule(color=LINE, strokeDash=[4, 3])
+    dots = (
+        alt.Chart(alt.Data(values=points))
+        .mark_circle(size=45, opacity=0.9)
+        .encode(
+            x=alt.X("row:Q", title="test rows, by size of change", axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("change:Q", title="loss after − before (nats per token)"),
+            color=alt.condition("datum.better", alt.value(BETTER), alt.value(WORSE)),
+        )
+    )
+    layers = [zero.encode(y="y:Q"), dots]
+    if paired["low"] is not None:
+        span = alt.Data(values=[{key: paired[key] for key in ("difference", "low", "high")}])
+        layers.insert(
+            0, alt.Chart(span).mark_rect(color=LINE, opacity=0.15).encode(y="low:Q", y2="high:Q")
+        )
+        layers.append(alt.Chart(span).mark_rule(color=LINE).encode(y="difference:Q"))
+    return alt.layer(*layers)
+
+
+def accuracy_chart(report: dict[str, Any]) -> Any:
+    """Each set's change of right answers with its interval; None where no set was asked."""
+    import altair as alt
+
+    mcq = report["paired"].get("mcq")
+    if not mcq or not mcq["sets"]:
+        return None
+    points = [
+        {"set": f"{name} (n={one['n']})"}
+        | {key: 100 * one[key] for key in ("difference", "low", "high")}
+        for name, one in mcq["sets"].items()
+    ]
+    base = alt.Chart(alt.Data(values=points)).encode(y=alt.Y("set:N", title=None, sort=None))
+    title = "right answers, after − before (percentage points)"
+    zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(color=LINE, strokeDash=[4, 3])
+    return alt.layer(
+        zero.encode(x="x:Q"),
+        base.mark_rule(color=LINE, strokeWidth=2).encode(
+            x=alt.X("low:Q", title=title), x2="high:Q"
+        ),
+        base.mark_circle(size=90, color=BETTER, opacity=1).encode(x="difference:Q"),
+    ).properties(height=max(60, 34 * len(points)))
+
+
+def _finish(chart: Any, title: str) -> Any:
+    sized = chart.properties(title=title, width=WIDTH, background="white")
+    return sized if "height" in chart.to_dict() else sized.properties(height=HEIGHT)

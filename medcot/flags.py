@@ -1,0 +1,104 @@
+"""The command line's flags, made from `RunConfig`'s fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from medcot.config import RunConfig, bounds, choices, option_name
+from medcot.options import Resolved, from_text, resolve, value_type
+
+if TYPE_CHECKING:
+    from medcot.hardware import Machine
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PLACES = (
+    click.Option(["--config", "config_file"], metavar="FILE", help="options from a .toml file"),
+    click.Option(["--out"], metavar="DIR", help="run directory (default: runs/PRESET-TIME)"),
+    click.Option(["--resume"], is_flag=True, default=None, help="go on where a run stopped"),
+    click.Option(["--json"], is_flag=True, default=None, help="print facts as JSON"),
+)
+
+
+def config_flags(*, places: bool = True) -> Callable[[Command], Command]:
+    """Give a command every field of `RunConfig` as a flag, and where results go."""
+
+    def decorate(command: Command) -> Command:
+        made: Any = command
+        extra = [*PLACES] if places else [PLACES[0], PLACES[3]]
+        made.params.extend(flag for name in RunConfig.model_fields for flag in [_flag(name)])
+        made.params.extend(extra)
+        made.params.append(_help_all())
+        return made
+
+    return decorate
+
+
+def resolve_flags(values: dict[str, Any], machine: Machine | None = None) -> Resolved:
+    """The config that the given flags, the environment and the config file ask for.
+
+    ``auto`` chooses the preset for ``machine``, by default the one at hand.
+    """
+    from medcot.hardware import choose_preset, detect_machine
+
+    config_file = values.pop("config_file", None)
+    given = {name: _value(name, value) for name, value in values.items() if _was_given(value)}
+    return resolve(
+        given,
+        lambda: choose_preset(machine or detect_machine()),
+        config_file=Path(config_file) if config_file else None,
+    )
+
+
+def _flag(name: str) -> click.Option:
+    field = RunConfig.model_fields[name]
+    extra = field.json_schema_extra
+    shown = bool(extra.get("shown")) if isinstance(extra, dict) else True
+    return click.Option(
+        [option_name(name)],
+        metavar=_metavar(name),
+        help=field.description,
+        multiple=name == "mcq",
+        hidden=not shown,
+    )
+
+
+def _metavar(name: str) -> str:
+    if words := choices(name):
+        listed = "|".join(words)
+        return listed if len(listed) <= 30 else "NAME"
+    low, high = bounds(name)
+    kind = {int: "N", float: "X", tuple: "FILE"}.get(value_type(name), "TEXT")
+    return f"{low}..{high}" if kind == "N" and high is not None and high < 100_000 else kind
+
+
+def _help_all() -> click.Option:
+    def show(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if not value:
+            return
+        for option in context.command.params:
+            if isinstance(option, click.Option):
+                option.hidden = False
+        click.echo(context.get_help())
+        context.exit()
+
+    return click.Option(
+        ["--help-all"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="show every option",
+    )
+
+
+def _value(name: str, value: Any) -> Any:
+    return from_text(name, value) if isinstance(value, str) else value
+
+
+def _was_given(value: Any) -> bool:
+    return value is not None and value != ()

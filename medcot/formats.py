@@ -1,0 +1,199 @@
+"""The file formats: JSON Lines, JSON, CSV and Parquet, taken apart into rows.
+
+A row that cannot be read becomes a :class:`Fault` and reading goes on; where the rest of the file
+cannot be made sense of, an :class:`~medcot.errors.InputError` ends it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medcot.errors import InputError
+from medcot.records import Problem
+
+LONGEST_CELL = 16_000_000
+"""Characters in one CSV cell; the csv module's own limit of 131,072 is shorter than some rows."""
+
+BATCH = 512
+"""Parquet rows decoded at a time."""
+
+Values = Mapping[str, Any]
+
+
+class Fault(NamedTuple):
+    """One thing wrong with one field of one row: where it is, what it holds, what it needs."""
+
+    where: str
+    field: str
+    got: str
+    needs: str
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(self.where, self.field, f"{self.got}; needs {self.needs}")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was found. ``number`` counts the rows from 1, ``where`` names file and line.
+
+    ``header`` says where the columns are named, for formats that name them once.
+    """
+
+    number: int
+    where: str
+    values: Values = field(default_factory=dict[str, Any])
+    fault: Fault | None = None
+    header: str = ""
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    count = 0
+    for number, line in enumerate(_decoded_lines(path), 1):
+        if not line.strip():
+            continue
+        count += 1
+        where = f"{path}, line {number}"
+        try:
+            value = _parse_json(line.rstrip("\r\n"))
+        except (ValueError, RecursionError) as error:
+            got = f"broken JSON ({_json_trouble(error)})"
+            yield Row(count, where, fault=Fault(where, "row", got, "one JSON object per line"))
+        else:
+            yield _object_row(count, where, value)
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    try:
+        rows = _parse_json(_decode(path.read_bytes(), path))
+    except (ValueError, RecursionError) as error:
+        needs = "one JSON list of objects"
+        if str(error).startswith("Extra data"):
+            needs += " (JSON Lines belong in a .jsonl file)"
+        got = f"broken JSON ({_json_trouble(error)})"
+        raise InputError(f"{path}, line {getattr(error, 'lineno', 1)}", got, needs) from None
+    if not isinstance(rows, list):
+        got = f"JSON {describe_type(rows)}"
+        raise InputError(f"{path}, line 1", got, "one JSON list of objects")
+    for number, value in enumerate(rows, 1):
+        yield _object_row(number, f"{path}, row {number}", value)
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(_decoded_lines(path), strict=True)
+    top = f"{path}, line 1"
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise InputError(top, f"the column {repeated[0]!r} twice", "each column once")
+        count, start = 0, reader.line_num + 1
+        for cells in reader:
+            where, start = f"{path}, line {start}", reader.line_num + 1
+            if not cells:
+                continue
+            count += 1
+            if len(cells) == len(names):
+                yield Row(count, where, dict(zip(names, cells, strict=True)), header=top)
+            else:
+                needs = f"{len(names)}, as the header has"
+                yield Row(count, where, fault=Fault(where, "row", f"{len(cells)} cells", needs))
+    except csv.Error as error:
+        needs = "cells in double quotes where they hold commas, quotes or line breaks"
+        raise InputError(f"{path}, line {reader.line_num}", str(error), needs) from None
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH):
+                for values in python_rows(batch):
+                    number += 1
+                    yield Row(number, f"{path}, row {number}", values, header=f"{path}, schema")
+    except pa.ArrowException as error:
+        raise InputError(f"{path}, row {number + 1}", str(error), "a whole Parquet file") from None
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def python_rows(batch: Any) -> list[dict[str, Any]]:
+    """An Arrow batch as dicts. Arrow promises UTF-8 but holds whatever bytes it was given.
+
+    Bytes that are not UTF-8 become lone surrogates, to be found with the field.
+    """
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        names = batch.schema.names
+        columns = [_escaped(batch.column(name)) for name in names]
+        return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def describe_type(value: Any) -> str:
+    """A value's kind as a person calls it."""
+    names = {dict: "object", list: "list", str: "text", bool: "true/false", type(None): "null"}
+    return names.get(type(value), "number" if isinstance(value, int | float) else "value")
+
+
+def _escaped(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        return column.to_pylist()
+    cells = column.cast(pa.large_binary()).to_pylist()
+    return [None if cell is None else cell.decode("utf-8", "surrogateescape") for cell in cells]
+
+
+def _decoded_lines(path: Path) -> Iterator[str]:
+    """Lines with their ends, split at line feeds alone: U+2028 may stand inside a JSON text."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            yield _decode(line, path) if number == 1 else line.decode("utf-8", "surrogateescape")
+
+
+def _decode(raw: bytes, path: Path) -> str:
+    """The beginning of a file as text. Bytes that are not UTF-8 become lone surrogates."""
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(f"{path}, line 1", "UTF-16 text", "UTF-8")
+    return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+
+
+def _object_row(number: int, where: str, value: Any) -> Row:
+    if isinstance(value, dict):
+        return Row(number, where, value)
+    fault = Fault(where, "row", f"JSON {describe_type(value)}", "a JSON object")
+    return Row(number, where, fault=fault)
+
+
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_once_each)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} twice")
+    return values
+
+
+def _json_trouble(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -1,0 +1,86 @@
+"""What is known of GPU models: memory, generation, and how fast they multiply matrices."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+OLDEST_CAPABILITY = (7, 0)
+"""Older GPUs (P100 and before) are refused: their kernels are gone from today's libraries."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One CUDA GPU.
+
+    ``memory_gib`` is what a process can use; ``tflops_16bit`` what a large 16-bit matrix product
+    reaches (measured, or the data sheet's dense figure times the share that an H100 reaches of
+    its own).
+    """
+
+    name: str
+    memory_gib: float
+    compute_capability: tuple[int, int]
+    tflops_16bit: float
+
+
+@dataclass(frozen=True)
+class GpuModel:
+    """A row of the table. ``pattern`` finds the model in the driver's name for it."""
+
+    pattern: str
+    name: str
+    memory_gib: float
+    compute_capability: tuple[int, int]
+    datasheet_tflops: float
+    measured_tflops: float | None = None
+
+    @property
+    def tflops_16bit(self) -> float:
+        return self.measured_tflops or round(self.datasheet_tflops * _SUSTAINED_SHARE, 1)
+
+    def as_gpu(self) -> Gpu:
+        return Gpu(self.name, self.memory_gib, self.compute_capability, self.tflops_16bit)
+
+
+_SUSTAINED_SHARE = 780 / 989
+"""Of the data sheet's figure, as measured on an H100; taken for GPUs that nobody measured."""
+
+# Data sheets: dense 16-bit tensor throughput with 32-bit accumulation. Memory is the total that
+# CUDA reports, which is less than the name says. The first match counts.
+GPU_MODELS = {
+    "H200": GpuModel(r"\bH200\b", "NVIDIA H200", 139.8, (9, 0), 989, 788),
+    "H100": GpuModel(r"\bH100\b", "NVIDIA H100 80GB HBM3", 79.2, (9, 0), 989, 780),
+    "A100-40": GpuModel(r"\bA100\b.*40GB", "NVIDIA A100-SXM4-40GB", 39.4, (8, 0), 312),
+    "A100": GpuModel(r"\bA100\b", "NVIDIA A100-SXM4-80GB", 79.3, (8, 0), 312),
+    "A10G": GpuModel(r"\bA10G\b", "NVIDIA A10G", 22.1, (8, 6), 70),
+    "L40S": GpuModel(r"\bL40S\b", "NVIDIA L40S", 44.4, (8, 9), 362),
+    "L4": GpuModel(r"\bL4\b", "NVIDIA L4", 22.1, (8, 9), 121),
+    "RTX 4090": GpuModel(r"\bRTX 4090\b", "NVIDIA GeForce RTX 4090", 23.5, (8, 9), 165),
+    "T4": GpuModel(r"\bT4\b", "Tesla T4", 14.6, (7, 5), 65),
+}
+
+
+def recognise_gpu(name: str, free_gib: float, compute_capability: tuple[int, int]) -> Gpu:
+    """A GPU as the driver names it, with the table's speed or its generation's usual one."""
+    known = next((model for model in GPU_MODELS.values() if re.search(model.pattern, name)), None)
+    if known is not None:
+        return Gpu(name, free_gib, compute_capability, known.tflops_16bit)
+    # Nobody measured it: the generation's usual figure keeps the time estimate's order right.
+    usual = {7: 50.0, 8: 100.0, 9: 700.0}.get(compute_capability[0], 100.0)
+    return Gpu(name, free_gib, compute_capability, usual)
+
+
+def supports_bf16(gpu: Gpu) -> bool:
+    """Whether the GPU computes in bfloat16 itself; torch also counts emulation, which is slow."""
+    return gpu.compute_capability >= (8, 0)
+
+
+def is_usable(gpu: Gpu) -> bool:
+    """Whether the GPU is new enough to train on."""
+    return gpu.compute_capability >= OLDEST_CAPABILITY
+
+
+def capability(gpu: Gpu) -> str:
+    """``7.5`` and the like."""
+    return "{}.{}".format(*gpu.compute_capability)

@@ -1,0 +1,222 @@
+"""The machine a run lands on: what is there, or what a named GPU would bring. No torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from medcot.errors import InputError, nearest
+from medcot.gpus import (
+    GPU_MODELS,
+    OLDEST_CAPABILITY,
+    Gpu,
+    capability,
+    is_usable,
+    recognise_gpu,
+    supports_bf16,
+)
+from medcot.ram import available_memory_gib
+
+__all__ = [
+    "OLDEST_CAPABILITY",
+    "Gpu",
+    "Machine",
+    "capability",
+    "choose_preset",
+    "detect_machine",
+    "named_machine",
+    "supports_bf16",
+    "usable_gpus",
+]
+
+GPU_PACKAGES = ("bitsandbytes", "unsloth", "flash_attn")
+"""Optional packages that decide what a GPU can be used for."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run can use.
+
+    ``memory_gib`` is free RAM, within the limit that a container sets. ``packages`` are those of
+    ``GPU_PACKAGES`` that are installed. ``processes`` train side by side, each on one GPU, as the
+    launcher started them. ``unused_gpus`` says of GPUs why they cannot be used.
+    """
+
+    gpus: tuple[Gpu, ...]
+    cpu_cores: int
+    memory_gib: float
+    system: str
+    packages: tuple[str, ...] = ()
+    processes: int = 1
+    unused_gpus: tuple[str, ...] = ()
+
+
+_NAMED = {
+    "T4": ("T4", 1, 4, 29.0),
+    "2xT4": ("T4", 2, 4, 29.0),
+    "L4": ("L4", 1, 8, 30.0),
+    "A10G": ("A10G", 1, 8, 30.0),
+    "RTX 4090": ("RTX 4090", 1, 16, 60.0),
+    "A100": ("A100", 1, 12, 80.0),
+    "H100": ("H100", 1, 16, 120.0),
+    "H200": ("H200", 1, 16, 120.0),
+}
+"""``--gpu`` names: GPU model, how many, CPU cores and free RAM in GiB of a usual host."""
+
+
+def named_machine(name: str) -> Machine:
+    """The machine that ``--gpu NAME`` stands for, with the optional GPU packages installed.
+
+    Raises:
+        InputError: unknown name.
+    """
+    for known, (model, count, cores, memory) in _NAMED.items():
+        if _squeezed(known) == _squeezed(name):
+            gpus = (GPU_MODELS[model].as_gpu(),) * count
+            return Machine(gpus, cores, memory, "Linux", ("bitsandbytes", "unsloth"), count)
+    names = list(_NAMED)
+    raise InputError("--gpu", name, f"one of {', '.join(names)}{nearest(name, names)}")
+
+
+def detect_machine() -> Machine:
+    """This machine. ``CUDA_VISIBLE_DEVICES`` and the launcher's ``WORLD_SIZE`` are respected."""
+    gpus, unused = _detect_gpus(), ()
+    if gpus and torch_cuda_version() is None:
+        gpus, unused = (), tuple(f"{gpu.name}: torch is a build without CUDA" for gpu in gpus)
+    processes = os.environ.get("WORLD_SIZE", "1")
+    return Machine(
+        gpus=gpus,
+        cpu_cores=available_cores(),
+        memory_gib=available_memory_gib(),
+        system=f"{platform.system()} {platform.machine()}",
+        packages=tuple(name for name in GPU_PACKAGES if find_spec(name) is not None),
+        processes=int(processes) if processes.isdigit() and int(processes) else 1,
+        unused_gpus=unused,
+    )
+
+
+def choose_preset(machine: Machine) -> tuple[str, str]:
+    """The preset that ``auto`` stands for on ``machine``, and why in a few words."""
+    if not machine.gpus:
+        return "demo", machine.unused_gpus[0] if machine.unused_gpus else "no GPU was found"
+    usable = usable_gpus(machine)
+    if not usable:
+        old = machine.gpus[0]
+        return "demo", f"{old.name} (compute capability {capability(old)}) is too old for training"
+    gpu = min(usable, key=lambda gpu: gpu.memory_gib)
+    found = f"{len(usable)} x {gpu.name}" if len(usable) > 1 else gpu.name
+    why = f"{found} with {gpu.memory_gib:.0f} GiB was found"
+    if gpu.memory_gib >= 70:
+        return "gpu-80g", why
+    if gpu.memory_gib >= 20:
+        return "gpu-24g", why
+    if gpu.memory_gib >= 9.5:
+        return ("kaggle-t4x2" if len(usable) > 1 else "kaggle-t4"), why
+    return "demo", f"{why}, which is too little for the 8B model"
+
+
+def usable_gpus(machine: Machine) -> tuple[Gpu, ...]:
+    """The GPUs that are new enough to train on."""
+    return tuple(gpu for gpu in machine.gpus if is_usable(gpu))
+
+
+def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPU cores that this process may use, within a container's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = (cgroup / "cpu.max").read_text(encoding="utf-8").split()
+        return min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores
+
+
+def torch_cuda_version() -> str | None:
+    """The CUDA version that the installed torch was built for, read without importing it."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)", text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def read_gpus(listing: str, visible: str | None = None) -> tuple[Gpu, ...]:
+    """The GPUs of nvidia-smi's listing: index, uuid, name, free MiB, capability.
+
+    ``visible`` is ``CUDA_VISIBLE_DEVICES``: it picks and orders them, and like CUDA stops at the
+    first name that it does not know.
+    """
+    rows = [[cell.strip() for cell in line.split(",")] for line in listing.splitlines()]
+    rows = [row for row in rows if len(row) == 5 and row[3].isdigit()]
+    if visible is not None:
+        rows = _visible(rows, [name.strip() for name in visible.split(",")])
+    return tuple(
+        recognise_gpu(name, int(free) / 1024, _as_pair(level)) for _, _, name, free, level in rows
+    )
+
+
+def _visible(rows: Sequence[list[str]], names: Sequence[str]) -> list[list[str]]:
+    chosen: list[list[str]] = []
+    for name in names:
+        match = [row for row in rows if name and (row[0] == name or row[1].startswith(name))]
+        if len(match) != 1:
+            break
+        chosen += match
+    return chosen
+
+
+def _detect_gpus() -> tuple[Gpu, ...]:
+    """CUDA GPUs by nvidia-smi, which answers at once where importing torch takes seconds."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return _ask_torch() if Path("/proc/driver/nvidia/version").exists() else ()
+    query = "--query-gpu=index,uuid,name,memory.free,compute_cap"
+    try:
+        answer = subprocess.run(
+            [command, query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return _ask_torch()
+    return read_gpus(answer, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _ask_torch() -> tuple[Gpu, ...]:
+    """The GPUs that torch sees: slower, for drivers without a (recent) nvidia-smi."""
+    if torch_cuda_version() is None:
+        return ()
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(
+        recognise_gpu(
+            torch.cuda.get_device_name(index),
+            torch.cuda.mem_get_info(index)[0] / 2**30,
+            torch.cuda.get_device_capability(index),
+        )
+        for index in range(torch.cuda.device_count())
+    )
+
+
+def _as_pair(capability: str) -> tuple[int, int]:
+    major, _, minor = capability.partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name.lower())

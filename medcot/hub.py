@@ -1,0 +1,224 @@
+"""Rows from the Hugging Face hub, through the real clients, with their errors said in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from medcot.errors import InputError, RunFailed, nearest
+from medcot.formats import BATCH, Row, python_rows
+
+TOKENS = ("HF_TOKEN", "HUGGINGFACE_TOKEN")
+"""Where a token is looked for, before the client's own stored login."""
+
+LOOKUP_TIMEOUT_S = 20.0
+"""How long the first, small request may take before the hub counts as out of reach."""
+
+Kind = Literal["dataset", "model"]
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class HubRows:
+    """The rows of one split, the commit they are from, and what the user should know of them."""
+
+    rows: Iterator[Row]
+    revision: str
+    notes: tuple[str, ...] = ()
+
+
+def hub_token() -> str | None:
+    """The token of the environment, or None: the client then looks for its stored login."""
+    return next((os.environ[name] for name in TOKENS if os.environ.get(name)), None)
+
+
+def load_hub_rows(
+    name: str, config: str | None, revision: str = "", split: str = "train", *, asked: bool = True
+) -> HubRows:
+    """One split of ``name`` at the commit that ``revision`` (empty: the main branch) stands for.
+
+    Where the user has not ``asked`` for ``config`` and the data set has only one, that one is
+    taken. Without a network a copy in the client's cache is used, and a note says so.
+
+    Raises:
+        InputError: no network and no copy, no such data set, revision, configuration or split, or
+            no access to it.
+        RunFailed: too many requests, a connection that broke, or files that do not load.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+    from httpx import HTTPError
+
+    notes: list[str] = []
+    try:
+        commit = find_commit(name, revision, "dataset")
+        if commit:
+            config = _choose_config(name, config, commit, asked, notes)
+            data = datasets.load_dataset(
+                name, config, split=split, revision=commit, token=hub_token()
+            )
+        else:
+            data = _load_cached(name, config, split)
+    except (OSError, ValueError, HTTPError, DatasetsError) as error:
+        raise explain_hub_error(error, name, "dataset") from None
+    loaded = _loaded_commit(data) or commit
+    _require_same_revision(name, commit or revision, loaded)
+    if not commit:
+        notes.append(f"the hub is out of reach: commit {loaded[:12]} is taken from the cache")
+    return HubRows(_iterate(data, name), loaded, tuple(notes))
+
+
+def explain_hub_error(error: BaseException, name: str, kind: Kind) -> InputError | RunFailed:
+    """What an exception of the hub's clients means to the user.
+
+    The clients wrap one error in another, so the whole chain is looked through.
+    """
+    from huggingface_hub import errors as hub
+
+    chain = list(_chain(error))
+    status = next((s for e in chain if (s := _status(e))), 0)
+    kinds = {type_ for e in chain for type_ in type(e).__mro__}
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
+    if hub.GatedRepoError in kinds and not hub_token():
+        needs = f"a token in {' or '.join(TOKENS)} of an account with access ({page})"
+        return InputError(name, f"a gated {kind} without a token", needs)
+    if hub.GatedRepoError in kinds:
+        got = f"a gated {kind} that the token may not read"
+        return InputError(name, got, f"access for its account, asked for at {page}")
+    if hub.RevisionNotFoundError in kinds:
+        return InputError(name, "a revision that is not there", "a branch, tag or commit of it")
+    if status == 401 and hub.RepositoryNotFoundError not in kinds:
+        return InputError(name, "a token that the hub refuses", f"a valid {' or '.join(TOKENS)}")
+    if hub.RepositoryNotFoundError in kinds:
+        needs = f"the exact owner/name, or a token in {' or '.join(TOKENS)} if it is private"
+        return InputError(name, f"no such {kind} on the hub", needs)
+    return _explain_connection(chain, kinds, status, name, kind)
+
+
+def _explain_connection(
+    chain: list[BaseException],
+    kinds: set[type],
+    status: int,
+    name: str,
+    kind: Kind,
+) -> InputError | RunFailed:
+    import httpx
+    from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    stage = "data" if kind == "dataset" else "model"
+    if status == 429:
+        wait = next((w for e in chain if (w := _retry_after(e))), "a while")
+        remedy = f"Wait {wait} and run it again; with a token in {TOKENS[0]} the limit is higher."
+        return RunFailed(stage, f"{name}: the hub answers 429, too many requests.", remedy)
+    if status >= 500:
+        return RunFailed(stage, f"{name}: the hub answers {status}.", "Run it again later.")
+    if kinds & {httpx.ReadError, httpx.RemoteProtocolError}:
+        remedy = "Run it again: whole files that arrived are kept."
+        return RunFailed(stage, f"{name}: the connection to the hub broke ({chain[-1]}).", remedy)
+    if kinds & {httpx.ConnectError, httpx.TimeoutException, ConnectionError, OfflineModeIsEnabled}:
+        off = constants.HF_HUB_OFFLINE
+        got = "a hub name, with HF_HUB_OFFLINE=1" if off else "no connection to the hub"
+        needs = "a network, a local file, or --preset demo, which needs neither"
+        return InputError(name, got, needs)
+    root = chain[0]
+    while root.__cause__:
+        root = root.__cause__
+    got = str(root) if isinstance(root, ValueError) else f"{type(root).__name__}: {root}"
+    return InputError(name, got, f"a {kind} that loads")
+
+
+def find_commit(name: str, revision: str, kind: Kind) -> str:
+    """The commit that ``revision`` stands for now, or "" where the hub is out of reach.
+
+    Access to a gated repository is asked for here, because ``datasets`` hides that refusal behind
+    the failed search of its cache, and because the clients' own first request tries again for
+    half a minute where there is no network.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    api = HfApi(token=hub_token())
+    try:
+        look_up = api.dataset_info if kind == "dataset" else api.model_info
+        info = look_up(name, revision=revision or None, timeout=LOOKUP_TIMEOUT_S)
+        if info.gated:
+            api.auth_check(name, repo_type=kind)
+    except (httpx.ConnectError, httpx.TimeoutException, OfflineModeIsEnabled):
+        return ""
+    return info.sha or ""
+
+
+def _load_cached(name: str, config: str | None, split: str) -> Any:
+    """The copy in the client's cache, without the half minute of retries of a client online."""
+    from datasets import config as client
+    from datasets import load_dataset
+
+    online = client.HF_HUB_OFFLINE
+    client.HF_HUB_OFFLINE = True
+    try:
+        return load_dataset(name, config, split=split)
+    finally:
+        client.HF_HUB_OFFLINE = online
+
+
+def _choose_config(
+    name: str, config: str | None, commit: str, asked: bool, notes: list[str]
+) -> str | None:
+    """``config`` if the data set has it, or its only one if the user has not asked for any."""
+    from datasets import get_dataset_config_names
+
+    if config is None:
+        return None
+    known = get_dataset_config_names(name, revision=commit, token=hub_token())
+    if config in known:
+        return config
+    if len(known) == 1 and not asked:
+        notes.append(f"configuration {known[0]!r}, the only one of {name}")
+        return known[0]
+    needs = f"one of {', '.join(known)} in --dataset-config{nearest(config, known)}"
+    raise InputError(name, f"the configuration {config!r}", needs)
+
+
+def _loaded_commit(data: Any) -> str:
+    """The commit that a loaded split is from: the client's cache keeps a folder for each."""
+    folders = (Path(file["filename"]).parent.name for file in data.cache_files)
+    return next((name for name in folders if _COMMIT.fullmatch(name)), "")
+
+
+def _require_same_revision(name: str, wanted: str, loaded: str) -> None:
+    """The client's cache answers with the copy that it has, whatever was asked for."""
+    if wanted and not loaded.startswith(wanted):
+        got = f"no connection to the hub, and a cached copy of commit {loaded[:12]}"
+        raise InputError(name, got, f"a network, to load revision {wanted}")
+
+
+def _iterate(data: Any, name: str) -> Iterator[Row]:
+    number = 0
+    for batch in data.with_format("arrow").iter(batch_size=BATCH):
+        for values in python_rows(batch):
+            number += 1
+            yield Row(number, f"{name}, row {number}", values, header=f"{name}, columns")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int:
+    return getattr(getattr(error, "response", None), "status_code", 0) or 0
+
+
+def _retry_after(error: BaseException) -> str:
+    seconds = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    return f"{seconds} s" if seconds.isdigit() else seconds

@@ -1,0 +1,194 @@
+"""What ``medcot data`` says of a data set: counts, lengths, and everything wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+from medcot.cases import QUESTION, RESPONSE, THOUGHT, fingerprint
+from medcot.config import RunConfig
+from medcot.data import gather_source, option_named
+from medcot.errors import one_line
+from medcot.known_sets import KNOWN_SETS
+from medcot.questions import gather_set
+from medcot.records import Case, Dropped, Problem, Question
+from medcot.sources import kind_of, read_file
+
+SHOWN = 20
+"""Problems, duplicates and sources listed before the rest is only counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Lengths of one field over the kept rows, in characters."""
+
+    mean: float
+    median: int
+    p95: int
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A data set described. ``rows`` = ``kept`` + ``duplicates`` + rows with problems."""
+
+    name: str
+    kind: Literal["cases", "questions"]
+    rows: int
+    kept: int
+    problems: tuple[Problem, ...]
+    duplicates: tuple[Dropped, ...]
+    lengths: Mapping[str, Lengths]
+    languages: Mapping[str, int]
+    specialties: Mapping[str, int]
+    sources: Mapping[str, int]
+    example: Mapping[str, str]
+    fingerprint: str
+    revision: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+
+def inspect_dataset(config: RunConfig) -> Inspection:
+    """Describe ``config.dataset``: cases, multiple-choice questions, or a known question set.
+
+    Raises:
+        InputError: an unknown name, or a source that cannot be read at all.
+        RunFailed: the hub or the connection to it gave up.
+    """
+    with option_named("data"):
+        if config.dataset in KNOWN_SETS or _holds_questions(config.dataset):
+            return _inspect_questions(config)
+        return _inspect_cases(config)
+
+
+def describe_inspection(inspection: Inspection) -> Iterator[str]:
+    """The inspection as lines for a terminal."""
+    yield f"{inspection.name}: {inspection.rows} rows, {inspection.kept} {inspection.kind} kept"
+    yield from inspection.notes
+    if inspection.revision:
+        yield f"commit {inspection.revision}"
+    yield f"fingerprint {inspection.fingerprint[:16]}"
+    for title, lengths in inspection.lengths.items():
+        yield (
+            f"{title:<12} characters: mean {lengths.mean:.0f}, median {lengths.median},"
+            f" 95 % {lengths.p95}, longest {lengths.longest}"
+        )
+    groups = {"language": inspection.languages, "specialty": inspection.specialties}
+    for title, counts in {**groups, "source": inspection.sources}.items():
+        if counts:
+            shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:SHOWN])
+            more = f" and {len(counts) - SHOWN} others" if len(counts) > SHOWN else ""
+            yield f"{title:<12} {shown}{more}"
+    for title, text in inspection.example.items():
+        yield f"first row, {title}: {one_line(text)}"
+    duplicates = [f"{row.id}: {row.reason}" for row in inspection.duplicates]
+    yield from _listed("duplicated questions, left out", duplicates)
+    yield from _listed("problems", [str(problem) for problem in inspection.problems])
+
+
+def _listed(title: str, lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield f"{len(lines)} {title}:"
+        yield from (f"  {line}" for line in lines[:SHOWN])
+    if len(lines) > SHOWN:
+        yield f"  ... and {len(lines) - SHOWN} more (--json lists them all)"
+
+
+def _holds_questions(name: str) -> bool:
+    """Whether a file's first readable row has options. A file of neither kind counts as cases."""
+    if kind_of(name) != "file":
+        return False
+    first = next((row for row in read_file(Path(name)) if row.values), None)
+    return first is not None and "options" in first.values
+
+
+def _inspect_cases(config: RunConfig) -> Inspection:
+    found, revision, notes = gather_source(config)
+    texts = {
+        QUESTION: [case.question for case in found.cases],
+        THOUGHT: [case.thought for case in found.cases],
+        RESPONSE: [case.response for case in found.cases],
+    }
+    return Inspection(
+        name=config.dataset,
+        kind="cases",
+        rows=found.rows,
+        kept=len(found.cases),
+        problems=tuple(fault.problem for fault in found.faults),
+        duplicates=tuple(found.duplicates),
+        lengths=_lengths(texts),
+        languages=_counts(case.language for case in found.cases),
+        specialties=_counts(case.specialty for case in found.cases),
+        sources=_counts(case.source for case in found.cases),
+        example=_example(found.cases[0]) if found.cases else {},
+        fingerprint=fingerprint(found.cases),
+        revision=revision,
+        notes=notes,
+    )
+
+
+def _inspect_questions(config: RunConfig) -> Inspection:
+    found = gather_set(config.dataset, config.language)
+    questions = found.questions
+    texts = {
+        "question": [question.question for question in questions],
+        "context": [question.context for question in questions if question.context],
+        "options": ["".join(question.options.values()) for question in questions],
+    }
+    return Inspection(
+        name=config.dataset,
+        kind="questions",
+        rows=found.rows,
+        kept=len(questions),
+        problems=tuple(fault.problem for fault in found.faults),
+        duplicates=(),
+        lengths=_lengths(texts),
+        languages=_counts(question.language for question in questions),
+        specialties={},
+        sources=_counts(question.source for question in questions),
+        example=_question_example(questions[0]) if questions else {},
+        fingerprint=hashlib.sha256(repr([asdict(q) for q in questions]).encode()).hexdigest(),
+        revision=found.revision,
+        notes=found.notes,
+    )
+
+
+def _lengths(texts: Mapping[str, Sequence[str]]) -> dict[str, Lengths]:
+    return {name: _measure(column) for name, column in texts.items() if column}
+
+
+def _measure(column: Sequence[str]) -> Lengths:
+    """Median and 95th percentile are lengths that occur (nearest rank)."""
+    lengths = sorted(map(len, column))
+    last = len(lengths) - 1
+    middle, high = lengths[last // 2], lengths[min(last, -(-95 * len(lengths) // 100) - 1)]
+    return Lengths(round(fmean(lengths), 1), middle, high, lengths[last])
+
+
+def _counts(names: Iterator[str]) -> dict[str, int]:
+    """How often each name occurs, the commonest first; rows without one are not counted."""
+    return dict(Counter(name for name in names if name).most_common())
+
+
+def _example(case: Case) -> dict[str, str]:
+    return {
+        "id": case.id,
+        QUESTION: case.question,
+        THOUGHT: case.thought,
+        RESPONSE: case.response,
+    }
+
+
+def _question_example(question: Question) -> dict[str, str]:
+    options = "; ".join(f"{letter}. {text}" for letter, text in question.options.items())
+    return {
+        "id": question.id,
+        "question": question.question,
+        "options": options,
+        "answer": question.answer,
+    }

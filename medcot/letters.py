@@ -1,0 +1,227 @@
+"""Which option did an answer state? The last stated letter, or None: nothing is guessed.
+
+A letter counts where it is *stated*: after a cue ("Answer: B", "故选B"), as the whole of a line, in
+``\\boxed{}``, or called right ("B is correct"). A letter that merely occurs ("vitamin B") does not.
+Two letters in one statement, or a labelled answer that is no option, make it unclear: None.
+An option's own text, given in full after a cue or as the whole answer, states its letter.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+
+from medcot.prompts import CLOSE, OPEN
+from medcot.records import Language, Question
+
+_LABELS = (
+    r"\\boxed\s*\{\s*(?:\\?(?:text|mathrm|mathbf)\s*\{)?\s*",
+    r"\b(?:answer|choice)\s*[:=]\s*(?:option\s+|choice\s+)?",
+    r"(?:答案|正确选项|最佳选项)\s*(?:应该?|就?是|选|为|:|=|\s)*(?:选项)?\s*",
+)
+"""Cues that count in either language: a label leaves no doubt of what follows."""
+
+_BE = r"(?:is|would be|must be|should be|has to be|will be|remains)"
+_SURE = (
+    r"(?:\s*,?\s*(?:therefore|thus|hence|clearly|likely|most likely|probably|definitely"
+    r"|indeed|then))*"
+)
+_NOUN = r"(?:(?:the\s+)?(?:option|choice|letter|answer)\s+)?"
+_RIGHT = (
+    r"(?:the\s+)?(?:(?:single|most|clearly)\s+)?(?:correct|right|best|likely|appropriate)\b"
+    r"|the\s+answer\b"
+)
+_PROSE: dict[Language, tuple[str, ...]] = {
+    "en": (
+        rf"\b(?:answer|choice|option)\b[^.:;?\n]{{0,60}}?\b{_BE}\b{_SURE}\s*:?\s*{_NOUN}",
+        rf"\b(?:choose|pick|select|go(?:ing)? with|opt for|settle on)\s+{_NOUN}",
+        rf"\b(?:it|that|this|which)(?:'s|\s+(?:is|must be|has to be|should be))"
+        rf"{_SURE}\s+{_NOUN}",
+        rf"(?:→|=>|\b(?:so|thus|hence|therefore),?)\s*{_NOUN}",
+        rf"\bleaves(?:\s+us)?(?:\s+(?:with|only))*\s+{_NOUN}",
+    ),
+    "zh": (
+        r"(?:应该?|故|因此|所以|可|最终|我)?(?:选择?|选项)(?:的?是|为|:)?\s*",
+        r"(?:应该?是|应为|就是|只能是)\s*(?:选项)?\s*",
+    ),
+}
+_CALLED_RIGHT: dict[Language, str] = {
+    "en": rf"\s+(?:{_BE}|seems|appears)\s+(?:{_RIGHT})",
+    "zh": r"\s*(?:选?项)?(?:是|为|才是)?(?:最?正确|对的|最合适|最佳|最符合)",
+}
+_BEFORE_CALLED: dict[Language, str] = {
+    "en": r"(?:^|[,;:.]\s*|\b(?i:so|thus|that|therefore|hence|option|choice|answer),?\s+)(?!\s)",
+    "zh": r"(?<![A-Za-z])",
+}
+_DENIED = re.compile(
+    r"(?:\bnot|n't|never|cannot|\bif|\bwhether|\bdoubt|不应?该?|不能|并非|而?不是|没有|如果|若)\s*"
+    r"(?:think|believe|say|be|to)?\s*(?:that\s+)?(?:the\s+)?"
+    r"(?:(?:correct|right|best|final|my)\s+)?$"
+)
+_NOT_BUT = (
+    r"(?:不是|并非|not\s+)\s*{noun}{letter}\s*(?:选?项)?\s*,?\s*(?:but|而是|是)\s*(?:rather\s+)?"
+)
+_JOINED = re.compile(r"\s*(?:,|/|&|\+|\bor\b|\band\b|和|或者?|、|与|及)\s*(?:和|or|and)?\s*")
+_GOES_ON = re.compile(
+    r"\s*(?:$|[\n.,;:!。、…)\]}])|\s+[-–—(\[]"
+    r"|\s+(?:because|since|as|but|not|rather|due|is|for|over|instead|which|given|would|here)\b"
+    r"|\s*(?:选?项|因|不|而|是|正确|，|最符合|这)"
+)
+
+
+def continuations(question: Question) -> list[str]:
+    """What stands after the cue for each option when likelihoods are compared: its letter.
+
+    English sets a space before it, Chinese none, as text after "Answer:" and "答案：" has it.
+    """
+    space = " " if question.language == "en" else ""
+    return [f"{space}{letter}" for letter in question.options]
+
+
+def extract_letter(text: str, options: Mapping[str, str], language: Language) -> str | None:
+    """The letter that ``text`` states last, or None where it states none clearly.
+
+    ``text`` is the part after the thought; where it still has the thought, that is left out, and a
+    thought that never closes leaves no answer.
+    """
+    if CLOSE in text:
+        text = text.partition(CLOSE)[2]
+    elif OPEN in text:
+        return None
+    plain = _plain(text)
+    stated = [
+        *_labelled(plain, options, language),
+        *_called_right(plain, options, language),
+        *_lines(plain, options),
+    ]
+    if stated:
+        return max(stated, key=lambda one: one[0])[1]
+    return _by_text(plain, options)
+
+
+Statement = tuple[int, str | None]
+"""Where it ends, and the letter; None for one that is not clear."""
+
+
+def _plain(text: str) -> str:
+    """Full-width forms as ASCII, without emphasis marks."""
+    folded = unicodedata.normalize("NFKC", text).replace("’", "'")
+    return re.sub(r"[*`$]|(?<!\w)_+|_+(?!\w)|^\s*[#>]+\s*", "", folded, flags=re.MULTILINE).strip()
+
+
+def _letter(options: Mapping[str, str]) -> str:
+    letters = "".join(map(re.escape, options))
+    return rf"(?:[(\[{{\"'“‘【「]\s*)?(?P<letter>[{letters}])(?:\s*[)\]}}\"'”’】」])?"
+
+
+def _labelled(text: str, options: Mapping[str, str], language: Language) -> Iterator[Statement]:
+    """Letters after a cue."""
+    letter = _letter(options)
+    excluded = _NOT_BUT.format(noun=_NOUN, letter=letter.replace("?P<letter>", "?:"))
+    for index, cue in enumerate((*_LABELS, *_PROSE[language])):
+        certain = 0 < index < len(_LABELS)
+        for found in re.finditer(rf"{cue}(?:{excluded})?", text, re.IGNORECASE):
+            if _DENIED.search(text[max(0, found.start() - 40) : found.start()].lower()):
+                continue
+            stated = _read_letters(text, found.end(), options)
+            stated = stated or _read_text(text, found.end(), options, certain=certain)
+            if stated:
+                yield stated
+
+
+def _read_letters(text: str, start: int, options: Mapping[str, str]) -> Statement | None:
+    """The letter, or several joined, that begins at ``start``."""
+    pattern = re.compile(_letter(options))
+    first = found = pattern.match(text, start)
+    if not first:
+        return _read_small(text, start, options)
+    letters, end = set[str](), start
+    while found:
+        letters.add(found["letter"])
+        end = found.end()
+        joint = _JOINED.match(text, end)
+        found = pattern.match(text, joint.end()) if joint else None
+        if found and not _stands_alone(text, found, options):
+            break
+    if len(letters) > 1:
+        return (end, None)
+    asked = text[end : end + 1] == "?"
+    return (end, first["letter"]) if _stands_alone(text, first, options) and not asked else None
+
+
+def _stands_alone(text: str, found: re.Match[str], options: Mapping[str, str]) -> bool:
+    """Whether a letter is a letter, not the start of "A-fib", "B cells" or "A patient with"."""
+    letter, end = found["letter"], found.end()
+    bracketed = not found.group().startswith(letter)
+    if bracketed or _GOES_ON.match(text, end):
+        return True
+    own = options[letter]
+    return bool(own) and _same(text[end : end + len(own) + 1], own)
+
+
+def _read_small(text: str, start: int, options: Mapping[str, str]) -> Statement | None:
+    """A lower-case letter, where nothing but the end of the statement follows it."""
+    found = re.compile(r"[(\[]?([a-z])[)\]]?\s*(?=$|[\n.;])").match(text, start)
+    letter = found[1].upper() if found else ""
+    return (found.end(), letter) if found and letter in options else None
+
+
+def _read_text(
+    text: str, start: int, options: Mapping[str, str], *, certain: bool
+) -> Statement | None:
+    """An option's whole text after a cue; what else follows a ``certain`` label is unclear."""
+    longest = max(map(len, options.values()), default=0) + 40  # with room for marks around it
+    rest = re.compile(rf"\s*([^\n]{{0,{longest}}})").match(text, start)
+    said = rest[1] if rest else ""
+    for part in (said, re.split(r"[.;。；]", said)[0]):
+        if letter := _by_text(part, options):
+            return (start + len(said), letter)
+    return (start, None) if certain and said else None
+
+
+def _called_right(text: str, options: Mapping[str, str], language: Language) -> Iterator[Statement]:
+    """Letters that are called right: "B is correct", "选项B正确"."""
+    pattern = rf"{_BEFORE_CALLED[language]}{_letter(options)}{_CALLED_RIGHT[language]}"
+    for found in re.finditer(pattern, text, re.MULTILINE):
+        yield (found.end(), found["letter"])
+
+
+def _lines(text: str, options: Mapping[str, str]) -> Iterator[Statement]:
+    """Lines that are a letter, or a letter with its option's text.
+
+    Several different ones in a row are the options said over again, not a statement.
+    """
+    position, run = 0, list[Statement]()
+    for line in [*text.splitlines(keepends=True), "-"]:
+        if letter := _line_letter(line.strip(), options):
+            run.append((position + len(line.rstrip()), letter))
+        elif line.strip() and run:
+            yield run[-1] if len({one[1] for one in run}) == 1 else (run[-1][0], None)
+            run = []
+        position += len(line)
+
+
+def _line_letter(line: str, options: Mapping[str, str]) -> str | None:
+    found = re.match(rf"{_letter(options)}\s*(?P<mark>[.:、,)-]?)\s*(?P<rest>.*)$", line)
+    if not found:
+        return None
+    rest, own = found["rest"], options[found["letter"]]
+    because = re.match(r"(?:because|since|as)\b|因为", rest) is not None
+    begins = bool(found["mark"]) and bool(own) and _same(rest[: len(own)], own)
+    return found["letter"] if not rest or _same(rest, own) or because or begins else None
+
+
+def _by_text(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter of the one option whose text is ``text``."""
+    same = [letter for letter, option in options.items() if _same(text, option)]
+    return same[0] if len(same) == 1 else None
+
+
+def _same(text: str, option: str) -> bool:
+    return _folded(text) == _folded(option) != ""
+
+
+def _folded(text: str) -> str:
+    words = _plain(text).casefold().strip(" \n.,;:!?。，；：！\"'()")
+    return re.sub(r"\s+", "", re.sub(r"^(?:an?|the)\s+", "", words))

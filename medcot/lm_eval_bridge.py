@@ -1,0 +1,148 @@
+"""lm-evaluation-harness: our sets as its tasks, its tasks as rows of our paired report.
+
+An exported set shows the model exactly what our own likelihood method shows it, prompt and
+continuations, so that both choose the same option for every question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from medcot import letters, prompts
+from medcot.errors import InputError, RunFailed, nearest, one_line
+from medcot.evaluation import Row, make_row
+from medcot.records import Question
+
+METRICS = ("acc", "exact_match", "pass@1")
+"""Right or wrong by question, the first that a task has. Others, as acc_norm, choose otherwise."""
+
+
+def export_task(questions: Iterable[Question], folder: Path, name: str = "medcot") -> Path:
+    """Write ``NAME.jsonl`` and ``NAME.yaml`` into ``folder``; the latter is the task.
+
+    Run it with ``lm_eval --include_path FOLDER --tasks NAME``. The task names its rows by absolute
+    path: move both together and the path must follow.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder / f"{name}.jsonl"
+    lines = [json.dumps(_as_document(one), ensure_ascii=False) for one in questions]
+    rows.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(rows.resolve())}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "prompt",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "target_delimiter": "",
+        "num_fewshot": 0,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1},
+    }
+    path = folder / f"{name}.yaml"
+    # JSON is YAML too, and has no surprises with "no" or a colon.
+    path.write_text(json.dumps(task, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def run_lm_eval(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    include: Path | None = None,
+    batch_size: int = 8,
+) -> list[Row]:
+    """Rows of ``tasks`` as the installed lm_eval scores the loaded ``model`` on them.
+
+    ``include`` is a folder with further tasks, such as those of :func:`export_task`.
+
+    Raises:
+        InputError: lm_eval is not installed, or has no such task, or the task has no metric that is
+            right or wrong by question.
+        RunFailed: lm_eval failed, mostly because a task's data set could not be had.
+    """
+    try:
+        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        needs = "the package (pip install 'medcot[lm-eval]')"
+        raise InputError("--lm-eval", "lm_eval not installed", needs) from None
+    manager = TaskManager(include_path=str(include), include_defaults=False) if include else None
+    if manager is None or not set(tasks) <= set(manager.all_tasks):
+        # Only now: reading the list of its 14,000 own tasks takes lm_eval many seconds.
+        manager = TaskManager(include_path=str(include) if include else None)
+    check_names(tasks, manager.all_tasks)
+    try:
+        results = simple_evaluate(
+            model=cast("Any", HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=list(tasks),
+            task_manager=manager,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    except Exception as error:
+        raise RunFailed(
+            "lm-eval",
+            f"{type(error).__name__}: {one_line(str(error))}.",
+            "Most tasks fetch their data from the hub: check the network and the task's name.",
+        ) from error
+    samples: dict[str, list[dict[str, Any]]] = cast("Any", results or {}).get("samples", {})
+    return [row for task, found in samples.items() for row in read_samples(task, found)]
+
+
+def read_samples(task: str, samples: Sequence[dict[str, Any]]) -> list[Row]:
+    """lm_eval's logged samples of one task as rows, one by document, in its order.
+
+    Raises:
+        InputError: no metric of the task is right or wrong by question.
+    """
+    rows: dict[int, Row] = {}
+    for sample in samples:
+        metric = next((name for name in METRICS if sample.get(name) in (0, 1)), None)
+        if metric is None:
+            known = ", ".join(sample.get("metrics", [])) or "none"
+            raise InputError(
+                f"--lm-eval {task}", f"metrics {known}", f"one of {', '.join(METRICS)}"
+            )
+        document = sample["doc"]
+        row = make_row("mcq", task, str(document.get("id", sample["doc_id"])), _context(sample))
+        row |= {"correct": bool(sample[metric]), "metric": metric, "key": sample["target"]}
+        # A task with several filters logs each document once for each: the first counts.
+        rows.setdefault(sample["doc_id"], row)
+    return [rows[number] for number in sorted(rows)]
+
+
+def check_names(tasks: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse the first of ``tasks`` that is not ``known``.
+
+    Raises:
+        InputError: with the nearest known name.
+    """
+    for task in tasks:
+        if task not in known:
+            needs = f"a task of lm_eval{nearest(task, list(known))} (lm-eval ls tasks)"
+            raise InputError("--lm-eval", task, needs)
+
+
+def _as_document(question: Question) -> dict[str, Any]:
+    return {
+        "id": question.id,
+        "prompt": prompts.choice_cue(question),
+        "choices": letters.continuations(question),
+        "gold": list(question.options).index(question.answer),
+    }
+
+
+def _context(sample: dict[str, Any]) -> str:
+    """The prompt of the first request, in either of the two shapes that lm_eval logs."""
+    arguments = sample.get("arguments")
+    if isinstance(arguments, dict):
+        first = next(iter(arguments.values()), {})
+        return str(first.get("arg_0", "")) if isinstance(first, dict) else ""
+    return str(arguments[0][0]) if arguments else ""

@@ -1,0 +1,146 @@
+"""What a training step keeps in memory, part by part. Arithmetic only.
+
+The coefficients count the tensors that each engine saves for the backward pass. Those of
+``transformers`` are counted by a test on a real model; those of unsloth are fitted to the measured
+runs in ``calibration.json``, which they meet within 2 %.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from medcot.shapes import ModelShape
+
+Engine = Literal["unsloth", "transformers"]
+Quantization = Literal["4bit", "8bit", "none"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Device = Literal["cuda", "cpu", "mps"]
+
+GIB = 2**30
+PRECISION_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+# NF4 with double quantisation: 4 bits, 8 bits per 64 weights, 32 bits per 64 * 256.
+_QUANTIZED_BYTES = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0 + 2 / 1024}
+_OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.0 + 8 / 256}
+_ADAPTER_BYTES = 4.0
+"""Adapters and their gradients are float32: fp16 training needs it, and AdamW likes it."""
+
+LOGIT_TILE = (4096, 32768)
+"""Tokens and vocabulary entries whose logits exist at once in TRL's fused loss (16-bit)."""
+CPU_LOGIT_TOKENS = 256
+"""The same without Triton: ``engines.loss.TOKENS_AT_ONCE``."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run a training step. ``packing`` lays a micro-batch's rows end to end."""
+
+    engine: Engine
+    device: Device
+    quantization: Quantization
+    precision: Precision
+    micro_batch: int
+    packing: bool
+    checkpointing: bool
+    optimizer: str
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """Bytes kept for the backward pass, per token and per unit of width of one layer.
+
+    ``per_token`` is in bytes per token and hidden unit, for what is not a layer's own.
+    """
+
+    hidden: float
+    query: float
+    key_value: float
+    intermediate: float
+    per_token: float
+
+
+_SAVED = {
+    ("unsloth", 2): _Saved(9, 4, 4, 4, 13.6),
+    ("unsloth", 4): _Saved(18, 8, 8, 8, 27),
+    ("transformers", 2): _Saved(18, 6, 4, 8, 8),
+    ("transformers", 4): _Saved(16, 8, 8, 16, 16),
+}
+
+
+def predict_memory(setting: Setting, shape: ModelShape, rank: int, tokens: int) -> dict[str, float]:
+    """Peak memory in GiB by part, for a micro-batch of ``tokens`` tokens, padding included."""
+    width = PRECISION_BYTES[setting.precision]
+    trainable = shape.trainable(rank)
+    parts = {
+        "weights": weight_bytes(shape, setting.quantization, width),
+        "adapters": trainable * _ADAPTER_BYTES,
+        "gradients": trainable * _ADAPTER_BYTES,
+        "optimizer": trainable * _OPTIMIZER_BYTES[setting.optimizer],
+        "activations": _activation_bytes(setting, shape, int(width), tokens),
+        "logits": _logit_bytes(setting, shape, width, tokens),
+        "workspace": _workspace_bytes(setting, shape, width),
+    }
+    return {name: size / GIB for name, size in parts.items()}
+
+
+def weight_bytes(shape: ModelShape, quantization: str, width: float) -> float:
+    """Frozen weights: quantised in the blocks' linear layers alone, ``width`` bytes elsewhere."""
+    inside = _QUANTIZED_BYTES.get(quantization, width)
+    return shape.linear_parameters * inside + width * (shape.parameters - shape.linear_parameters)
+
+
+def answer_rows(shape: ModelShape, width: float, tokens: int, free_gib: float) -> int:
+    """Prompts that can be answered at once: their keys and values must fit ``free_gib``.
+
+    ``tokens`` are those of the longest prompt and answer together. At most 64, at least 1.
+    """
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * width * tokens
+    # Growing the cache by one token copies one layer of it.
+    return max(1, min(64, int(free_gib * GIB / (cache * (1 + 2 / shape.layers)))))
+
+
+def longest_pass(setting: Setting, mean_tokens: float, longest_tokens: int) -> int:
+    """Tokens of the longest micro-batch to expect, padding included.
+
+    Packed, the sum of n rows stays within n means and sqrt(n) times the longest row's excess,
+    which is exact for one row and about three standard deviations beyond.
+    """
+    rows = setting.micro_batch
+    if not setting.packing:
+        return rows * longest_tokens
+    excess = math.sqrt(rows) * max(0.0, longest_tokens - mean_tokens)
+    return min(rows * longest_tokens, math.ceil(rows * mean_tokens + excess))
+
+
+def _activation_bytes(setting: Setting, shape: ModelShape, width: int, tokens: int) -> float:
+    saved = _SAVED[setting.engine, width]
+    layer = (
+        saved.hidden * shape.hidden
+        + saved.query * shape.heads * shape.head_dim
+        + saved.key_value * shape.kv_heads * shape.head_dim
+        + saved.intermediate * shape.intermediate
+    )
+    outside = saved.per_token * shape.hidden
+    if not setting.checkpointing:
+        return tokens * (shape.layers * layer + outside)
+    # One layer is recomputed at a time. Of each layer its input stays, which unsloth moves to RAM.
+    kept = 0 if setting.engine == "unsloth" else shape.layers * shape.hidden * width
+    return tokens * (layer + kept + outside)
+
+
+def _logit_bytes(setting: Setting, shape: ModelShape, width: float, tokens: int) -> float:
+    if setting.device == "cuda":
+        rows, columns = LOGIT_TILE
+        return min(tokens, rows) * min(shape.vocab, columns) * width
+    # Elsewhere the project's own loss holds a chunk of logits, their softmax and a copy, in
+    # float32, and the gradient of every hidden state.
+    return 3 * min(tokens, CPU_LOGIT_TOKENS) * shape.vocab * 4 + tokens * shape.hidden * width
+
+
+def _workspace_bytes(setting: Setting, shape: ModelShape, width: float) -> float:
+    """Scratch space: matrix products, and the largest layer's weights when de-quantised."""
+    if setting.device != "cuda":
+        return 0.85 * GIB  # the interpreter with torch and its libraries loaded
+    largest = max(a * b for a, b in shape.linear_sizes.values())
+    return 0.05 * GIB + (0 if setting.quantization == "none" else largest * width)

@@ -1,0 +1,206 @@
+"""The model: load it, give it an adapter, hand its memory back. Quirks are in ``engines``."""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from medcot.bundled import bundled_model
+from medcot.choices import settle_ground
+from medcot.config import BUNDLED_MODEL, RunConfig
+from medcot.errors import InputError, RunFailed, one_line
+from medcot.hardware import Machine
+from medcot.hub import explain_hub_error, find_commit
+from medcot.plan import Plan
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A causal language model with its tokenizer, and what loaded them.
+
+    ``model`` is a transformers model, or a peft model once it has an adapter. ``answer_rows`` are
+    answered at once.
+    """
+
+    model: Any
+    tokenizer: Any
+    engine: str
+    device: str
+    answer_rows: int
+    chat: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where `from_pretrained` finds a model: what it is given, and with which commit.
+
+    ``cached`` says that the hub is out of reach, so that only its local cache can answer.
+    """
+
+    source: str
+    revision: str | None = None
+    cached: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of ``from_pretrained``."""
+        return {"revision": self.revision, "local_files_only": self.cached}
+
+
+@cache
+def locate(model: str, revision: str = "") -> Location:
+    """Find a model: bundled, a folder, or a commit on the hub.
+
+    Raises:
+        InputError: neither a folder nor on the hub.
+    """
+    if model == BUNDLED_MODEL:
+        return Location(str(bundled_model()), cached=True)
+    if Path(model).exists():
+        return Location(model, cached=True)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
+        needs = f"a folder that exists, a hub name (owner/model) or {BUNDLED_MODEL}"
+        raise InputError("--model", model, needs)
+    try:
+        commit = find_commit(model, revision, "model")
+    except (OSError, ValueError) as error:
+        raise explain_hub_error(error, f"--model {model}", "model") from None
+    if not commit and not _is_cached(model, revision):
+        needs = "a network, a local folder or --preset demo, which needs neither"
+        raise InputError(f"--model {model}", "no connection to the hub", needs)
+    return Location(model, commit or revision or None, cached=not commit)
+
+
+def _is_cached(model: str, revision: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(model, "config.json", revision=revision or None), str)
+
+
+def prepare_engine(config: RunConfig, machine: Machine) -> None:
+    """Import what must come before transformers is: unsloth patches the libraries it finds."""
+    if settle_ground(config, machine).engine == "unsloth":
+        _engine("unsloth").prepare_process()
+
+
+def load_tokenizer(config: RunConfig) -> Any:
+    """The tokenizer of the model, with a pad token that is not EOS.
+
+    Raises:
+        InputError: no such model, or it has no tokenizer.
+    """
+    with _readable_errors(config):
+        from transformers import AutoTokenizer
+
+        where = locate(config.model, config.model_revision)
+        tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)
+    settle_pad_token(tokenizer)
+    return tokenizer
+
+
+def settle_pad_token(tokenizer: Any) -> None:
+    """Choose a pad token among those that exist: one equal to EOS would hide EOS from a loss.
+
+    A new token is never added, since that would resize the embeddings.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    vocabulary = tokenizer.get_vocab()
+    for candidate in ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>", "[PAD]"):
+        if candidate in vocabulary and candidate != tokenizer.eos_token:
+            tokenizer.pad_token = candidate
+            return
+    # Labels mask padding by position, so a shared token is safe there; only the name is doubtful.
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+def load_base(config: RunConfig, plan: Plan) -> LoadedModel:
+    """Load the untuned model as the plan says.
+
+    Raises:
+        InputError: the model does not exist, may not be read or is no causal language model.
+        RunFailed: it does not fit into memory.
+    """
+    from medcot.tokens import chat_template
+
+    with _readable_errors(config):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        loaded = _engine(plan.engine).load_base(
+            config, plan, locate(config.model, config.model_revision)
+        )
+    loaded.chat = chat_template(loaded.tokenizer)
+    return loaded
+
+
+def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> None:
+    """Put a new LoRA adapter on the model; it changes nothing until it is trained."""
+    loaded.model = _engine(loaded.engine).add_adapter(loaded, config, plan)
+
+
+def load_adapter(loaded: LoadedModel, folder: Path) -> None:
+    """Put the adapter in ``folder`` on the model, for inference.
+
+    Raises:
+        InputError: there is no adapter, or it belongs to another model.
+    """
+    if not (folder / "adapter_config.json").exists():
+        raise InputError("--run", f"{folder} without an adapter", "a run that was trained")
+    from peft import PeftModel
+
+    try:
+        loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
+    except (RuntimeError, ValueError) as error:
+        raise InputError("--run", one_line(str(error)), "an adapter of this model") from error
+    loaded.model.eval()
+
+
+def trainable_parameters(model: Any) -> int:
+    """Parameters that training changes."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def release(loaded: LoadedModel) -> None:
+    """Give the model's memory back, also the accelerator's."""
+    loaded.model = None
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _engine(name: str) -> ModuleType:
+    return import_module(f"medcot.engines.{name}")
+
+
+@contextmanager
+def _readable_errors(config: RunConfig) -> Iterator[None]:
+    """Turn what the loading libraries raise into one line that names the option."""
+    try:
+        yield
+    except (InputError, RunFailed):
+        raise
+    except Exception as error:
+        raise _explain(config, error) from error
+
+
+def _explain(config: RunConfig, error: Exception) -> Exception:
+    """The one line for what a loading library raised; what nobody foresaw stays as it is."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return RunFailed("model", "it does not fit into memory.", "Try --quantization 4bit.")
+    if not isinstance(error, OSError | ValueError | KeyError):
+        return error
+    needs = "a causal language model in safetensors with its tokenizer"
+    if Path(config.model).exists():
+        return InputError(f"--model {config.model}", one_line(str(error), 120), needs)
+    return explain_hub_error(error, f"--model {config.model}", "model")

@@ -1,0 +1,164 @@
+"""Where a `RunConfig` comes from: option > environment > config file > preset, in one place."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin
+
+from medcot.config import PRESETS, RunConfig, build_config, make_config
+from medcot.errors import InputError, nearest
+
+ENVIRONMENT_ONLY = ("MEDCOT_CACHE", "MEDCOT_DEV_DATA")
+"""Variables that are not options."""
+
+PLACE_OPTIONS = ("out", "resume", "json")
+"""Shared options that say where and how, not what: they stay out of `RunConfig`."""
+
+ChoosePreset = Callable[[], tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a command was asked for. ``preset_reason`` says why ``auto`` chose what it chose."""
+
+    config: RunConfig
+    preset_reason: str
+    out: Path | None
+    resume: bool
+    json: bool
+    given: Mapping[str, Any]
+
+
+def resolve(
+    options: Mapping[str, Any],
+    choose_preset: ChoosePreset,
+    environment: Mapping[str, str] | None = None,
+    config_file: Path | None = None,
+) -> Resolved:
+    """Put the sources together; ``options`` hold only what was given on the command line.
+
+    Raises:
+        InputError: an unknown name, or a value that its field refuses, with its source.
+    """
+    from_file = read_config_file(config_file) if config_file else {}
+    from_environment = read_environment(os.environ if environment is None else environment)
+    merged = _override(_override(from_file, from_environment), dict(options))
+    places = {name: merged.pop(name) for name in PLACE_OPTIONS if name in merged}
+    preset, reason = str(merged.pop("preset", "auto")), ""
+    if preset == "auto":
+        preset, reason = choose_preset()
+    out = places.get("out")
+    return Resolved(
+        config=make_config(preset, merged),
+        preset_reason=reason,
+        out=Path(str(out)) if out else None,
+        resume=bool(places.get("resume", False)),
+        json=bool(places.get("json", False)),
+        given={**from_file, **from_environment, **options},
+    )
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The options in a ``.toml`` file, or in a run's ``config.json``.
+
+    Raises:
+        InputError: no such file, no TOML or JSON, an unknown key or a refused value.
+    """
+    where = f"--config {path}"
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(where, f"byte {error.start} that is not UTF-8", "a UTF-8 file") from None
+    except OSError as error:
+        raise InputError(where, error.strerror or str(error), "a readable file") from None
+    try:
+        parsed: object = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise InputError(where, f"no {kind} ({error})", f"a {kind} file of options") from None
+    if not isinstance(parsed, dict):
+        raise InputError(where, type(parsed).__name__, "a table of options")
+    values = {key.replace("-", "_"): value for key, value in cast("dict[str, Any]", parsed).items()}
+    known = [*RunConfig.model_fields, *PLACE_OPTIONS]
+    for key in values:
+        if key not in known:
+            raise InputError(where, f"the key {key!r}", f"a known option{nearest(key, known)}")
+    _check_values(values, where)
+    return values
+
+
+def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The options among the ``MEDCOT_…`` variables, as text turned into values.
+
+    Raises:
+        InputError: an unknown variable or a refused value.
+    """
+    known = [*RunConfig.model_fields, *PLACE_OPTIONS]
+    values: dict[str, Any] = {}
+    for variable in sorted(environment):
+        if not variable.startswith("MEDCOT_") or variable in ENVIRONMENT_ONLY:
+            continue
+        name = variable.removeprefix("MEDCOT_").lower()
+        if name not in known:
+            meant = nearest(variable, [f"MEDCOT_{field.upper()}" for field in known])
+            raise InputError(variable, "an unknown variable", f"a known option's{meant}")
+        values[name] = from_text(name, environment[variable])
+        _check_values({name: values[name]}, variable)
+    return values
+
+
+def from_text(name: str, text: str) -> Any:
+    """The value that a variable's text stands for; a text no number can be read from stays text."""
+    if name in ("resume", "json"):
+        return text.strip().lower() in ("1", "true", "yes", "on")
+    if name == "mcq":
+        return tuple(part for part in text.split(os.pathsep) if part)
+    kind = value_type(name)
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+    return text
+
+
+def value_type(name: str) -> type:
+    """int, float, str or tuple: what a field holds, where None is allowed too."""
+    annotation = RunConfig.model_fields[name].annotation if name in RunConfig.model_fields else str
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is tuple:
+        return tuple
+    return annotation if annotation in (int, float) else str
+
+
+def _check_values(values: Mapping[str, Any], where: str) -> None:
+    """Refuse a value here, where its source is known; steps and epochs are weighed together."""
+    fields = {name: value for name, value in values.items() if name not in PLACE_OPTIONS}
+    if "preset" in fields and fields["preset"] not in ("auto", *PRESETS):
+        known = ["auto", *PRESETS]
+        needs = f"one of {', '.join(known)}{nearest(str(fields['preset']), known)}"
+        raise InputError(f"{where}, preset", repr(fields["preset"]), needs)
+    build_config(_complete(fields), where)
+
+
+def _complete(fields: dict[str, Any]) -> dict[str, Any]:
+    """``fields`` with a length of training, as one source alone need not give it."""
+    if fields.get("steps", 1) is None and fields.get("epochs") is None:
+        return fields | {"epochs": 1.0}
+    return fields
+
+
+def _override(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """``upper`` over ``lower``; a length of training replaces the other way to give it."""
+    kept = dict(lower)
+    if any(upper.get(name) is not None for name in ("steps", "epochs")):
+        kept.pop("steps", None)
+        kept.pop("epochs", None)
+    return kept | dict(upper)

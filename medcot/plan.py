@@ -1,0 +1,177 @@
+"""The planner: the fastest settings that fit, what they cost, and why. Pure and quick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from medcot.candidates import Candidate, Work, best_of, list_candidates
+from medcot.choices import Ground, settle_ground
+from medcot.config import RunConfig
+from medcot.hardware import Machine
+from medcot.memory import PRECISION_BYTES, answer_rows
+from medcot.reasons import explain_choice, explain_refusal, warn_of
+from medcot.shapes import ModelShape
+from medcot.speed import evaluate_s, load_s
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run will be computed, and what that is predicted to cost.
+
+    ``micro_batch * accumulation * gpus`` is the config's batch. With ``packing`` the rows of a
+    micro-batch lie end to end in one sequence, without padding and with attention kept apart, so
+    that every optimizer step sees the same samples either way. ``gpus`` counts the processes
+    that train side by side. Memory is that of one process (on the GPU, else RAM) at its peak,
+    time is in seconds, ``answer_rows`` are the prompts answered at once in the evaluation.
+    """
+
+    engine: str
+    quantization: str
+    precision: str
+    device: str
+    gpus: int
+    micro_batch: int
+    accumulation: int
+    packing: bool
+    checkpointing: bool
+    attention: str
+    optimizer: str
+    trainable_parameters: int
+    total_parameters: int
+    memory_gib: Mapping[str, float]
+    peak_gib: float
+    limit_gib: float
+    steps: int
+    epochs: float
+    tokens_per_step: float
+    tokens_per_second: float
+    time_s: Mapping[str, float]
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    answer_rows: int = 8
+
+
+def make_plan(
+    config: RunConfig,
+    machine: Machine,
+    shape: ModelShape,
+    rows: int,
+    mean_tokens: float,
+    longest_tokens: int,
+) -> Plan:
+    """Choose the fastest settings that fit ``machine``; what the config fixes stays fixed.
+
+    ``rows`` training rows of ``mean_tokens`` on average, ``longest_tokens`` at most, prompts and
+    answers together.
+
+    Raises:
+        InputError: something that the config fixes is impossible here, or nothing fits.
+    """
+    longest = max(1, min(longest_tokens, config.max_length))
+    mean = max(1.0, min(mean_tokens, float(longest)))
+    work = Work(config, machine, shape, mean, longest)
+    ground = settle_ground(config, machine)
+    found = list_candidates(work, ground)
+    fitting = [one for one in found if one.peak_gib <= ground.limit_gib]
+    if not fitting:
+        raise explain_refusal(work, ground, found)
+    return _write_plan(work, ground, best_of(fitting), found, rows)
+
+
+def _write_plan(
+    work: Work, ground: Ground, best: Candidate, found: list[Candidate], rows: int
+) -> Plan:
+    config, setting = work.config, best.setting
+    steps = config.total_steps(rows)
+    epochs = steps * config.batch / max(1, rows)
+    tokens = config.batch * work.mean_tokens
+    time_s = _times(work, best, steps)
+    return Plan(
+        engine=setting.engine,
+        quantization=setting.quantization,
+        precision=setting.precision,
+        device=setting.device,
+        gpus=ground.processes,
+        micro_batch=setting.micro_batch,
+        accumulation=config.batch // ground.processes // setting.micro_batch,
+        packing=setting.packing,
+        checkpointing=setting.checkpointing,
+        attention=ground.attention,
+        optimizer=setting.optimizer,
+        trainable_parameters=work.shape.trainable(config.rank),
+        total_parameters=work.shape.parameters,
+        memory_gib={name: round(size, 3) for name, size in best.memory_gib.items()},
+        peak_gib=round(best.peak_gib, 2),
+        limit_gib=round(ground.limit_gib, 2),
+        steps=steps,
+        epochs=round(epochs, 3),
+        tokens_per_step=round(tokens, 1),
+        tokens_per_second=round(tokens / best.step_s, 1),
+        time_s=time_s,
+        reasons=(*ground.reasons, *explain_choice(ground, best, found)),
+        warnings=(*ground.warnings, *warn_of(work, ground, epochs, time_s["total"])),
+        answer_rows=_answer_rows(work, ground, best),
+    )
+
+
+def _times(work: Work, best: Candidate, steps: int) -> dict[str, float]:
+    """Seconds by stage."""
+    stages = {
+        "load": load_s(best.setting, work.shape),
+        "evaluate": evaluate_s(
+            work.config, best.setting, work.shape, work.machine, work.mean_tokens
+        ),
+        "train": steps * best.step_s,
+    }
+    return {name: round(s, 1) for name, s in (stages | {"total": sum(stages.values())}).items()}
+
+
+def _answer_rows(work: Work, ground: Ground, best: Candidate) -> int:
+    standing = ("weights", "adapters", "workspace")
+    free = ground.limit_gib - sum(best.memory_gib[name] for name in standing)
+    width = PRECISION_BYTES[best.setting.precision]
+    # A prompt is the part of a row that is not learnt, and never longer than a row.
+    tokens = work.longest_tokens + work.config.max_new_tokens
+    rows = answer_rows(work.shape, width, tokens, free)
+    return min(rows, 8) if ground.device == "cpu" else rows
+
+
+def describe(plan: Plan) -> list[str]:
+    """The plan as a person reads it, line by line."""
+    trained = plan.trainable_parameters / plan.total_parameters
+    step = f"{plan.micro_batch} rows x {plan.accumulation}" + (
+        f" x {plan.gpus} processes" if plan.gpus > 1 else ""
+    )
+    weights = {
+        "4bit": "4-bit weights",
+        "8bit": "8-bit weights",
+        "none": f"{plan.precision} weights",
+    }
+    switches = f"packing {_on(plan.packing)}, checkpointing {_on(plan.checkpointing)}"
+    parts = ", ".join(f"{name} {size:.2f}" for name, size in plan.memory_gib.items())
+    times = ", ".join(f"{name} {duration(s)}" for name, s in plan.time_s.items() if name != "total")
+    return [
+        f"parameters  {plan.trainable_parameters:,} of {plan.total_parameters:,} trained"
+        f" ({trained:.2%})",
+        f"engine      {plan.engine} on {plan.device}, {weights[plan.quantization]},"
+        f" {plan.precision}, {plan.attention}",
+        f"step        {step}, {switches}; about {plan.tokens_per_step:,.0f} tokens",
+        f"training    {plan.steps:,} steps, {plan.epochs:.2f} epochs,"
+        f" about {plan.tokens_per_second:,.0f} tokens/s",
+        f"memory      {plan.peak_gib:.1f} GiB of {plan.limit_gib:.1f} GiB: {parts}",
+        f"time        {duration(plan.time_s['total'])}: {times}",
+        *(f"because     {reason}" for reason in plan.reasons),
+        *(f"warning     {warning}" for warning in plan.warnings),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min`` or ``3.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _on(switch: bool) -> str:
+    return "on" if switch else "off"

@@ -1,0 +1,209 @@
+"""Everything before the model is loaded: data, split, leak check, tokens, plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from medcot import model as models
+from medcot.config import RunConfig
+from medcot.data import (
+    drop_overlong,
+    load_dataset,
+    load_fixed_question,
+    load_questions,
+    split_cases,
+)
+from medcot.environment import describe_environment
+from medcot.errors import InputError
+from medcot.evaluation import Examination, make_examination
+from medcot.hardware import Machine, detect_machine
+from medcot.leakage import Leak, find_leaks
+from medcot.plan import Plan, make_plan
+from medcot.prompts import render
+from medcot.records import Case, Dataset, Dropped, Event, Prompt, Split
+from medcot.rundir import RunDirectory
+from medcot.shapes import model_shape
+from medcot.tokens import Encoded, chat_template, encode
+
+
+class Listener:
+    """What a front end hears of a run. The default hears nothing and never stops it."""
+
+    def say(self, line: str) -> None:
+        """One line for the user."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins: before, training, after, report."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Rows scored so far, of those of this stage."""
+
+    def event(self, event: Event) -> None:
+        """One optimizer step."""
+
+    def should_stop(self) -> bool:
+        """Whether to end after the step or row at hand, keeping everything."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that is known before the model is loaded."""
+
+    config: RunConfig
+    directory: RunDirectory
+    plan: Plan
+    dataset: Dataset
+    split: Split
+    rows: tuple[Encoded, ...]
+    examination: Examination
+    dropped: tuple[Dropped, ...]
+    leaks: tuple[Leak, ...]
+
+
+def prepare(
+    config: RunConfig, directory: RunDirectory, listener: Listener, resume: bool = False
+) -> Prepared:
+    """Read the data, split it, make tokens of it, plan; write what was decided."""
+    machine = detect_machine()
+    dataset = load_dataset(config)
+    models.prepare_engine(config, machine)
+    tokenizer = models.load_tokenizer(config)
+    prepared = _decide(config, directory, machine, dataset, tokenizer)
+    if not directory.exists():
+        directory.create(config)
+    elif not resume:
+        raise InputError(
+            "--out", f"{directory.path}, which holds a run", "another folder or --resume"
+        )
+    _write_decisions(prepared, machine)
+    for line in _announcements(prepared):
+        listener.say(line)
+    return prepared
+
+
+def plan_only(config: RunConfig, machine: Machine) -> Plan:
+    """The plan of ``config`` on ``machine``, from the real rows; nothing is written."""
+    dataset = load_dataset(config)
+    tokenizer = models.load_tokenizer(config)
+    return _decide(config, RunDirectory("."), machine, dataset, tokenizer).plan
+
+
+def _decide(
+    config: RunConfig, directory: RunDirectory, machine: Machine, dataset: Dataset, tokenizer: Any
+) -> Prepared:
+    # All training rows, in order: those left out below are replaced by the ones that follow.
+    split = split_cases(dataset.cases, config.model_copy(update={"samples": len(dataset.cases)}))
+    by_id = {case.id: case for case in dataset.cases}
+    questions = {name: load_questions(name, config.language) for name in config.mcq}
+    fixed = load_fixed_question(config.language)
+    test_cases = [by_id[row_id] for row_id in split.test]
+    examination = make_examination(config, test_cases, fixed, questions)
+    rows, dropped, leaks = _choose_rows(
+        [by_id[row_id] for row_id in split.train], examination, config, tokenizer
+    )
+    if not rows:
+        raise InputError("--max-length", str(config.max_length), "a length that keeps some rows")
+    lengths = [len(row) for row in rows]
+    plan = make_plan(
+        config, machine, model_shape(config), len(rows), sum(lengths) / len(rows), max(lengths)
+    )
+    everything_dropped = (*dataset.dropped, *dropped)
+    return Prepared(
+        config, directory, plan, dataset, split, rows, examination, everything_dropped, leaks
+    )
+
+
+ROWS_AT_ONCE = 1024
+
+
+def _choose_rows(
+    cases: Sequence[Case], examination: Examination, config: RunConfig, tokenizer: Any
+) -> tuple[tuple[Encoded, ...], tuple[Dropped, ...], tuple[Leak, ...]]:
+    """The first ``config.samples`` rows that are neither leaked nor too long, and the others."""
+    texts = _evaluation_texts(examination)
+    kept: list[Encoded] = []
+    dropped: list[Dropped] = []
+    leaks: list[Leak] = []
+    for start in range(0, len(cases), ROWS_AT_ONCE):
+        part = cases[start : start + ROWS_AT_ONCE]
+        found = find_leaks(part, texts)
+        leaked = {leak.case_id for leak in found}
+        rows, overlong = _encode_cases(
+            [case for case in part if case.id not in leaked], config, tokenizer
+        )
+        place = {case.id: index for index, case in enumerate(part)}
+        # Only what stands before the last row taken was left out; the rest was not looked at.
+        taken = rows[: config.samples - len(kept)]
+        kept.extend(taken)
+        full = len(kept) == config.samples
+        end = place[taken[-1].id] if full else len(part)
+        dropped.extend(row for row in overlong if place[row.id] < end)
+        leaks.extend(leak for leak in found if place[leak.case_id] < end)
+        if full:
+            break
+    return tuple(kept), tuple(dropped), tuple(leaks)
+
+
+def _encode_cases(
+    cases: Sequence[Case], config: RunConfig, tokenizer: Any
+) -> tuple[tuple[Encoded, ...], tuple[Dropped, ...]]:
+    chat = chat_template(tokenizer) if config.style == "chat" else None
+    if config.style == "chat" and chat is None:
+        raise InputError(
+            "--style", "chat with a model that has no chat template", "--style tutorial"
+        )
+    pairs: dict[str, Prompt] = {case.id: render(case, config.style, chat) for case in cases}
+    rows = {row.id: row for row in encode(tokenizer, pairs)}
+    kept, overlong = drop_overlong(cases, lambda case: len(rows[case.id]), config.max_length)
+    return tuple(rows[case.id] for case in kept), overlong
+
+
+def _evaluation_texts(examination: Examination) -> dict[str, list[tuple[str, str]]]:
+    """Set name to (id, question) pairs that no training row may share."""
+    texts = {"test": [(case.id, case.question) for case in examination.cases]}
+    if examination.fixed:
+        texts["fixed question"] = [(examination.fixed.id, examination.fixed.question)]
+    for name, questions in examination.questions.items():
+        texts[name] = [(question.id, question.question) for question in questions]
+    return texts
+
+
+def _write_decisions(prepared: Prepared, machine: Machine) -> None:
+    directory, dataset = prepared.directory, prepared.dataset
+    if directory.has("environment.json"):
+        known = directory.read_json("environment.json")["dataset"]["fingerprint"]
+        if known != dataset.fingerprint:
+            raise InputError(
+                "--dataset",
+                f"{dataset.name}, which changed since the run began",
+                "the same rows, or a new --out",
+            )
+    kept = tuple(row.id for row in prepared.rows)
+    directory.write_json("split.json", replace(prepared.split, train=kept))
+    directory.write_json("plan.json", prepared.plan)
+    config = prepared.config
+    revision = models.locate(config.model, config.model_revision).revision or ""
+    directory.write_json(
+        "environment.json", describe_environment(config, dataset, machine, revision)
+    )
+    directory.set_stage("planned")
+
+
+def _announcements(prepared: Prepared) -> Iterator[str]:
+    config, dropped, leaks = prepared.config, prepared.dropped, prepared.leaks
+    yield (
+        f"{len(prepared.rows)} training rows and {len(prepared.examination.cases)} test rows"
+        f" of {prepared.dataset.name}; {prepared.plan.trainable_parameters:,} trainable parameters"
+    )
+    yield from prepared.dataset.notes
+    if len(prepared.rows) < config.samples:
+        yield f"{config.samples} training rows were asked for; {len(prepared.rows)} are there."
+    if dropped:
+        yield f"{len(dropped)} rows left out, the first: {dropped[0].id}, {dropped[0].reason}"
+    if leaks:
+        leaked = {leak.case_id for leak in leaks}
+        yield f"{len(leaked)} training rows left out because an evaluation set has them too."
+    yield from prepared.plan.warnings

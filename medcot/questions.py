@@ -1,0 +1,169 @@
+"""Multiple-choice questions: from a file, the bundled samples, or a known set on the hub."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from medcot.cases import check_text, read_id, read_language, read_text
+from medcot.errors import InputError, nearest
+from medcot.formats import Fault, Row, Values, describe_type
+from medcot.hub import load_hub_rows
+from medcot.known_sets import ANSWER, KNOWN_SETS, KnownSet
+from medcot.records import Dropped, Language, Question
+from medcot.sources import kind_of, read_file, read_files, sample_files
+from medcot.texts import find_flaw, printable
+
+
+@dataclass(slots=True)
+class GatheredQuestions:
+    """What became of a source's rows, and the hub commit they are from (or "")."""
+
+    rows: int = 0
+    questions: list[Question] = field(default_factory=list[Question])
+    faults: list[Fault] = field(default_factory=list[Fault])
+    dropped: list[Dropped] = field(default_factory=list[Dropped])
+    revision: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def load_questions(name: str, language: Language) -> tuple[Question, ...]:
+    """The questions of ``name``: ``sample``, a file, or one of :data:`KNOWN_SETS`.
+
+    ``language`` is that of the samples, and of rows in a file that do not say theirs. In a set
+    from the hub, rows that are no valid question are passed over.
+
+    Raises:
+        InputError: an unknown name, a file that cannot be read, or a row that is wrong.
+        RunFailed: the hub or the connection to it gave up.
+    """
+    try:
+        found = gather_set(name, language)
+        if found.faults and name not in KNOWN_SETS:
+            first, more = found.faults[0], len(found.faults) - 1
+            needs = first.needs + (f" (and {more} more: medcot data {name})" if more else "")
+            raise InputError(f"{first.where}, {first.field}", first.got, needs)
+        if not found.questions:
+            raise InputError(name, "no valid question", "at least one")
+    except InputError as error:
+        raise InputError(f"--mcq {error.where}", error.got, error.needs) from None
+    return tuple(found.questions)
+
+
+def gather_set(name: str, language: Language) -> GatheredQuestions:
+    """All rows of ``name``, checked, with what is wrong with them."""
+    if known := KNOWN_SETS.get(name):
+        return _gather_known(name, known)
+    try:
+        kind = kind_of(name)
+    except InputError:
+        kind = "hub"
+    if kind == "hub":
+        needs = f"a file, sample or one of {', '.join(KNOWN_SETS)}"
+        raise InputError(name, "an unknown set", needs + nearest(name, list(KNOWN_SETS)))
+    if kind == "sample":
+        return gather_questions(read_files(sample_files("questions", language)), language)
+    return gather_questions(read_file(Path(name)), language)
+
+
+def gather_questions(rows: Iterable[Row], language: Language) -> GatheredQuestions:
+    """Check every row of the local schema (id, lang, question, context, options, answer_idx)."""
+    found = GatheredQuestions()
+    ids: set[str] = set()
+    for row in rows:
+        found.rows += 1
+        question, faults = _read_question(row, language)
+        if question and question.id in ids:
+            got = f"{printable(question.id)!r}, which an earlier row has"
+            faults = [Fault(row.where, "id", got, "an id of its own, or none")]
+        elif question:
+            ids.add(question.id)
+            found.questions.append(question)
+        if faults:
+            found.faults += faults
+            reason = "; ".join(f"{fault.field}: {fault.got}" for fault in faults)
+            found.dropped.append(Dropped(f"row-{row.number}", reason))
+    return found
+
+
+def _gather_known(name: str, known: KnownSet) -> GatheredQuestions:
+    rows: list[Row] = []
+    revision, notes = "", tuple[str, ...]()
+    for config in known.configs:
+        loaded = load_hub_rows(known.repository, config, split=known.split)
+        revision, notes = loaded.revision, notes + loaded.notes
+        for row, values in _convert(loaded.rows, known):
+            number = len(rows) + 1
+            start = {"id": f"{name}-{number}", "source": name}
+            rows.append(replace(row, number=number, values=start | dict(values), header=""))
+    found = gather_questions(rows, known.language)
+    found.revision, found.notes = revision, notes
+    return found
+
+
+def _convert(rows: Iterable[Row], known: KnownSet) -> Iterator[tuple[Row, Values]]:
+    for row in rows:
+        try:
+            values = known.convert(row.values)
+        except (KeyError, TypeError, IndexError):
+            got = f"the columns {', '.join(row.values)}"
+            raise InputError(row.where, got, "the columns that medcot knows it by") from None
+        if values is not None:
+            yield row, values
+
+
+def _read_question(row: Row, language: Language) -> tuple[Question | None, list[Fault]]:
+    if row.fault:
+        return None, [row.fault]
+    identity, faults = read_id(row)
+    spoken, language_faults = read_language(row, language)
+    faults += language_faults + check_text(row, "question")
+    faults += check_text(row, "context", required=False)
+    faults += check_text(row, "source", required=False)
+    options, option_faults = _read_options(row)
+    faults += option_faults or _check_answer(row, options)
+    if faults:
+        return None, faults
+    return Question(
+        id=identity,
+        question=row.values["question"],
+        options=options,
+        answer=row.values[ANSWER],
+        language=spoken,
+        context=read_text(row, "context"),
+        source=read_text(row, "source"),
+    ), []
+
+
+def _read_options(row: Row) -> tuple[dict[str, str], list[Fault]]:
+    """Options by letter. Letters without a text (Parquet fills them in) are not there."""
+    given = row.values.get("options")
+    if not isinstance(given, Mapping):
+        got = describe_type(given) if "options" in row.values else "no such field"
+        return {}, [Fault(row.where, "options", got, 'an object like {"A": "text", "B": "text"}')]
+    options = {str(letter): text for letter, text in given.items() if text is not None}
+    for letter, text in options.items():
+        if len(letter) != 1 or letter not in string.ascii_uppercase:
+            got = f"the letter {printable(letter)!r}"
+            return {}, [Fault(row.where, "options", got, "capital letters from A on")]
+        if not isinstance(text, str) or not text.strip():
+            got = f"option {letter} without a text"
+            return {}, [Fault(row.where, "options", got, "a text for each letter")]
+        if flaw := find_flaw(text):
+            return {}, [Fault(row.where, f"options {letter}", *flaw)]
+    if len(options) < 2:
+        return {}, [Fault(row.where, "options", f"{len(options)} options", "two or more")]
+    return options, []
+
+
+def _check_answer(row: Row, options: Mapping[str, str]) -> list[Fault]:
+    letter, text = row.values.get(ANSWER), row.values.get("answer")
+    if not isinstance(letter, str) or letter not in options:
+        got = printable(repr(letter)) if ANSWER in row.values else "no such field"
+        return [Fault(row.where, ANSWER, got, f"one of {', '.join(options)}")]
+    if isinstance(text, str) and text.strip() and text.strip() != options[letter].strip():
+        got = f"{printable(text)[:60]!r}, but option {letter} says otherwise"
+        return [Fault(row.where, "answer", got, f"the text of option {letter}, or nothing")]
+    return []

@@ -1,0 +1,91 @@
+"""A local folder's tokenizer without transformers, which takes seconds to import.
+
+Only for counting and showing tokens before a run: the run itself takes the library's own. A test
+holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medcot.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """What calling a tokenizer gives: the ids of one text, or of each of several."""
+
+    input_ids: Any
+
+
+@dataclass(frozen=True, slots=True)
+class QuickTokenizer:
+    """Behaves like the folder's own tokenizer where :mod:`medcot.tokens` asks something of it."""
+
+    backend: Any
+    chat_template: str
+    bos_token_id: int | None
+    eos_token_id: int | None
+    eos_token: str | None
+    special: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __call__(self, text: str | list[str], *, add_special_tokens: bool = True) -> TokenIds:
+        if isinstance(text, str):
+            found = self.backend.encode(text, add_special_tokens=add_special_tokens)
+            return TokenIds(found.ids)
+        many = self.backend.encode_batch(text, add_special_tokens=add_special_tokens)
+        return TokenIds([one.ids for one in many])
+
+    def decode(self, ids: list[int]) -> str:
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
+        """The prompt of ``turns`` with the assistant's turn opened, as text."""
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        # The switches under which transformers reads every chat template.
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        template = environment.from_string(self.chat_template)
+        return template.render(messages=turns, add_generation_prompt=True, **self.special)
+
+
+def quick_tokenizer(folder: Path) -> QuickTokenizer:
+    """The tokenizer in ``folder``.
+
+    Raises:
+        InputError: the folder has no ``tokenizer.json``.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise InputError("--model", f"{folder} without tokenizer.json", "a folder with a model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    backend = Tokenizer.from_file(str(path))
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    special = {name: _text(settings[name]) for name in names if settings.get(name)}
+    bos, eos = special.get("bos_token"), special.get("eos_token")
+    return QuickTokenizer(
+        backend=backend,
+        chat_template=_chat_template(folder, settings),
+        bos_token_id=backend.token_to_id(bos) if bos else None,
+        eos_token_id=backend.token_to_id(eos) if eos else None,
+        eos_token=eos,
+        special=special,
+    )
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    kept = settings.get("chat_template")
+    return kept if isinstance(kept, str) else ""
+
+
+def _text(token: Any) -> str:
+    """A special token as text; older files keep it as an object."""
+    return token["content"] if isinstance(token, dict) else str(token)

@@ -1,0 +1,134 @@
+"""Why a plan is as it is, what it warns of, and what to change when nothing fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from medcot.candidates import EXACTNESS, Candidate, Work, peak_gib
+from medcot.choices import Ground
+from medcot.config import BUNDLED_MODEL
+from medcot.errors import InputError
+from medcot.memory import Setting
+from medcot.shapes import SMOLLM2_135M, known_shape
+from medcot.speed import is_measured
+
+_WEIGHTS = {"none": "16-bit weights", "8bit": "8-bit weights", "4bit": "4-bit weights"}
+_CHECKPOINTING = {True: "recomputing activations", False: "keeping all activations"}
+
+SMALLER_MODELS = ("unsloth/Qwen2.5-3B-Instruct", "unsloth/Qwen2.5-1.5B-Instruct")
+
+
+def explain_choice(ground: Ground, best: Candidate, found: Sequence[Candidate]) -> Iterator[str]:
+    """A sentence for each choice that memory and time decided."""
+    setting, limit = best.setting, ground.limit_gib
+    if len(ground.quantizations) > 1:
+        rivals = [one for one in found if one.setting.quantization != setting.quantization]
+        other = _WEIGHTS[rivals[0].setting.quantization]
+        exact = EXACTNESS.index(setting.quantization) == 0
+        merit = "and they are the published ones" if exact else "in less memory"
+        yield _compare(_WEIGHTS[setting.quantization], other, merit, best, rivals, limit)
+    if len(ground.checkpointings) > 1:
+        rivals = [
+            one
+            for one in found
+            if one.setting.checkpointing != setting.checkpointing
+            and one.setting.quantization == setting.quantization
+        ]
+        chosen, other = (
+            _CHECKPOINTING[way] for way in (setting.checkpointing, not setting.checkpointing)
+        )
+        yield _compare(chosen, other, "in less memory", best, rivals, limit)
+    if len(ground.micro_batches) > 1:
+        rows = "row" if setting.micro_batch == 1 else "rows"
+        yield f"{setting.micro_batch} {rows} per forward pass: more is no faster or does not fit."
+
+
+def warn_of(work: Work, ground: Ground, epochs: float, total_s: float) -> Iterator[str]:
+    """What the user should know before starting."""
+    if not is_measured(ground.device, work.machine):
+        name = work.machine.gpus[0].name if ground.device == "cuda" else ground.device
+        yield f"Times are estimates: no run on {name} was measured; they may be off by half."
+    if epochs > 8:
+        yield f"Each row is seen {epochs:.0f} times: the model may learn the rows by heart."
+    if total_s > 12 * 3600 and work.config.preset.startswith("kaggle"):
+        yield f"About {total_s / 3600:.0f} hours: a Kaggle session ends after 12."
+
+
+def explain_refusal(work: Work, ground: Ground, found: Sequence[Candidate]) -> InputError:
+    """The error for when nothing fits: how far off it is, and what would fit."""
+    least = min(found, key=lambda one: one.peak_gib)
+    config = work.config
+    where, name = ("--model", config.model)
+    if ground.from_preset("model"):
+        where, name = "--preset", f"{config.preset} ({config.model})"
+    kind = "GPU memory" if ground.device == "cuda" else "RAM"
+    got = f"{name}, at least {least.peak_gib:.1f} GiB of {ground.limit_gib:.1f} GiB usable {kind}"
+    return InputError(where, got, " or ".join(_remedies(work, ground, least.setting)))
+
+
+def _remedies(work: Work, ground: Ground, least: Setting) -> list[str]:
+    """The mildest changes that would make it fit, each on its own; at most three."""
+
+    def fits(setting: Setting = least, **changes: object) -> bool:
+        return peak_gib(replace(work, **changes), setting) <= ground.limit_gib
+
+    found: list[str] = []
+    if not least.checkpointing and fits(replace(least, checkpointing=True)):
+        found.append("--checkpointing auto")
+    if least.micro_batch > 1 and fits(replace(least, micro_batch=1)):
+        found.append("--micro-batch 1")
+    if (
+        ground.can_quantize
+        and least.quantization != "4bit"
+        and fits(replace(least, quantization="4bit"))
+    ):
+        found.append("--quantization 4bit")
+    for length in _halves(work.config.max_length, 64):
+        longest = min(length, work.longest_tokens)
+        if fits(longest_tokens=longest, mean_tokens=min(work.mean_tokens, longest)):
+            found.append(f"--max-length {length}")
+            break
+    for rank in _halves(work.config.rank, 4):
+        if fits(config=work.config.model_copy(update={"rank": rank})):
+            found.append(f"--rank {rank}")
+            break
+    return found[:3] or [_smaller_model(work, ground, least)]
+
+
+def _halves(value: int, lowest: int) -> list[int]:
+    """Powers of two below ``value``, down to ``lowest``."""
+    top = math.ceil(math.log2(value)) - 1 if value > 1 else 0
+    return [2**n for n in range(top, -1, -1) if 2**n >= lowest]
+
+
+def _smaller_model(work: Work, ground: Ground, least: Setting) -> str:
+    for name in SMALLER_MODELS:
+        shape = known_shape(name)
+        assert shape is not None
+        if peak_gib(replace(work, shape=shape), least) <= ground.limit_gib:
+            return f"a smaller model such as --model {name}, or --preset demo"
+    if peak_gib(replace(work, shape=SMOLLM2_135M), least) <= ground.limit_gib:
+        return f"a larger machine, or --model {BUNDLED_MODEL} (--preset demo)"
+    return "a machine with more memory"
+
+
+def _compare(
+    chosen: str,
+    other: str,
+    merit: str,
+    best: Candidate,
+    rivals: Sequence[Candidate],
+    limit: float,
+) -> str:
+    """``chosen`` against the ways that ``other`` would have done it."""
+    named = chosen[0].upper() + chosen[1:]
+    fitting = [one for one in rivals if one.peak_gib <= limit]
+    if not fitting:
+        least = min(one.peak_gib for one in rivals)
+        return f"{named}: {other} would take {least:.1f} GiB of {limit:.1f} GiB."
+    gain = min(one.step_s for one in fitting) / best.step_s - 1
+    if gain >= 0.05:
+        return f"{named}: {gain:.0%} faster than {other}, which would fit too."
+    return f"{named}: about as fast as {other}, {merit}."

@@ -1,0 +1,166 @@
+"""Named records that the modules hand to one another. Plain data: no torch, no files, no logic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Language = Literal["en", "zh"]
+Style = Literal["tutorial", "chat"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One checkable statement about an open answer.
+
+    ``states`` and ``contradicts`` hold regular expressions (case-insensitive), by language mixed.
+    """
+
+    text: str
+    states: tuple[str, ...]
+    contradicts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One question with the chain of thought that leads to its response."""
+
+    id: str
+    question: str
+    thought: str
+    response: str
+    language: Language = "en"
+    source: str = ""
+    specialty: str = ""
+    reference: str = ""
+    claims: tuple[Claim, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One multiple-choice question. ``options`` maps letters to texts, ``answer`` is a letter."""
+
+    id: str
+    question: str
+    options: Mapping[str, str]
+    answer: str
+    language: Language = "en"
+    context: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is given and what it is trained to continue with.
+
+    ``text`` ends inside the open thought; ``completion`` closes it and carries the response, and
+    ends without the end-of-sequence token, which is added when the pair becomes tokens.
+    """
+
+    text: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A generated continuation, taken apart. An unclosed thought has no answer."""
+
+    thought: str
+    answer: str
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One raw continuation: its text, its length in tokens, and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+Generate = Callable[[Sequence[str]], list[Generation]]
+"""Prompts in, continuations out, in the same order. Evaluation knows models only by this."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLoss:
+    """The negative log-likelihood of one completion: its sum in nats, over ``tokens`` tokens."""
+
+    total: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.tokens
+
+
+Score = Callable[[Sequence[Prompt]], list[TokenLoss]]
+"""Prompts with completions in, the loss of each completion out (end-of-sequence included)."""
+
+OptionScore = Callable[[Sequence[tuple[str, Sequence[str]]]], list[list[TokenLoss]]]
+"""(prompt, continuations) pairs in; the loss of each continuation (no end-of-sequence) out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with one row of a data set."""
+
+    where: str
+    field: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}, {self.field}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One optimizer step, as ``events.jsonl``, the terminal and the notebook show it."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    tokens_per_second: float
+    memory_gib: float
+    eta_s: float
+
+
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Row ids by part. A row's part depends on its own question alone, never on the others."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Rows left out of a data set, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The cases of one source, ready to split, with what was left out and how to find it again.
+
+    ``fingerprint`` is a SHA-256 over the cases in order; ``revision`` the hub commit or "".
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+    dropped: tuple[Dropped, ...] = ()
+    revision: str = ""
+    fingerprint: str = ""
+    synthetic: bool = False
+    notes: tuple[str, ...] = field(default=())

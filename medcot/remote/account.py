@@ -1,0 +1,272 @@
+"""One Kaggle account through Kaggle's own client: the only module that knows its quirks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from medcot.errors import InputError
+from medcot.remote.answers import KernelOnKaggle, OutputFile, Quota, SaveAnswer, Status
+from medcot.remote.patience import Patience, Refused, patiently
+
+CONNECT_S, READ_S = 10.0, 90.0
+"""The client by itself waits for ever. A log silent for READ_S is cut and taken up again."""
+
+INVALID = ("tags", "dataset_sources", "competition_sources", "kernel_sources", "model_sources")
+"""What a push may name wrongly; the rest of it is carried out all the same."""
+
+SETTINGS = "https://www.kaggle.com/settings"
+
+
+class Account:
+    """A signed-in account. Every call asks again while Kaggle is busy, as ``patience`` says."""
+
+    def __init__(self, api: Any, patience: Patience) -> None:
+        self._api, self.patience = api, patience
+
+    @property
+    def user(self) -> str:
+        return str(self._api.config_values.get("username") or "")
+
+    def quota(self) -> Quota:
+        """The GPU quota; also the one call that tells bad credentials from a wrong name.
+
+        Raises:
+            InputError: Kaggle does not take the credentials.
+        """
+        from kagglesdk.kernels.types import kernels_api_service as k
+
+        try:
+            answer = self._kernels(
+                "get_accelerator_quota_statistics",
+                k.ApiGetAcceleratorQuotaStatisticsRequest(),
+                "the quota",
+            )
+        except Refused as error:
+            if error.status in (401, 403):
+                raise _bad_credentials(f"refused by Kaggle ({error.status})") from None
+            raise
+        gpu = answer.gpu_quota
+        if gpu is None:
+            return Quota(0.0, 0.0, 0.0, answer.quota_refresh_time)
+        hours = [_hours(t) for t in (gpu.time_used, gpu.time_reserved, gpu.total_time_allowed)]
+        return Quota(*hours, refresh=answer.quota_refresh_time)
+
+    def kernel(self, ref: str) -> KernelOnKaggle | None:
+        """The kernel ``OWNER/SLUG``, or None: Kaggle answers 403 for what does not exist."""
+        from kagglesdk.kernels.types import kernels_api_service as k
+
+        request = k.ApiGetKernelRequest()
+        request.user_name, request.kernel_slug = ref.split("/")
+        try:
+            answer = self._kernels("get_kernel", request, f"the kernel {ref}")
+        except Refused as error:
+            if error.status in (403, 404):
+                return None
+            raise
+        source = answer.blob.source if answer.blob is not None else ""
+        version = answer.metadata.current_version_number if answer.metadata is not None else 0
+        return KernelOnKaggle(int(version or 0), source or "")
+
+    def save(self, folder: Path, limit_s: int) -> SaveAnswer:
+        """Push ``folder`` as a new version, which starts it. Asked once only.
+
+        Raises:
+            Refused, requests' errors: not translated, as only the caller knows what to do next.
+        """
+        with contextlib.redirect_stdout(io.StringIO()):
+            answer = self._api.kernels_push(str(folder), timeout=str(limit_s))
+        invalid = {kind: tuple(getattr(answer, f"invalid_{kind}") or ()) for kind in INVALID}
+        version = answer.version_number or 0
+        return SaveAnswer(answer.ref or "", answer.url or "", version, answer.error or "", invalid)
+
+    def status(self, ref: str, version: int) -> Status | None:
+        """How ``version``'s session is doing; None where Kaggle does not know it (yet)."""
+        from kagglesdk.kernels.types import kernels_api_service as k
+
+        request = k.ApiGetKernelSessionStatusRequest()
+        request.user_name, request.kernel_slug = ref.split("/")
+        request.version_label = label(version)
+        try:
+            answer = self._kernels("get_kernel_session_status", request, f"the status of {ref}")
+        except Refused as error:
+            if error.status in (403, 404):
+                return None
+            raise
+        return Status(answer.status.name, answer.failure_message or "")
+
+    def outputs(self, ref: str, version: int) -> tuple[list[OutputFile], str]:
+        """Every file that ``version`` left, over all pages, and its log as text."""
+        from kagglesdk.kernels.types import kernels_api_service as k
+
+        files: list[OutputFile] = []
+        log, token = "", ""
+        while True:
+            request = k.ApiListKernelSessionOutputRequest()
+            request.user_name, request.kernel_slug = ref.split("/")
+            request.version_label, request.page_size = label(version), 100
+            request.page_token = token
+            answer = self._kernels("list_kernel_session_output", request, f"the output of {ref}")
+            files += [OutputFile(file.file_name, file.url) for file in answer.files or []]
+            log = log or answer.log or ""
+            if not answer.next_page_token or answer.next_page_token == token:
+                return files, "".join(log_lines(log))
+            token = answer.next_page_token
+
+    def follow(self, ref: str, version: int) -> Iterator[str]:
+        """The log of ``version`` as it is written, from its beginning; ends where Kaggle ends it.
+
+        Raises:
+            Refused, requests' errors: the stream cannot be had, or was cut.
+        """
+        with self._api.build_kaggle_client() as client:
+            http = client._http_client
+            _limit_waiting(http._session)
+            base = http._endpoint if "api." in http._endpoint else f"{http._endpoint}/api"
+            response = http._session.get(
+                f"{base}/v1/kernels/logs/stream/{ref}",
+                params={"versionLabel": label(version)},
+                headers={"Accept": "text/event-stream, */*"},
+                stream=True,
+            )
+            with response:
+                response.raise_for_status()
+                if "event-stream" not in response.headers.get("Content-Type", ""):
+                    yield from log_lines(response.text)
+                    return
+                for line in response.iter_lines(decode_unicode=True):
+                    payload = line[5:].lstrip() if line and line.startswith("data:") else ""
+                    if payload == "END_OF_LOG":
+                        return
+                    if payload:
+                        yield from log_lines(f"[{payload}]")
+
+    def is_private_dataset(self, ref: str) -> bool | None:
+        """Whether the data set is private; None where there is none."""
+        from kagglesdk.datasets.types import dataset_api_service as d
+
+        request = d.ApiGetDatasetRequest()
+        request.owner_slug, request.dataset_slug = ref.split("/")
+        try:
+            answer = self._call(
+                lambda client: client.datasets.dataset_api_client.get_dataset(request),
+                f"the data set {ref}",
+            )
+        except Refused as error:
+            if error.status in (403, 404):
+                return None
+            raise
+        return bool(answer.is_private)
+
+    def upload_dataset(self, folder: Path, ref: str) -> None:
+        """Make ``folder`` the newest version of the private data set ``ref``, and wait for it.
+
+        Raises:
+            Refused: Kaggle did not take it.
+        """
+        answer = patiently(
+            lambda: self._send_dataset(folder, ref), self.patience, f"the data set {ref}"
+        )
+        if answer.error or (answer.status or "").lower() not in ("", "ok"):
+            raise Refused(200, answer.error or answer.status)
+        for _ in range(120):
+            status = self._call(lambda _: self._api.dataset_status(ref), f"the data set {ref}")
+            if str(status).lower() == "ready":
+                return
+            self.patience.sleep(5)
+        raise Refused(200, f"the data set {ref} was not ready after 10 minutes")
+
+    def _send_dataset(self, folder: Path, ref: str) -> Any:
+        """A new data set, or a new version where an earlier try or push has made it."""
+        exists = self.is_private_dataset(ref)
+        if exists is False:
+            raise InputError(
+                "--as-dataset", f"{ref}, a public data set", "a private one: change or rename it"
+            )
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            if exists is None:
+                return self._api.dataset_create_new(str(folder), public=False, quiet=True)
+            return self._api.dataset_create_version(str(folder), "medcot", quiet=True)
+
+    def _kernels(self, method: str, request: Any, what: str) -> Any:
+        def ask(client: Any) -> Any:
+            return getattr(client.kernels.kernels_api_client, method)(request)
+
+        return self._call(ask, what)
+
+    def _call(self, ask: Callable[[Any], Any], what: str) -> Any:
+        def call() -> Any:
+            with self._api.build_kaggle_client() as client:
+                _limit_waiting(client._http_client._session)
+                return ask(client)
+
+        return patiently(call, self.patience, what)
+
+
+def connect(patience: Patience | None = None) -> Account:
+    """Sign in with what this machine has: a token, a key in the environment, or kaggle.json.
+
+    Raises:
+        InputError: the client is not installed, or there are no credentials that work.
+    """
+    patience = patience or Patience()
+    # Importing the package signs in at once, prints how to where it can't, and ends the program.
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            from kaggle.api.kaggle_api_extended import KaggleApi
+        except ImportError:
+            raise InputError("Kaggle", "no Kaggle client", "pip install 'medcot[kaggle]'") from None
+        api = KaggleApi()
+        try:
+            patiently(api.authenticate, patience, "the sign-in")
+        except SystemExit:
+            raise _bad_credentials("none, or a token that Kaggle does not know") from None
+        except Refused as error:
+            raise _bad_credentials(f"refused by Kaggle ({error.status})") from None
+    return Account(api, patience)
+
+
+def label(version: int) -> str:
+    """How Kaggle's API names a version; the bare number is answered with 404."""
+    return f"v{version}"
+
+
+def log_lines(text: str) -> Iterator[str]:
+    """The texts in a log, which is a JSON list of {stream_name, time, data}, or plain text."""
+    try:
+        entries = json.loads(text)
+    except ValueError:
+        entries = [{"data": f"{line}\n"} for line in text.splitlines()]
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if isinstance(entry, dict) and isinstance(entry.get("data"), str):
+            yield entry["data"]
+
+
+def _hours(time: timedelta | None) -> float:
+    return time.total_seconds() / 3600 if time else 0.0
+
+
+def _limit_waiting(session: Any) -> None:
+    from requests.adapters import HTTPAdapter
+
+    class Limited(HTTPAdapter):
+        def send(self, request: Any, **options: Any) -> Any:  # pyright: ignore
+            options["timeout"] = options.get("timeout") or (CONNECT_S, READ_S)
+            return super().send(request, **options)
+
+    session.mount("https://", Limited())
+    session.mount("http://", Limited())
+
+
+def _bad_credentials(got: str) -> InputError:
+    return InputError(
+        "Kaggle credentials",
+        got,
+        "KAGGLE_API_TOKEN, KAGGLE_USERNAME with KAGGLE_KEY, or kaggle.json "
+        f"(make one at {SETTINGS}, API)",
+    )

@@ -1,0 +1,188 @@
+"""What travels: wheel, notebook, config and data, packed the same way every time."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import lzma
+import re
+import tarfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medcot.config import RunConfig
+from medcot.errors import InputError, RunFailed
+from medcot.remote.leaks import Leak, Secret, find_leaks
+from medcot.remote.secrets import HUB_LABELS, WANDB_LABELS
+from medcot.remote.wheel import PROJECT, build_wheel, wheel_name
+
+MARKER = "medcot bundle "
+_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the session is to do with the config, beside the config itself.
+
+    ``limit_s`` is the session's length, ``margin_s`` what is kept of it for saving. ``session``
+    counts from 1; later ones continue from the output of ``previous``, the kernel's own name.
+    """
+
+    task: str = "run"
+    gpu: bool = False
+    limit_s: int = 12 * 3600
+    margin_s: int = 900
+    session: int = 1
+    previous: str = ""
+    hub_labels: tuple[str, ...] = HUB_LABELS
+    wandb_labels: tuple[str, ...] = WANDB_LABELS
+    secrets_dataset: str = ""
+    hub_repository: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Named contents, and the checksum over all of them that names a push."""
+
+    files: Mapping[str, bytes]
+    checksum: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        listing = {n: hashlib.sha256(self.files[n]).hexdigest() for n in sorted(self.files)}
+        digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        object.__setattr__(self, "checksum", digest)
+
+    @property
+    def file_name(self) -> str:
+        """Its name in a data set. No archive's suffix: Kaggle would unpack it."""
+        return f"medcot-{self.checksum[:16]}.bundle"
+
+
+def run_key(config: RunConfig) -> str:
+    """What makes two sessions parts of one run: the config alone, not the code or the folder."""
+    return hashlib.sha256(_json(config.model_dump(mode="json"))).hexdigest()[:16]
+
+
+def collect(config: RunConfig, orders: Orders, project: Path = PROJECT) -> Bundle:
+    """The files of a run.
+
+    Raises:
+        InputError: the config names a model folder or a data file that cannot travel.
+    """
+    sent, data = _carry_data(config)
+    files = {
+        wheel_name(): build_wheel(project / "medcot"),
+        "config.json": _json(sent.model_dump(mode="json")),
+        "orders.json": _json(asdict(orders) | {"run": run_key(config)}),
+        **data,
+    }
+    carried = [project / "kaggle" / "constraints.txt", *sorted((project / "apps").glob("*"))]
+    for path in carried:
+        if path.is_file() and path.suffix in (".py", ".css", ".md", ".toml", ".txt"):
+            name = path.relative_to(project).as_posix()
+            files[name] = path.read_bytes().replace(b"\r\n", b"\n")
+    return Bundle(files)
+
+
+def pack(bundle: Bundle) -> bytes:
+    """The bundle as one compressed archive without a date, an owner or an order of its own."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted(bundle.files):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(bundle.files[name])
+            archive.addfile(entry, io.BytesIO(bundle.files[name]))
+    return lzma.compress(buffer.getvalue(), preset=6)
+
+
+def write_script(checksum: str, packed: bytes | None, template: Path) -> str:
+    """The kernel's source: ``template`` with the checksum and, unless None, the packed bundle.
+
+    Raises:
+        RunFailed: the template is not where a checkout of the project has it.
+    """
+    if not template.is_file():
+        raise RunFailed(
+            "build", f"there is no {template}.", "Run this from a checkout of the project."
+        )
+    text = template.read_text(encoding="utf-8")
+    lines = textwrap.wrap(base64.b64encode(packed or b"").decode(), 120)
+    payload = '"""\n' + "\n".join(lines) + '\n"""' if packed else '""'
+    for name, value in (("BUNDLE", f'"{checksum}"'), ("PAYLOAD", payload)):
+        before, found, after = text.partition(f'\n{name} = ""')
+        assert found, f"{template} has no line {name!r}"
+        text = f"{before}\n{name} = {value}{after}"
+    return text
+
+
+def read_script(text: str) -> dict[str, bytes]:
+    """The files that a script made by :func:`write_script` carries; none where a data set does.
+
+    Raises:
+        InputError: the script is not one of ours, or was changed.
+    """
+    found = re.search(r'\nBUNDLE = "(\w{64})"', text)
+    payload = re.search(r'\nPAYLOAD = """([^"]*)"""', text)
+    if found and not payload:
+        return {}
+    files = _unpack(base64.b64decode(payload[1])) if payload else {}
+    if not found or Bundle(files).checksum != found[1]:
+        raise InputError("kernel.py", "a script that was changed", "the one that `build` writes")
+    return files
+
+
+def _unpack(packed: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(packed))) as archive:
+        opened = {entry.name: archive.extractfile(entry) for entry in archive.getmembers()}
+        return {name: file.read() for name, file in opened.items() if file is not None}
+
+
+def scan(files: Mapping[str, bytes], secrets: Sequence[Secret]) -> list[Leak]:
+    """Every secret in what is about to leave, by file. A wheel is stored, so its text is seen."""
+    return [leak for name in sorted(files) for leak in find_leaks(name, files[name], secrets)]
+
+
+def refuse_leaks(leaks: Sequence[Leak]) -> None:
+    """Raises:
+    InputError: one line for all of ``leaks``, with their places and never a value.
+    """
+    if leaks:
+        more = f" (and {len(leaks) - 1} more)" if len(leaks) > 1 else ""
+        where, what = leaks[0].where, leaks[0].what
+        raise InputError(
+            f"bundle, {where}", f"{what}{more}", "no secret in it: keep them in Kaggle's Secrets"
+        )
+
+
+def _carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
+    """The config as the kernel gets it: local files travel in ``data/``, the folder it runs in."""
+    if Path(config.model).expanduser().is_dir():
+        raise InputError(
+            "--model", f"{config.model}, a folder on this machine", "a hub name or smollm2-135m"
+        )
+    files: dict[str, bytes] = {}
+
+    def carry(option: str, source: str) -> str:
+        if not source.endswith(_DATA_SUFFIXES):
+            return source
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise InputError(option, source, "a file that exists, or a hub name")
+        content, name = path.read_bytes(), path.name
+        while files.get(f"data/{name}", content) != content:
+            name = f"{len(files)}-{path.name}"
+        files[f"data/{name}"] = content
+        return name
+
+    changes: dict[str, Any] = {"dataset": carry("--dataset", config.dataset)}
+    changes["mcq"] = tuple(carry("--mcq", source) for source in config.mcq)
+    return config.model_copy(update=changes), files
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode()

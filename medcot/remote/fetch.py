@@ -1,0 +1,192 @@
+"""Bring a session's output home: every file checked, nothing half, nothing outside the run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from medcot.errors import RunFailed
+from medcot.remote.account import CONNECT_S, READ_S, Account
+from medcot.remote.answers import OutputFile
+from medcot.remote.build import FOLDER
+from medcot.remote.leaks import Redactor, known_secrets
+from medcot.remote.manifest import NAME, STAMP, Manifest, read_manifest, sha256
+from medcot.remote.patience import Patience, Refused, patiently
+from medcot.remote.process import Say
+from medcot.remote.pushes import Push
+from medcot.rundir import RunDirectory
+
+_CHUNK = 1 << 16
+"""Bytes; what a cut connection loses is at most this."""
+
+_PLACES = {NAME: f"{FOLDER}/{NAME}", STAMP: f"{FOLDER}/{STAMP}"}
+_TOP = ("tutorial.html", "error.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What came home. ``manifest`` is None where the session was killed before it wrote one."""
+
+    files: tuple[str, ...]
+    manifest: Manifest | None
+
+
+def fetch(account: Account, push: Push, run: RunDirectory, say: Say) -> Fetched:
+    """Download the output of ``push`` into ``run``. What is there and right is not loaded again.
+
+    Files arrive in ``kaggle/incoming`` and move to their places together once all are checked;
+    the run's own ``config.json`` stays as it is.
+
+    Raises:
+        RunFailed: a name that leads out of the run directory, a wrong checksum, another bundle's
+            output, or a download that never ends. Nothing in the run directory was changed.
+    """
+    files, log = account.outputs(push.ref, push.version)
+    places = {file.name: place_of(file.name) for file in files}
+    incoming = run.path / FOLDER / "incoming" / f"v{push.version}"
+    manifest = _read_manifest(account, files, incoming, push)
+    _check_complete(files, manifest)
+    for file in files:
+        known = manifest.files.get(file.name) if manifest else None
+        _bring(file, incoming / file.name, run.path / places[file.name], known, account.patience)
+    moved = _settle(incoming, run.path, places)
+    if log:
+        run.write_text(f"{FOLDER}/v{push.version}.log", Redactor(known_secrets())(log))
+    say(f"fetched {len(files)} files of version {push.version} into {run.path}")
+    return Fetched(tuple(moved), manifest)
+
+
+def place_of(name: str) -> str:
+    """Where in the run directory the output file ``name`` belongs.
+
+    Raises:
+        RunFailed: a name that is absolute, climbs, or hides another name.
+    """
+    path = PurePosixPath(name)
+    bad = (
+        not path.parts
+        or path.is_absolute()
+        or ".." in path.parts
+        or re.search(r"[\x00-\x1f\\:]", name)
+        or path.as_posix() != name
+    )
+    if bad:
+        raise RunFailed(
+            "fetch",
+            f"the output holds a file named {name[:80]!r}, which leads out of the run directory.",
+            "Nothing was written; look at the version's output on Kaggle.",
+        )
+    if name in _PLACES:
+        return _PLACES[name]
+    if path.parts[0] == "run" and len(path.parts) > 1:
+        inside = "/".join(path.parts[1:])
+        return f"{FOLDER}/output/{name}" if path.parts[1] == FOLDER else inside
+    return name if name in _TOP else f"{FOLDER}/output/{name}"
+
+
+def _read_manifest(
+    account: Account, files: Sequence[OutputFile], incoming: Path, push: Push
+) -> Manifest | None:
+    listed = next((file for file in files if file.name == NAME), None)
+    if listed is None:
+        return None
+    target = incoming / NAME
+    target.unlink(missing_ok=True)
+    _download(listed, target, None, account.patience)
+    try:
+        manifest = read_manifest(target.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFailed("fetch", f"{NAME} is damaged ({error}).", "Fetch again.") from None
+    if manifest.bundle != push.checksum:
+        raise RunFailed(
+            "fetch",
+            f"the output of version {push.version} is that of another bundle.",
+            "Nothing was written; push this run again, or fetch from its own run directory.",
+        )
+    return manifest
+
+
+def _check_complete(files: Sequence[OutputFile], manifest: Manifest | None) -> None:
+    listed = {file.name for file in files}
+    absent = sorted(set(manifest.files) - listed) if manifest else []
+    if absent:
+        more = f" and {len(absent) - 1} more" if absent[1:] else ""
+        raise RunFailed(
+            "fetch",
+            f"Kaggle lists no {absent[0]}{more}.",
+            "Its list may be behind; fetch again in a minute.",
+        )
+
+
+def _bring(file: OutputFile, target: Path, final: Path, known: object, patience: Patience) -> None:
+    """Have ``file`` at ``target``, unless it is there or at its final place already."""
+    digest = str(known["sha256"]) if isinstance(known, dict) else None
+    size = int(known["size"]) if isinstance(known, dict) else None
+    for path in (target, final):
+        if digest and path.is_file() and path.stat().st_size == size and sha256(path) == digest:
+            return
+    for _ in range(2):
+        _download(file, target, size, patience)
+        if digest is None or sha256(target) == digest:
+            return
+        target.unlink()
+    raise RunFailed(
+        "fetch", f"{file.name} arrived twice with a wrong checksum.", "Fetch again later."
+    )
+
+
+def _download(file: OutputFile, target: Path, size: int | None, patience: Patience) -> None:
+    """Load ``file`` into ``target``; a part that is there is gone on with."""
+    import requests
+
+    part = target.with_name(f"{target.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if size is not None and part.exists() and part.stat().st_size > size:
+        part.unlink()
+
+    def load() -> None:
+        have = part.stat().st_size if part.exists() else 0
+        if size is not None and have == size and have:
+            return
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        # No account header: the address is signed, and leads to a storage host.
+        with requests.get(
+            file.url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)
+        ) as answer:
+            if answer.status_code == 416:
+                part.unlink()
+                raise requests.exceptions.ConnectionError("the part did not fit; from the start")
+            answer.raise_for_status()
+            with part.open("ab" if answer.status_code == 206 else "wb") as out:
+                for chunk in answer.iter_content(_CHUNK):
+                    out.write(chunk)
+        if size is not None and part.stat().st_size != size:
+            raise requests.exceptions.ConnectionError("the connection ended early")
+
+    try:
+        patiently(load, patience, file.name)
+    except Refused as error:
+        raise RunFailed(
+            "fetch", f"{file.name} could not be loaded ({error}).", "Fetch again."
+        ) from None
+    part.replace(target)
+
+
+def _settle(incoming: Path, home: Path, places: dict[str, str]) -> list[str]:
+    """Move everything to its place; what a local run decided stays."""
+    moved = []
+    for name, place in places.items():
+        source, target = incoming / name, home / place
+        if place == "config.json" and target.exists():
+            continue
+        if source.exists():
+            if not target.parent.resolve().is_relative_to(home.resolve()):
+                raise RunFailed("fetch", f"{place} leads out of {home}.", "Remove the link there.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+        moved.append(place)
+    shutil.rmtree(incoming, ignore_errors=True)
+    return moved

@@ -1,0 +1,60 @@
+"""`manifest.json`: what a session left behind. The kernel writes it, the fetch reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+NAME = "manifest.json"
+STAMP = "session.json"
+"""Written when a session starts, so that a killed one can be told from another's."""
+
+Outcome = Literal["done", "paused", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """How a session ended, and its files: name to size in bytes and SHA-256."""
+
+    bundle: str
+    run: str
+    session: int
+    outcome: Outcome
+    exit_code: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Add the files under ``folder`` to ``manifest`` and write it there, last of all."""
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink() and path.name != NAME
+    }
+    text = json.dumps(asdict(manifest) | {"files": files}, indent=2)
+    (folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(text: str) -> Manifest:
+    """Raises:
+    ValueError: ``text`` is no manifest.
+    """
+    try:
+        values = json.loads(text)
+        manifest = Manifest(**values | {"notes": tuple(values["notes"])})
+        for entry in manifest.files.values():
+            _ = int(entry["size"]), str(entry["sha256"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"no manifest: {error}") from None
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

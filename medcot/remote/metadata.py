@@ -1,0 +1,138 @@
+"""`kernel-metadata.json`: what Kaggle is told about a kernel, checked before it is told."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from medcot.errors import InputError
+
+SOURCE_LIMIT = 900 * 1024
+"""Bytes of source that a kernel may have; Kaggle refuses about a megabyte."""
+
+LONGEST_SESSION_S = 12 * 3600
+TITLE = "medcot fine-tuning"
+
+_WHERE = "kernel-metadata.json"
+_SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_KEYS = {
+    "id": str,
+    "title": str,
+    "code_file": str,
+    "language": str,
+    "kernel_type": str,
+    "is_private": bool,
+    "enable_gpu": bool,
+    "enable_tpu": bool,
+    "enable_internet": bool,
+    "machine_shape": str,
+    "dataset_sources": list,
+    "competition_sources": list,
+    "kernel_sources": list,
+    "model_sources": list,
+    "keywords": list,
+}
+_SHAPES = {"kaggle-t4x2": "NvidiaTeslaT4Highmem"}
+_ONE_T4 = "NvidiaTeslaT4"
+
+
+def machine_shape(preset: str, gpu: bool) -> str:
+    """Kaggle's name for the machine of ``preset``; empty for a CPU.
+
+    The kernel counts its GPUs itself: the two names have meant one and two T4s, and two and two.
+    """
+    return _SHAPES.get(preset, _ONE_T4) if gpu else ""
+
+
+def slug_of(title: str) -> str:
+    """The slug that Kaggle makes of ``title``."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def make_metadata(
+    owner: str, title: str, *, gpu: bool, shape: str, public: bool = False
+) -> dict[str, Any]:
+    """The metadata of a script kernel without sources.
+
+    Raises:
+        InputError: as :func:`check_metadata`.
+    """
+    metadata: dict[str, Any] = {
+        "id": f"{owner}/{slug_of(title)}",
+        "title": title,
+        "code_file": "kernel.py",
+        "language": "python",
+        "kernel_type": "script",
+        "is_private": not public,
+        "enable_gpu": gpu,
+        "enable_tpu": False,
+        "enable_internet": True,
+        "machine_shape": shape,
+        "dataset_sources": [],
+        "competition_sources": [],
+        "kernel_sources": [],
+        "model_sources": [],
+        "keywords": [],
+    }
+    check_metadata(metadata)
+    return metadata
+
+
+def check_metadata(metadata: dict[str, Any], *, public: bool | None = None) -> None:
+    """Refuse what Kaggle would refuse, or worse, would accept with a meaning nobody wanted.
+
+    ``public`` says what privacy was asked for; None leaves it open.
+
+    Raises:
+        InputError: names the field, what it holds and what it needs.
+    """
+    for key, kind in _KEYS.items():
+        if not isinstance(metadata.get(key), kind):
+            needs = "true or false" if kind is bool else f"a {kind.__name__}"
+            raise InputError(f"{_WHERE}, {key}", repr(metadata.get(key)), needs)
+    if unknown := sorted(set(metadata) - set(_KEYS) - {"id_no", "docker_image"}):
+        raise InputError(f"{_WHERE}, {unknown[0]}", "a field that Kaggle ignores", "no such field")
+    _check_name(metadata["id"], metadata["title"])
+    for key, value in (("language", "python"), ("kernel_type", "script")):
+        if metadata[key] != value:
+            raise InputError(f"{_WHERE}, {key}", repr(metadata[key]), repr(value))
+    if public is not None and metadata["is_private"] == public:
+        raise InputError(
+            f"{_WHERE}, is_private", str(metadata["is_private"]), "true unless --public is given"
+        )
+    if metadata["machine_shape"] and not metadata["enable_gpu"]:
+        raise InputError(f"{_WHERE}, machine_shape", metadata["machine_shape"], "enable_gpu")
+    for key in ("dataset_sources", "kernel_sources"):
+        for source in metadata[key]:
+            owner, _, slug = str(source).partition("/")
+            if not _OWNER.fullmatch(owner) or not _SLUG.fullmatch(slug):
+                raise InputError(f"{_WHERE}, {key}", repr(source), "OWNER/NAME")
+
+
+def check_source(text: str, limit: int = SOURCE_LIMIT) -> None:
+    """Raises:
+    InputError: the source is larger than Kaggle takes, or would not even compile.
+    """
+    size = len(text.encode())
+    if size > limit:
+        raise InputError(
+            "kernel source",
+            f"{size / 1024:.0f} KB",
+            f"at most {limit // 1024} KB; --as-dataset sends the bundle as a private data set",
+        )
+    compile(text, "kernel.py", "exec")
+
+
+def _check_name(identity: str, title: str) -> None:
+    if not 5 <= len(title) <= 50:
+        raise InputError("--title", f"{title!r} of {len(title)} characters", "5 to 50 characters")
+    if not re.fullmatch(r"[A-Za-z0-9]+(?:[ -][A-Za-z0-9]+)*", title):
+        raise InputError(
+            "--title", repr(title), "ASCII letters and digits, single spaces or hyphens between"
+        )
+    owner, _, slug = identity.partition("/")
+    if not _OWNER.fullmatch(owner) or owner == "OWNER":
+        raise InputError("--owner", repr(owner), "the user name of a Kaggle account")
+    if slug != slug_of(title):
+        raise InputError(f"{_WHERE}, id", repr(slug), f"the title's slug, {slug_of(title)!r}")

@@ -1,0 +1,49 @@
+"""Put a finished run's adapter and report into a private repository of the hub.
+
+A program of its own, so that the token reaches only this and the training:
+``python -m medcot.remote.upload RUN OWNER/NAME``, with HF_TOKEN in the environment.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from medcot.errors import one_line
+
+
+def upload(run: Path, repository: str) -> str:
+    """Upload ``run``'s adapter, with its report beside it; the address it can be seen at.
+
+    A repository that does not exist is made, private; one that does keeps who may see it.
+
+    Raises:
+        huggingface_hub's errors: no token, no permission, no connection.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    files = {path.name: path for path in sorted((run / "adapter").iterdir()) if path.is_file()}
+    files |= {"report.md": run / "report.md", "report.json": run / "report.json"}
+    api = HfApi()
+    address = api.create_repo(repository, private=True, exist_ok=True)
+    api.create_commit(
+        repository,
+        [CommitOperationAdd(name, path) for name, path in files.items() if path.is_file()],
+        commit_message="Add the adapter and its report",
+    )
+    return str(address)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0 where everything is there, 1 with one line where it is not."""
+    run, repository = arguments
+    try:
+        print(f"uploaded to {upload(Path(run), repository)}")
+    except Exception as error:  # noqa: BLE001 - whatever stops it, the run itself is complete
+        print(f"upload to {repository} failed: {one_line(str(error))}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

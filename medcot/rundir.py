@@ -1,0 +1,197 @@
+"""The run directory: the only module that knows its files. Writes are atomic, appends synced."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from medcot.config import RunConfig, build_config
+from medcot.errors import InputError
+
+Phase = Literal["before", "after"]
+Stage = Literal[
+    "planned", "before", "training", "trained", "after", "report", "done", "failed", "cancelled"
+]
+
+
+class RunDirectory:
+    """One run's files under ``path``. A directory left by a killed process is always readable."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def report_markdown(self) -> Path:
+        return self.path / "report.md"
+
+    def evaluation(self, phase: Phase) -> Path:
+        return self.path / "evaluation" / f"{phase}.jsonl"
+
+    def exists(self) -> bool:
+        return (self.path / "config.json").exists()
+
+    def create(self, config: RunConfig) -> None:
+        """Make the directory for ``config``.
+
+        Raises:
+            InputError: it holds a run already, or something that is not a run.
+        """
+        if self.exists():
+            raise InputError(
+                "--out", f"{self.path}, which holds a run", "another folder or --resume"
+            )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError("--out", f"{self.path}, which is not empty", "a new or empty folder")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_json("config.json", config.model_dump(mode="json"))
+        except OSError as error:
+            raise InputError(
+                "--out", f"{self.path} ({error.strerror})", "a writable folder"
+            ) from None
+
+    def config(self) -> RunConfig:
+        """The config the run was made with.
+
+        Raises:
+            InputError: no run there, or a config that was damaged.
+        """
+        path = self.path / "config.json"
+        if not path.exists():
+            raise InputError("--run", f"{self.path} without config.json", "a run directory")
+        return build_config(self.read_json("config.json"), where=str(path))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write ``name`` so that a reader sees the old or the new file, never half of one."""
+        self.write_text(name, json.dumps(_plain(value), ensure_ascii=False, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def read_json(self, name: str) -> Any:
+        """The value in ``name``.
+
+        Raises:
+            InputError: the file is missing or is not JSON.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError("--run", f"{self.path} without {name}", f"a run with {name}") from None
+        except ValueError as error:
+            raise InputError(
+                str(path), f"no JSON ({error})", "the file as medcot wrote it"
+            ) from None
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def append(self, path: Path, row: Any) -> None:
+        """Add one line to a ``.jsonl`` file; it is on disk when this returns."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            if file.tell() and not _ends_with_newline(path):
+                file.write(b"\n")
+            line = json.dumps(_plain(row), ensure_ascii=False)
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self, path: Path) -> Iterator[dict[str, Any]]:
+        """The whole lines of a ``.jsonl`` file. A last line cut by a kill is passed over."""
+        if not path.exists():
+            return
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+    def truncate_events(self, step: int) -> None:
+        """Forget events after ``step``: training goes on from that checkpoint."""
+        kept = [
+            json.dumps(row, ensure_ascii=False)
+            for row in self.rows(self.events)
+            if row["step"] <= step
+        ]
+        self.write_text("events.jsonl", "".join(f"{line}\n" for line in kept))
+
+    def set_stage(self, stage: Stage, **details: Any) -> None:
+        """Say in ``status.json`` where the run is."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.write_json("status.json", {"stage": stage, "at": now, "pid": os.getpid(), **details})
+
+    def stage(self) -> Stage | None:
+        return self.read_json("status.json")["stage"] if self.has("status.json") else None
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint: its trainer state is written last."""
+        found = [
+            p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").exists()
+        ]
+        return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def new_run_path(config: RunConfig, root: Path = Path("runs")) -> Path:
+    """``runs/PRESET-DATE-TIME``, with a number where that is taken."""
+    stem = f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, count = root / stem, 2
+    while path.exists():
+        path, count = root / f"{stem}-{count}", count + 1
+    return path
+
+
+def newest_run(root: Path = Path("runs")) -> Path | None:
+    """The run under ``root`` that was made last."""
+    runs = [path.parent for path in root.glob("*/config.json")]
+    return max(runs, key=lambda path: (path / "config.json").stat().st_mtime, default=None)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

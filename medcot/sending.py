@@ -1,0 +1,48 @@
+"""What the notebook's Kaggle panel does: build without a network, push only when told to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medcot.config import RunConfig
+from medcot.remote.build import Kernel, Wishes, build, owner_of_this_machine
+from medcot.remote.job import AccountCheck, check_account
+from medcot.remote.pushes import Push
+from medcot.rundir import RunDirectory, new_run_path
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A kernel folder, ready to push, and the run that it belongs to."""
+
+    kernel: Kernel
+    run: RunDirectory
+
+
+def look_at_account() -> AccountCheck:
+    """Whether a push could be made from here, in one line. Asks Kaggle."""
+    return check_account()
+
+
+def build_kernel(config: RunConfig) -> Built:
+    """The kernel folder of a new run of ``config``; nothing leaves the machine.
+
+    Raises:
+        InputError: no account name is known here, or the config cannot travel.
+    """
+    run = RunDirectory(new_run_path(config))
+    return Built(build(config, run, owner_of_this_machine(), Wishes()), run)
+
+
+def push_kernel(built: Built) -> Push:
+    """Send a built kernel: starts a session and spends quota.
+
+    Raises:
+        InputError, RunFailed: as :func:`medcot.remote.submit.push`.
+    """
+    from medcot.remote.account import connect
+    from medcot.remote.patience import Patience
+    from medcot.remote.submit import push
+
+    account = connect(Patience(seconds=60.0))
+    return push(account, built.kernel, built.run, lambda _: None)

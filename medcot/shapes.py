@@ -1,0 +1,229 @@
+"""The shape of a model: enough to count its parameters exactly without loading it. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medcot.config import BUNDLED_MODEL, TARGET_MODULES, RunConfig
+from medcot.errors import InputError, one_line
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A Llama-like decoder: RMS norms, grouped attention, gated feed-forward.
+
+    The biases are those of the linear layers; ``qk_norm`` is a norm over each head (Qwen3).
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied_embeddings: bool
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+    @property
+    def linear_sizes(self) -> dict[str, tuple[int, int]]:
+        """(input, output) width of each linear layer of one block."""
+        wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (self.hidden, wide),
+            "k_proj": (self.hidden, narrow),
+            "v_proj": (self.hidden, narrow),
+            "o_proj": (wide, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of the blocks' linear layers: what quantisation shrinks."""
+        return self.layers * sum(a * b for a, b in self.linear_sizes.values())
+
+    @property
+    def head_parameters(self) -> int:
+        """Weights that turn the last hidden state into logits (shared where tied)."""
+        return self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, exactly; shared ones once."""
+        embeddings = self.head_parameters * (1 if self.tied_embeddings else 2)
+        norms = self.hidden * (2 * self.layers + 1)
+        return self.linear_parameters + embeddings + norms + self.layers * self._block_extras
+
+    @property
+    def computed_parameters(self) -> int:
+        """Weights that every token is multiplied with: the blocks and the head."""
+        return self.linear_parameters + self.head_parameters
+
+    @property
+    def _block_extras(self) -> int:
+        sizes = self.linear_sizes
+        biases = 0
+        if self.qkv_bias:
+            biases += sum(sizes[name][1] for name in ("q_proj", "k_proj", "v_proj"))
+        if self.o_bias:
+            biases += sizes["o_proj"][1]
+        if self.mlp_bias:
+            biases += sum(sizes[name][1] for name in ("gate_proj", "up_proj", "down_proj"))
+        return biases + (2 * self.head_dim if self.qk_norm else 0)
+
+    def trainable(self, rank: int, modules: Sequence[str] = TARGET_MODULES) -> int:
+        """LoRA parameters of ``rank`` on ``modules``: rank * (input + output) for each layer."""
+        sizes = self.linear_sizes
+        return self.layers * rank * sum(sum(sizes[name]) for name in modules)
+
+
+SMOLLM2_135M = ModelShape(576, 1536, 30, 9, 3, 64, 49152, tied_embeddings=True)
+_LLAMA_8B = ModelShape(4096, 14336, 32, 32, 8, 128, 128256, tied_embeddings=False)
+_QWEN_7B = ModelShape(3584, 18944, 28, 28, 4, 128, 152064, tied_embeddings=False, qkv_bias=True)
+_QWEN_14B = ModelShape(5120, 13824, 48, 40, 8, 128, 152064, tied_embeddings=False, qkv_bias=True)
+_QWEN_1_5B = ModelShape(1536, 8960, 28, 12, 2, 128, 151936, tied_embeddings=True, qkv_bias=True)
+
+_KNOWN = {
+    "smollm2-135m": SMOLLM2_135M,
+    "smollm2-360m": ModelShape(960, 2560, 32, 15, 5, 64, 49152, tied_embeddings=True),
+    "smollm2-1.7b": ModelShape(2048, 8192, 24, 32, 32, 64, 49152, tied_embeddings=True),
+    "deepseek-r1-distill-llama-8b": _LLAMA_8B,
+    "llama-3.1-8b": _LLAMA_8B,
+    "meta-llama-3.1-8b": _LLAMA_8B,
+    "llama-3-8b": _LLAMA_8B,
+    "meta-llama-3-8b": _LLAMA_8B,
+    "llama-3.2-1b": ModelShape(2048, 8192, 16, 32, 8, 64, 128256, tied_embeddings=True),
+    "llama-3.2-3b": ModelShape(3072, 8192, 28, 24, 8, 128, 128256, tied_embeddings=True),
+    # The distilled 1.5B is made from Qwen2.5-Math, and unties the head.
+    "deepseek-r1-distill-qwen-1.5b": ModelShape(
+        1536, 8960, 28, 12, 2, 128, 151936, tied_embeddings=False, qkv_bias=True
+    ),
+    "deepseek-r1-distill-qwen-7b": _QWEN_7B,
+    "deepseek-r1-distill-qwen-14b": _QWEN_14B,
+    "qwen2.5-0.5b": ModelShape(
+        896, 4864, 24, 14, 2, 64, 151936, tied_embeddings=True, qkv_bias=True
+    ),
+    "qwen2.5-1.5b": _QWEN_1_5B,
+    "qwen2.5-3b": ModelShape(
+        2048, 11008, 36, 16, 2, 128, 151936, tied_embeddings=True, qkv_bias=True
+    ),
+    "qwen2.5-7b": _QWEN_7B,
+    "qwen2.5-14b": _QWEN_14B,
+    "qwen3-0.6b": ModelShape(
+        1024, 3072, 28, 16, 8, 128, 151936, tied_embeddings=True, qk_norm=True
+    ),
+    "qwen3-1.7b": ModelShape(
+        2048, 6144, 28, 16, 8, 128, 151936, tied_embeddings=True, qk_norm=True
+    ),
+    "qwen3-4b": ModelShape(2560, 9728, 36, 32, 8, 128, 151936, tied_embeddings=True, qk_norm=True),
+    "qwen3-8b": ModelShape(
+        4096, 12288, 36, 32, 8, 128, 151936, tied_embeddings=False, qk_norm=True
+    ),
+    "qwen3-14b": ModelShape(
+        5120, 17408, 40, 40, 8, 128, 151936, tied_embeddings=False, qk_norm=True
+    ),
+}
+"""Published shapes by hub name without owner and suffix, so that planning needs no network."""
+
+_SUFFIXES = ("-bnb-4bit", "-unsloth", "-instruct", "-base", "-chat", "-math")
+
+
+def model_shape(config: RunConfig) -> ModelShape:
+    """The shape of ``config.model``: bundled, a local folder, a known name, or from the hub.
+
+    Raises:
+        InputError: a folder without a readable config.json, an unknown model that the hub cannot
+            be asked about, or one that is not a Llama-like decoder.
+    """
+    if config.model == BUNDLED_MODEL:
+        return SMOLLM2_135M
+    folder = Path(config.model)
+    if folder.is_dir():
+        return _shape_from_file(folder / "config.json")
+    known = known_shape(config.model)
+    return known if known is not None else _shape_from_hub(config)
+
+
+def known_shape(model: str) -> ModelShape | None:
+    """The table's shape for a hub name such as ``unsloth/Qwen2.5-7B-Instruct-bnb-4bit``."""
+    name = model.rpartition("/")[2].lower()
+    while suffix := next((s for s in _SUFFIXES if name.endswith(s)), None):
+        name = name.removesuffix(suffix)
+    return _KNOWN.get(name)
+
+
+def read_shape(values: Mapping[str, Any], where: str) -> ModelShape:
+    """The shape that a transformers ``config.json`` describes.
+
+    Raises:
+        InputError: ``where`` lacks a size, or is of a family that this cannot count.
+    """
+    family = str(values.get("model_type", ""))
+    if family not in ("llama", "mistral", "qwen2", "qwen3"):
+        needs = "a Llama, Mistral, Qwen2 or Qwen3 model"
+        raise InputError(where, f"model_type {family or 'missing'!r}", needs)
+    hidden, heads = _size(values, "hidden_size", where), _size(values, "num_attention_heads", where)
+    biased = bool(values.get("attention_bias", False))
+    return ModelShape(
+        hidden=hidden,
+        intermediate=_size(values, "intermediate_size", where),
+        layers=_size(values, "num_hidden_layers", where),
+        heads=heads,
+        kv_heads=_size(values, "num_key_value_heads", where, heads),
+        head_dim=_size(values, "head_dim", where, 128 if family == "qwen3" else hidden // heads),
+        vocab=_size(values, "vocab_size", where),
+        tied_embeddings=bool(values.get("tie_word_embeddings", False)),
+        qkv_bias=biased or family == "qwen2",
+        o_bias=biased and family != "qwen2",
+        mlp_bias=bool(values.get("mlp_bias", False)),
+        qk_norm=family == "qwen3",
+    )
+
+
+def _size(values: Mapping[str, Any], name: str, where: str, default: int | None = None) -> int:
+    value = values.get(name)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(where, f"{name} {value!r}", "a whole number above 0")
+    return value
+
+
+def _shape_from_file(path: Path) -> ModelShape:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        where = f"--model {path.parent}"
+        raise InputError(where, "no config.json in it", "a folder with a model") from None
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), one_line(str(error), 80), "the model's config.json") from None
+    if not isinstance(values, dict):
+        raise InputError(str(path), "no JSON object", "the model's config.json")
+    return read_shape(values, str(path))
+
+
+def _shape_from_hub(config: RunConfig) -> ModelShape:
+    """Fetch config.json alone, from the cache where it is there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    revision = config.model_revision or None
+    try:
+        path = hf_hub_download(config.model, "config.json", revision=revision)
+    except HFValidationError:
+        needs = "a folder that exists, a hub name (owner/model) or smollm2-135m"
+        raise InputError("--model", config.model, needs) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        kind = type(error).__name__
+        needs = "a model that the hub or its cache has, or --preset demo"
+        raise InputError("--model", f"{config.model} ({kind})", needs) from None
+    return _shape_from_file(Path(path))

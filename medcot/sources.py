@@ -1,0 +1,101 @@
+"""Where rows come from: what a data set's name means, and the rows of the files it names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from medcot.errors import InputError, nearest
+from medcot.formats import READERS, Row
+from medcot.records import Language
+from medcot.texts import printable
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_OTHER_FILES = (".txt", ".tsv", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".arrow", ".ndjson")
+
+
+def kind_of(name: str) -> Literal["sample", "file", "hub"]:
+    """What a data set's name means. A file that exists is taken before a hub name.
+
+    Raises:
+        InputError: neither ``sample`` nor a file nor of the form ``owner/name``.
+    """
+    if name == "sample":
+        return "sample"
+    suffix = Path(name).suffix.lower()
+    if suffix in READERS or suffix in _OTHER_FILES or _exists(name):
+        return "file"
+    if _HUB_NAME.fullmatch(name):
+        return "hub"
+    needs = "a .jsonl/.json/.csv/.parquet file, a hub name (owner/name) or sample"
+    got = "neither a file nor a hub name"
+    raise InputError(name, got, needs + nearest(name, ["sample"]))
+
+
+def sample_files(stem: str, language: Language | None = None) -> list[Path]:
+    """The bundled files of ``STEM``, or of ``STEM_LANGUAGE``."""
+    pattern = f"{stem}_{language}*.jsonl" if language else f"{stem}.jsonl"
+    folder = Path(str(files("medcot"))) / "samples"
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise InputError("sample", f"no {pattern} in {folder}", "a whole install")
+    return found
+
+
+def read_files(paths: Iterable[Path]) -> Iterator[Row]:
+    """The rows of several files as one source: row numbers go on from file to file."""
+    number = 0
+    for path in paths:
+        for row in read_file(path):
+            number += 1
+            yield row if row.number == number else replace(row, number=number)
+
+
+def read_file(path: Path) -> Iterator[Row]:
+    """The rows of one file, in its order, read as they are asked for.
+
+    Raises:
+        InputError: no such file, a folder, unreadable, of an unknown kind, without rows, or broken
+            in a way that leaves nothing to go on with.
+    """
+    _require_file(path)
+    count = 0
+    try:
+        for row in READERS[path.suffix.lower()](path):
+            count += 1
+            yield row
+    except OSError as error:
+        raise InputError(str(path), error.strerror or str(error), "a readable file") from None
+    if not count:
+        raise InputError(str(path), "no rows", "at least one row")
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _require_file(path: Path) -> None:
+    kinds = ", ".join(READERS)
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file", f"an existing {kinds} file") from None
+    except OSError as error:
+        raise InputError(str(path), error.strerror or str(error), "a readable file") from None
+    except ValueError:
+        got = "a name that no file can have"
+        raise InputError(printable(str(path)), got, f"an existing {kinds} file") from None
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "something that is not a file"
+        raise InputError(str(path), got, f"one {kinds} file")
+    if path.suffix.lower() not in READERS:
+        raise InputError(str(path), f"the extension {path.suffix or '(none)'!r}", f"one of {kinds}")
+    if not size:
+        raise InputError(str(path), "an empty file", "at least one row")

@@ -1,0 +1,124 @@
+"""How long things take, by a few coefficients per engine fitted to ``calibration.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from medcot.config import RunConfig
+from medcot.hardware import Machine, usable_gpus
+from medcot.memory import Setting, weight_bytes
+from medcot.shapes import ModelShape
+
+OPTIONS_TOKENS = 4 * 120
+"""Tokens read to compare the options of one multiple-choice question: rough."""
+CPU_BANDWIDTH, GPU_BANDWIDTH = 10e9, 1000e9
+"""Bytes of weights read per second when a token is generated: rough."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a setting goes on a device.
+
+    ``layer_pass_s`` is the time to launch the kernels of one layer's forward pass, ``rate`` the
+    operations per second that its arithmetic reaches. Where they overlap, the slower one counts.
+    """
+
+    layer_pass_s: float
+    rate: float
+    overlaps: bool
+
+
+@cache
+def calibration() -> dict[str, Any]:
+    """The calibration table that comes with the package."""
+    return json.loads((files("medcot") / "calibration.json").read_text(encoding="utf-8"))
+
+
+def pace_of(setting: Setting, machine: Machine) -> Pace:
+    """The calibrated pace of ``setting`` on ``machine``."""
+    table = calibration()
+    if setting.device != "cuda":
+        cpu = table["cpu"]
+        # Memory bandwidth is shared: beyond 16 cores more of them hardly help.
+        cores = min(machine.cpu_cores, 16)
+        return Pace(cpu["layer_pass_s"], cpu["tflops_per_core"] * cores * 1e12, overlaps=False)
+    gpu, engine = usable_gpus(machine)[0], table["engines"][setting.engine]
+    shares = next((own for name, own in table["devices"].items() if name in gpu.name), engine)
+    share = shares["recompute_share" if setting.checkpointing else "share"]
+    # float32 products run on the 19-bit tensor cores at best, at half the 16-bit rate.
+    rate = share * gpu.tflops_16bit * 1e12 / (2 if setting.precision == "fp32" else 1)
+    overlaps = engine["recompute_overlaps"] or not setting.checkpointing
+    return Pace(engine["layer_pass_s"], rate, overlaps)
+
+
+def micro_step_s(
+    setting: Setting, shape: ModelShape, machine: Machine, mean_tokens: float, longest: int
+) -> float:
+    """Seconds for the forward and backward pass of one micro-batch."""
+    pace = pace_of(setting, machine)
+    # Forward 1, backward 2, and the forward once more where activations are recomputed.
+    launch = (4 if setting.checkpointing else 3) * shape.layers * pace.layer_pass_s
+    tokens = computed_tokens(setting, mean_tokens, longest)
+    arithmetic = tokens * flops_per_token(shape, mean_tokens, setting.checkpointing) / pace.rate
+    return max(launch, arithmetic) if pace.overlaps else launch + arithmetic
+
+
+def flops_per_token(shape: ModelShape, length: float, checkpointing: bool) -> float:
+    """Operations per token of a LoRA step: frozen weights need no gradient of their own.
+
+    Two for each weight forward and two backward; attention over ``length`` tokens, causal.
+    """
+    attention = 2 * shape.heads * shape.head_dim * length * shape.layers
+    blocks = 2 * shape.linear_parameters
+    head = 2 * shape.head_parameters
+    recomputed = blocks + attention if checkpointing else 0
+    return 2 * blocks + 2 * head + 3.5 * attention + recomputed
+
+
+def computed_tokens(setting: Setting, mean_tokens: float, longest: int) -> float:
+    """Tokens that a micro-batch really computes on average: padding counts, packing has none."""
+    rows = setting.micro_batch
+    if setting.packing or rows == 1:
+        return rows * mean_tokens
+    # The expected maximum of n normal draws, in standard deviations, within 3 % up to n = 64.
+    deviations = 0.56 * math.log2(rows) ** 0.85
+    spread = max(0.0, longest - mean_tokens) / 3
+    return rows * min(float(longest), mean_tokens + deviations * spread)
+
+
+def is_measured(device: str, machine: Machine) -> bool:
+    """Whether the times rest on measured runs of this kind of device."""
+    if device != "cuda":
+        return device == "cpu"
+    table = calibration()
+    known = (table["device"], *table["devices"])
+    return any(name in usable_gpus(machine)[0].name for name in known)
+
+
+def load_s(setting: Setting, shape: ModelShape) -> float:
+    """Seconds for imports and reading the weights from a disk at 1 GB/s."""
+    imports = {"unsloth": 40.0, "transformers": 12.0}[setting.engine]
+    return imports + weight_bytes(shape, setting.quantization, 2.0) / 1e9
+
+
+def evaluate_s(
+    config: RunConfig, setting: Setting, shape: ModelShape, machine: Machine, mean_tokens: float
+) -> float:
+    """Seconds for scoring and answering, before and after training together. Rough."""
+    pace = pace_of(setting, machine)
+    choices = sum(24 if name == "sample" else 1000 for name in config.mcq)
+    if config.mcq_samples:
+        choices = min(choices, config.mcq_samples * len(config.mcq))
+    tokens = config.test_samples * mean_tokens + choices * OPTIONS_TOKENS
+    score = tokens * 2 * shape.computed_parameters / pace.rate
+    on_cpu = setting.device != "cuda"
+    rounds = math.ceil((config.generate_samples + 1) / (8 if on_cpu else 64))
+    read = weight_bytes(shape, setting.quantization, 4.0 if on_cpu else 2.0)
+    one_token = shape.layers * pace.layer_pass_s / 2
+    one_token += read / (CPU_BANDWIDTH if on_cpu else GPU_BANDWIDTH)
+    return 2 * (score + rounds * config.max_new_tokens * one_token)

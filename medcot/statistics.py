@@ -1,0 +1,239 @@
+"""Rates and paired differences with their intervals and tests. Nothing here knows of models.
+
+Every comparison pairs the same rows before and after. A change is called only when both its
+interval and its test say so (see ``docs/experiments.md``, Statistics). scipy and statsmodels take
+a second to import, so the functions that need them import them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Verdict = Literal["improved", "no evidence", "worse"]
+Numbers = NDArray[np.float64]
+
+LEVEL = 0.95
+RESAMPLES = 9_999
+_CELLS = 4_000_000  # numbers in one block of resamples: 32 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """A difference, after minus before, over ``n`` pairs.
+
+    ``low`` and ``high`` bound it with confidence ``level``; None where ``n`` gives no interval.
+    ``p_value`` is two-sided.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    p_value: float
+    n: int
+    level: float = LEVEL
+
+    def verdict(self, better: Literal["lower", "higher"]) -> Verdict:
+        """What may be said: a direction only where interval and test agree on one."""
+        if self.low is None or self.high is None or self.p_value >= 1 - LEVEL:
+            return "no evidence"
+        if self.low > 0:
+            return "improved" if better == "higher" else "worse"
+        if self.high < 0:
+            return "improved" if better == "lower" else "worse"
+        return "no evidence"
+
+
+def rate_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float] | None:
+    """Wilson's interval of a rate; None without rows."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    if not n:
+        return None
+    bounds = proportion_confint(successes, n, alpha=1 - level, method="wilson")
+    low, high = cast("tuple[float, float]", bounds)
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
+def compare_rates(
+    before: Sequence[bool], after: Sequence[bool], level: float = LEVEL
+) -> Paired | None:
+    """The change of a rate over the same rows: exact McNemar, Bonett and Price's interval.
+
+    The interval (Wald's on each count of changed rows plus one; Bonett and Price 2012,
+    "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+    data") keeps a width where no row changed, as it must: that none of 24 questions changed does
+    not show that none would. None without rows.
+    """
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    n = _same_length(before, after)
+    if not n:
+        return None
+    gained, lost = changes(before, after)
+    p_value = float(cast("Any", mcnemar([[0, gained], [lost, 0]], exact=True)).pvalue)
+    low, high = _adjusted_wald(gained, lost, n, level)
+    return Paired((gained - lost) / n, low, high, p_value, n, level)
+
+
+def compare_means(
+    before: Sequence[float],
+    after: Sequence[float],
+    weights: Sequence[float] | None = None,
+    *,
+    seed: int = 0,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> Paired | None:
+    """The change of ``sum(values) / sum(weights)`` over the same rows.
+
+    With a loss summed over each row's tokens and the tokens as weights, that is the change of the
+    mean loss per token. Rows, not tokens, are resampled. Studentised bootstrap interval; p-value
+    from exchanging before and after within rows, all ways where they are few. None without rows.
+    """
+    n = _same_length(before, after)
+    if not n:
+        return None
+    d, w = _differences(before, after, weights)
+    low, high = _bootstrap(d, w, level, resamples, seed)
+    p_value = _exchange_test(d, resamples, seed)
+    return Paired(float(d.sum() / w.sum()), low, high, p_value, n, level)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value of ``wins`` against ``losses`` if either were as likely (exact)."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number by Holm's method, in the order given."""
+    from statsmodels.stats.multitest import multipletests
+
+    if not p_values:
+        return []
+    return [float(p) for p in cast("Any", multipletests(p_values, method="holm"))[1]]
+
+
+def correct(found: dict[str, Paired]) -> dict[str, Paired]:
+    """The same comparisons with Holm's p-values. Intervals are given at a corrected level before:
+    see :func:`corrected_level`."""
+    corrected = holm([one.p_value for one in found.values()])
+    return {
+        name: replace(one, p_value=p)
+        for (name, one), p in zip(found.items(), corrected, strict=True)
+    }
+
+
+def corrected_level(comparisons: int) -> float:
+    """The confidence at which ``comparisons`` intervals all hold together (Bonferroni)."""
+    return 1 - (1 - LEVEL) / max(1, comparisons)
+
+
+def changes(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
+    """How many rows became right, and how many wrong."""
+    pairs = [(bool(b), bool(a)) for b, a in zip(before, after, strict=True)]
+    return pairs.count((False, True)), pairs.count((True, False))
+
+
+def row_deviation(
+    before: Sequence[float], after: Sequence[float], weights: Sequence[float] | None = None
+) -> float:
+    """One row's standard deviation in the change of a ratio: its standard error times root n."""
+    d, w = _differences(before, after, weights)
+    return float(_ratio_and_error(d, w)[1]) * math.sqrt(len(d)) if len(d) > 1 else 0.0
+
+
+def _same_length(before: Sequence[object], after: Sequence[object]) -> int:
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} rows before, {len(after)} after: not the same rows")
+    return len(before)
+
+
+def _differences(
+    before: Sequence[float], after: Sequence[float], weights: Sequence[float] | None
+) -> tuple[Numbers, Numbers]:
+    d = np.asarray(after, float) - np.asarray(before, float)
+    return d, np.ones(len(d)) if weights is None else np.asarray(weights, float)
+
+
+def _adjusted_wald(gained: int, lost: int, n: int, level: float) -> tuple[float, float]:
+    from scipy.stats import norm
+
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = float(norm.isf((1 - level) / 2)) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    return max(-1.0, up - down - half), min(1.0, up - down + half)
+
+
+def _bootstrap(
+    d: Numbers, w: Numbers, level: float, resamples: int, seed: int
+) -> tuple[float | None, float | None]:
+    """Studentised bootstrap interval of sum(d)/sum(w) (Efron and Tibshirani 1993, section 12.5).
+
+    Chosen by simulation (``docs/experiments.md``): at 8 to 50 rows the percentile and BCa intervals
+    of ``scipy.stats.bootstrap`` are too narrow, most where the differences are skewed. Where the
+    rows are so few that resamples often have no spread, there is no interval.
+    """
+    if len(d) < 2:
+        return None, None
+    ratio, error = (float(one) for one in _ratio_and_error(d, w))
+    if error <= 1e-9 * abs(ratio):  # every row says the same: no resample differs
+        return ratio, ratio
+    rng = np.random.default_rng(seed)
+    scores: list[Numbers] = []
+    for count in _blocks(resamples, len(d)):
+        rows = rng.integers(0, len(d), (count, len(d)))
+        ratios, errors = _ratio_and_error(d[rows], w[rows])
+        flat = errors <= 1e-9 * error
+        with np.errstate(divide="ignore", invalid="ignore"):
+            score = (ratios - ratio) / np.where(flat, 0.0, errors)
+        scores.append(np.nan_to_num(score, nan=0.0, posinf=np.inf, neginf=-np.inf))
+    tail = (1 - level) / 2
+    ordered = np.sort(np.concatenate(scores))
+    cut = int(tail * len(ordered))
+    low, high = ratio - ordered[-1 - cut] * error, ratio - ordered[cut] * error
+    return (float(low), float(high)) if math.isfinite(low - high) else (None, None)
+
+
+def _ratio_and_error(d: Numbers, w: Numbers) -> tuple[Numbers, Numbers]:
+    """sum(d)/sum(w) over the last axis and its standard error, by the linearised ratio estimator
+    (Cochran 1977, section 6.4)."""
+    n = d.shape[-1]
+    ratio = d.sum(axis=-1) / w.sum(axis=-1)
+    residual = d - w * ratio[..., None]
+    variance = (residual**2).sum(axis=-1) / ((n - 1) * n)
+    return ratio, np.sqrt(variance) / w.mean(axis=-1)
+
+
+def _blocks(count: int, width: int) -> Iterator[int]:
+    """``count`` in parts, each of at most ``_CELLS`` numbers when it is ``width`` wide."""
+    size = max(1, _CELLS // width)
+    for start in range(0, count, size):
+        yield min(size, count - start)
+
+
+def _exchange_test(d: Numbers, resamples: int, seed: int) -> float:
+    """P-value of sum(d) when before and after may change places within each row.
+
+    The weights do not change under exchange, so that they drop out of the statistic.
+    """
+    from scipy.stats import permutation_test
+
+    if len(d) < 2 or not np.any(d):
+        return 1.0
+    result = permutation_test(
+        (d,),
+        lambda x, axis=-1: x.sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _CELLS // len(d)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)

@@ -1,0 +1,87 @@
+"""Weights & Biases: online, offline or off. What is absent costs one line, never the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+from uuid import uuid4
+
+from medcot.accounts import has_wandb_login
+from medcot.config import RunConfig
+from medcot.errors import one_line
+from medcot.records import Event
+from medcot.rundir import RunDirectory
+
+
+class Tracker:
+    """Sends events and the final scores to one W&B run, or nowhere. Its failures cost one line."""
+
+    def __init__(self, run: Any = None, say: Callable[[str], None] = lambda line: None) -> None:
+        self._run, self._say = run, say
+
+    def log(self, event: Event) -> None:
+        values = asdict(event)
+        step = values.pop("step")
+        named = {f"train/{name}": value for name, value in values.items()}
+        self._attempt(lambda run: run.log(named, step=step))
+
+    def finish(self, report: dict[str, Any] | None, exit_code: int = 0) -> None:
+        """Put the report's scores into the run's summary and close it."""
+
+        def close(run: Any) -> None:
+            if report is not None:
+                scores = {f"{part}/nll": report[part]["nll"] for part in ("before", "after")}
+                run.summary.update({"verdict": report["verdict"], **scores})
+            run.finish(exit_code=exit_code)
+
+        self._attempt(close)
+
+    def _attempt(self, action: Callable[[Any], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # noqa: BLE001 - no tracking failure may cost a run
+            self._run = None
+            self._say(f"W&B: {one_line(str(error))}; the run goes on without it.")
+
+
+def start_tracking(
+    config: RunConfig, directory: RunDirectory, say: Callable[[str], None]
+) -> Tracker:
+    """Open the W&B run that ``config.wandb`` asks for; goes on with the same one on resume."""
+    if config.wandb == "off":
+        return Tracker()
+    try:
+        import wandb
+    except ImportError:
+        say("W&B: not installed, so nothing is tracked there (pip install 'medcot[track]').")
+        return Tracker()
+    mode = config.wandb
+    if mode == "online" and not has_wandb_login():
+        say(f"W&B: no login found, so the run is kept offline in {directory.path / 'wandb'}.")
+        mode = "offline"
+    try:
+        return Tracker(_open(wandb, mode, config, directory), say)
+    except Exception as error:  # noqa: BLE001 - no tracking failure may cost a run
+        say(f"W&B: {one_line(str(error))}; the run goes on without it.")
+        return Tracker()
+
+
+def _open(wandb: Any, mode: str, config: RunConfig, directory: RunDirectory) -> Any:
+    known = directory.has("wandb.json")
+    run_id = directory.read_json("wandb.json")["id"] if known else uuid4().hex[:8]
+    run = wandb.init(
+        project=config.wandb_project,
+        job_type=config.wandb_job_type,
+        name=directory.path.name,
+        id=run_id,
+        resume="allow",
+        mode=mode,
+        dir=str(directory.path),
+        config=config.model_dump(mode="json"),
+        settings=wandb.Settings(silent=True, console="off", init_timeout=60),
+    )
+    directory.write_json("wandb.json", {"id": run_id, "mode": mode, "url": run.url})
+    return run

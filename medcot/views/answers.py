@@ -1,0 +1,131 @@
+"""Generated answers as a page shows them: escaped, beside the reference, differences marked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import SequenceMatcher
+from typing import Any
+
+from medcot.views.markup import (
+    card,
+    columns,
+    details,
+    join,
+    paragraph,
+    paragraphs,
+    small,
+    table,
+    text,
+)
+from medcot.views.words import say
+
+LONGEST_DIFF = 1200
+"""Words compared of each answer: the work grows with the square of it."""
+
+_WORDS = re.compile(r"[\u3400-\u9fff]|\w+|\s+|[^\w\s]")
+
+Reply = Mapping[str, Any]
+
+
+def disclaimer(language: str) -> str:
+    """The line that stands wherever generated text is shown."""
+    return f'<p class="mc-disclaimer">{text(say("not_medical_advice", language))}</p>'
+
+
+def show_reply(reply: Reply | None, title: str, language: str) -> str:
+    """One generated answer with its thought, and how it ended."""
+    if reply is None:
+        return card(title, paragraph(say("not_answered", language)))
+    parts = [_state(reply, language)]
+    parts.append(paragraphs(_main_text(reply)))
+    if reply["thought"] and reply["answer"]:
+        parts.append(details(say("its_thought", language), paragraphs(reply["thought"])))
+    return card(title, "".join(parts))
+
+
+def compare_replies(before: Reply | None, after: Reply | None, language: str) -> str:
+    """The base and the tuned answer side by side, with what each says alone marked."""
+    if before is None or after is None:
+        return columns(
+            show_reply(before, say("base_answer", language), language),
+            show_reply(after, say("tuned_answer", language), language),
+        )
+    left, right = mark_differences(_main_text(before), _main_text(after))
+    return columns(
+        card(say("base_answer", language), _state(before, language) + left),
+        card(say("tuned_answer", language), _state(after, language) + right),
+    )
+
+
+def mark_differences(one: str, other: str) -> tuple[str, str]:
+    """Both texts as HTML; what the other one does not have is marked."""
+    mine, theirs = _words(one), _words(other)
+    matcher = SequenceMatcher(a=mine, b=theirs, autojunk=False)
+    left: list[str] = []
+    right: list[str] = []
+    for kind, a, b, c, d in matcher.get_opcodes():
+        gone, new = text("".join(mine[a:b])), text("".join(theirs[c:d]))
+        if kind == "equal":
+            left.append(gone)
+            right.append(new)
+            continue
+        left.append(f"<del>{gone}</del>" if gone.strip() else gone)
+        right.append(f"<ins>{new}</ins>" if new.strip() else new)
+    shown = (f'<div class="mc-text">{"".join(parts)}</div>' for parts in (left, right))
+    return next(shown), next(shown)
+
+
+def show_fixed_question(
+    report: Mapping[str, Any], language: str, *, base_only: bool = False
+) -> str:
+    """The question asked before and after, its reference, and what the answer must say."""
+    fixed = report.get("fixed_question")
+    if not fixed:
+        return ""
+    parts = [card(say("question", language), paragraphs(fixed["question"]))]
+    if base_only:
+        parts.append(show_reply(fixed["before"], say("base_answer", language), language))
+        return join(*parts, disclaimer(language))
+    parts.append(compare_replies(fixed["before"], fixed["after"], language))
+    parts.append(card(say("reference", language), paragraphs(fixed["reference"]), "mc-reference"))
+    parts.append(small(say("marked", language)))
+    claims = fixed["claims"]
+    if claims["after"]:
+        parts.append(_claims(claims, language))
+    return join(*parts, disclaimer(language))
+
+
+def show_own_answer(reply: Reply, language: str) -> str:
+    """The answer to a question of the reader's own."""
+    title = say("base_answer" if reply["base"] else "tuned_answer", language)
+    asked = card(say("question", language), paragraphs(reply["question"]))
+    return join(asked, show_reply(reply, title, language), disclaimer(language))
+
+
+def _claims(claims: Mapping[str, Any], language: str) -> str:
+    rows = [
+        (text(b["claim"]), *(text(say(f"finding_{one['finding']}", language)) for one in (b, a)))
+        for b, a in zip(claims["before"], claims["after"], strict=True)
+    ]
+    headers = [say(key, language) for key in ("claim", "before", "after")]
+    return table(headers, rows)
+
+
+def _main_text(reply: Reply) -> str:
+    """The answer, or the thought where no answer came."""
+    return reply["answer"] or reply["thought"]
+
+
+def _state(reply: Reply, language: str) -> str:
+    """How the answer ended, where that is not as it should be."""
+    lines: list[str] = []
+    if not reply["closed"]:
+        lines.append(say("not_closed", language))
+    if not reply["finished"]:
+        lines.append(say("cut_off", language, tokens=reply["tokens"]))
+    return "".join(f'<p class="mc-state">{text(line)}</p>' for line in lines)
+
+
+def _words(value: str) -> list[str]:
+    return _WORDS.findall(value.strip())[:LONGEST_DIFF]

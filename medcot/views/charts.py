@@ -1,0 +1,190 @@
+"""Figures as SVG in the page's own colours: they follow light and dark, and need no script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from medcot.figures import BETTER, accuracy_chart, difference_chart, loss_chart
+from medcot.views.markup import figure
+from medcot.views.words import say
+
+INK = "currentColor"
+HUES = ("#3b82c4", "#d9822b", "#3a9d6e", "#b45fb0", "#8a8f98", "#c9514b")
+WIDTH, HEIGHT = 520, 210
+POINTS = 300
+"""Points of one curve; more of them cannot be told apart."""
+
+
+def draw(chart: Any, alt: str, caption: str = "", height: int | None = None) -> str:
+    """An altair chart as a figure; the same chart is drawn once."""
+    sized = chart.properties(width=WIDTH, background="transparent")
+    if "height" not in chart.to_dict():
+        sized = sized.properties(height=height or HEIGHT)
+    specification = json.dumps(_with_ink(sized.to_dict()), sort_keys=True)
+    # The report's blue is for white paper; this one can be read on black as well.
+    return figure(_svg(specification.replace(BETTER, HUES[0])), alt, caption)
+
+
+@lru_cache(maxsize=256)
+def _svg(specification: str) -> str:
+    import vl_convert
+
+    drawn = vl_convert.vegalite_to_svg(specification)
+    # Two charts of one page must not share ids, and the page scales them by itself.
+    return drawn.replace("<svg ", '<svg class="mc-chart" ', 1)
+
+
+def _with_ink(specification: dict[str, Any]) -> dict[str, Any]:
+    axis = {
+        "labelColor": INK,
+        "titleColor": INK,
+        "tickColor": INK,
+        "domainColor": INK,
+        "gridColor": INK,
+        "gridOpacity": 0.15,
+        "labelFontSize": 13,
+        "titleFontSize": 13,
+        "titleFontWeight": "normal",
+    }
+    legend = {"labelColor": INK, "titleColor": INK, "labelFontSize": 13, "orient": "top"}
+    own = {
+        "axis": axis,
+        "legend": legend,
+        "view": {"stroke": None},
+        "font": "system-ui, sans-serif",
+    }
+    return specification | {"config": specification.get("config", {}) | own}
+
+
+@lru_cache(maxsize=64)
+def draw_lengths(lengths: tuple[int, ...], longest: int, language: str) -> str:
+    """How long the rows are in tokens, against the longest allowed."""
+    import altair as alt
+
+    values = [{"tokens": length, "kept": length <= longest} for length in lengths]
+    over = sum(not one["kept"] for one in values)
+    bars = (
+        alt.Chart(alt.Data(values=values))
+        .mark_bar()
+        .encode(
+            x=alt.X("tokens:Q", bin=alt.Bin(maxbins=24), title=say("tokens_per_row", language)),
+            y=alt.Y("count()", title=say("rows", language)),
+            color=alt.Color(
+                "kept:N",
+                legend=None,
+                scale=alt.Scale(domain=[True, False], range=list(HUES[:2])),
+            ),
+        )
+    )
+    top = max([*lengths, 1])
+    alt_text = say("lengths_alt", language, n=len(lengths), low=min(lengths), high=top, over=over)
+    if longest > 1.15 * top:
+        return draw(bars, alt_text, say("lengths_all_fit", language, longest=f"{longest:,}"))
+    rule = alt.Chart(alt.Data(values=[{"x": longest}])).mark_rule(
+        color=HUES[1], strokeWidth=2, strokeDash=[5, 4]
+    )
+    caption = say("lengths_caption", language, longest=f"{longest:,}", over=over)
+    return draw(alt.layer(bars, rule.encode(x="x:Q")), alt_text, caption)
+
+
+def draw_loss(events: Sequence[Mapping[str, Any]], language: str, steps: int = 0) -> str:
+    """Training loss by step; the axis already reaches to the last step."""
+    import altair as alt
+
+    chart = loss_chart([dict(event) for event in _thinned(events)])
+    if chart is None:
+        return ""
+    scale = alt.Scale(domain=[0, max(steps, events[-1]["step"], 1)], nice=False)
+    chart = chart.encode(
+        x=alt.X(
+            "step:Q",
+            title=say("step", language),
+            scale=scale,
+            axis=alt.Axis(tickMinStep=1, format="d"),
+        ),
+        y=alt.Y("loss:Q", title=say("loss_axis", language), scale=alt.Scale(zero=False)),
+    )
+    first, last = events[0]["loss"], events[-1]["loss"]
+    alt_text = say("loss_alt", language, first=f"{first:.2f}", last=f"{last:.2f}", n=len(events))
+    return draw(chart, alt_text)
+
+
+def _thinned(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """At most about ``POINTS`` of them, evenly, with the first and the last."""
+    every = max(1, len(events) // POINTS)
+    return [*events[:-1:every], *events[-1:]]
+
+
+def draw_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], language: str) -> str:
+    """The training loss of several runs, over one another."""
+    import altair as alt
+
+    values = [
+        {"run": name, "step": event["step"], "loss": event["loss"]}
+        for name, events in runs.items()
+        for event in _thinned(events)
+    ]
+    if not values:
+        return ""
+    chart = (
+        alt.Chart(alt.Data(values=values))
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("step:Q", title=say("step", language), axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("loss:Q", title=say("loss_axis", language), scale=alt.Scale(zero=False)),
+            color=alt.Color(
+                "run:N", title=None, sort=None, scale=alt.Scale(range=list(HUES), domain=list(runs))
+            ),
+        )
+    )
+    return draw(chart, say("losses_alt", language, names=", ".join(runs)))
+
+
+def draw_differences(report: Mapping[str, Any], language: str) -> str:
+    """Each test row's change of loss, with the mean's interval."""
+    chart = difference_chart(dict(report))
+    if chart is None:
+        return ""
+    better = sum(row["after"] < row["before"] for row in report["differences"])
+    worse = sum(row["after"] > row["before"] for row in report["differences"])
+    alt_text = say("differences_alt", language, better=better, worse=worse)
+    specification = _in_words(chart, language)
+    return draw(specification, alt_text, say("differences_caption", language))
+
+
+def draw_accuracy(report: Mapping[str, Any], language: str) -> str:
+    """Each question set's change of right answers, with its interval."""
+    chart = accuracy_chart(dict(report))
+    if chart is None:
+        return ""
+    found = report["paired"]["mcq"]
+    alt_text = say("accuracy_alt", language, change=f"{100 * found['difference']:+.1f}")
+    return draw(_in_words(chart, language), alt_text, say("accuracy_caption", language))
+
+
+_AXES = {
+    "test rows, by size of change": "rows_by_change",
+    "loss after − before (nats per token)": "loss_change_axis",
+    "right answers, after − before (percentage points)": "accuracy_change_axis",
+}
+
+
+def _in_words(chart: Any, language: str) -> Any:
+    """The report's own chart with its axis titles in ``language``."""
+    import altair as alt
+
+    specification = json.dumps(chart.to_dict(), ensure_ascii=False)
+    for title, key in _AXES.items():
+        specification = specification.replace(
+            json.dumps(title, ensure_ascii=False),
+            json.dumps(say(key, language), ensure_ascii=False),
+        )
+    specification = specification.replace('"#4a5568"', f'"{INK}"')
+    return (
+        alt.Chart.from_json(specification)
+        if "layer" not in json.loads(specification)
+        else alt.LayerChart.from_json(specification)
+    )

@@ -1,0 +1,228 @@
+"""The report as a page shows it: the verdict, the pairs, the rows that got worse and better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medcot.history import RunRecord, differing_fields
+from medcot.views.answers import compare_replies, disclaimer
+from medcot.views.charts import draw_accuracy, draw_differences, draw_losses
+from medcot.views.markup import (
+    callout,
+    card,
+    details,
+    join,
+    paragraph,
+    paragraphs,
+    small,
+    table,
+    text,
+)
+from medcot.views.words import say
+
+Report = Mapping[str, Any]
+
+LINES = (
+    "nll",
+    "mcq",
+    "closed_rate",
+    "finished_rate",
+    "repetition_rate",
+    "language_match_rate",
+    "answer_tokens",
+    "thought_tokens",
+)
+_KINDS = {"improved": "good", "worse": "bad", "no evidence": "note"}
+
+
+def show_verdict(report: Report, language: str) -> str:
+    """The verdict by test loss and, where asked, by right answers, each in one sentence."""
+    parts = [_verdict("nll", report["verdict"]["nll"], _say_loss(report, language), language)]
+    if "mcq" in report["verdict"]:
+        said = _say_choice(report, language)
+        parts.append(_verdict("mcq", report["verdict"]["mcq"], said, language))
+    return join(*parts)
+
+
+def _verdict(name: str, verdict: str, sentence: str, language: str) -> str:
+    key = verdict.replace(" ", "_")
+    title = f"{say(f'measure_{name}', language)}: {say(f'verdict_{key}', language)}"
+    return callout(_KINDS[verdict], title, paragraph(sentence))
+
+
+def _say_loss(report: Report, language: str) -> str:
+    paired = report["paired"]["nll"]
+    if paired is None:
+        return say("loss_unscored", language)
+    key = "fell" if paired["difference"] < 0 else "rose"
+    key = "same" if paired["difference"] == 0 else key
+    low, high = paired["low"], paired["high"]
+    span = say("span", language, low=f"{low:+.3f}", high=f"{high:+.3f}") if low is not None else ""
+    return say(
+        f"loss_{key}", language, by=f"{abs(paired['difference']):.3f}", n=paired["n"], span=span
+    )
+
+
+def _say_choice(report: Report, language: str) -> str:
+    paired = report["paired"]["mcq"]
+    if not paired["n"]:
+        return say("choice_unscored", language)
+    before, after = (_percent(report[side]["mcq"]["accuracy"]) for side in ("before", "after"))
+    chance = list(report["chance"].values())
+    guess = _percent(sum(chance) / len(chance)) if chance else ""
+    return say("choice", language, before=before, after=after, n=paired["n"], guess=guess)
+
+
+def show_comparison(report: Report, language: str) -> str:
+    """Before, after, their difference with its interval and p-value, measure by measure."""
+    rows: list[Sequence[str]] = []
+    for name in LINES:
+        paired = report["paired"].get(name)
+        if not paired or not paired["n"]:
+            continue
+        before, after = report["before"][name], report["after"][name]
+        if name == "mcq":
+            before, after = before["accuracy"], after["accuracy"]
+        cells = (
+            _value(name, before),
+            _value(name, after),
+            _change(name, paired["difference"]),
+            _interval(name, paired, language),
+            _p(paired["p_value"]),
+            f"{paired['n']:,}",
+        )
+        numbers = (f'<span class="mc-number">{text(cell)}</span>' for cell in cells)
+        rows.append((text(say(f"measure_{name}", language)), *numbers))
+    keys = ("measure", "before", "after", "difference", "interval", "p_value", "n")
+    return join(
+        table([say(key, language) for key in keys], rows),
+        small(say("comparison_note", language)),
+    )
+
+
+def show_power(report: Report, language: str) -> str:
+    """What a run of this size could have shown, whatever it did show."""
+    lines: list[str] = []
+    for name in ("nll", "mcq"):
+        paired = report["paired"].get(name)
+        if not paired or not paired["n"]:
+            continue
+        measure = say(f"measure_{name}", language)
+        if (least := paired["detectable"]) is not None:
+            size = _size(name, least, language)
+            lines.append(say("detectable", language, measure=measure, n=paired["n"], size=size))
+        if (needed := paired["needed_rows"]) is not None:
+            size = _size(name, paired["difference"], language)
+            lines.append(say("needed", language, measure=measure, rows=f"{needed:,}", size=size))
+    return join(*(paragraph(line) for line in lines))
+
+
+def show_figures(report: Report, language: str) -> str:
+    """The pairs as figures."""
+    return join(draw_differences(report, language), draw_accuracy(report, language))
+
+
+def show_telling_rows(report: Report, language: str) -> str:
+    """The rows that got worse, as plainly as those that got better."""
+    parts: list[str] = []
+    for key in ("worse_rows", "better_rows"):
+        rows = report[key]
+        shown = "".join(_row(row, language) for row in rows) or paragraph(say("none", language))
+        parts.append(card(say(key, language), shown))
+    return join(*parts, disclaimer(language))
+
+
+def _row(row: Mapping[str, Any], language: str) -> str:
+    title = say(
+        "row_loss",
+        language,
+        id=row["id"],
+        before=f"{row['nll_before']:.3f}",
+        after=f"{row['nll_after']:.3f}",
+    )
+    body = [card(say("question", language), paragraphs(row["question"]))]
+    if row["before"] is None:
+        body.append(small(say("not_answered", language)))
+    else:
+        body.append(compare_replies(row["before"], row["after"], language))
+    body.append(card(say("reference", language), paragraphs(row["reference"]), "mc-reference"))
+    return details(title, "".join(body))
+
+
+def show_runs(runs: Sequence[RunRecord], language: str) -> str:
+    """Runs as a table, each with its verdict."""
+    rows = [
+        (
+            f"<code>{text(run.name)}</code>",
+            text(say(f"stage_{run.stage}", language)),
+            f"{run.config.rank:,}",
+            f"{len(run.events):,}",
+            _losses(run),
+            text(_short_verdict(run, language)),
+        )
+        for run in runs
+    ]
+    keys = ("run", "stage", "rank", "steps", "test_loss", "verdict")
+    return table([say(key, language) for key in keys], rows)
+
+
+def compare_runs(one: RunRecord, other: RunRecord, language: str) -> str:
+    """Two runs: their curves, their settings that differ, their results."""
+    curves = draw_losses({run.name: run.events for run in (one, other)}, language)
+    changed = [
+        (f"<code>{text(name)}</code>", text(mine), text(theirs))
+        for name, mine, theirs in differing_fields(one, other)
+    ]
+    headers = (say("setting", language), one.name, other.name)
+    settings = table(headers, changed) if changed else paragraph(say("same_settings", language))
+    return join(curves, settings, show_runs((one, other), language))
+
+
+def _losses(run: RunRecord) -> str:
+    if run.report is None or run.report["before"]["nll"] is None:
+        return ""
+    return f"{run.report['before']['nll']:.3f} → {run.report['after']['nll']:.3f}"
+
+
+def _short_verdict(run: RunRecord, language: str) -> str:
+    if run.report is None:
+        return ""
+    key = run.report["verdict"]["nll"].replace(" ", "_")
+    return say(f"verdict_{key}", language)
+
+
+def _value(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if name == "nll":
+        return f"{value:.3f}"
+    return f"{value:.0f}" if name.endswith("tokens") else _percent(value)
+
+
+def _change(name: str, value: float) -> str:
+    if name == "nll":
+        return f"{value:+.3f}"
+    return f"{value:+.0f}" if name.endswith("tokens") else f"{100 * value:+.1f}"
+
+
+def _size(name: str, value: float, language: str) -> str:
+    if name == "nll":
+        return say("nats", language, n=f"{abs(value):.3f}")
+    return say("points", language, n=f"{100 * abs(value):.1f}")
+
+
+def _interval(name: str, paired: Mapping[str, Any], language: str) -> str:
+    if paired["low"] is None:
+        return say("too_few_rows", language)
+    return say(
+        "from_to", language, low=_change(name, paired["low"]), high=_change(name, paired["high"])
+    )
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,145 @@
+"""The parts of a whole page, as marimo shows them: sections, content, errors, controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import marimo as mo
+
+from medcot.attempts import Failure, Outcome
+from medcot.history import RunRecord
+from medcot.plan import Plan
+from medcot.views.answers import disclaimer
+from medcot.views.markup import callout, code, heading, localized, paragraphs, small, table, text
+from medcot.views.prose import Prose, list_sections
+from medcot.views.rows import show_failure
+from medcot.views.training import describe_sending
+from medcot.views.words import duration, say
+
+View = Callable[..., str]
+
+
+def title(prose: Prose) -> str:
+    """The page's own title."""
+    shown = f'<h1 class="mc-title">{text(prose.title("claim"))}</h1>'
+    return localized(shown, prose.language)
+
+
+def body(prose: Prose, key: str, **values: object) -> mo.Html:
+    """The text of a section, without its heading."""
+    return mo.Html(localized(mo.md(prose.body(key, **values)).text, prose.language))
+
+
+def section(prose: Prose, key: str, **values: object) -> mo.Html:
+    """A section's heading and text."""
+    told = heading(key, prose.title(key)) + mo.md(prose.body(key, **values)).text
+    return mo.Html(localized(told, prose.language))
+
+
+def contents(prose: Prose) -> str:
+    """Links to the sections."""
+    links = "".join(
+        f'<a href="#{text(key)}">{text(name)}</a>'
+        for key, name in list_sections(prose)
+        if key != "claim"
+    )
+    label = text(say("contents", prose.language))
+    return localized(f'<nav class="mc-toc" aria-label="{label}">{links}</nav>', prose.language)
+
+
+def other_language(language: str) -> mo.Html:
+    """The link from one language's static page to the other's."""
+    page = {"en": "zh.html", "zh": "index.html"}[language]
+    name = text(say("other_language", language))
+    return mo.Html(f'<p class="mc"><a href="{page}" data-other-language>{name}</a></p>')
+
+
+def show(language: str, view: View, value: Any, *arguments: Any, **options: Any) -> mo.Html:
+    """``view`` of ``value``. An outcome without a value is shown as what went wrong."""
+    if isinstance(value, Outcome):
+        if value.failure is not None:
+            return failure(value.failure, language)
+        value = value.value
+    return mo.Html(localized(view(value, *arguments, language, **options), language))
+
+
+def failure(found: Failure | None, language: str) -> mo.Html:
+    """An error with what to do."""
+    return mo.Html(localized(show_failure(found, language) if found else "", language))
+
+
+def refusal(asked: Outcome | None, language: str) -> mo.Html | None:
+    """Why a button did nothing, if it did nothing."""
+    found = asked.failure if asked else None
+    return failure(found, language) if found else None
+
+
+def show_growing(replace: Callable[[mo.Html], None], reply: Mapping[str, Any]) -> None:
+    """An answer while it is written: what it says, and what it is not in both languages."""
+    written = paragraphs(f"{reply['thought']}\n\n{reply['answer']}")
+    replace(mo.Html(localized(written + disclaimer("en") + disclaimer("zh"), "en")))
+
+
+def sent(outcome: Outcome | None, language: str) -> mo.Html | None:
+    """What came of the last step to Kaggle."""
+    if outcome is None:
+        return None
+    if outcome.failure is not None:
+        return failure(outcome.failure, language)
+    return mo.Html(localized(describe_sending(outcome.value, language), language))
+
+
+def note(key: str, language: str, kind: str = "note", **values: object) -> mo.Html:
+    """One of the project's own remarks."""
+    return mo.Html(localized(callout(kind, say(key, language, **values)), language))
+
+
+def command(value: str) -> mo.Html:
+    """A command to copy."""
+    return mo.Html(localized(code(value), "en"))
+
+
+def which_run(run: RunRecord, language: str) -> mo.Html:
+    """Which run a section shows."""
+    key = "bundled_run" if run.bundled else "shown_run"
+    said = say(key, language, name=run.name, steps=len(run.events))
+    return mo.Html(localized(small(said), language))
+
+
+def stack(*parts: Any) -> mo.Html:
+    """Parts one under the other; those that are None are not there."""
+    return mo.vstack([part for part in parts if part is not None])
+
+
+def plain(value: str, language: str) -> mo.Html:
+    """Words in small print."""
+    return mo.Html(localized(small(value), language))
+
+
+def training_time(plan: Plan | None, machine: str, language: str) -> mo.Html | None:
+    """How long the button below it takes, where the plan is that of this machine."""
+    if plan is None or machine != "here":
+        return None
+    time = duration(plan.time_s["total"], language)
+    return plain(say("train_takes", language, time=time), language)
+
+
+def knobs(elements: Mapping[str, Any], names: Sequence[str], language: str) -> mo.Html:
+    """Controls beside one another, each with its option's name and what it is."""
+    cells = [
+        f'<div data-knob="{name}">{elements[name]}{small(say(f"help_{name}", language))}</div>'
+        for name in names
+        if name in elements
+    ]
+    return mo.Html(localized(f'<div class="mc-controls">{"".join(cells)}</div>', language))
+
+
+def settings_table(values: Mapping[str, Any], language: str) -> mo.Html:
+    """The settings of a page without a kernel, where controls would do nothing."""
+    rows = [
+        (f"<code>{text(name)}</code>", text(value), text(say(f"help_{name}", language)))
+        for name, value in values.items()
+    ]
+    headers = [say(key, language) for key in ("setting", "set_to", "setting_help")]
+    return mo.Html(localized(table(headers, rows), language))

@@ -1,0 +1,63 @@
+"""Prose in sections: a file of ``# key | Title`` lines, each with its Markdown below."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medcot.errors import InputError
+
+_SECTION = re.compile(r"^# (\w+) \| (.*)$", re.MULTILINE)
+_VALUE = re.compile(r"\{\{(\w+)\}\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section: its title, and its text as Markdown."""
+
+    title: str
+    body: str
+
+
+@dataclass(frozen=True)
+class Prose:
+    """The prose of one language. ``language`` is en or zh."""
+
+    language: str
+    sections: Mapping[str, Section]
+
+    def title(self, key: str) -> str:
+        return self.sections[key].title
+
+    def body(self, key: str, **values: object) -> str:
+        """The Markdown of ``key`` with ``{{name}}`` replaced by the project's own values.
+
+        Raises:
+            KeyError: a value that the text asks for is missing.
+        """
+        return _VALUE.sub(lambda found: str(values[found[1]]), self.sections[key].body)
+
+
+def read_prose(folder: Path, language: str) -> Prose:
+    """``prose_LANGUAGE.md`` in ``folder``.
+
+    Raises:
+        InputError: the file is missing, or names a section twice.
+    """
+    path = folder / f"prose_{language}.md"
+    if not path.exists():
+        raise InputError(str(path), "no such file", "the prose beside the notebook")
+    _, *pieces = _SECTION.split(path.read_text(encoding="utf-8"))
+    found: dict[str, Section] = {}
+    for key, title, body in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
+        if key in found:
+            raise InputError(str(path), f"the section {key} twice", "each section once")
+        found[key] = Section(title.strip(), body.strip())
+    return Prose(language, found)
+
+
+def list_sections(prose: Prose) -> list[tuple[str, str]]:
+    """Key and title of every section, in order."""
+    return [(key, section.title) for key, section in prose.sections.items()]

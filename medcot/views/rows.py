@@ -1,0 +1,173 @@
+"""Data as a page shows it: one row, a table of rows, the tokens that are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from medcot.attempts import Failure
+from medcot.leakage import Leak
+from medcot.preview import Material, Rows
+from medcot.records import Case, Dropped
+from medcot.tokens import Encoded
+from medcot.views.charts import draw_lengths
+from medcot.views.markup import (
+    callout,
+    card,
+    columns,
+    details,
+    facts,
+    join,
+    paragraph,
+    paragraphs,
+    small,
+    table,
+    text,
+)
+from medcot.views.sentences import in_language
+from medcot.views.words import say
+
+PAGE = 8
+"""Rows of one page of the data table."""
+
+
+def show_case(case: Case, language: str) -> str:
+    """One row in full: the question, the thought that leads to the answer, the answer."""
+    named = case.id + (f" · {case.specialty}" if case.specialty else "")
+    return join(
+        card(f"{say('question', language)} ({named})", paragraphs(case.question)),
+        columns(
+            card(say("thought", language), paragraphs(case.thought), "mc-thought"),
+            card(say("response", language), paragraphs(case.response), "mc-answer"),
+        ),
+    )
+
+
+def show_tokens(row: Encoded, tokenizer: Any, language: str) -> str:
+    """A row as its tokens: those that are only read are grey, those that are learnt stand out."""
+    read, learnt = len(row.prompt_ids), len(row.completion_ids)
+    share = 100 * learnt / (read + learnt)
+    counted = facts(
+        [
+            (say("tokens_read", language), f"{read:,}"),
+            (say("tokens_learnt", language), f"{learnt:,} ({share:.0f} %)"),
+            (say("tokens_together", language), f"{read + learnt:,}"),
+        ]
+    )
+    shown = (
+        f'<div class="mc-tokens" tabindex="0">'
+        f'<span class="mc-read">{_spans(tokenizer, row.prompt_ids)}</span>'
+        f'<span class="mc-learnt">{_spans(tokenizer, row.completion_ids)}</span></div>'
+    )
+    legend = (
+        f'<p class="mc-legend"><span class="mc-read"><i>{text(say("read", language))}</i></span> '
+        f'<span class="mc-learnt"><i>{text(say("learnt", language))}</i></span></p>'
+    )
+    return join(counted, legend, shown)
+
+
+def _spans(tokenizer: Any, ids: Sequence[int]) -> str:
+    pieces: list[str] = []
+    for piece in pieces_of(tokenizer, ids):
+        broken = piece.replace("\n", "↵\n")
+        pieces.append(f"<i>{text(broken)}</i>")
+    return "".join(pieces)
+
+
+def pieces_of(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
+    """The text of each token; tokens that are parts of one character come together."""
+    held: list[int] = []
+    for one in ids:
+        held.append(one)
+        piece = tokenizer.decode(held)
+        if "\ufffd" in piece and len(held) < 8:
+            continue
+        yield piece
+        held = []
+    if held:
+        yield tokenizer.decode(held)
+
+
+def show_cases(
+    cases: Sequence[Case], lengths: Mapping[str, Encoded], page: int, total: int, language: str
+) -> str:
+    """One page of rows as a table; ``total`` rows were there before filters."""
+    pages = max(1, -(-len(cases) // PAGE))
+    page = min(max(1, page), pages)
+    shown = cases[(page - 1) * PAGE : page * PAGE]
+    rows = [
+        (
+            f"<code>{text(case.id)}</code>",
+            text(case.specialty),
+            text(_short(case.question)),
+            text(_short(case.response)),
+            f'<span class="mc-number">{len(lengths[case.id]):,}</span>' if lengths else "",
+        )
+        for case in shown
+    ]
+    headers = ("id", *(say(k, language) for k in ("specialty", "question", "response", "tokens")))
+    said = say("rows_found", language, n=len(cases), total=total, page=page, pages=pages)
+    return join(table(headers, rows, "mc-rows"), small(said))
+
+
+def show_lengths(material: Material, longest: int, language: str) -> str:
+    """The histogram of the rows' lengths."""
+    return draw_lengths(tuple(len(row) for row in material.rows.values()), longest, language)
+
+
+def show_choice(material: Material, rows: Rows, language: str) -> str:
+    """How the data set becomes training rows, and what is left out and why."""
+    names = ("train", "validation", "test")
+    pairs = [(say(f"part_{name}", language), f"{material.counts[name]:,}") for name in names]
+    pairs.append((say("trained_on", language), f"{rows.count:,}"))
+    parts = [facts(pairs)]
+    if material.dataset.synthetic:
+        parts.append(small(say("synthetic", language)))
+    if not material.own_data:
+        parts.append(callout("note", say("stand_in", language)))
+    elif not rows.measured:
+        parts.append(callout("note", say("other_tokenizer", language)))
+    left_out = [*_dropped(rows.dropped, language), *_leaked(rows.leaks, language)]
+    if left_out:
+        headers = ("id", say("why", language))
+        parts.append(
+            details(say("left_out", language, n=len(left_out)), table(headers, left_out[:200]))
+        )
+    else:
+        parts.append(paragraph(say("nothing_left_out", language)))
+    return join(*parts)
+
+
+def _dropped(rows: Sequence[Dropped], language: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for row in rows:
+        reason = in_language(row.reason, language)
+        if "tokens, longer than" in reason:
+            length, longest = reason.split()[0], reason.split()[-1]
+            reason = say("too_long", language, length=length, longest=longest)
+        found.append((f"<code>{text(row.id)}</code>", text(reason)))
+    return found
+
+
+def _leaked(leaks: Sequence[Leak], language: str) -> list[tuple[str, str]]:
+    return [
+        (
+            f"<code>{text(leak.case_id)}</code>",
+            text(say("leaked", language, other=leak.evaluation_id, share=f"{leak.share:.0%}")),
+        )
+        for leak in leaks
+    ]
+
+
+def show_failure(failure: Failure, language: str) -> str:
+    """An error as a note with what to do; everything else on the page goes on."""
+    title = say(f"failure_{failure.kind}", language)
+    lines = [f"{failure.where}: {failure.what}" if failure.where else failure.what]
+    if failure.remedy:
+        lines.append(say(f"remedy_{failure.kind}", language, remedy=failure.remedy))
+    return callout("bad", title, "".join(paragraph(line) for line in lines))
+
+
+def _short(value: str, width: int = 150) -> str:
+    folded = " ".join(value.split())
+    return folded if len(folded) <= width else folded[: width - 1] + "…"

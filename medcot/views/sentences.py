@@ -1,0 +1,82 @@
+"""The planner's and the data layer's own sentences in Chinese; a test sees that none is missing.
+
+They are made in English where they are decided, with the numbers in them. A sentence that is not
+known here is shown as it is.
+"""
+
+from __future__ import annotations
+
+import re
+
+_CHINESE = {
+    r"Device cuda: (.+) with ([\d.]+) GiB\.": r"设备 cuda：\1，\2 GiB。",
+    r"Device mps: this Mac's GPU\.": "设备 mps：这台 Mac 的 GPU。",
+    r"Device cpu: no usable GPU was found\.": "设备 cpu：没有找到可用的 GPU。",
+    r"(Engine|Precision|Packing|Weights) (\S+): as asked for\.": r"\1 \2：按要求设定。",
+    r"Engine unsloth: about twice as fast .+": "引擎 unsloth：在 CUDA 上大约快一倍。",
+    r"Engine transformers: unsloth is not installed\.": "引擎 transformers：没有安装 unsloth。",
+    r"Engine transformers: unsloth needs a CUDA GPU\.": "引擎 transformers：unsloth 需要 CUDA。",
+    r"Precision fp32: on this device .+": "精度 fp32：在这种设备上比 16 位更快，而且精确。",
+    r"Precision bf16: the GPU has it.+": "精度 bf16：这块 GPU 支持，而且不需要缩放损失。",
+    r"Precision fp16: (.+) has no bfloat16\.": r"精度 fp16：\1 不支持 bfloat16。",
+    r"Attention flash_attention_2: .+": "注意力 flash_attention_2：已经安装，打包的行需要它。",
+    r"Attention sdpa: .+": "注意力 sdpa：PyTorch 自带的实现。",
+    r"Packing on: rows lie end to end.+": "打包：各行首尾相接，不需要填充。",
+    r"Packing off: no attention kernel .+": "不打包：这里没有能低成本隔开各行的注意力实现。",
+    r"(\d+) processes, each with (\d+) samples of a step\.": r"\1 个进程，每步各处理 \2 个样本。",
+    r"Weights in 16 bits: 4-bit needs .+": "权重用 16 位：4 位需要 bitsandbytes，这里没有安装。",
+    r"(\d+) rows? per forward pass: .+": r"每次前向计算 \1 行：再多不会更快，或者放不下。",
+    r"(.+): (.+) would take ([\d.]+) GiB of ([\d.]+) GiB\.": (
+        r"\1：\2需要 \3 GiB，而可用的只有 \4 GiB。"
+    ),
+    r"(.+): (\d+%) faster than (.+), which would fit too\.": r"\1：比\3快 \2，虽然后者也放得下。",
+    r"(.+): about as fast as (.+), and they are the published ones\.": (
+        r"\1：与\2差不多快，而且就是公开发布的权重。"
+    ),
+    r"(.+): about as fast as (.+), in less memory\.": r"\1：与\2差不多快，占用的内存更少。",
+    r"The GPU is left unused: (.+) is too old \(below 7\.0\)\.": (
+        r"没有使用 GPU：\1 太旧（计算能力低于 7.0）。"
+    ),
+    r"One of (\d+) GPUs is used: (`.+`) uses all\.": r"\1 块 GPU 只用了一块：\2 可以全用上。",
+    r"Times are estimates: no run on (.+) was measured.+": (
+        r"时间是估计值：没有在 \1 上实测过，误差可能达到一半。"
+    ),
+    r"Each row is seen (\d+) times: .+": r"每行会被看到 \1 次：模型可能只是把它们背下来。",
+    r"About (\d+) hours: a Kaggle session ends after 12\.": (
+        r"大约 \1 小时：Kaggle 的会话最长 12 小时。"
+    ),
+    r"same question as (.+), and answer": r"问题和答案都与 \1 相同",
+    r"same question as (.+), with another answer": r"问题与 \1 相同，答案不同",
+}
+_WORDS = {
+    "Engine": "引擎",
+    "Precision": "精度",
+    "Packing": "打包",
+    "Weights": "权重",
+    "16-bit weights": "16 位权重",
+    "8-bit weights": "8 位权重",
+    "4-bit weights": "4 位权重",
+    "Recomputing activations": "重新计算激活值",
+    "recomputing activations": "重新计算激活值",
+    "Keeping all activations": "保留全部激活值",
+    "keeping all activations": "保留全部激活值",
+}
+_PATTERNS = [(re.compile(pattern), chinese) for pattern, chinese in _CHINESE.items()]
+
+
+def in_language(sentence: str, language: str) -> str:
+    """``sentence`` in ``language``."""
+    if language == "en":
+        return sentence
+    for pattern, chinese in _PATTERNS:
+        if found := pattern.fullmatch(sentence):
+            return _filled(chinese, found)
+    return sentence
+
+
+def _filled(chinese: str, found: re.Match[str]) -> str:
+    def part(number: re.Match[str]) -> str:
+        value = found[int(number[1])]
+        return _WORDS.get(value, value)
+
+    return re.sub(r"\\(\d)", part, chinese)

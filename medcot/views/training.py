@@ -1,0 +1,90 @@
+"""A training as a page shows it while it goes on, and what is left of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from medcot.history import RunRecord
+from medcot.jobs import Job
+from medcot.remote.job import AccountCheck
+from medcot.remote.pushes import Push
+from medcot.sending import Built
+from medcot.views.charts import draw_loss
+from medcot.views.markup import callout, facts, items, join, paragraph, small, text
+from medcot.views.rows import show_failure
+from medcot.views.sentences import in_language
+from medcot.views.words import duration, say
+
+
+def show_job(job: Job, language: str) -> str:
+    """Where ``job`` is: its stage, the loss so far, time left, speed and memory."""
+    parts = [_ending(job, language) if job.state != "running" else _stage(job, language)]
+    if job.events:
+        last = job.events[-1]
+        parts.append(
+            facts(
+                [
+                    (say("step", language), f"{last.step:,} / {last.steps:,}"),
+                    (say("loss", language), f"{last.loss:.3f}"),
+                    (say("time_left", language), duration(last.eta_s, language)),
+                    (say("tokens_per_second", language), f"{last.tokens_per_second:,.0f}"),
+                    (say("memory", language), f"{last.memory_gib:.1f} GiB"),
+                ]
+            )
+        )
+        events = [asdict(event) for event in job.events]
+        parts.append(draw_loss(events, language, steps=last.steps))
+    if job.lines and job.state == "running":
+        parts.append(small(in_language(job.lines[-1], language)))
+    return f'<div data-job="{job.state}">{join(*parts)}</div>'
+
+
+def show_finished(run: RunRecord, language: str) -> str:
+    """The training of a run that is over."""
+    if not run.events:
+        return ""
+    last = run.events[-1]
+    told = [
+        (say("steps", language), f"{last['step']:,}"),
+        (say("tokens", language), f"{last['tokens']:,}"),
+        (say("tokens_per_second", language), f"{last['tokens_per_second']:,.0f}"),
+        (say("memory", language), f"{last['memory_gib']:.1f} GiB"),
+    ]
+    if run.seconds is not None:
+        told.append((say("time_trained", language), duration(run.seconds, language)))
+    return join(facts(told), draw_loss(run.events, language))
+
+
+def _stage(job: Job, language: str) -> str:
+    name = say(f"stage_{job.stage}", language)
+    if not job.total:
+        return f'<p class="mc-stage">{text(name)} …</p><progress class="mc-progress"></progress>'
+    said = f"{name} {job.done:,} / {job.total:,}"
+    return (
+        f'<p class="mc-stage">{text(said)}</p>'
+        f'<progress class="mc-progress" value="{job.done}" max="{job.total}"></progress>'
+    )
+
+
+def _ending(job: Job, language: str) -> str:
+    folder = str(job.directory.path)
+    if job.state == "done":
+        return callout("good", say("training_done", language), paragraph(folder))
+    if job.state == "cancelled":
+        kept = say("training_kept", language, folder=folder)
+        return callout("note", say("training_cancelled", language), paragraph(kept))
+    if job.failure is None:
+        return ""
+    return join(show_failure(job.failure, language), items([folder]))
+
+
+def describe_sending(step: AccountCheck | Built | Push, language: str) -> str:
+    """What the last step to Kaggle gave."""
+    if isinstance(step, Built):
+        size = f"{step.kernel.size / 1024:.0f}"
+        said = say("kaggle_built", language, folder=str(step.kernel.folder), size=size)
+        return callout("good", said)
+    if isinstance(step, Push):
+        said = say("kaggle_pushed", language, version=step.version, ref=step.ref)
+        return callout("good", said, paragraph(step.url))
+    return callout("good" if step.ready else "warn", step.line)

@@ -1,0 +1,28 @@
+"""The short words of pages and figures, in English and Chinese, by key."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib.resources import files
+
+
+@cache
+def words(language: str) -> dict[str, str]:
+    """All of them in ``language``."""
+    source = files("medcot.views") / f"words_{language}.toml"
+    return tomllib.loads(source.read_text(encoding="utf-8"))
+
+
+def say(key: str, language: str, **values: object) -> str:
+    """The words of ``key``, with ``values`` put in."""
+    return words(language)[key].format(**values)
+
+
+def duration(seconds: float, language: str) -> str:
+    """A time as a person says it: seconds, minutes or hours."""
+    if seconds < 90:
+        return say("seconds", language, n=f"{seconds:.0f}")
+    if seconds < 5400:
+        return say("minutes", language, n=f"{seconds / 60:.0f}")
+    return say("hours", language, n=f"{seconds / 3600:.1f}")

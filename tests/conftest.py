@@ -1,0 +1,63 @@
+"""Every test gets a scratch HOME and no account; loopback is the only network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before any library reads them: offline, silent, deterministic.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_SILENT="true",
+    NO_COLOR="1",
+    # Two workers on two cores: more threads would only wait for one another.
+    OMP_NUM_THREADS="1",
+)
+
+ACCOUNTS = (
+    "HF_TOKEN",
+    "HUGGINGFACE_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "WANDB_API_KEY",
+    "KAGGLE_USERNAME",
+    "KAGGLE_KEY",
+    "KAGGLE_API_TOKEN",
+    "OPENAI_API_KEY",
+)
+DEV_DATA = Path(os.environ.get("MEDCOT_DEV_DATA") or Path(__file__).parents[2] / "shared" / "data")
+REAL_CACHE = Path(os.environ.get("MEDCOT_CACHE") or Path.home() / ".cache" / "medcot")
+
+
+@pytest.fixture(autouse=True)
+def scratch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A HOME of the test's own. Only the converted bundled model is shared between tests."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in list(os.environ):
+        if name in ACCOUNTS or name.startswith("MEDCOT_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("MEDCOT_CACHE", str(REAL_CACHE))
+    monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
+    return home
+
+
+@pytest.fixture
+def dev_data() -> Path:
+    """A folder of real rows, which are no part of the project."""
+    if not (DEV_DATA / "cot_en.jsonl").exists():
+        pytest.skip(f"no real rows in {DEV_DATA} (set MEDCOT_DEV_DATA)")
+    return DEV_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of a million weights with the bundled model's tokenizer, as a local folder."""
+    from fakes import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")

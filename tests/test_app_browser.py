@@ -1,0 +1,275 @@
+"""The notebook in a real browser: controls, a training, its cancelling, languages, hostile data."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REAL_CACHE
+from fakes import make_tiny_model
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SECTIONS = ("cost", "result", "settings", "problem", "prompt", "data", "lora", "plan", "base")
+SECTIONS += ("train", "tuned", "evidence", "runs", "kaggle", "away", "next")
+OPTIONS = {
+    "samples": 6, "steps": 3, "batch": 2, "save-steps": 2, "test-samples": 3,
+    "generate-samples": 1, "max-new-tokens": 4, "mcq": "sample", "mcq-samples": 2,
+    "max-length": 1536, "rank": 4,
+}  # fmt: skip
+IMAGE = "<img src=x onerror='window.hacked=1'>"
+HOSTILE = (
+    f"</script></textarea></div>{IMAGE}<script>window.hacked=1</script>"
+    "<svg onload='window.hacked=1'> {{7*7}} $x$ [a](javascript:window.hacked=1) "
+) + "W" * 400
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.xdist_group("browser"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+]
+
+
+def write_rows(path):
+    """Eighteen rows, so that each part has some, every one with markup in all of its texts."""
+    rows = [
+        {
+            "id": f"row{n}<b>",
+            # Of its own: questions that share much would count as leaks and not be trained on.
+            "Question": f"{IMAGE} {' '.join(f'patient{n}sign{k}' for k in range(20))}?",
+            "Complex_CoT": f"Thought {n} {HOSTILE}",
+            "Response": f"Response {n} {HOSTILE}",
+            "specialty": "<script>window.hacked=1</script>",
+        }
+        for n in range(18)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """The notebook as `make app` serves it, with a tiny model and hostile rows: its address."""
+    make_tiny_model(folder / "model")
+    write_rows(folder / "rows.jsonl")
+    options = OPTIONS | {"model": folder / "model", "dataset": folder / "rows.jsonl"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "marimo", "run", str(ROOT / "apps" / "tutorial.py")]
+    command += ["--headless", "--no-token", "--host", "127.0.0.1", "--port", str(port), "--"]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    home = {"HOME": str(folder), "MEDCOT_CACHE": str(REAL_CACHE), "OMP_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDCOT_")} | home
+    log = (folder / "server.log").open("w")
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+    ) as process:
+        wait_for(lambda: answers(port), 40)
+        yield f"http://127.0.0.1:{port}", process.pid
+        process.terminate()
+        process.wait(20)
+    log.close()
+
+
+def answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser, server):
+    """One visitor's page, open through all of the tests, in their order."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    opened.problems, opened.outside, opened.heard = [], [], []
+    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
+    opened.on("dialog", lambda dialog: opened.problems.append(dialog.message) or dialog.dismiss())
+    opened.on("request", lambda request: opened.outside.append(request.url))
+    opened.on(
+        "websocket",
+        lambda one: one.on("framereceived", lambda text: opened.heard.append(str(text))),
+    )
+    started = time.monotonic()
+    opened.goto(server[0])
+    opened.wait_for_selector("#next", timeout=60_000)
+    opened.first_view_s = time.monotonic() - started
+    yield opened
+    context.close()
+
+
+def fact(page, name):
+    """The value that the page gives beside ``name``, in its last such place."""
+    return page.locator(f'dt:text-is("{name}") + dd').last.inner_text()
+
+
+def knob(page, name):
+    return page.locator(f'[data-knob="{name}"] [role="slider"]')
+
+
+def runs_of(folder):
+    found = sorted((folder / "runs").glob("*/status.json"), key=lambda path: path.stat().st_mtime)
+    return [(path.parent, json.loads(path.read_text())["stage"]) for path in found]
+
+
+def test_the_first_view_shows_a_finished_result_and_every_section(page):
+    for key in SECTIONS:
+        assert page.locator(f"#{key}").count() == 1, key
+    assert page.get_by_text("on 11 test rows fell by").count() >= 1
+    assert page.first_view_s < 30  # measured alone: see docs/experiments.md
+
+
+def test_no_text_of_the_data_becomes_part_of_the_page(page):
+    page.wait_for_timeout(500)
+    assert "<img src=x onerror" in page.locator(".mc-text").first.inner_text()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[src='x'], .mc svg[onload], .mc script").count() == 0
+    assert page.locator("a[href^='javascript']").count() == 0
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0, "an over-long word made the page wider than the window"
+
+
+def test_moving_the_rank_changes_the_count_of_parameters(page):
+    before = fact(page, "Trained parameters")
+    knob(page, "rank").press("ArrowRight")
+    wait_for(lambda: fact(page, "Trained parameters") != before, 20)
+    shape_sum = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
+    assert fact(page, "Trained parameters") == f"{6 * 2 * shape_sum:,}"
+
+
+def test_a_slider_move_takes_little_of_the_server(page, server):
+    """Processor time of the server, so that a busy machine does not decide the test."""
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def spent():
+        fields = Path(f"/proc/{server[1]}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / ticks
+
+    taken, waited = [], []
+    for number in range(100):
+        page.heard.clear()
+        before, started = spent(), time.monotonic()
+        knob(page, "rank").press("ArrowLeft" if number % 2 else "ArrowRight")
+        while not any("completed-run" in frame for frame in page.heard):
+            page.wait_for_timeout(5)
+            assert time.monotonic() < started + 20
+        waited.append(time.monotonic() - started)
+        taken.append(spent() - before)
+    print(f"server p95 {sorted(taken)[94]:.3f} s, from key to end p95 {sorted(waited)[94]:.3f} s")
+    assert sorted(taken)[94] < 0.15
+
+
+def test_a_training_is_followed_to_its_end_and_its_result_is_shown(page, folder):
+    page.get_by_role("button", name="Train with these settings").click()
+    page.wait_for_selector('[data-job="running"]', timeout=30_000)
+    steps = set()
+
+    def seen():
+        if page.locator('[data-job] dt:text-is("step") + dd').count():
+            steps.add(page.locator('[data-job] dt:text-is("step") + dd').inner_text())
+        assert page.locator('[data-job="failed"]').count() == 0, page.inner_text("[data-job]")
+        return page.locator('[data-job="done"]').count()
+
+    wait_for(seen, 120)
+    assert any(step.startswith("3 / 3") for step in steps)
+    assert page.locator("[data-job] svg.mc-chart").count() == 1
+    path, stage = runs_of(folder)[-1]
+    assert stage == "done"
+    page.wait_for_selector(f"text=Shown is the run {path.name}", timeout=20_000)
+
+
+def test_moving_a_slider_loses_no_result(page, folder):
+    path, _ = runs_of(folder)[-1]
+    knob(page, "rank").press("ArrowRight")
+    page.wait_for_timeout(1500)
+    assert page.locator('[data-job="done"]').count() == 1
+    assert page.get_by_text(f"Shown is the run {path.name}").count() >= 1
+    assert len(runs_of(folder)) == 1
+
+
+def test_switching_the_language_keeps_the_result_and_the_sliders(page, folder):
+    rank = knob(page, "rank").get_attribute("aria-valuenow")
+    path, _ = runs_of(folder)[-1]
+    page.get_by_text("中文", exact=True).first.click()
+    page.wait_for_selector("text=教小模型学会医学推理", timeout=20_000)
+    page.wait_for_selector(f"text=这里展示的是运行 {path.name}", timeout=20_000)
+    assert knob(page, "rank").get_attribute("aria-valuenow") == rank
+    assert page.locator('[data-job="done"]').count() == 1
+    assert len(runs_of(folder)) == 1
+    page.get_by_text("English", exact=True).first.click()
+    page.wait_for_selector("text=Teach a small model", timeout=20_000)
+
+
+def test_a_second_visitor_waits_and_cancelling_keeps_what_was_learnt(page, browser, server, folder):
+    knob(page, "length").press("End")
+    wait_for(lambda: fact(page, "Steps") == "1,000,000", 20)
+    page.get_by_role("button", name="Train with these settings").click()
+    wait_for(
+        lambda: len(runs_of(folder)) == 2 and (runs_of(folder)[-1][0] / "events.jsonl").exists(), 60
+    )
+    other = browser.new_context().new_page()
+    other.goto(server[0])
+    other.wait_for_selector("#next", timeout=60_000)
+    assert other.get_by_role("button", name="Cancel", exact=True).count() == 0
+    other.get_by_role("button", name="Train with these settings").click()
+    other.wait_for_selector("text=another training or answer is running", timeout=20_000)
+    other.context.close()
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.wait_for_selector('[data-job="cancelled"]', timeout=60_000)
+    path, stage = runs_of(folder)[-1]
+    assert stage == "cancelled"
+    assert (path / "adapter" / "adapter_model.safetensors").exists()
+    assert page.get_by_role("button", name="Go on with the cancelled run").count() == 1
+
+
+def test_a_wrong_setting_is_explained_and_the_page_goes_on(page):
+    knob(page, "max_length").press("Home")
+    page.wait_for_selector("text=That does not work", timeout=20_000)
+    assert page.get_by_text("a length that keeps some rows").count() >= 1
+    for _ in range(9):
+        knob(page, "max_length").press("ArrowRight")
+    wait_for(lambda: page.get_by_text("That does not work").count() == 0, 20)
+
+
+def test_nothing_was_asked_of_any_other_host(page, server):
+    own = re.compile(rf"{re.escape(server[0])}|data:|blob:|ws://127\.0\.0\.1")
+    assert [url for url in page.outside if not own.match(url)] == []
+    assert page.problems == []
+    assert page.evaluate("window.hacked") is None

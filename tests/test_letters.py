@@ -1,0 +1,224 @@
+"""The letter that an answer states: a table of outputs as models write them, in both languages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medcot.letters import continuations, extract_letter
+from medcot.records import Question
+
+ENGLISH = {
+    "A": "Neuroleptic malignant syndrome",
+    "B": "Anticholinergic toxicity",
+    "C": "Vitamin A deficiency",
+    "D": "Serotonin syndrome",
+    "E": "B cells",
+}
+CHINESE = {"A": "急性胰腺炎", "B": "B超", "C": "C反应蛋白", "D": "血清素综合征"}
+YES_NO = {"A": "yes", "B": "no", "C": "maybe"}
+
+TABLE_EN: list[tuple[str, str | None]] = [
+    # labels
+    ("Answer: B", "B"),
+    ("Answer: B.", "B"),
+    ("answer: d.", "D"),
+    ("Answer: b", "B"),
+    ("ANSWER: C", "C"),
+    ("**Answer:** (D)", "D"),
+    ("Answer: **D**", "D"),
+    ("**Answer: D**", "D"),
+    ("Final Answer: [D]", "D"),
+    ("Answer: Option D", "D"),
+    ("Answer = B", "B"),
+    ("Answer:\nB", "B"),
+    ("### Answer\nB", "B"),
+    ("Answer: D (Serotonin syndrome)", "D"),
+    ("Answer: D - Serotonin syndrome", "D"),
+    ("Answer: D Serotonin syndrome", "D"),
+    ("Answer: D. Serotonin syndrome\n\nOption A is incorrect because of clonus.", "D"),
+    ("Answer:", None),
+    ("Answer: F", None),
+    ("Answer: AB", None),
+    # boxes and bare letters
+    ("\\boxed{B}", "B"),
+    ("$\\boxed{\\text{C}}$", "C"),
+    ("The answer is $\\boxed{D}$.", "D"),
+    ("B", "B"),
+    ("B.", "B"),
+    ("B)", "B"),
+    ("(B)", "B"),
+    ("**B**", "B"),
+    ("`B`", "B"),
+    ("D. Serotonin syndrome", "D"),
+    ("D) Serotonin syndrome", "D"),
+    ("D: Serotonin syndrome fits best.", "D"),
+    ("Clonus and fever fit.\n\nD", "D"),
+    # prose
+    ("The answer is C.", "C"),
+    ("The correct answer is (D) Serotonin syndrome.", "D"),
+    ("The best option here is therefore D.", "D"),
+    ("So it must be D.", "D"),
+    ("Therefore, D.", "D"),
+    ("This leaves us with B.", "B"),
+    ("I would choose option C.", "C"),
+    ("I'd go with D.", "D"),
+    ("Option D is correct.", "D"),
+    ("D is the best answer.", "D"),
+    ("The answer is D because of clonus, not A.", "D"),
+    ("I first thought the answer was A; it is D.", "D"),
+    ("The answer could be A, but the answer is D, because of clonus.", "D"),
+    # not A but C
+    ("The answer is not A but C.", "C"),
+    ("The answer is not A, but rather C.", "C"),
+    ("Answer: B, not A", "B"),
+    ("The answer is not A.", None),
+    ("Not A.", None),
+    ("I would not choose A.", None),
+    ("I don't think the answer is A.", None),
+    ("Option A is not correct.", None),
+    ("Is the answer A? No.", None),
+    ("If the answer is A, then there is fever.", None),
+    # two letters
+    ("The answer is A or B.", None),
+    ("Answer: A, B", None),
+    ("Answer: A and D", None),
+    ("Answer: A/B", None),
+    ("A or B", None),
+    ("Both A and B are correct.", None),
+    # the last counts
+    ("Answer: A\nOn reflection, the answer is D.", "D"),
+    ("Answer: B\nAnswer: B\nAnswer: B", "B"),
+    ("Answer: B\nFinal answer: something else", None),
+    ("Answer: A. Wait. Answer: A or D", None),
+    # letters that only occur
+    ("Vitamin A deficiency causes this.", None),
+    ("Hepatitis B is likely.", None),
+    ("A patient with clonus has serotonin excess.", None),
+    ("Answer: A patient with clonus", None),
+    ("Answer: A-fib", None),
+    ("A. fib with rapid response", None),
+    ("A, B and C are wrong.", None),
+    ("The options are A, B, C and D.", None),
+    ("\n".join(f"{letter}. {text}" for letter, text in ENGLISH.items()), None),
+    ("A\nB\nC\nD", None),
+    # an option's own text
+    ("Answer: Serotonin syndrome", "D"),
+    ("The answer is serotonin syndrome.", "D"),
+    ("Serotonin syndrome", "D"),
+    ("The answer is vitamin A deficiency.", "C"),
+    ("Answer: B cells", "E"),
+    ("Serotonin syndrome, or perhaps anticholinergic toxicity.", None),
+    ("Final answer: none of these", None),
+    # nothing, thoughts, full width
+    ("", None),
+    ("   \n", None),
+    ("I do not know.", None),
+    ("<think>The answer is B", None),
+    ("<think>Answer: B</think>\nClonus suggests toxicity.", None),
+    ("Probably B</think>\nAnswer: C", "C"),
+    ("<think>Answer: A</think>", None),
+    ("Answer: Ｄ", "D"),
+    ("Answer：Ａ", "A"),
+    ("答案：B", "B"),
+    # looping
+    ("The patient has clonus. " * 60, None),
+    ("Answer: A or B. " * 40, None),
+]
+
+TABLE_ZH: list[tuple[str, str | None]] = [
+    ("答案：B", "B"),
+    ("答案是B", "B"),
+    ("答案是B。", "B"),
+    ("答案为Ｂ", "B"),
+    ("答案：（C）", "C"),
+    ("答案：**D**", "D"),
+    ("**答案：D**", "D"),
+    ("最终答案：【D】", "D"),
+    ("正确答案是A项。", "A"),
+    ("本题答案选B。", "B"),
+    ("故选D。", "D"),
+    ("因此选择C。", "C"),
+    ("我选C，因为脂肪酶升高。", "C"),
+    ("选B不选A", "B"),
+    ("不选A，选D", "D"),
+    ("排除A和B，选D", "D"),
+    ("答案不是A而是C", "C"),
+    ("答案是D，不是A", "D"),
+    ("答案是A。再想一想，答案应该是D。", "D"),
+    ("选项D正确", "D"),
+    ("D选项正确", "D"),
+    ("D", "D"),
+    ("D.血清素综合征", "D"),
+    ("D、血清素综合征", "D"),
+    ("答案：血清素综合征", "D"),
+    ("答案是B超", "B"),
+    ("选C反应蛋白", "C"),
+    ("Answer: C", "C"),
+    ("\\boxed{A}", "A"),
+    ("A项不正确", None),
+    ("不是A，而是C。", None),
+    ("应选A或B", None),
+    ("答案：A、B", None),
+    ("答案：以上都不是", None),
+    ("首选B超检查", None),
+    ("查C反应蛋白升高", None),
+    ("维生素A缺乏", None),
+    ("", None),
+    ("<think>答案是A", None),
+    ("<think>答案是A</think>需要进一步检查。", None),
+    ("考虑胰腺炎。" * 80, None),
+]
+
+
+@pytest.mark.parametrize(("output", "letter"), TABLE_EN)
+def test_english_outputs(output: str, letter: str | None) -> None:
+    assert extract_letter(output, ENGLISH, "en") == letter
+
+
+@pytest.mark.parametrize(("output", "letter"), TABLE_ZH)
+def test_chinese_outputs(output: str, letter: str | None) -> None:
+    assert extract_letter(output, CHINESE, "zh") == letter
+
+
+@pytest.mark.parametrize(
+    ("output", "letter"),
+    [
+        ("Answer: yes", "A"),
+        ("The answer is no.", "B"),
+        ("maybe", "C"),
+        ("No, because of bias", None),
+    ],
+)
+def test_words_as_options(output: str, letter: str | None) -> None:
+    assert extract_letter(output, YES_NO, "en") == letter
+
+
+def test_options_with_one_text_are_not_told_apart_by_it() -> None:
+    assert extract_letter("Answer: rest", {"A": "rest", "B": "Rest"}, "en") is None
+
+
+@given(st.text(alphabet="ABCDEabd 是选答案不:：.()（）\nnotbuswer*", max_size=60))
+def test_only_an_offered_letter_is_ever_given(text: str) -> None:
+    options: Mapping[str, str] = {"A": "one", "B": "two"}
+    for language in ("en", "zh"):
+        assert extract_letter(text, options, language) in {"A", "B", None}
+
+
+@pytest.mark.parametrize(
+    "unit", ["Answer: ", "The answer ", "( ", "选", "A or ", "B\n", "answer is not A but "]
+)
+def test_a_long_loop_is_read_in_no_time(unit: str) -> None:
+    started = time.perf_counter()
+    extract_letter(unit * (8_000 // len(unit)), ENGLISH, "en")
+    extract_letter(unit * (8_000 // len(unit)), CHINESE, "zh")
+    assert time.perf_counter() - started < 10
+
+
+def test_english_letters_follow_a_space_and_chinese_ones_do_not() -> None:
+    assert continuations(Question("1", "?", {"A": "x", "B": "y"}, "A")) == [" A", " B"]
+    assert continuations(Question("1", "？", {"A": "x", "B": "y"}, "A", "zh")) == ["A", "B"]

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from medcot.errors import InputError
+from medcot.options import resolve
+
+
+def choose_demo():
+    return "demo", "there is no GPU"
+
+
+def resolve_with(tmp_path: Path, options=None, environment=None, toml=None):
+    path = None
+    if toml is not None:
+        path = tmp_path / "run.toml"
+        path.write_text(toml)
+    return resolve(options or {}, choose_demo, environment or {}, path)
+
+
+def test_an_option_beats_the_environment_beats_the_file_beats_the_preset(tmp_path):
+    toml = "rank = 4\nalpha = 4\nseed = 4\nsteps = 4"
+    environment = {"MEDCOT_RANK": "5", "MEDCOT_ALPHA": "5", "MEDCOT_SEED": "5"}
+    config = resolve_with(tmp_path, {"rank": 6, "alpha": 6}, environment, toml).config
+    assert (config.rank, config.alpha, config.seed, config.steps, config.batch) == (6, 6, 5, 4, 2)
+
+
+def test_auto_says_which_preset_and_why(tmp_path):
+    resolved = resolve_with(tmp_path)
+    assert resolved.config.preset == "demo"
+    assert resolved.preset_reason == "there is no GPU"
+
+
+def test_a_preset_in_the_file_is_overridden_by_the_option(tmp_path):
+    resolved = resolve_with(tmp_path, {"preset": "tutorial"}, toml='preset = "demo"')
+    assert resolved.config.preset == "tutorial"
+    assert resolved.preset_reason == ""
+
+
+def test_epochs_on_the_command_line_replace_steps_of_the_file(tmp_path):
+    config = resolve_with(tmp_path, {"epochs": 2.0}, toml="steps = 9").config
+    assert (config.steps, config.epochs) == (None, 2.0)
+
+
+def test_a_saved_config_gives_the_same_config(tmp_path):
+    config = resolve_with(tmp_path, {"preset": "gpu-24g", "rank": 8, "mcq": ("sample",)}).config
+    path = tmp_path / "config.json"
+    path.write_text(config.model_dump_json())
+    assert resolve({}, choose_demo, {}, path).config == config
+
+
+def test_mcq_in_the_environment_is_a_list_of_paths(tmp_path):
+    config = resolve_with(tmp_path, environment={"MEDCOT_MCQ": "a.jsonl:sample"}).config
+    assert config.mcq == ("a.jsonl", "sample")
+
+
+def test_out_and_resume_may_come_from_anywhere_but_are_not_part_of_the_config(tmp_path):
+    resolved = resolve_with(tmp_path, environment={"MEDCOT_RESUME": "1"}, toml='out = "there"')
+    assert resolved.out == Path("there")
+    assert resolved.resume
+    assert "out" not in type(resolved.config).model_fields
+
+
+@pytest.mark.parametrize(
+    ("environment", "toml", "words"),
+    [
+        ({"MEDCOT_RNK": "4"}, None, ["MEDCOT_RNK", "MEDCOT_RANK"]),
+        ({"MEDCOT_RANK": "many"}, None, ["MEDCOT_RANK", "'many'", "1 to 256"]),
+        ({"MEDCOT_LANGUAGE": "fr"}, None, ["MEDCOT_LANGUAGE", "en, zh"]),
+        ({"MEDCOT_PRESET": "demoo"}, None, ["MEDCOT_PRESET", "'demo'"]),
+        ({}, "rnk = 4", ["run.toml", "'rnk'", "'rank'"]),
+        ({}, "rank = 'x'", ["run.toml, rank", "1 to 256"]),
+        ({}, "rank = ", ["run.toml", "no TOML"]),
+        ({}, "steps = 3\nepochs = 2.0", ["run.toml", "either steps or epochs"]),
+        ({}, 'preset = "demoo"', ["run.toml, preset", "'demo'"]),
+    ],
+)
+def test_a_wrong_value_names_its_source(tmp_path, environment, toml, words):
+    with pytest.raises(InputError) as caught:
+        resolve_with(tmp_path, {}, environment, toml)
+    assert all(word in str(caught.value) for word in words)
+    assert "\n" not in str(caught.value)

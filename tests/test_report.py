@@ -1,0 +1,345 @@
+"""The report: a verdict that the numbers carry, and a page on which models' texts stay text."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from markdown_it import MarkdownIt
+
+from medcot.config import make_config
+from medcot.errors import InputError
+from medcot.evaluation import Examination, make_examination, make_row
+from medcot.figures import can_draw
+from medcot.page import escape
+from medcot.records import Case, Claim, Generation, Question, TokenLoss
+from medcot.report import build_report, render_markdown, write_figures
+from medcot.wording import NOT_MEDICAL_ADVICE
+
+SETTING = make_config(
+    "demo", {"test_samples": 400, "generate_samples": 12, "mcq_method": "generate"}
+)
+OPTIONS = {"A": "one", "B": "two", "C": "three", "D": "four"}
+CLAIMS = (Claim("rest is advised", ("rest",), ("exercise",)),)
+GOOD = "t</think>Rest.\nAnswer: B"
+
+
+def case(number: int, text: str = "") -> Case:
+    return Case(f"c{number:03}", text or f"Question {number}?", "t", f"Reference {number}.")
+
+
+def examination(
+    cases: int = 16, sets: Sequence[str] = (), questions: int = 40, text: str = ""
+) -> Examination:
+    fixed = Case("fixed", text or "What now?", "t", "Rest.", claims=CLAIMS, reference="Rest.")
+    asked = {
+        name: [Question(f"q{n}", f"Which {n}?", OPTIONS, "B") for n in range(questions)]
+        for name in sets
+    }
+    return make_examination(SETTING, [case(n, text) for n in range(cases)], fixed, asked)
+
+
+def rows(
+    exam: Examination, shift: float = 0.0, right: float = 0.5, seed: int = 1, say: str = GOOD
+) -> list[dict[str, Any]]:
+    """One side: losses around 2 nats per token less ``shift``, and ``right`` of the answers."""
+    chance = random.Random(seed)
+    full = {one.id for one in exam.generated}
+    made: list[dict[str, Any]] = []
+    for one in exam.cases:
+        tokens = 100 + int(one.id[1:]) * 7 % 90
+        loss = TokenLoss(tokens * (2 + chance.gauss(0, 0.02) - shift), tokens)
+        text = Generation(say, 30, True) if one.id in full else None
+        made.append(make_row("case", "", one.id, "p", loss, text) | {"language_match": True})
+    if exam.fixed:
+        row = make_row("fixed", "", "fixed", "p", TokenLoss(20, 10), Generation(say, 30, True))
+        row |= {"claims": [{"claim": "rest is advised", "finding": "states"}], "correct": True}
+        made.append(row)
+    for name, asked in exam.questions.items():
+        for n, question in enumerate(asked):
+            row = make_row("mcq", name, question.id, "p", None, Generation(say, 30, True))
+            fine = n < right * len(asked)
+            made.append(row | {"correct": fine, "unparsed": not fine, "unfinished": False})
+    return made
+
+
+def report(exam: Examination, before: Any, after: Any, **facts: Any) -> dict[str, Any]:
+    made = build_report(before, after, exam, SETTING, facts)
+    return json.loads(json.dumps(made, allow_nan=False))  # what a reader of report.json gets
+
+
+# --- verdicts --------------------------------------------------------------------------------
+
+
+def test_a_loss_that_falls_on_every_row_is_improved() -> None:
+    exam = examination()
+    made = report(exam, rows(exam), rows(exam, shift=0.1, seed=2))
+    assert made["verdict"]["nll"] == "improved"
+    assert made["paired"]["nll"]["difference"] == pytest.approx(
+        made["after"]["nll"] - made["before"]["nll"]
+    )
+    assert made["paired"]["nll"]["high"] < 0
+    assert "Test loss fell by 0.1" in made["verdict"]["sentence"]
+
+
+def test_a_loss_that_rises_is_worse() -> None:
+    exam = examination()
+    made = report(exam, rows(exam), rows(exam, shift=-0.1, seed=2))
+    assert made["verdict"]["nll"] == "worse"
+    assert "Test loss rose by 0.09" in made["verdict"]["sentence"]
+    assert made["better_rows"] == []
+    assert len(made["worse_rows"]) == 5
+
+
+def test_a_run_that_changed_nothing_is_exactly_zero_and_no_evidence() -> None:
+    exam = examination(sets=("one", "two"))
+    side = rows(exam)
+    made = report(exam, side, side)
+    assert made["verdict"]["nll"] == made["verdict"]["mcq"] == "no evidence"
+    for name, paired in made["paired"].items():
+        assert paired["difference"] == 0.0, name
+        assert paired["p_value"] == 1.0, name
+    assert made["better_rows"] == made["worse_rows"] == []
+    assert made["needed_rows"] == {"nll": None, "mcq": None}
+    assert "did not change at all" in made["verdict"]["sentence"]
+
+
+def test_right_answers_that_rise_are_improved_and_that_fall_worse() -> None:
+    exam = examination(sets=("one",), questions=100)
+    low, high = rows(exam, right=0.3), rows(exam, right=0.6)
+    assert report(exam, low, high)["verdict"]["mcq"] == "improved"
+    assert report(exam, high, low)["verdict"]["mcq"] == "worse"
+    made = report(exam, low, high)
+    assert made["paired"]["mcq"]["difference"] == pytest.approx(0.3)
+    assert (made["before"]["mcq"]["accuracy"], made["before"]["mcq"]["n"]) == (0.3, 100)
+    assert made["before"]["mcq"]["unparsed"] == 70
+
+
+def test_a_small_difference_is_no_evidence_and_says_what_would_be() -> None:
+    exam = examination(sets=("one",), questions=40)
+    made = report(exam, rows(exam, right=0.5), rows(exam, right=0.55))
+    assert made["verdict"]["mcq"] == "no evidence"
+    assert made["paired"]["mcq"]["detectable"] > 0.05
+    assert made["needed_rows"]["mcq"] > 40
+    page = render_markdown(made)
+    assert "would be found four times out of five" in page
+    assert f"{made['needed_rows']['mcq'] - 40} more" in page
+
+
+def test_how_many_rows_are_needed_is_not_said_of_what_is_shown() -> None:
+    exam = examination()
+    made = report(exam, rows(exam), rows(exam, shift=0.1, seed=2))
+    assert made["needed_rows"]["nll"] is None
+
+
+def test_several_sets_are_corrected_and_the_whole_is_one_comparison() -> None:
+    exam = examination(sets=("a", "b", "c", "d", "e"), questions=60)
+    before, after = rows(exam, right=0.5), rows(exam, right=0.5)
+    for row in after:  # seven more right in one set: p = 0.016 alone, 0.078 among five
+        if (row["kind"], row["set"]) == ("mcq", "c") and not row["correct"]:
+            row["correct"] = int(row["id"][1:]) < 37
+    made = report(exam, before, after)
+    only = made["paired"]["mcq"]["sets"]["c"]
+    assert only["p_value"] == pytest.approx(5 * 2 / 2**7)
+    assert only["level"] == pytest.approx(0.99)
+    assert made["verdict"]["mcq_sets"]["c"] == "no evidence"
+    assert made["paired"]["mcq"]["n"] == 300
+    assert "5 sets give chance 5 tries" in render_markdown(made)
+
+
+def test_report_has_every_key_of_its_contract() -> None:
+    exam = examination(sets=("one",))
+    made = report(exam, rows(exam), rows(exam, shift=0.05, seed=3))
+    for part in ("before", "after", "paired"):
+        for key in ("nll", "mcq", "closed_rate", "finished_rate", "answer_tokens"):
+            assert key in made[part], (part, key)
+    for paired in made["paired"].values():
+        assert {"difference", "low", "high", "p_value", "n"} <= paired.keys()
+    assert {"accuracy", "n"} <= made["before"]["mcq"].keys()
+    assert isinstance(made["before"]["nll"], float)
+    words = {"improved", "no evidence", "worse"}
+    assert {made["verdict"]["nll"], made["verdict"]["mcq"]} <= words
+
+
+def test_without_questions_nothing_is_said_of_them() -> None:
+    exam = examination()
+    made = report(exam, rows(exam), rows(exam, seed=2))
+    assert "mcq" not in made["verdict"]
+    assert "mcq" not in made["paired"]
+    assert "multiple" not in made["verdict"]["sentence"].lower()
+    assert "## Multiple choice" not in render_markdown(made)
+
+
+def test_a_side_that_was_not_scored_in_full_is_refused() -> None:
+    exam = examination()
+    with pytest.raises(InputError, match=r"after\.jsonl.*3 of the rows"):
+        build_report(rows(exam), rows(exam)[:-3], exam, SETTING, {})
+
+
+def test_the_order_of_rows_on_disk_does_not_matter() -> None:
+    exam = examination(sets=("one",))
+    before, after = rows(exam), rows(exam, shift=0.01, seed=2)
+    shuffled = random.Random(0).sample(after, len(after))
+    assert report(exam, before, after) == report(exam, before, shuffled)
+
+
+# --- the page --------------------------------------------------------------------------------
+
+
+def test_the_page_has_its_parts_in_order() -> None:
+    exam = examination(sets=("one", "two"))
+    made = report(exam, rows(exam), rows(exam, shift=0.1, seed=2), leaks=[{"case_id": "x"}])
+    page = render_markdown(made)
+    headings = re.findall(r"^##? (.*)$", page, re.MULTILINE)
+    assert headings == [
+        "Did the fine-tuning help?",
+        "Before and after",
+        "Cautions",
+        "Multiple choice by set",
+        "What this run could have shown",
+        "The same question, before and after",
+        "Rows that got better",
+        "Rows that got worse",
+        "Setting",
+    ]
+    assert made["verdict"]["sentence"] in page
+    assert "1 training row also stood in what is evaluated" in page
+    assert page.count("\n### ") == 5
+
+
+def test_every_report_says_once_that_it_is_not_medical_advice() -> None:
+    exam = examination()
+    made = report(exam, rows(exam), rows(exam))
+    assert render_markdown(made).count(NOT_MEDICAL_ADVICE) == 1
+    assert made["not_medical_advice"] == NOT_MEDICAL_ADVICE
+    assert "\n" not in NOT_MEDICAL_ADVICE
+
+
+def test_five_rows_each_way_stand_beside_their_reference_readable_ones_first() -> None:
+    exam = examination(cases=40)
+    after = rows(exam, seed=2)
+    made = report(exam, rows(exam), after)
+    for field, sign in (("better_rows", -1), ("worse_rows", 1)):
+        assert len(made[field]) == 5
+        assert all(row["difference"] * sign > 0 for row in made[field])
+        read = [row["after"] is not None for row in made[field]]
+        assert read == sorted(read, reverse=True)
+    assert "| reference | before | after |" in render_markdown(made)
+    assert escape(made["better_rows"][0]["reference"]) in render_markdown(made)
+
+
+def test_truncated_answers_and_unclosed_thoughts_are_told_of() -> None:
+    exam = examination(cases=3)
+    before, after = rows(exam), rows(exam, say="no end to this thou")
+    for row in after:
+        if row["output"] is not None:
+            row["finished"] = False
+    page = render_markdown(report(exam, before, after))
+    assert "0 before and 4 after reached 160 tokens and were cut off" in page
+    assert "No thought was closed after" in page
+    assert "(no answer: the thought never closed)" in page
+
+
+def test_accuracy_like_guessing_is_called_so() -> None:
+    exam = examination(sets=("one",))
+    near = report(exam, rows(exam, right=0.25), rows(exam, right=0.3))
+    assert "is told apart from guessing (25.0 %)" in render_markdown(near)
+    far = report(exam, rows(exam, right=0.9), rows(exam, right=0.95))
+    assert "guessing (" not in render_markdown(far)
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=http://evil.example/x.png onerror=alert(1)>",
+    "![tracker](http://evil.example/x.png)",
+    "[click](javascript:alert(1))",
+    "http://evil.example and www.evil.example and <http://evil.example>",
+    "| a | b |\n| -- | -- |",
+    "# A heading\n\n## Did the fine-tuning help?\n\n**Yes, improved.**",
+    "```\nfence\n```",
+    "~~~\nfence",
+    "> quote\n- list\n1. list",
+    "$$\\href{javascript:alert(1)}{x}$$ &lt;b&gt; &amp;",
+    "</td></tr></table><h1>x</h1>",
+    "back\\slash \\| pipe `code` *star* _line_ [ref]: http://evil.example",
+    "line\u2028separator\u0000null\x1b[31mred\r\ncarriage",
+]
+
+
+def rendered(page: str) -> tuple[set[str], str]:
+    """The tags of the page as a Markdown reader with HTML and bare links makes them; its text."""
+    html = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(page)
+    return set(re.findall(r"<\s*/?\s*([a-zA-Z0-9]+)", html)), html
+
+
+OURS = {"h1", "h2", "h3", "p", "em", "strong", "blockquote", "ul", "li", "code", "br", "hr"} | {
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_texts_of_models_and_data_stay_text(text: str) -> None:
+    exam = examination(cases=16, sets=(f"set {text}",), text=text)
+    say = f"{text}</think>{text}\n{text}"
+    made = report(exam, rows(exam, say=say), rows(exam, shift=0.05, seed=2, say=say))
+    tags, html = rendered(render_markdown(made))
+    assert tags <= OURS
+    assert all(sign.isprintable() or sign == "\n" for sign in html)
+    plain = examination(cases=16, sets=("set",))
+    other = report(plain, rows(plain), rows(plain, shift=0.05, seed=2))
+    assert html.count("<h2") == rendered(render_markdown(other))[1].count("<h2")
+    assert html.count("<tr") == rendered(render_markdown(other))[1].count("<tr")
+    assert html.count("<td") == rendered(render_markdown(other))[1].count("<td")
+
+
+def test_bare_links_are_not_made_live() -> None:
+    assert "http:" not in escape("see http://evil.example or HTTPS://evil.example")
+    assert "www." not in escape("see www.evil.example")
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+EVENTS = [{"step": n, "loss": 3 / n} for n in range(1, 13)]
+
+
+@pytest.mark.skipif(not can_draw(), reason="altair and vl-convert are not installed")
+def test_figures_are_written_and_shown(tmp_path: Path) -> None:
+    exam = examination(sets=("one", "two"))
+    made = report(exam, rows(exam), rows(exam, shift=0.1, seed=2))
+    written = write_figures(made, EVENTS, tmp_path)
+    assert [path.name for path in written] == ["loss.svg", "differences.svg", "accuracy.svg"]
+    for path in written:
+        root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        assert root.tag.endswith("svg")
+        assert "nats per token" in path.read_text() or "percentage points" in path.read_text()
+        assert f"(figures/{path.name})" in render_markdown(made)
+
+
+@pytest.mark.skipif(not can_draw(), reason="altair and vl-convert are not installed")
+def test_no_figure_is_drawn_of_nothing(tmp_path: Path) -> None:
+    exam = make_examination(SETTING, [], None, {})
+    made = report(exam, [], [])
+    assert write_figures(made, [], tmp_path) == []
+    assert made["verdict"]["nll"] == "no evidence"
+    assert "## Figures" not in render_markdown(made)
+
+
+def test_without_the_packages_there_is_a_report_without_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medcot.figures.can_draw", lambda: False)
+    exam = examination()
+    made = report(exam, rows(exam), rows(exam))
+    assert write_figures(made, EVENTS, tmp_path) == []
+    assert "## Figures" not in render_markdown(made)

@@ -1,0 +1,218 @@
+"""Multiple-choice questions from files, samples and known sets; what source names mean."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medcot.config import make_config
+from medcot.errors import InputError
+from medcot.inspection import inspect_dataset
+from medcot.known_sets import KNOWN_SETS
+from medcot.questions import load_questions
+from medcot.sources import kind_of
+
+OPTIONS = {"A": "Iron", "B": "Zinc", "C": "Lead"}
+
+
+def question(**changes: Any) -> dict[str, Any]:
+    base = {"question": "Which metal?", "options": OPTIONS, "answer_idx": "B", "answer": "Zinc"}
+    return {k: v for k, v in (base | changes).items() if v is not ...}
+
+
+def write(path: Path, *rows: dict[str, Any] | str) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+MALFORMED: list[tuple[str, dict[str, Any] | str, str, str]] = [
+    ("no question", question(question=...), "question", "only the columns options"),
+    ("empty question", question(question=" "), "question", "empty text"),
+    ("broken question", question(question="caf\ufffd"), "question", "U+FFFD"),
+    ("no options", question(options=...), "options", "no such field"),
+    ("options as a list", question(options=["Iron", "Zinc"]), "options", "list"),
+    ("one option", question(options={"A": "Iron"}, answer_idx="A"), "options", "1 options"),
+    ("small letters", question(options={"a": "Iron", "b": "Zinc"}), "options", "letter 'a'"),
+    ("empty option", question(options=OPTIONS | {"C": ""}), "options", "option C without"),
+    ("number as option", question(options=OPTIONS | {"C": 5}), "options", "option C without"),
+    ("broken option", question(options=OPTIONS | {"C": "a\0"}), "options C", "U+0000"),
+    ("no answer", question(answer_idx=...), "answer_idx", "no such field"),
+    ("answer not an option", question(answer_idx="D"), "answer_idx", "'D'; needs one of A, B, C"),
+    ("answer as a number", question(answer_idx=1), "answer_idx", "1; needs one of"),
+    ("answer as a list", question(answer_idx=["A"]), "answer_idx", "['A']"),
+    ("texts contradict", question(answer="Iron"), "answer", "option B says otherwise"),
+    ("wrong language", question(lang="fr"), "lang", "'fr'"),
+    ("context as a list", question(context=["a"]), "context", "list"),
+    ("same id", question(id="x"), "id", "'x', which an earlier row has"),
+    ("broken JSON", '{"question": ', "row", "broken JSON"),
+]
+
+
+@pytest.mark.parametrize(
+    ("bad", "field", "says"),
+    [case[1:] for case in MALFORMED],
+    ids=[case[0].replace(" ", "-") for case in MALFORMED],
+)
+def test_malformed_question_is_refused_with_file_line_and_field(
+    tmp_path: Path, bad: dict[str, Any] | str, field: str, says: str
+) -> None:
+    path = write(tmp_path / "q.jsonl", question(id="x"), bad)
+    with pytest.raises(InputError) as refusal:
+        load_questions(str(path), "en")
+    assert str(refusal.value).startswith(f"--mcq {path}, line 2, {field}: got ")
+    assert says in str(refusal.value)
+
+
+def test_further_problems_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", question(question=""), question(answer_idx="Z"))
+    with pytest.raises(InputError, match="and 1 more: medcot data"):
+        load_questions(str(path), "en")
+
+
+@pytest.mark.parametrize("name", ["medqua", "owner/name", "smaple", "q.xlsx", "nowhere.jsonl"])
+def test_an_unknown_set_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^--mcq {name}: got "):
+        load_questions(name, "en")
+
+
+def test_a_mistyped_known_set_is_named() -> None:
+    with pytest.raises(InputError, match="did you mean 'medqa'"):
+        load_questions("medqua", "en")
+
+
+def test_a_file_gives_questions_with_their_context_and_own_language(tmp_path: Path) -> None:
+    rows = [question(id="a", lang="zh", context="Known: x.", source="s"), question(answer=...)]
+    first, second = load_questions(str(write(tmp_path / "q.jsonl", *rows)), "en")
+    assert (first.id, first.language, first.context, first.source) == ("a", "zh", "Known: x.", "s")
+    assert (second.id, second.language, second.answer) == ("row-2", "en", "B")
+    assert second.options == OPTIONS
+
+
+def test_letters_that_parquet_fills_in_are_no_options(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [question(), question(options={"A": "x", "B": "y"}, answer="y")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
+    _, second = load_questions(str(tmp_path / "q.parquet"), "en")
+    assert second.options == {"A": "x", "B": "y"}
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_samples_have_24_questions_or_more(language: Any) -> None:
+    questions = load_questions("sample", language)
+    assert len(questions) >= 24
+    assert {q.language for q in questions} == {language}
+    assert len({q.id for q in questions}) == len(questions)
+    letters = [q.answer for q in questions]
+    assert max(letters.count(letter) for letter in set(letters)) <= len(letters) / 2
+
+
+ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "medqa": (
+        question(meta_info="step1", metamap_phrases=["x"]),
+        {"answer": "B", "options": OPTIONS},
+    ),
+    "medmcqa": (
+        {"id": "u1", "question": "Which metal?", "opa": "Iron", "opb": "Zinc", "opc": "Lead"}
+        | {"opd": "Tin", "cop": 3, "choice_type": "single", "exp": None},
+        {"id": "u1", "answer": "D", "options": OPTIONS | {"D": "Tin"}},
+    ),
+    "pubmedqa": (
+        {"pubid": 7, "question": "Does it?", "context": {"contexts": ["One.", "Two."]}}
+        | {"long_answer": "It does.", "final_decision": "no"},
+        {"id": "7", "answer": "B", "context": "One.\nTwo."}
+        | {"options": {"A": "yes", "B": "no", "C": "maybe"}},
+    ),
+    "mmlu-medical": (
+        {"question": "Which metal?", "subject": "anatomy", "answer": 0}
+        | {"choices": ["Iron", "Zinc"]},
+        {"answer": "A", "options": {"A": "Iron", "B": "Zinc"}},
+    ),
+    "medqa-mcmle": (
+        {"meta_info": "", "question": "哪种金属？", "answer_idx": "C", "answer": "铅"}
+        | {"options": [{"key": "A", "value": "铁"}, {"key": "C", "value": "铅"}]},
+        {"answer": "C", "language": "zh", "options": {"A": "铁", "C": "铅"}},
+    ),
+    "cmexam": (
+        {"Question": "哪种金属？", "Answer": "A", "Explanation": "因为。"}
+        | {"Options": [{"key": "A", "value": "铁"}, {"key": "B", "value": "锌"}]},
+        {"answer": "A", "language": "zh", "options": {"A": "铁", "B": "锌"}},
+    ),
+}  # fmt: skip
+"""A row of each known set as its data card describes it, and what must come of it."""
+
+
+@pytest.mark.parametrize("name", KNOWN_SETS)
+def test_rows_of_known_sets_become_questions(name: str, tmp_path: Path) -> None:
+    from medcot.formats import Row
+    from medcot.questions import gather_questions
+
+    raw, expected = ROWS[name]
+    values = KNOWN_SETS[name].convert(raw)
+    assert values is not None
+    found = gather_questions([Row(1, "row 1", values)], KNOWN_SETS[name].language)
+    assert not found.faults
+    (made,) = found.questions
+    assert {field: getattr(made, field) for field in expected} == expected
+
+
+def test_rows_without_a_single_known_answer_are_left_out_by_design() -> None:
+    assert KNOWN_SETS["cmexam"].convert(ROWS["cmexam"][0] | {"Answer": "ABD"}) is None
+    assert KNOWN_SETS["medmcqa"].convert(ROWS["medmcqa"][0] | {"cop": -1}) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["medqa_en", "medmcqa_en", "pubmedqa_en", "mmlu_medical_en", "medqa_mcmle_zh", "cmexam_zh"],
+)
+def test_real_question_files_are_valid(dev_data: Path, name: str) -> None:
+    questions = load_questions(str(dev_data / f"mcq_{name}.jsonl"), "en")
+    assert len(questions) >= 200
+    assert {q.language for q in questions} == {name[-2:]}
+
+
+def test_inspection_tells_questions_from_cases(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", question(), question(answer_idx="Z"))
+    found = inspect_dataset(make_config("demo", {"dataset": str(path)}))
+    assert (found.kind, found.rows, found.kept) == ("questions", 2, 1)
+    assert [(p.where, p.field) for p in found.problems] == [(f"{path}, line 2", "answer_idx")]
+    assert found.example["options"] == "A. Iron; B. Zinc; C. Lead"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sample", "sample"),
+        ("FreedomIntelligence/medical-o1-reasoning-SFT", "hub"),
+        ("data/rows.jsonl", "file"),
+        ("rows.CSV", "file"),
+        ("data/rows.txt", "file"),
+    ],
+)
+def test_what_a_name_means(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+def test_a_folder_named_like_a_hub_name_is_taken_for_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("owner/name").mkdir(parents=True)
+    assert kind_of("owner/name") == "file"
+
+
+def test_the_data_modules_load_nothing_heavy() -> None:
+    code = (
+        "import sys, medcot.inspection, medcot.leakage\n"
+        "heavy = {'torch', 'datasets', 'pyarrow', 'pandas', 'huggingface_hub', 'httpx'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
