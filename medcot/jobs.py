@@ -211,7 +211,6 @@ def _work(job: Job, resume: bool) -> None:
 def _run(job: Job, resume: bool) -> State:
     """The model lives in this frame's callees alone, so that leaving it frees the memory."""
     try:
-        _say_that_this_is_no_jupyter()
         run(job.config, job.directory, JobListener(job), resume)
     except Cancelled:
         return "cancelled"
@@ -219,15 +218,6 @@ def _run(job: Job, resume: bool) -> State:
         job.failure = describe_error(error)
         return "failed"
     return "done"
-
-
-def _say_that_this_is_no_jupyter() -> None:
-    """transformers takes a process with marimo for a Jupyter kernel, and then wants IPython."""
-    from transformers import utils
-    from transformers.utils import import_utils
-
-    for module in (utils, import_utils):
-        vars(module)["is_in_notebook"] = lambda: False
 
 
 def _free_memory() -> None:

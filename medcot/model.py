@@ -17,6 +17,7 @@ from typing import Any
 from medcot.bundled import bundled_model
 from medcot.choices import settle_ground
 from medcot.config import BUNDLED_MODEL, RunConfig
+from medcot.engines.jupyter import deny_jupyter
 from medcot.errors import InputError, RunFailed, one_line
 from medcot.hardware import Machine
 from medcot.hub import explain_hub_error, find_commit
@@ -180,6 +181,7 @@ def release(loaded: LoadedModel) -> None:
 
 
 def _engine(name: str) -> ModuleType:
+    deny_jupyter()
     return import_module(f"medcot.engines.{name}")
 
 

@@ -59,6 +59,8 @@ def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) 
     with tempfile.TemporaryDirectory(prefix="medcot-site-") as folder:
         # marimo keeps what a notebook showed beside it, and would show that again in its editor.
         shutil.copytree(NOTEBOOK.parent, Path(folder) / "apps", ignore=_CACHES)
+        # Its theme is set there, and marimo looks for it above the notebook.
+        shutil.copy2(PROJECT / "pyproject.toml", folder)
         told = run or Path(folder) / "tutorial"
         exported: dict[Language, str] = {}
         for language in PAGES:

@@ -210,6 +210,18 @@ def test_one_training_at_a_time_and_a_cancelled_one_goes_on(tiny, tmp_path):
     assert list_runs(tmp_path)[0].stage == "cancelled"
 
 
+def test_a_process_with_marimo_in_it_can_load_an_engine_and_train():
+    """transformers takes every such process for a Jupyter kernel, and then wants IPython."""
+    script = (
+        "import marimo; from medcot.model import _engine; _engine('transformers')\n"
+        "from trl.trainer.sft_trainer import SFTTrainer"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-600:]
+
+
 def test_a_failed_training_frees_the_server_and_says_what_to_do(tiny, tmp_path):
     wrong = tiny.model_copy(update={"dataset": str(tmp_path / "missing.jsonl")})
     job = jobs.start_training(wrong, RunDirectory(tmp_path / "run")).wait(60)
