@@ -15,7 +15,7 @@ from medcot.views.markup import callout, code, heading, localized, paragraphs, s
 from medcot.views.prose import Prose, list_sections
 from medcot.views.rows import show_failure
 from medcot.views.training import describe_sending
-from medcot.views.words import duration, say
+from medcot.views.words import duration, explain, say
 
 View = Callable[..., str]
 
@@ -128,7 +128,7 @@ def training_time(plan: Plan | None, machine: str, language: str) -> mo.Html | N
 def knobs(elements: Mapping[str, Any], names: Sequence[str], language: str) -> mo.Html:
     """Controls beside one another, each with its option's name and what it is."""
     cells = [
-        f'<div data-knob="{name}">{elements[name]}{small(say(f"help_{name}", language))}</div>'
+        f'<div data-knob="{name}">{elements[name]}{small(explain(name, language))}</div>'
         for name in names
         if name in elements
     ]
@@ -138,7 +138,7 @@ def knobs(elements: Mapping[str, Any], names: Sequence[str], language: str) -> m
 def settings_table(values: Mapping[str, Any], language: str) -> mo.Html:
     """The settings of a page without a kernel, where controls would do nothing."""
     rows = [
-        (f"<code>{text(name)}</code>", text(value), text(say(f"help_{name}", language)))
+        (f"<code>{text(name)}</code>", text(value), text(explain(name, language)))
         for name, value in values.items()
     ]
     headers = [say(key, language) for key in ("setting", "set_to", "setting_help")]

@@ -14,6 +14,10 @@ _CHINESE = {
     r"Device cpu: no usable GPU was found\.": "设备 cpu：没有找到可用的 GPU。",
     r"(Engine|Precision|Packing|Weights) (\S+): as asked for\.": r"\1 \2：按要求设定。",
     r"Engine unsloth: about twice as fast .+": "引擎 unsloth：在 CUDA 上大约快一倍。",
+    r"Engine fused: this project's own training pass.+": (
+        "引擎 fused：本项目自己的训练实现，在 CUDA 上最快。"
+    ),
+    r"Engine unsloth: the fused one does not do (.+)\.": r"引擎 unsloth：fused 引擎不支持\1。",
     r"Engine transformers: unsloth is not installed\.": "引擎 transformers：没有安装 unsloth。",
     r"Engine transformers: unsloth needs a CUDA GPU\.": "引擎 transformers：unsloth 需要 CUDA。",
     r"Precision fp32: on this device .+": "精度 fp32：在这种设备上比 16 位更快，而且精确。",
@@ -26,6 +30,10 @@ _CHINESE = {
     r"(\d+) processes, each with (\d+) samples of a step\.": r"\1 个进程，每步各处理 \2 个样本。",
     r"Weights in 16 bits: 4-bit needs .+": "权重用 16 位：4 位需要 bitsandbytes，这里没有安装。",
     r"(\d+) rows? per forward pass: .+": r"每次前向计算 \1 行：再多不会更快，或者放不下。",
+    r"Keeping all activations: they fit, .+": "保留全部激活值：放得下，而重新计算要花时间。",
+    r"Recomputing (\d+) of (\d+) layers: keeping all would take ([\d.]+) GiB of ([\d.]+) GiB\.": (
+        r"\2 层中有 \1 层重新计算：全部保留需要 \3 GiB，而可用的只有 \4 GiB。"
+    ),
     r"(.+): (.+) would take ([\d.]+) GiB of ([\d.]+) GiB\.": (
         r"\1：\2需要 \3 GiB，而可用的只有 \4 GiB。"
     ),
@@ -54,6 +62,9 @@ _WORDS = {
     "Packing": "打包",
     "Weights": "权重",
     "16-bit weights": "16 位权重",
+    "norms of queries and keys": "查询和键的归一化",
+    "LoRA dropout": "LoRA 的随机失活（dropout）",
+    "padded rows": "填充的行",
     "8-bit weights": "8 位权重",
     "4-bit weights": "4 位权重",
     "Recomputing activations": "重新计算激活值",

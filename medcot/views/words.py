@@ -6,6 +6,8 @@ import tomllib
 from functools import cache
 from importlib.resources import files
 
+from medcot.config import RunConfig
+
 
 @cache
 def words(language: str) -> dict[str, str]:
@@ -17,6 +19,15 @@ def words(language: str) -> dict[str, str]:
 def say(key: str, language: str, **values: object) -> str:
     """The words of ``key``, with ``values`` put in."""
     return words(language)[key].format(**values)
+
+
+def explain(field: str, language: str) -> str:
+    """What a setting is: the field's own description, in English as `RunConfig` has it."""
+    known = RunConfig.model_fields.get(field)
+    if language != "en" or known is None:
+        return say(f"help_{field}", language)
+    description = known.description or ""
+    return f"{description[:1].upper()}{description[1:]}."
 
 
 def duration(seconds: float, language: str) -> str:
