@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medcot.choices import Ground
 from medcot.config import RunConfig
 from medcot.hardware import Machine
 from medcot.memory import Setting, longest_pass, predict_memory
 from medcot.shapes import ModelShape
-from medcot.speed import micro_step_s
+from medcot.speed import fixed_step_s, micro_step_s
 
 EXACTNESS = ("none", "8bit", "4bit")
 """Weights from the most exact to the least."""
@@ -59,26 +60,45 @@ def peak_gib(work: Work, setting: Setting) -> float:
 
 def _candidates(work: Work, ground: Ground) -> Iterator[Candidate]:
     for quantization in ground.quantizations:
-        for checkpointing in ground.checkpointings:
-            for micro_batch in ground.micro_batches:
-                setting = Setting(
-                    engine=ground.engine,
-                    device=ground.device,
-                    quantization=quantization,
-                    precision=ground.precision,
-                    micro_batch=micro_batch,
-                    packing=ground.packing,
-                    checkpointing=checkpointing,
-                    optimizer=work.config.optimizer,
-                )
-                accumulation = work.config.batch // ground.processes // micro_batch
-                yield _cost(work, setting, accumulation)
+        for micro_batch in ground.micro_batches:
+            setting = Setting(
+                engine=ground.engine,
+                device=ground.device,
+                quantization=quantization,
+                precision=ground.precision,
+                micro_batch=micro_batch,
+                packing=ground.packing,
+                recomputed_layers=0,
+                optimizer=work.config.optimizer,
+            )
+            accumulation = work.config.batch // ground.processes // micro_batch
+            for layers in _recomputable(work, ground, setting):
+                yield _cost(work, replace(setting, recomputed_layers=layers), accumulation)
+
+
+def _recomputable(work: Work, ground: Ground, setting: Setting) -> list[int]:
+    """How many layers may be recomputed: none, all, and where one can choose as few as fit."""
+    layers = work.shape.layers
+    found = [layers if switch else 0 for switch in ground.checkpointings]
+    if ground.engine != "fused" or len(found) == 1 or layers < 3:
+        return found
+    # Beyond the first, each recomputed layer saves the same.
+    most, least = (
+        peak_gib(work, replace(setting, recomputed_layers=count)) for count in (1, layers)
+    )
+    if least <= ground.limit_gib < most:
+        excess = (most - ground.limit_gib) / (most - least)
+        found.insert(1, min(layers, 1 + math.ceil(excess * (layers - 1))))
+    elif most <= ground.limit_gib:
+        found.insert(1, 1)
+    return found
 
 
 def _cost(work: Work, setting: Setting, accumulation: int) -> Candidate:
     memory = _memory(work, setting)
     once = micro_step_s(setting, work.shape, work.machine, work.mean_tokens, work.longest_tokens)
-    return Candidate(setting, memory, sum(memory.values()), accumulation * once)
+    step_s = accumulation * once + fixed_step_s(setting)
+    return Candidate(setting, memory, sum(memory.values()), step_s)
 
 
 def _memory(work: Work, setting: Setting) -> dict[str, float]:

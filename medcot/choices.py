@@ -9,6 +9,7 @@ from medcot.config import PRESETS, RunConfig, option_name
 from medcot.errors import InputError
 from medcot.hardware import Machine, capability, supports_bf16, usable_gpus
 from medcot.memory import Device, Engine, Precision, Quantization
+from medcot.shapes import ModelShape
 
 NO_CUDA = "without a CUDA GPU"
 GPU_EXTRA = "pip install 'medcot[gpu]'"
@@ -43,7 +44,7 @@ class Ground:
         return _from_preset(self.config, field)
 
 
-def settle_ground(config: RunConfig, machine: Machine) -> Ground:
+def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Ground:
     """Settle what needs no arithmetic, each choice with its reason.
 
     Raises:
@@ -52,7 +53,7 @@ def settle_ground(config: RunConfig, machine: Machine) -> Ground:
     reasons: list[str] = []
     warnings: list[str] = []
     device = _device(config, machine, reasons, warnings)
-    engine = _engine(config, machine, device, reasons)
+    engine = _engine(config, machine, shape, device, reasons)
     precision = _precision(config, machine, device, reasons)
     attention = _attention(machine, device, engine, reasons)
     processes = _processes(config, machine, device, reasons, warnings)
@@ -114,7 +115,12 @@ def _device(config: RunConfig, machine: Machine, reasons: list[str], warnings: l
     return "cpu"
 
 
-def _engine(config: RunConfig, machine: Machine, device: Device, reasons: list[str]) -> Engine:
+def _engine(
+    config: RunConfig, machine: Machine, shape: ModelShape, device: Device, reasons: list[str]
+) -> Engine:
+    obstacle = _not_fusible(config, shape)
+    if config.engine == "fused" and obstacle:
+        raise _refuse(config, "engine", f"with {obstacle}", "--engine transformers")
     installed = "unsloth" in machine.packages
     if config.engine == "unsloth" and device != "cuda":
         raise _refuse(config, "engine", NO_CUDA, "--engine transformers")
@@ -124,12 +130,26 @@ def _engine(config: RunConfig, machine: Machine, device: Device, reasons: list[s
     if config.engine != "auto":
         reasons.append(f"Engine {config.engine}: as asked for.")
         return config.engine
+    if device == "cuda" and not obstacle:
+        reasons.append("Engine fused: this project's own training pass, the fastest on CUDA.")
+        return "fused"
     if device == "cuda" and installed:
-        reasons.append("Engine unsloth: about twice as fast as plain transformers on CUDA.")
+        reasons.append(f"Engine unsloth: the fused one does not do {obstacle}.")
         return "unsloth"
     why = "unsloth is not installed" if device == "cuda" else "unsloth needs a CUDA GPU"
     reasons.append(f"Engine transformers: {why}.")
     return "transformers"
+
+
+def _not_fusible(config: RunConfig, shape: ModelShape) -> str:
+    """Why the fused training pass cannot train this; empty where it can."""
+    if shape.qk_norm:
+        return "norms of queries and keys"
+    if config.dropout:
+        return "LoRA dropout"
+    if config.packing == "off":
+        return "padded rows"
+    return "8-bit weights" if config.quantization == "8bit" else ""
 
 
 def _precision(
@@ -157,7 +177,7 @@ def _precision(
 
 
 def _attention(machine: Machine, device: Device, engine: Engine, reasons: list[str]) -> str:
-    """The ``attn_implementation`` of transformers; unsloth picks its own kernels below it."""
+    """The ``attn_implementation`` of transformers; the others pick their own kernels below it."""
     recent = device == "cuda" and supports_bf16(usable_gpus(machine)[0])
     if recent and engine == "transformers" and "flash_attn" in machine.packages:
         reasons.append("Attention flash_attention_2: it is installed, and packed rows need it.")
@@ -169,6 +189,9 @@ def _attention(machine: Machine, device: Device, engine: Engine, reasons: list[s
 def _packing(
     config: RunConfig, device: Device, engine: Engine, attention: str, reasons: list[str]
 ) -> bool:
+    if engine == "fused":
+        reasons.append("Packing on: rows lie end to end, none is padded, each attends to itself.")
+        return True
     apart = device == "cuda" and (engine == "unsloth" or attention == "flash_attention_2")
     if config.packing == "on" and not apart:
         needs = "--packing auto, or CUDA with unsloth or flash-attn, which keep rows apart"

@@ -49,7 +49,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     mcq: tuple[str, ...] = _field((), "multiple-choice set: file, name or sample (repeatable)")
 
     style: Style = _field("chat", "prompt style: tutorial or the model's chat", shown=False)
-    engine: Literal["auto", "unsloth", "transformers"] = _field(
+    engine: Literal["auto", "fused", "unsloth", "transformers"] = _field(
         "auto", "what loads and speeds up the model", shown=False
     )
     quantization: Literal["auto", "4bit", "8bit", "none"] = _field(

@@ -13,7 +13,7 @@ from typing import Literal
 
 from medcot.shapes import ModelShape
 
-Engine = Literal["unsloth", "transformers"]
+Engine = Literal["fused", "unsloth", "transformers"]
 Quantization = Literal["4bit", "8bit", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["cuda", "cpu", "mps"]
@@ -28,13 +28,25 @@ _ADAPTER_BYTES = 4.0
 
 LOGIT_TILE = (4096, 32768)
 """Tokens and vocabulary entries whose logits exist at once in TRL's fused loss (16-bit)."""
+HEAD_TOKENS = 1024
+"""Tokens whose logits the fused pass holds at once: ``engines.loss.HEAD_TOKENS``."""
 CPU_LOGIT_TOKENS = 256
 """The same without Triton: ``engines.loss.TOKENS_AT_ONCE``."""
 
 
+CPU_WORKSPACE_GIB = 0.85
+"""The interpreter with torch and its libraries loaded."""
+FUSED_WORKSPACE_GIB = 0.15
+"""Matrix products' scratch space, and what the allocator cannot fill."""
+
+
 @dataclass(frozen=True)
 class Setting:
-    """One way to run a training step. ``packing`` lays a micro-batch's rows end to end."""
+    """One way to run a training step. ``packing`` lays a micro-batch's rows end to end.
+
+    ``recomputed_layers`` keep nothing but their input for the backward pass: all or none of
+    them, except where the engine is ``fused``.
+    """
 
     engine: Engine
     device: Device
@@ -42,8 +54,12 @@ class Setting:
     precision: Precision
     micro_batch: int
     packing: bool
-    checkpointing: bool
+    recomputed_layers: int
     optimizer: str
+
+    @property
+    def checkpointing(self) -> bool:
+        return self.recomputed_layers > 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,8 @@ _SAVED = {
 
 def predict_memory(setting: Setting, shape: ModelShape, rank: int, tokens: int) -> dict[str, float]:
     """Peak memory in GiB by part, for a micro-batch of ``tokens`` tokens, padding included."""
+    if setting.engine == "fused":
+        return _predict_fused(setting, shape, rank, tokens)
     width = PRECISION_BYTES[setting.precision]
     trainable = shape.trainable(rank)
     parts = {
@@ -80,6 +98,31 @@ def predict_memory(setting: Setting, shape: ModelShape, rank: int, tokens: int) 
         "activations": _activation_bytes(setting, shape, int(width), tokens),
         "logits": _logit_bytes(setting, shape, width, tokens),
         "workspace": _workspace_bytes(setting, shape, width),
+    }
+    return {name: size / GIB for name, size in parts.items()}
+
+
+def _predict_fused(setting: Setting, shape: ModelShape, rank: int, tokens: int) -> dict[str, float]:
+    width = PRECISION_BYTES[setting.precision]
+    trainable = shape.trainable(rank)
+    passing = _fused_passing_bytes(shape, width, tokens)
+    head = _fused_head_bytes(shape, width, tokens)
+    if setting.device != "cuda":
+        workspace = CPU_WORKSPACE_GIB * GIB
+    else:
+        largest = 2 * shape.hidden * shape.intermediate
+        workspace = FUSED_WORKSPACE_GIB * GIB
+        workspace += 0 if setting.quantization == "none" else largest * width
+    parts = {
+        "weights": weight_bytes(shape, setting.quantization, width),
+        # The masters, and the copies that the products read.
+        "adapters": trainable * (_ADAPTER_BYTES + width),
+        "gradients": trainable * _ADAPTER_BYTES,
+        "optimizer": trainable * _OPTIMIZER_BYTES[setting.optimizer],
+        "activations": _fused_activation_bytes(setting, shape, rank, int(width), tokens),
+        # The head comes before the first layer's backward pass: they never need memory together.
+        "logits": head,
+        "workspace": workspace + max(0.0, passing - head),
     }
     return {name: size / GIB for name, size in parts.items()}
 
@@ -113,6 +156,32 @@ def longest_pass(setting: Setting, mean_tokens: float, longest_tokens: int) -> i
     return min(rows * longest_tokens, math.ceil(rows * mean_tokens + excess))
 
 
+def _fused_activation_bytes(
+    setting: Setting, shape: ModelShape, rank: int, width: int, tokens: int
+) -> float:
+    """What :class:`medcot.engines.layer.Kept` holds, layer by layer."""
+    wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    # The layer's middle, queries, keys, values and what attention made of them, gate and up.
+    kept = shape.hidden + (2 * wide + 2 * narrow) + 2 * shape.intermediate + 7 * rank
+    # The attention's log-sums, two norms' scales.
+    in_float32 = shape.heads + 2
+    per_layer = kept * width + in_float32 * 4
+    recomputed = setting.recomputed_layers
+    everything = (shape.layers - recomputed) * per_layer + shape.layers * shape.hidden * width
+    return tokens * (everything + (per_layer if recomputed else 0))
+
+
+def _fused_passing_bytes(shape: ModelShape, width: float, tokens: int) -> float:
+    """What a layer's backward pass needs for itself: gradients of gate and up, and their input."""
+    return tokens * width * (3 * shape.intermediate + 4 * shape.hidden)
+
+
+def _fused_head_bytes(shape: ModelShape, width: float, tokens: int) -> float:
+    """Logits and their gradient, some tokens at a time, and the gradient of all hidden states."""
+    at_once = min(tokens, HEAD_TOKENS)
+    return width * (2 * at_once * shape.vocab + 4 * tokens * shape.hidden)
+
+
 def _activation_bytes(setting: Setting, shape: ModelShape, width: int, tokens: int) -> float:
     saved = _SAVED[setting.engine, width]
     layer = (
@@ -141,6 +210,6 @@ def _logit_bytes(setting: Setting, shape: ModelShape, width: float, tokens: int)
 def _workspace_bytes(setting: Setting, shape: ModelShape, width: float) -> float:
     """Scratch space: matrix products, and the largest layer's weights when de-quantised."""
     if setting.device != "cuda":
-        return 0.85 * GIB  # the interpreter with torch and its libraries loaded
+        return CPU_WORKSPACE_GIB * GIB
     largest = max(a * b for a, b in shape.linear_sizes.values())
     return 0.05 * GIB + (0 if setting.quantization == "none" else largest * width)

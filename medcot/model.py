@@ -22,6 +22,7 @@ from medcot.errors import InputError, RunFailed, one_line
 from medcot.hardware import Machine
 from medcot.hub import explain_hub_error, find_commit
 from medcot.plan import Plan
+from medcot.shapes import model_shape
 
 
 @dataclass(slots=True)
@@ -89,8 +90,9 @@ def _is_cached(model: str, revision: str) -> bool:
 
 def prepare_engine(config: RunConfig, machine: Machine) -> None:
     """Import what must come before transformers is: unsloth patches the libraries it finds."""
-    if settle_ground(config, machine).engine == "unsloth":
-        _engine("unsloth").prepare_process()
+    engine = settle_ground(config, machine, model_shape(config)).engine
+    if engine in ("unsloth", "fused"):
+        _engine(engine).prepare_process()
 
 
 def load_tokenizer(config: RunConfig) -> Any:

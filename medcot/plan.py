@@ -22,8 +22,10 @@ class Plan:
     ``micro_batch * accumulation * gpus`` is the config's batch. With ``packing`` the rows of a
     micro-batch lie end to end in one sequence, without padding and with attention kept apart, so
     that every optimizer step sees the same samples either way. ``gpus`` counts the processes
-    that train side by side. Memory is that of one process (on the GPU, else RAM) at its peak,
-    time is in seconds, ``answer_rows`` are the prompts answered at once in the evaluation.
+    that train side by side. ``recomputed_layers`` are those that ``checkpointing`` computes again
+    on the way back: all of them or, with the fused engine, as few as memory demands. Memory is that
+    of one process (on the GPU, else RAM) at its peak, time is in seconds, ``answer_rows`` are the
+    prompts answered at once in the evaluation.
     """
 
     engine: str
@@ -50,6 +52,7 @@ class Plan:
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
     answer_rows: int = 8
+    recomputed_layers: int = 0
 
 
 def make_plan(
@@ -71,7 +74,7 @@ def make_plan(
     longest = max(1, min(longest_tokens, config.max_length))
     mean = max(1.0, min(mean_tokens, float(longest)))
     work = Work(config, machine, shape, mean, longest)
-    ground = settle_ground(config, machine)
+    ground = settle_ground(config, machine, shape)
     found = list_candidates(work, ground)
     fitting = [one for one in found if one.peak_gib <= ground.limit_gib]
     if not fitting:
@@ -112,6 +115,7 @@ def _write_plan(
         reasons=(*ground.reasons, *explain_choice(ground, best, found)),
         warnings=(*ground.warnings, *warn_of(work, ground, epochs, time_s["total"])),
         answer_rows=_answer_rows(work, ground, best),
+        recomputed_layers=setting.recomputed_layers,
     )
 
 

@@ -29,7 +29,9 @@ def explain_choice(ground: Ground, best: Candidate, found: Sequence[Candidate]) 
         exact = EXACTNESS.index(setting.quantization) == 0
         merit = "and they are the published ones" if exact else "in less memory"
         yield _compare(_WEIGHTS[setting.quantization], other, merit, best, rivals, limit)
-    if len(ground.checkpointings) > 1:
+    if len(ground.checkpointings) > 1 and setting.engine == "fused":
+        yield _explain_recomputation(ground, best, found)
+    elif len(ground.checkpointings) > 1:
         rivals = [
             one
             for one in found
@@ -43,6 +45,20 @@ def explain_choice(ground: Ground, best: Candidate, found: Sequence[Candidate]) 
     if len(ground.micro_batches) > 1:
         rows = "row" if setting.micro_batch == 1 else "rows"
         yield f"{setting.micro_batch} {rows} per forward pass: more is no faster or does not fit."
+
+
+def _explain_recomputation(ground: Ground, best: Candidate, found: Sequence[Candidate]) -> str:
+    setting, limit = best.setting, ground.limit_gib
+    if not setting.recomputed_layers:
+        return "Keeping all activations: they fit, and recomputing them would take time."
+    same = (setting.quantization, setting.micro_batch)
+    alike = [one for one in found if (one.setting.quantization, one.setting.micro_batch) == same]
+    kept = min(alike, key=lambda one: one.setting.recomputed_layers)
+    layers = max(one.setting.recomputed_layers for one in alike)
+    return (
+        f"Recomputing {setting.recomputed_layers} of {layers} layers:"
+        f" keeping all would take {kept.peak_gib:.1f} GiB of {limit:.1f} GiB."
+    )
 
 
 def warn_of(work: Work, ground: Ground, epochs: float, total_s: float) -> Iterator[str]:
@@ -75,7 +91,8 @@ def _remedies(work: Work, ground: Ground, least: Setting) -> list[str]:
         return peak_gib(replace(work, **changes), setting) <= ground.limit_gib
 
     found: list[str] = []
-    if not least.checkpointing and fits(replace(least, checkpointing=True)):
+    layers = work.shape.layers
+    if not least.checkpointing and fits(replace(least, recomputed_layers=layers)):
         found.append("--checkpointing auto")
     if least.micro_batch > 1 and fits(replace(least, micro_batch=1)):
         found.append("--micro-batch 1")

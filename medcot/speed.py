@@ -61,11 +61,39 @@ def micro_step_s(
 ) -> float:
     """Seconds for the forward and backward pass of one micro-batch."""
     pace = pace_of(setting, machine)
+    if setting.engine == "fused":
+        return _fused_micro_step_s(setting, shape, machine, mean_tokens)
     # Forward 1, backward 2, and the forward once more where activations are recomputed.
     launch = (4 if setting.checkpointing else 3) * shape.layers * pace.layer_pass_s
     tokens = computed_tokens(setting, mean_tokens, longest)
     arithmetic = tokens * flops_per_token(shape, mean_tokens, setting.checkpointing) / pace.rate
     return max(launch, arithmetic) if pace.overlaps else launch + arithmetic
+
+
+DEQUANTIZING = 750.0
+"""Operations that could be done while one 4-bit weight is unpacked (measured on an H100)."""
+
+
+def _fused_micro_step_s(
+    setting: Setting, shape: ModelShape, machine: Machine, mean_tokens: float
+) -> float:
+    """The fused pass: products at one share of the GPU's rate, and 4-bit weights to unpack."""
+    tokens = setting.micro_batch * mean_tokens
+    share = setting.recomputed_layers / shape.layers
+    again = flops_per_token(shape, mean_tokens, True) - flops_per_token(shape, mean_tokens, False)
+    # What a recomputed layer does not repeat: the feed-forward network's last product.
+    down = 2 * shape.hidden * shape.intermediate * shape.layers
+    work = tokens * (flops_per_token(shape, mean_tokens, False) + share * (again - down))
+    if setting.quantization != "none":
+        work += (2 + share) * shape.linear_parameters * DEQUANTIZING
+    pace = pace_of(setting, machine)
+    launch = (2 + share) * shape.layers * pace.layer_pass_s
+    return max(launch, work / pace.rate)
+
+
+def fixed_step_s(setting: Setting) -> float:
+    """Seconds of an optimizer step that do not grow with its tokens: optimizer, clipping."""
+    return calibration()["engines"][setting.engine].get("step_s", 0.0)
 
 
 def flops_per_token(shape: ModelShape, length: float, checkpointing: bool) -> float:
@@ -102,7 +130,7 @@ def is_measured(device: str, machine: Machine) -> bool:
 
 def load_s(setting: Setting, shape: ModelShape) -> float:
     """Seconds for imports and reading the weights from a disk at 1 GB/s."""
-    imports = {"unsloth": 40.0, "transformers": 12.0}[setting.engine]
+    imports = {"unsloth": 40.0}.get(setting.engine, 12.0)
     return imports + weight_bytes(shape, setting.quantization, 2.0) / 1e9
 
 

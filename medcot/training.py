@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medcot import processes
 from medcot.config import RunConfig
 from medcot.engines import quiet
-from medcot.errors import RunFailed
+from medcot.errors import InputError, RunFailed
 from medcot.model import LoadedModel, trainable_parameters
 from medcot.plan import Plan
-from medcot.records import Event, OnEvent
+from medcot.recorder import Recorder
+from medcot.records import OnEvent
 from medcot.rundir import RunDirectory
 from medcot.tokens import IGNORED, Encoded, check_labels, gate_refusal
 
@@ -64,7 +67,9 @@ def fit(
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
-            plan = _with_less_memory(plan)
+            if processes.world_size() > 1:
+                raise _out_of_memory_beside_others(plan) from error
+            plan = _with_less_memory(plan, loaded.model.config.num_hidden_layers)
     _save_adapter(loaded, directory.adapter)
     seconds = time.monotonic() - started
     return FitResult(recorder.step, recorder.tokens, seconds, count, recorder.step < steps, plan)
@@ -83,36 +88,28 @@ def _train(
     import torch
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    from medcot.engines.loss import provide_loss
 
     disable_progress_bar()
-    provide_loss()
-    checkpoint = directory.last_checkpoint()
+    checkpoint = _common_checkpoint(directory, should_stop)
     first_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     directory.truncate_events(first_step)
     past = list(directory.rows(directory.events))
-    recorder = Recorder(steps, past[-1]["tokens"] if past else 0, directory, on_event, should_stop)
+    done = past[-1]["tokens"] if past else 0
+    recorder = Recorder(steps, done, directory, on_event, _stop_of_all(should_stop))
     recorder.step = first_step
     loaded.model.config.use_cache = False
-    with quiet():
-        trainer = SFTTrainer(
-            model=loaded.model,
-            args=_arguments(config, plan, steps, directory.checkpoints),
-            train_dataset=Dataset.from_list([row.as_row() for row in rows]),
-            processing_class=loaded.tokenizer,
-        )
-    trainer.data_collator = _CountingCollator(trainer.data_collator, recorder)
-    trainer.add_callback(_as_callback(recorder))
-    _remove_printing(trainer)
-    for parameter in loaded.model.parameters():
-        if parameter.requires_grad:
-            # TRL casts QLoRA adapters to bf16, which fp16's gradient scaler refuses; and float32
-            # adapters lose nothing over long runs.
-            parameter.data = parameter.data.to(torch.float32)
-    _check_gate(trainer, loaded, rows)
-    with quiet():
+    arguments = _arguments(config, plan, steps, directory.checkpoints)
+    data = Dataset.from_list([row.as_row() for row in rows])
+    with quiet(), _training_pass(loaded, plan):
+        trainer = _make_trainer(loaded, arguments, data, recorder)
+        trainer.data_collator = _CountingCollator(trainer.data_collator, recorder)
+        _remove_printing(trainer)
+        for parameter in loaded.model.parameters():
+            if parameter.requires_grad:
+                # TRL casts QLoRA adapters to bf16, which fp16's gradient scaler refuses; and
+                # float32 adapters lose nothing over long runs.
+                parameter.data = parameter.data.to(torch.float32)
+        _check_gate(trainer, loaded, rows)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     loaded.model = trainer.model
     loaded.model.config.use_cache = True
@@ -120,10 +117,57 @@ def _train(
     return recorder
 
 
+@contextmanager
+def _training_pass(loaded: LoadedModel, plan: Plan) -> Iterator[None]:
+    """Within, the model's forward pass is the one that its engine trains by."""
+    if loaded.engine != "fused":
+        yield
+        return
+    from medcot.engines.fused import fused_forward
+
+    with fused_forward(loaded.model, plan.recomputed_layers):
+        yield
+
+
+def _make_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder: Recorder) -> Any:
+    from medcot.engines.loss import provide_loss
+
+    provide_loss()
+    if loaded.engine == "fused":
+        from medcot.engines.packed_trainer import make_packed_trainer
+
+        return make_packed_trainer(loaded.model, arguments, data, loaded.tokenizer, recorder)
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    trainer = SFTTrainer(
+        model=loaded.model, args=arguments, train_dataset=data, processing_class=loaded.tokenizer
+    )
+    trainer.add_callback(_as_callback(recorder))
+    return trainer
+
+
+def _common_checkpoint(directory: RunDirectory, should_stop: Callable[[], bool]) -> Path | None:
+    """The newest checkpoint in the main process's folder, which every process goes on from.
+
+    Raises:
+        InputError: this process does not see that folder.
+    """
+    found = processes.from_main(lambda: directory.last_checkpoint(), should_stop)
+    if found is not None and not found.exists():
+        got = f"{found}, which process {processes.rank()} does not see"
+        raise InputError("--resume", got, "a run directory in a folder that all hosts share")
+    return found
+
+
+def _stop_of_all(should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """Asked by every process after every step: all stop after the same one."""
+    return lambda: processes.any_of(should_stop() or processes.stop_requested())
+
+
 def _arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path) -> Any:
     from trl.trainer.sft_config import SFTConfig
 
-    on_cpu = plan.device == "cpu"
+    on_cpu, fused = plan.device == "cpu", plan.engine == "fused"
     return SFTConfig(
         output_dir=str(checkpoints),
         max_steps=steps,
@@ -138,14 +182,16 @@ def _arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path) -> 
         # was asked for; TRL's own would let a step see as many rows as happen to fit. Rows longer
         # than max_length were left out before, so nothing needs to be cut here.
         max_length=None if plan.packing else config.max_length,
-        padding_free=plan.packing,
+        padding_free=plan.packing and not fused,
         completion_only_loss=True,
-        gradient_checkpointing=plan.checkpointing,
-        bf16=plan.precision == "bf16" and not on_cpu,
+        gradient_checkpointing=plan.checkpointing and not fused,
+        # The fused pass chooses its own dtypes; fp16 alone needs the trainer, for loss scaling.
+        bf16=plan.precision == "bf16" and not on_cpu and not fused,
         fp16=plan.precision == "fp16" and not on_cpu,
         use_cpu=on_cpu,
         seed=config.seed,
         data_seed=config.seed,
+        logging_strategy="no" if fused else "steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
@@ -153,78 +199,11 @@ def _arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path) -> 
         save_strategy="steps",
         save_steps=config.save_steps,
         save_total_limit=2,
-        dataloader_pin_memory=not on_cpu,
+        dataloader_pin_memory=plan.device == "cuda",
+        # A blocking copy of a batch would wait for everything that the GPU still has to do.
+        accelerator_config={"non_blocking": True},
+        ddp_find_unused_parameters=False,
     )
-
-
-class Recorder:
-    """Turns the trainer's logs into events, and asks it to stop when the user wants that."""
-
-    def __init__(
-        self,
-        steps: int,
-        tokens: int,
-        directory: RunDirectory,
-        on_event: OnEvent,
-        should_stop: Callable[[], bool],
-    ) -> None:
-        self.steps, self.tokens = steps, tokens
-        self.step = 0
-        self.directory, self.on_event, self.should_stop = directory, on_event, should_stop
-        self._row_tokens: list[int] = []
-        self._step_started = time.monotonic()
-        self._durations: list[float] = []
-
-    def rows_collated(self, tokens: int) -> None:
-        self._row_tokens.append(tokens)
-
-    def step_begins(self) -> None:
-        self._step_started = time.monotonic()
-
-    def step_ended(self, step: int, micro_batches: int, logs: dict[str, float]) -> None:
-        """Record one optimizer step of ``micro_batches`` forward passes.
-
-        Raises:
-            RunFailed: the loss is no longer a number.
-        """
-        seconds = time.monotonic() - self._step_started
-        # The loader works one batch ahead, so the first ones in the queue are this step's.
-        tokens = sum(self._row_tokens[:micro_batches])
-        del self._row_tokens[:micro_batches]
-        self.step, self.tokens = step, self.tokens + tokens
-        # The first step of a session warms caches up and says little about the others.
-        self._durations.append(seconds)
-        recent = self._durations[1:][-20:] or self._durations
-        event = Event(
-            step=step,
-            steps=self.steps,
-            loss=logs["loss"],
-            learning_rate=logs["learning_rate"],
-            grad_norm=logs["grad_norm"],
-            tokens=self.tokens,
-            tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
-            memory_gib=round(memory_gib(), 2),
-            eta_s=round((self.steps - step) * sum(recent) / len(recent), 1),
-        )
-        self.directory.append(self.directory.events, event)
-        self.on_event(event)
-        if not abs(event.loss) < float("inf"):
-            raise RunFailed(
-                "training",
-                f"the loss became {event.loss} at step {step}.",
-                "Try a lower --learning-rate; the newest checkpoint is kept.",
-            )
-
-
-def memory_gib() -> float:
-    """Peak memory of this process: the accelerator's where there is one, else resident."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved() / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class _CountingCollator:
@@ -258,7 +237,10 @@ def _as_callback(recorder: Recorder) -> Any:
             self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
         ) -> None:
             if "loss" in logs:
-                recorder.step_ended(state.global_step, args.gradient_accumulation_steps, logs)
+                own = recorder.take_tokens(args.gradient_accumulation_steps)
+                tokens = int(processes.total(own))
+                seconds = recorder.seconds_since_begin()
+                recorder.step_ended(state.global_step, tokens, logs, seconds)
 
     return Callback()
 
@@ -286,8 +268,8 @@ def _unpadded(labels: list[int]) -> list[int]:
     return labels
 
 
-def _with_less_memory(plan: Plan) -> Plan:
-    """The plan with half the rows per forward pass, or with checkpointing.
+def _with_less_memory(plan: Plan, layers: int) -> Plan:
+    """The plan with all ``layers`` recomputed where it can be, else half the rows per pass.
 
     Raises:
         RunFailed: there is nothing left to give up.
@@ -299,6 +281,8 @@ def _with_less_memory(plan: Plan) -> Plan:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if plan.engine == "fused" and plan.recomputed_layers < layers:
+        return replace(plan, checkpointing=True, recomputed_layers=layers)
     if plan.micro_batch > 1:
         half = plan.micro_batch // 2
         return replace(plan, micro_batch=half, accumulation=plan.accumulation * 2)
@@ -309,6 +293,13 @@ def _with_less_memory(plan: Plan) -> Plan:
     )
 
 
+def _out_of_memory_beside_others(plan: Plan) -> RunFailed:
+    """The other processes are inside a collective by now, so none can simply try again."""
+    half = plan.micro_batch // 2
+    remedy = f"Go on with --resume --micro-batch {half}." if half else "Try --checkpointing on."
+    return RunFailed("training", f"process {processes.rank()} ran out of memory.", remedy)
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and "not enough memory" in str(error)
@@ -317,6 +308,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _save_adapter(loaded: LoadedModel, folder: Path) -> None:
     """Adapter and tokenizer, so that plain peft and transformers load them."""
+    if not processes.is_main():
+        return
     loaded.model.save_pretrained(str(folder), safe_serialization=True)
     loaded.tokenizer.save_pretrained(str(folder))
 

@@ -260,11 +260,11 @@ def test_recomputing_keeps_the_input_of_every_layer() -> None:
 
 
 def test_among_equally_fast_settings_the_more_exact_and_then_the_smaller_wins() -> None:
-    setting = Setting("unsloth", "cuda", "none", "bf16", 8, True, False, "adamw_8bit")
+    setting = Setting("unsloth", "cuda", "none", "bf16", 8, True, 0, "adamw_8bit")
     large = Candidate(setting, {}, 60.0, 1.0)
     small = Candidate(replace(setting, micro_batch=2), {}, 30.0, 1.05)
     coarse = Candidate(replace(setting, quantization="4bit"), {}, 20.0, 1.0)
-    slow = Candidate(replace(setting, checkpointing=True), {}, 10.0, 1.5)
+    slow = Candidate(replace(setting, recomputed_layers=32), {}, 10.0, 1.5)
     assert best_of([large, small, coarse, slow]) is small
 
 
@@ -323,11 +323,24 @@ def test_four_bit_weights_are_taken_where_sixteen_bits_do_not_fit() -> None:
 
 
 def test_activations_are_recomputed_only_when_memory_demands_it() -> None:
-    roomy = plan_for("kaggle-t4", named_machine("T4"), longest=1500)
+    roomy = plan_for("kaggle-t4", named_machine("H100"), longest=1500)
     tight = plan_for("kaggle-t4", named_machine("T4"), mean=4000, longest=8000, max_length=8192)
     assert not roomy.checkpointing
     assert tight.checkpointing
-    assert any("keeping all activations would take" in reason for reason in tight.reasons)
+    assert any("keeping all" in reason and "would take" in reason for reason in tight.reasons)
+
+
+def test_as_few_layers_are_recomputed_as_memory_demands() -> None:
+    plan = plan_for("kaggle-t4", named_machine("A10G"), micro_batch=8)
+    assert 0 < plan.recomputed_layers < 32
+    assert plan.peak_gib <= plan.limit_gib
+    config = make_config("kaggle-t4", {"micro_batch": 8})
+    setting = Setting(
+        "fused", "cuda", "4bit", "fp16", 8, True, plan.recomputed_layers - 1, "adamw_8bit"
+    )
+    tokens = longest_pass(setting, 788, 1900)
+    more = sum(predict_memory(setting, model_shape(config), 16, tokens).values())
+    assert more > plan.limit_gib
 
 
 def test_samples_are_shared_among_the_launchers_processes() -> None:
@@ -355,10 +368,20 @@ def test_a_cpu_plan_uses_what_every_machine_has() -> None:
     assert plan.peak_gib < 4
 
 
+def test_a_gpu_is_planned_with_the_fused_engine_where_it_can_train_the_model() -> None:
+    assert plan_for("gpu-24g", named_machine("L4")).engine == "fused"
+    qwen3 = plan_for("gpu-24g", named_machine("L4"), model="Qwen/Qwen3-4B")
+    assert qwen3.engine == "unsloth"
+    assert any("norms of queries and keys" in reason for reason in qwen3.reasons)
+
+
 def test_a_gpu_without_unsloth_is_planned_with_transformers() -> None:
-    plan = plan_for("gpu-24g", without_unsloth(named_machine("L4")))
+    machine = without_unsloth(named_machine("L4"))
+    plan = plan_for("gpu-24g", machine, model="Qwen/Qwen3-4B")
     assert plan.engine == "transformers"
     assert any("unsloth is not installed" in reason for reason in plan.reasons)
+    with pytest.raises(InputError, match="--engine: got fused with norms of queries and keys"):
+        plan_for("gpu-24g", machine, model="Qwen/Qwen3-4B", engine="fused")
 
 
 @pytest.mark.parametrize(

@@ -3,58 +3,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import make_case
-from transformers import AutoTokenizer
+from training_stand import Training, make_rows
 
-from medcot import model as models
-from medcot.config import make_config
 from medcot.errors import RunFailed
-from medcot.hardware import detect_machine
-from medcot.plan import make_plan
-from medcot.prompts import render
-from medcot.rundir import RunDirectory
-from medcot.shapes import model_shape
-from medcot.tokens import chat_template, encode
-from medcot.training import fit
 
 
 @pytest.fixture(scope="module")
 def rows(tiny_model):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    chat = chat_template(tokenizer)
-    cases = [make_case(number) for number in range(12)]
-    return encode(tokenizer, {case.id: render(case, "chat", chat) for case in cases})
-
-
-class Training:
-    """One fit of the tiny model in a folder, ready to be gone on with."""
-
-    def __init__(self, folder, model, rows, **changes):
-        values = {
-            "model": str(model),
-            "steps": 6,
-            "save_steps": 2,
-            "learning_rate": 1e-2,
-            "batch": 4,
-        }
-        self.config = make_config("demo", values | changes)
-        self.rows = rows
-        self.directory = RunDirectory(folder)
-        if not self.directory.exists():
-            self.directory.create(self.config)
-        shape = model_shape(self.config)
-        self.plan = make_plan(self.config, detect_machine(), shape, len(rows), 60.0, 80)
-        self.loaded = models.load_base(self.config, self.plan)
-        models.add_adapter(self.loaded, self.config, self.plan)
-
-    def fit(self, on_event=lambda event: None, should_stop=lambda: False, plan=None):
-        return fit(
-            self.loaded, self.rows, self.config, plan or self.plan, self.directory,
-            on_event, should_stop,
-        )  # fmt: skip
-
-    def losses(self):
-        return [row["loss"] for row in self.directory.rows(self.directory.events)]
+    return make_rows(tiny_model)
 
 
 @pytest.fixture(scope="module")

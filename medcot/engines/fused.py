@@ -1,0 +1,124 @@
+"""transformers + peft with this project's own training pass for Llama-like models.
+
+The model is that of the ``transformers`` engine and stays whole: generation, scoring and saving use
+its own modules. Training alone goes another way: packed rows through :mod:`medcot.engines.layer`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from medcot.config import RunConfig
+from medcot.engines import transformers as plain
+from medcot.engines.attention import RowStarts, choose_attention
+from medcot.engines.frozen import Scratch
+from medcot.engines.layer import Layer, LayerFunction, Packed
+from medcot.engines.loss import HeadLoss
+from medcot.model import LoadedModel, Location
+from medcot.plan import Plan
+from medcot.tokens import IGNORED
+
+
+def prepare_process() -> None:
+    """Let the allocator grow its blocks: rows of ever other length would splinter them."""
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def load_base(config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
+    """Load the model as the ``transformers`` engine does."""
+    prepare_process()
+    loaded = plain.load_base(config, plan, where)
+    loaded.engine = "fused"
+    return loaded
+
+
+def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
+    """A fresh peft adapter, the same as the ``transformers`` engine's for the same seed."""
+    return plain.add_adapter(loaded, config, plan)
+
+
+@contextmanager
+def fused_forward(model: Any, recomputed_layers: int) -> Iterator[None]:
+    """Within, calling the peft ``model`` with a batch of :class:`PackedCollator` gives the sum of
+    the losses of its labelled tokens, differentiable by the adapters.
+
+    The first ``recomputed_layers`` keep their input alone and are computed again on the way back.
+    """
+    stack = Stack(model, recomputed_layers)
+    model.forward = stack.total_loss
+    try:
+        yield
+    finally:
+        # accelerate may have wrapped it meanwhile; what lies beneath is the class's own.
+        model.__dict__.pop("forward", None)
+        model.__dict__.pop("_original_forward", None)
+
+
+class Stack:
+    """The layers of a peft model, ready for packed training."""
+
+    def __init__(self, model: Any, recomputed_layers: int) -> None:
+        causal = model.get_base_model()
+        backbone = causal.model
+        self.embed, self.rotary, self.norm = (
+            backbone.embed_tokens, backbone.rotary_emb, backbone.norm,
+        )  # fmt: skip
+        self.head = causal.get_output_embeddings().weight
+        dtype, device = self.head.dtype, self.head.device
+        self.recomputed_layers = recomputed_layers
+        head_dim = backbone.layers[0].self_attn.head_dim
+        attend, scratch = choose_attention(device, dtype, head_dim), Scratch(dtype)
+        self.layers = [Layer(module, attend, dtype, scratch) for module in backbone.layers]
+
+    def total_loss(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        row_starts: torch.Tensor,
+        row_lengths: Sequence[int],
+        label_positions: torch.Tensor,
+        targets: torch.Tensor,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Summed loss of ``targets`` [labelled], each after its place in ``label_positions``."""
+        device = input_ids.device.type
+        for layer in self.layers:
+            for group in layer.groups:
+                group.load_adapters()
+        with torch.autocast(device, enabled=False):
+            hidden = self.embed(input_ids[0])
+            cos, sin = self.rotary(hidden[None], position_ids)
+            rows = RowStarts(tuple(row_lengths), row_starts, max(row_lengths))
+            packed = Packed(rows, cos[0], sin[0])
+            for index, layer in enumerate(self.layers):
+                keep = index >= self.recomputed_layers
+                hidden = LayerFunction.apply(hidden, layer, packed, keep, *layer.parameters)
+            return HeadLoss.apply(hidden, self.norm, self.head, label_positions, targets)
+
+
+class PackedCollator:
+    """Rows end to end in one sequence, with everything known about them worked out on the CPU."""
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        lengths = [len(example["input_ids"]) for example in examples]
+        labels = torch.tensor([label for example in examples for label in example["labels"]])
+        starts = torch.tensor([0, *lengths]).cumsum(0)
+        learnt = labels != IGNORED
+        # The first token of a row has nothing before it to be predicted from.
+        learnt[starts[:-1]] = False
+        places = learnt.nonzero().squeeze(1)
+        ids = [token for example in examples for token in example["input_ids"]]
+        return {
+            "input_ids": torch.tensor([ids]),
+            "labels": labels.masked_fill(~learnt, IGNORED)[None],
+            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+            "row_starts": starts.to(torch.int32),
+            "row_lengths": lengths,
+            "label_positions": places - 1,
+            "targets": labels[places],
+        }

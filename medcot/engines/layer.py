@@ -1,0 +1,187 @@
+"""One decoder layer of a Llama-like model with LoRA, its backward pass written out.
+
+Frozen weights need no gradient and adapters a thin one, so the backward pass is four products
+back through the weights and little else. What it needs of the forward pass is kept, or, for layers
+that memory cannot afford, computed again from the layer's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from medcot.engines import pointwise
+from medcot.engines.attention import Attention, RowStarts
+from medcot.engines.frozen import Group, Scratch
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What all layers of one forward pass share."""
+
+    rows: RowStarts
+    cos: torch.Tensor  # [tokens, head_dim]
+    sin: torch.Tensor  # [tokens, head_dim]
+
+
+@dataclass(slots=True)
+class Kept:
+    """What the backward pass needs of the forward pass, in the order it came about."""
+
+    scale_in: torch.Tensor  # [tokens, 1]
+    inner_qkv: torch.Tensor  # [tokens, 3 * rank]
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    mixed: torch.Tensor  # [tokens, heads, head_dim], with the attention's own graph behind it
+    inner_o: torch.Tensor
+    middle: torch.Tensor  # [tokens, width]
+    scale_middle: torch.Tensor
+    inner_gate_up: torch.Tensor
+    gate_up: torch.Tensor  # [tokens, 2 * intermediate]
+    inner_down: torch.Tensor | None = None
+
+
+class Layer:
+    """The parts of one decoder layer, taken from transformers' and peft's modules."""
+
+    def __init__(
+        self, module: Any, attend: Attention, dtype: torch.dtype, scratch: Scratch
+    ) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        self.attend = attend
+        self.head_dim = attention.head_dim
+        self.qkv = Group([attention.q_proj, attention.k_proj, attention.v_proj], dtype, scratch)
+        self.o = Group([attention.o_proj], dtype, scratch)
+        self.gate_up = Group([mlp.gate_proj, mlp.up_proj], dtype, scratch)
+        self.down = Group([mlp.down_proj], dtype, scratch)
+        self.heads = [width // self.head_dim for width in self.qkv.widths]
+        self.norm_in = module.input_layernorm
+        self.norm_middle = module.post_attention_layernorm
+        kind = self.norm_in.weight.device.type
+        self.fast: Callable[[Any], Any] = lambda function: pointwise.compiled(function, kind)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return self.qkv, self.o, self.gate_up, self.down
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.groups for parameter in group.parameters]
+
+    def run(self, hidden: torch.Tensor, packed: Packed, for_backward: bool) -> Kept:
+        """Everything up to the feed-forward network's gate and up projections."""
+        normed, scale_in = self.fast(pointwise.rms)(hidden, self.norm_in.weight, _eps(self.norm_in))
+        qkv, inner_qkv = self.qkv.forward(normed)
+        del normed
+        turned = self.heads[0] + self.heads[1]
+        qkv = self.fast(pointwise.rope)(qkv, packed.cos, packed.sin, turned, self.head_dim)
+        query, key, value = (
+            part.requires_grad_(for_backward)
+            for part in qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
+        )
+        # The attention kernels know their own backward pass: autograd keeps what it needs.
+        with torch.set_grad_enabled(for_backward):
+            mixed = self.attend(query, key, value, packed.rows)
+        update, inner_o = self.o.forward(mixed.detach().flatten(1))
+        middle, normed, scale_middle = self.fast(pointwise.add_rms)(
+            hidden, update, self.norm_middle.weight, _eps(self.norm_middle)
+        )
+        del update
+        gate_up, inner_gate_up = self.gate_up.forward(normed)
+        return Kept(
+            scale_in, inner_qkv, (query, key, value), mixed, inner_o,
+            middle, scale_middle, inner_gate_up, gate_up,
+        )  # fmt: skip
+
+    def finish(self, kept: Kept) -> torch.Tensor:
+        """The layer's output from what :meth:`run` gave."""
+        update, kept.inner_down = self.down.forward(self.fast(pointwise.swiglu)(kept.gate_up))
+        return update.add_(kept.middle)
+
+    def backward(
+        self, gradient: torch.Tensor, hidden: torch.Tensor, kept: Kept, packed: Packed, first: bool
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Gradients of the layer's input (none for the ``first`` layer) and of its adapters."""
+        to_middle, feed_forward = self._feed_forward_backward(gradient, kept)
+        to_mixed, d_inner = self.o.input_gradient(to_middle)
+        attention = self.o.adapter_gradients(
+            kept.mixed.detach().flatten(1), kept.inner_o, to_middle, d_inner
+        )
+        to_qkv = self.fast(pointwise.join_rope_backward)(
+            *torch.autograd.grad(kept.mixed, kept.qkv, to_mixed.view_as(kept.mixed)),
+            packed.cos,
+            packed.sin,
+        )
+        del to_mixed
+        weight = self.norm_in.weight
+        normed = self.fast(pointwise.renorm)(hidden, weight, kept.scale_in)
+        if first:
+            to_normed, d_inner = None, to_qkv @ self.qkv.up
+        else:
+            to_normed, d_inner = self.qkv.input_gradient(to_qkv)
+        attention = [
+            *self.qkv.adapter_gradients(normed, kept.inner_qkv, to_qkv, d_inner),
+            *attention,
+        ]
+        del normed, to_qkv
+        to_hidden = None
+        if to_normed is not None:
+            to_hidden = self.fast(pointwise.rms_backward)(
+                to_normed, hidden, weight, kept.scale_in, to_middle
+            )
+        return to_hidden, [*attention, *feed_forward]
+
+    def _feed_forward_backward(
+        self, gradient: torch.Tensor, kept: Kept
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        to_active, d_inner = self.down.input_gradient(gradient)
+        to_gate_up, active = self.fast(pointwise.swiglu_backward)(to_active, kept.gate_up)
+        del to_active
+        inner = kept.inner_down if kept.inner_down is not None else self.down.inner(active)
+        of_down = self.down.adapter_gradients(active, inner, gradient, d_inner)
+        del active
+        to_normed, d_inner = self.gate_up.input_gradient(to_gate_up)
+        weight = self.norm_middle.weight
+        normed = self.fast(pointwise.renorm)(kept.middle, weight, kept.scale_middle)
+        of_gate_up = self.gate_up.adapter_gradients(normed, kept.inner_gate_up, to_gate_up, d_inner)
+        del normed, to_gate_up
+        to_middle = self.fast(pointwise.rms_backward)(
+            to_normed, kept.middle, weight, kept.scale_middle, gradient
+        )
+        return to_middle, [*of_gate_up, *of_down]
+
+
+class LayerFunction(torch.autograd.Function):
+    """A :class:`Layer` as autograd sees it: hidden states and adapters in, hidden states out."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        hidden: torch.Tensor,
+        layer: Layer,
+        packed: Packed,
+        keep: bool,
+        *_parameters: torch.Tensor,
+    ) -> torch.Tensor:
+        kept = layer.run(hidden, packed, for_backward=keep)
+        output = layer.finish(kept)
+        ctx.layer, ctx.packed, ctx.kept = layer, packed, kept if keep else None
+        ctx.save_for_backward(hidden)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (hidden,) = ctx.saved_tensors
+        layer, packed, kept = ctx.layer, ctx.packed, ctx.kept
+        ctx.kept = None
+        if kept is None:
+            kept = layer.run(hidden, packed, for_backward=True)
+        first = not ctx.needs_input_grad[0]
+        to_hidden, adapters = layer.backward(gradient, hidden, kept, packed, first)
+        return (to_hidden, None, None, None, *adapters)
+
+
+def _eps(norm: Any) -> float:
+    return norm.variance_epsilon

@@ -1,0 +1,208 @@
+"""The fused training pass against transformers' own modules under autograd."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fakes import make_tiny_model
+from torch.nn.functional import cross_entropy
+from training_stand import Training, make_rows
+from transformers import AutoModelForCausalLM
+
+from medcot.config import TARGET_MODULES
+from medcot.engines import layer
+from medcot.engines.attention import RowStarts, attend_by_row, choose_attention
+from medcot.engines.fused import PackedCollator, fused_forward
+from medcot.tokens import IGNORED
+
+
+def make_adapted(folder, dtype=torch.float32, alpha=8, **changes):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **changes)
+    config = LoraConfig(r=4, lora_alpha=alpha, target_modules=list(TARGET_MODULES))
+    model = get_peft_model(model, config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1)
+    return model
+
+
+def make_examples():
+    torch.manual_seed(2)
+    lengths = ((9, 3), (17, 5), (4, 1))
+    pairs = [(torch.randint(0, 1000, (length,)).tolist(), prompt) for length, prompt in lengths]
+    return [
+        {"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]} for ids, prompt in pairs
+    ]
+
+
+def plain_loss(model, examples):
+    """Each row on its own, by the modules themselves."""
+    total = torch.zeros(())
+    for example in examples:
+        logits = model(input_ids=torch.tensor([example["input_ids"]])).logits[0, :-1]
+        labels = torch.tensor(example["labels"][1:])
+        total = total + cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    return total
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param)
+    if request.param == "llama":
+        return make_tiny_model(path, num_hidden_layers=3)
+    return make_tiny_model(path, num_hidden_layers=3, attention_bias=True)
+
+
+@pytest.mark.parametrize("recomputed", [0, 1, 3])
+def test_loss_and_gradients_are_those_of_the_modules_row_by_row(folder, recomputed):
+    model, examples = make_adapted(folder), make_examples()
+    wanted = plain_loss(model, examples)
+    wanted.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    with fused_forward(model, recomputed):
+        got = model(**PackedCollator()(examples))
+        got.backward()
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_rows_do_not_see_each_other(folder):
+    model, examples = make_adapted(folder), make_examples()
+    with fused_forward(model, 0), torch.no_grad():
+        apart = sum(model(**PackedCollator()([example])) for example in examples)
+        together = model(**PackedCollator()(examples))
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-4)
+
+
+def test_the_model_is_its_own_again_afterwards(folder):
+    model, examples = make_adapted(folder), make_examples()
+    ids = torch.tensor([examples[0]["input_ids"]])
+    before = model(input_ids=ids).logits
+    with fused_forward(model, 0):
+        model(**PackedCollator()(examples)).backward()
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert "forward" not in model.__dict__
+
+
+def test_half_precision_gradients_are_as_close_as_half_precision_is(folder):
+    examples = make_examples()
+    exact = make_adapted(folder)
+    plain_loss(exact, examples).backward()
+    wanted = gradients(exact)
+    for dtype in (torch.bfloat16, torch.float16):
+        model = make_adapted(folder, dtype)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                source = dict(exact.named_parameters())[name]
+                parameter.data = source.data.clone()
+        with fused_forward(model, 1):
+            model(**PackedCollator()(examples)).backward()
+        got = gradients(model)
+        assert all(gradient.dtype == torch.float32 for gradient in got.values())
+        worst = max(((got[n] - wanted[n]).norm() / wanted[n].norm()).item() for n in wanted)
+        assert worst < (0.1 if dtype == torch.bfloat16 else 0.02), worst
+
+
+def test_attention_by_row_is_causal_and_keeps_rows_apart():
+    torch.manual_seed(0)
+    query = torch.randn(12, 4, 8)
+    key, value = torch.randn(2, 12, 2, 8)
+    rows = RowStarts((5, 7), torch.tensor([0, 5, 12], dtype=torch.int32), 7)
+    output = attend_by_row(query, key, value, rows)
+    for start, end in ((0, 5), (5, 12)):
+        for place in range(start, end):
+            for head in range(4):
+                scores = key[start : place + 1, head // 2] @ query[place, head] / 8**0.5
+                wanted = scores.softmax(0) @ value[start : place + 1, head // 2]
+                torch.testing.assert_close(output[place, head], wanted)
+
+
+def test_a_cpu_attends_row_by_row():
+    assert choose_attention(torch.device("cpu"), torch.float32, 64) is attend_by_row
+
+
+def test_the_first_token_of_a_row_is_never_a_target():
+    batch = PackedCollator()(
+        [{"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7, 8], "labels": [7, 8]}]
+    )
+    assert batch["targets"].tolist() == [6, 8]
+    assert batch["label_positions"].tolist() == [0, 2]
+    assert batch["labels"].tolist() == [[IGNORED, 6, IGNORED, 8]]
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_model):
+    return make_rows(tiny_model)
+
+
+class FusedTraining(Training):
+    """The same fit through the fused pass."""
+
+    def __init__(self, folder, model, rows, **changes):
+        super().__init__(folder, model, rows, engine="fused", **changes)
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory, tiny_model, rows):
+    training = Training(
+        tmp_path_factory.mktemp("plain") / "run", tiny_model, rows, engine="transformers"
+    )
+    training.fit()
+    return training
+
+
+def test_the_loss_curve_is_that_of_the_plain_engine(plain_run, tmp_path, tiny_model, rows):
+    fused = FusedTraining(tmp_path / "run", tiny_model, rows)
+    events = []
+    result = fused.fit(events.append)
+    assert result.steps == 6
+    assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
+    assert fused.losses() == pytest.approx(plain_run.losses(), abs=2e-3)
+    on_disk = list(fused.directory.rows(fused.directory.events))
+    plain = list(plain_run.directory.rows(plain_run.directory.events))
+    for name in ("tokens", "learning_rate"):
+        assert [row[name] for row in on_disk] == [row[name] for row in plain]
+    assert [row["grad_norm"] for row in on_disk] == pytest.approx(
+        [row["grad_norm"] for row in plain], rel=2e-2
+    )
+
+
+def test_a_cancelled_fused_training_goes_on_to_the_same_end(tmp_path, tiny_model, rows):
+    whole = FusedTraining(tmp_path / "whole", tiny_model, rows)
+    whole.fit()
+    seen = []
+    first = FusedTraining(tmp_path / "run", tiny_model, rows)
+    assert first.fit(seen.append, should_stop=lambda: len(seen) >= 2).cancelled
+    second = FusedTraining(tmp_path / "run", tiny_model, rows)
+    assert second.fit().steps == 6
+    assert second.losses() == pytest.approx(whole.losses(), abs=1e-6)
+
+
+def test_out_of_memory_recomputes_layers_before_it_halves_the_rows(tmp_path, tiny_model, rows):
+    training = FusedTraining(tmp_path / "run", tiny_model, rows)
+    calls = []
+    plan = replace(training.plan, micro_batch=4, accumulation=1, recomputed_layers=0)
+    original = layer.Layer.run
+
+    def refuse_keeping(self, hidden, packed, for_backward):
+        calls.append(for_backward)
+        if for_backward and len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, hidden, packed, for_backward)
+
+    layer.Layer.run = refuse_keeping
+    try:
+        result = training.fit(plan=plan)
+    finally:
+        layer.Layer.run = original
+    assert (result.plan.micro_batch, result.plan.recomputed_layers) == (4, 2)
+    assert result.steps == 6
