@@ -25,12 +25,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ModelTools:
-    """A model as evaluation sees it."""
+    """A model as evaluation sees it. It answers ``answers_at_once`` prompts in one batch: so many
+    are handed over at a time, saved together, and lost at most when killed."""
 
     generate: Generate
     score: Score
     score_options: OptionScore
     chat: ChatTemplate | None = None
+    answers_at_once: int = 16
 
 
 def ask_cases(

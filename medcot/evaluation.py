@@ -21,6 +21,7 @@ from medcot.answers import (
     make_row,
 )
 from medcot.config import RunConfig
+from medcot.known_sets import label_sets
 from medcot.records import Case, Question, Style
 from medcot.statistics import rate_interval
 
@@ -39,8 +40,14 @@ __all__ = [
 Method = Literal["likelihood", "generate"]
 Item = TypeVar("Item")
 
-ANSWERED_AT_ONCE = 16  # prompts handed over at a time, and lost at most when killed
 SCORED_AT_ONCE = 32
+"""Rows scored by loss or likelihood between two writes, and lost at most when killed."""
+
+CASES, FIXED = "test rows", "fixed question"
+"""What the rows that are no question set are called beside the sets' names."""
+
+BY_LM_EVAL = "lm_eval/"
+"""Before the name of a local set: its questions, as lm-evaluation-harness answered them."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class Examination:
     """What is asked, the same before and after.
 
     ``cases`` are the test rows scored by loss; ``generated``, the first of them, are answered in
-    full too. ``fixed`` is one question with a reference and claims. ``questions`` are by set.
+    full too. ``fixed`` is one question with a reference and claims. ``questions`` are by the set's
+    short name.
     """
 
     cases: tuple[Case, ...]
@@ -71,12 +79,13 @@ def make_examination(
     a larger number keeps those of a smaller one.
     """
     kept = tuple(cases)[: config.test_samples]
+    labels = label_sets(questions, taken=(CASES, FIXED))
     return Examination(
         cases=kept,
         generated=kept[: config.generate_samples],
         fixed=fixed,
         questions={
-            name: _choose(asked, config.mcq_samples, config.seed)
+            labels[name]: _choose(asked, config.mcq_samples, config.seed)
             for name, asked in questions.items()
             if asked
         },
@@ -136,7 +145,8 @@ def summarise(rows: Sequence[Row], examination: Examination) -> Row:
         for name in sets_of(rows, examination)
     }
     if by_set:
-        together = [row for found in by_set.values() for row in found]
+        every = [row for found in by_set.values() for row in found]
+        together = [row for row in every if counted_once(row, examination)]
         per_set = {name: _accuracy(found) for name, found in by_set.items()}
         summary["mcq"] = _accuracy(together) | {"sets": per_set}
     return summary
@@ -146,6 +156,12 @@ def sets_of(rows: Sequence[Row], examination: Examination) -> list[str]:
     """The names of the multiple-choice sets: those asked, then those that came from elsewhere."""
     found = (row["set"] for row in rows if row["kind"] == "mcq")
     return list(dict.fromkeys([*examination.questions, *found]))
+
+
+def counted_once(row: Row, examination: Examination) -> bool:
+    """Whether a row counts among all questions: lm_eval's answer to one that is asked does not."""
+    name = row["set"]
+    return not (name.startswith(BY_LM_EVAL) and name[len(BY_LM_EVAL) :] in examination.questions)
 
 
 def in_order(rows: Iterable[Row], examination: Examination) -> tuple[list[Row], int]:
@@ -186,13 +202,14 @@ def _keys(examination: Examination) -> Iterator[Key]:
 def _groups(examination: Examination, tools: ModelTools) -> Iterator[Group]:
     """The items in handfuls of like length, each with the function that answers them."""
     style, in_full = examination.style, {case.id for case in examination.generated}
+    at_once = max(1, tools.answers_at_once)
 
     def cases_of(kind: str, answered: bool) -> Callable[[list[Case]], Iterator[Row]]:
         return lambda group: ask_cases(group, kind, answered, style, tools)
 
     full = [case for case in examination.cases if case.id in in_full]
     rest = [case for case in examination.cases if case.id not in in_full]
-    for group in _by_length(full, _case_length, ANSWERED_AT_ONCE):
+    for group in _by_length(full, _case_length, at_once):
         yield [(("case", "", case.id), case) for case in group], cases_of("case", True)
     for group in _by_length(rest, _case_length, SCORED_AT_ONCE):
         yield [(("case", "", case.id), case) for case in group], cases_of("case", False)
@@ -200,7 +217,7 @@ def _groups(examination: Examination, tools: ModelTools) -> Iterator[Group]:
         yield [(("fixed", "", fixed.id), fixed)], cases_of("fixed", True)
     likely = examination.mcq_method == "likelihood"
     for name, asked in examination.questions.items():
-        size = SCORED_AT_ONCE if likely else ANSWERED_AT_ONCE
+        size = SCORED_AT_ONCE if likely else at_once
         for group in _by_length(asked, lambda one: len(prompts.choice_cue(one)), size):
             keyed = [(("mcq", name, question.id), question) for question in group]
             if likely:

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 BETTER, WORSE, LINE = "#2b6cb0", "#c05621", "#4a5568"
-WIDTH, HEIGHT = 560, 240
+WIDTH, HEIGHT, LABEL = 560, 240, 260
+DIFFERENCES = "Change of each test row's loss"
+_NOTES = {
+    "differences": "blue: fell, orange: rose; line and band: mean over tokens, 95 % interval",
+    "accuracy": "dot and bar: change and its interval; across the dashed line it may be chance",
+}
 
 
 def can_draw() -> bool:
@@ -33,7 +38,7 @@ def write_figures(
         return []
     charts = {
         "loss": ("Training loss by step", loss_chart(list(events))),
-        "differences": ("Change of each test row's loss", difference_chart(report)),
+        "differences": (DIFFERENCES, difference_chart(report)),
         "accuracy": ("Change of right answers by set", accuracy_chart(report)),
     }
     written: list[Path] = []
@@ -42,7 +47,7 @@ def write_figures(
             continue
         path = folder / "figures" / f"{name}.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _finish(chart, title).save(path)
+        _finish(chart, title, _NOTES.get(name, "")).save(path)
         written.append(path)
         report["figures"].append({"file": f"figures/{path.name}", "title": title})
     return written
@@ -82,7 +87,12 @@ def difference_chart(report: dict[str, Any]) -> Any:
         alt.Chart(alt.Data(values=points))
         .mark_circle(size=45, opacity=0.9)
         .encode(
-            x=alt.X("row:Q", title="test rows, by size of change", axis=alt.Axis(tickMinStep=1)),
+            x=alt.X(
+                "row:Q",
+                title="test rows, by size of change",
+                axis=alt.Axis(tickMinStep=1, grid=False),
+                scale=alt.Scale(domain=[0.5, len(points) + 0.5], nice=False),
+            ),
             y=alt.Y("change:Q", title="loss after − before (nats per token)"),
             color=alt.condition("datum.better", alt.value(BETTER), alt.value(WORSE)),
         )
@@ -109,7 +119,9 @@ def accuracy_chart(report: dict[str, Any]) -> Any:
         | {key: 100 * one[key] for key in ("difference", "low", "high")}
         for name, one in mcq["sets"].items()
     ]
-    base = alt.Chart(alt.Data(values=points)).encode(y=alt.Y("set:N", title=None, sort=None))
+    base = alt.Chart(alt.Data(values=points)).encode(
+        y=alt.Y("set:N", title=None, sort=None, axis=alt.Axis(labelLimit=LABEL))
+    )
     title = "right answers, after − before (percentage points)"
     zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(color=LINE, strokeDash=[4, 3])
     return alt.layer(
@@ -121,6 +133,7 @@ def accuracy_chart(report: dict[str, Any]) -> Any:
     ).properties(height=max(60, 34 * len(points)))
 
 
-def _finish(chart: Any, title: str) -> Any:
-    sized = chart.properties(title=title, width=WIDTH, background="white")
+def _finish(chart: Any, title: str, note: str) -> Any:
+    heading = {"text": title, "subtitle": note} if note else title
+    sized = chart.properties(title=heading, width=WIDTH, background="white")
     return sized if "height" in chart.to_dict() else sized.properties(height=HEIGHT)

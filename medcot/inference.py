@@ -25,6 +25,7 @@ def model_tools(loaded: LoadedModel, config: RunConfig) -> ModelTools:
         score=lambda pairs: score(loaded, pairs),
         score_options=lambda items: score_options(loaded, items),
         chat=loaded.chat,
+        answers_at_once=loaded.answer_rows,
     )
 
 

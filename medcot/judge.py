@@ -8,13 +8,16 @@ opinion is reported beside the verdict and never part of it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
+from medcot.config import RunConfig
 from medcot.errors import InputError, one_line
 from medcot.evaluation import Examination, Row
 from medcot.statistics import LEVEL, sign_test
@@ -60,29 +63,51 @@ class Contest:
     after: str
 
 
+def check_judge(config: RunConfig) -> None:
+    """Refuse a judge that could not be asked, before anything is trained.
+
+    Raises:
+        InputError: an endpoint without a model or a model without one, or no client installed.
+    """
+    url, model = config.judge_url, config.judge_model
+    if model and not url:
+        raise InputError("--judge-url", f"nothing, with --judge-model {model}", "its endpoint")
+    if url and not model:
+        raise InputError("--judge-model", "nothing", f"the name of a model at {url}")
+    if url and find_spec("openai") is None:
+        needs = "the package (pip install 'medcot[judge]')"
+        raise InputError("--judge-url", "openai not installed", needs)
+
+
 def judge_answers(
-    before: Sequence[Row], after: Sequence[Row], examination: Examination, url: str, model: str
+    before: Sequence[Row],
+    after: Sequence[Row],
+    examination: Examination,
+    url: str,
+    model: str,
+    known: Mapping[str, Outcome] | None = None,
+    save: Callable[[str, Outcome], Any] | None = None,
 ) -> dict[str, Any]:
     """Every open answer of ``before`` against that of ``after``, judged by ``model`` at ``url``.
 
     Gives what the report shows, with its ``sentence``. An endpoint that cannot be reached or
-    refuses gives a sentence that says so: a run does not fail for its judge.
-
-    Raises:
-        InputError: the client is not installed, or no model is named.
+    refuses gives a sentence that says so: a run does not fail for its judge. ``known`` are outcomes
+    by contest, of this or an earlier call; each new one goes to ``save`` at once.
     """
-    if not model:
-        raise InputError("--judge-model", "nothing", f"the name of a model at {url}")
+    import openai
+
+    contests = {_name(one, model): one for one in _contests(before, after, examination)}
+    found: dict[str, Outcome] = {n: o for n, o in (known or {}).items() if n in contests}
+    asked = {name: one for name, one in contests.items() if name not in found}
     try:
-        import openai
-    except ImportError:
-        needs = "the package (pip install 'medcot[judge]')"
-        raise InputError("--judge-url", "openai not installed", needs) from None
-    try:
-        outcomes = compare(list(_contests(before, after, examination)), connect(url, model))
+        for name, outcome in compare(asked, connect(url, model)):
+            found[name] = outcome
+            if save:
+                save(name, outcome)
     except openai.OpenAIError as error:
-        said = f"The judge at {url} gave no answer ({one_line(str(error), 100)}): nothing judged."
+        said = f"The judge at {url} gave no answer ({one_line(str(error), 100)}): not judged."
         return {"model": model, "url": url, "reached": False, "sentence": said}
+    outcomes: dict[str, Outcome] = {contests[name].id: outcome for name, outcome in found.items()}
     return {"model": model, "url": url, "reached": True} | tally(outcomes)
 
 
@@ -102,23 +127,21 @@ def connect(url: str, model: str) -> Ask:
     return ask
 
 
-def compare(contests: Sequence[Contest], ask: Ask) -> dict[str, Outcome]:
-    """The outcome of each contest, by id. Two equal answers are a tie without being asked about."""
-    outcomes: dict[str, Outcome] = {}
-    for contest in contests:
+def compare(contests: Mapping[str, Contest], ask: Ask) -> Iterator[tuple[str, Outcome]]:
+    """The outcome of each contest, by name. Equal answers are a tie without being asked about."""
+    for name, contest in contests.items():
         if contest.before == contest.after:
-            outcomes[contest.id] = "tie"
+            yield name, "tie"
             continue
         forth = _winner(ask(_prompt(contest, contest.before, contest.after)), "before", "after")
         back = _winner(ask(_prompt(contest, contest.after, contest.before)), "after", "before")
         if forth is None or back is None:
-            outcomes[contest.id] = "unread"
+            yield name, "unread"
         else:
-            outcomes[contest.id] = forth if forth == back else "inconsistent"
-    return outcomes
+            yield name, forth if forth == back else "inconsistent"
 
 
-def tally(outcomes: dict[str, Outcome]) -> dict[str, Any]:
+def tally(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """Counts, the agreement of the two orders, an exact sign test and the sentence."""
     count = Counter(outcomes.values())
     read = len(outcomes) - count["unread"]
@@ -129,7 +152,7 @@ def tally(outcomes: dict[str, Outcome]) -> dict[str, Any]:
         **{name: count[name] for name in ("before", "after", "tie", "inconsistent", "unread")},
         "agreement": agreed / read if read else None,
         "p_value": p_value,
-        "outcomes": outcomes,
+        "outcomes": dict(outcomes),
         "sentence": _say(count, read, agreed, p_value),
     }
 
@@ -148,6 +171,12 @@ def _contests(
             case = cases[row["id"]]
             reference = case.reference or case.response
             yield Contest(case.id, case.question, reference, _said(row), _said(other))
+
+
+def _name(contest: Contest, model: str) -> str:
+    """Other answers or another judge make another contest."""
+    texts = "\0".join([model, *astuple(contest)])
+    return f"{contest.id}:{hashlib.sha256(texts.encode()).hexdigest()[:16]}"
 
 
 def _said(row: Row) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-from medcot.formats import Values
+from medcot.formats import READERS, Values
 from medcot.records import Language
 
 ANSWER = "answer_idx"
@@ -101,3 +102,18 @@ KNOWN_SETS: dict[str, KnownSet] = {
     "cmexam": KnownSet("fzkuji/CMExam", (None,), "test", "zh", _from_cmexam),
 }
 """Question sets by their short names. PubMedQA's 1,000 expert-labelled rows have one split."""
+
+
+def label_sets(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """A short name for each set, by which rows and reports know it: a file's is its stem.
+
+    A report then names no folder of the machine it was made on. A stem that is ``taken`` already,
+    by an earlier name too, is kept apart by the whole name: a set added later changes no other's.
+    """
+    labels: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        path = PurePath(name)
+        stem = path.stem if path.suffix.lower() in READERS else name
+        reserved = {*taken, *labels.values(), *KNOWN_SETS, "sample"}
+        labels[name] = name if stem in reserved else stem
+    return labels

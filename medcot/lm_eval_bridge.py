@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,28 +57,23 @@ def run_lm_eval(
     tasks: Sequence[str],
     include: Path | None = None,
     batch_size: int = 8,
+    cache: Path | None = None,
 ) -> list[Row]:
     """Rows of ``tasks`` as the installed lm_eval scores the loaded ``model`` on them.
 
-    ``include`` is a folder with further tasks, such as those of :func:`export_task`.
+    ``include`` is a folder with further tasks, such as those of :func:`export_task`. Each answer
+    is kept beside ``cache`` at once, so that a call that was killed goes on where it was: the same
+    path must not be given for another model.
 
     Raises:
         InputError: lm_eval is not installed, or has no such task, or the task has no metric that is
             right or wrong by question.
         RunFailed: lm_eval failed, mostly because a task's data set could not be had.
     """
-    try:
-        from lm_eval.evaluator import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        needs = "the package (pip install 'medcot[lm-eval]')"
-        raise InputError("--lm-eval", "lm_eval not installed", needs) from None
-    manager = TaskManager(include_path=str(include), include_defaults=False) if include else None
-    if manager is None or not set(tasks) <= set(manager.all_tasks):
-        # Only now: reading the list of its 14,000 own tasks takes lm_eval many seconds.
-        manager = TaskManager(include_path=str(include) if include else None)
-    check_names(tasks, manager.all_tasks)
+    manager = check_tasks(tasks, include)
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     try:
         results = simple_evaluate(
             model=cast("Any", HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
@@ -85,6 +81,7 @@ def run_lm_eval(
             task_manager=manager,
             bootstrap_iters=0,
             log_samples=True,
+            use_cache=str(cache) if cache else None,
         )
     except Exception as error:
         raise RunFailed(
@@ -96,6 +93,34 @@ def run_lm_eval(
     return [row for task, found in samples.items() for row in read_samples(task, found)]
 
 
+def check_tasks(tasks: Sequence[str], include: Path | None = None) -> Any:
+    """lm_eval's task manager, which has all of ``tasks``.
+
+    Raises:
+        InputError: lm_eval is not installed, or has no such task.
+    """
+    try:
+        import lm_eval.evaluator  # noqa: F401
+    except ImportError:
+        needs = "the package (pip install 'medcot[lm-eval]')"
+        raise InputError("--lm-eval", "lm_eval not installed", needs) from None
+    own = tuple(sorted(path.stem for path in include.glob("*.yaml"))) if include else ()
+    folder = str(include) if own else ""
+    # Only where needed: reading the list of its 14,000 own tasks takes lm_eval many seconds.
+    manager = _task_manager(folder, own, set(tasks) <= set(own))
+    check_names(tasks, manager.all_tasks)
+    return manager
+
+
+@lru_cache(maxsize=2)
+def _task_manager(folder: str, names: tuple[str, ...], only: bool) -> Any:  # noqa: ARG001
+    """Of ``folder`` and, unless ``only``, lm_eval's own. ``names`` are those in ``folder``: where
+    another one has come it must be read again."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=folder or None, include_defaults=not only)
+
+
 def read_samples(task: str, samples: Sequence[dict[str, Any]]) -> list[Row]:
     """lm_eval's logged samples of one task as rows, one by document, in its order.
 
@@ -103,6 +128,8 @@ def read_samples(task: str, samples: Sequence[dict[str, Any]]) -> list[Row]:
         InputError: no metric of the task is right or wrong by question.
     """
     rows: dict[int, Row] = {}
+    given = {sample["doc_id"]: str(sample["doc"].get("id", "")) for sample in samples}
+    named = "" not in given.values() and len(set(given.values())) == len(given)
     for sample in samples:
         metric = next((name for name in METRICS if sample.get(name) in (0, 1)), None)
         if metric is None:
@@ -110,8 +137,8 @@ def read_samples(task: str, samples: Sequence[dict[str, Any]]) -> list[Row]:
             raise InputError(
                 f"--lm-eval {task}", f"metrics {known}", f"one of {', '.join(METRICS)}"
             )
-        document = sample["doc"]
-        row = make_row("mcq", task, str(document.get("id", sample["doc_id"])), _context(sample))
+        identity = given[sample["doc_id"]] if named else str(sample["doc_id"])
+        row = make_row("mcq", task, identity, _context(sample))
         row |= {"correct": bool(sample[metric]), "metric": metric, "key": sample["target"]}
         # A task with several filters logs each document once for each: the first counts.
         rows.setdefault(sample["doc_id"], row)

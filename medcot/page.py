@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
+from medcot.page_rows import show_changed, show_fixed, show_rows
 from medcot.wording import (
     NOT_MEDICAL_ADVICE,
     escape,
@@ -17,7 +18,7 @@ from medcot.wording import (
     show_value,
 )
 
-LONGEST_TEXT = 900  # characters of one answer; the whole is in evaluation/*.jsonl
+LONGEST_LIST = 10  # rows of a list; the whole is in report.json
 
 _NAMES = {
     "nll": "test loss (nats per token)",
@@ -42,10 +43,11 @@ def render_markdown(report: dict[str, Any]) -> str:
         *_sets(report),
         *_limits(report),
         *_figures(report),
-        *_fixed(report),
-        *_rows(report, "better_rows", "Rows that got better"),
-        *_rows(report, "worse_rows", "Rows that got worse"),
+        *show_fixed(report),
+        *show_rows(report),
+        *show_changed(report),
         *_judge(report),
+        *_left_out(report),
         *_setting(report),
     ]
     return "\n\n".join(parts) + "\n"
@@ -108,6 +110,12 @@ def _sets(report: dict[str, Any]) -> Iterator[str]:
             f" Holm's method and their intervals are {level} % each, so that all hold together."
         )
     yield _unread(report)
+    for name, alike in report["lm_eval_agreement"].items():
+        yield (
+            f"lm-evaluation-harness and medcot judge the same questions of {escape(name)} alike,"
+            f" right or wrong: {alike['before']} of {alike['n']} before and {alike['after']} of"
+            f" {alike['n']} after. Together they are counted once."
+        )
 
 
 def _unread(report: dict[str, Any]) -> str:
@@ -139,6 +147,11 @@ def _limits(report: dict[str, Any]) -> Iterator[str]:
                 f"- To tell a difference like the one seen ({seen}) from chance takes about"
                 f" {needed:,} {unit}: {needed - paired['n']:,} more."
             )
+        elif (needed := paired.get("needed_for_5_points") or 0) > paired["n"]:
+            lines.append(
+                f"- To find a change of 5 points four times out of five takes about {needed:,}"
+                f" {unit}: {needed - paired['n']:,} more."
+            )
     if lines:
         yield "## What this run could have shown"
         yield "\n".join(lines)
@@ -150,61 +163,32 @@ def _figures(report: dict[str, Any]) -> Iterator[str]:
         yield from (f"![{escape(one['title'])}]({one['file']})" for one in figures)
 
 
-def _fixed(report: dict[str, Any]) -> Iterator[str]:
-    fixed = report["fixed_question"]
-    if not fixed:
-        return
-    yield "## The same question, before and after"
-    yield f"*{escape(fixed['question'])}*"
-    yield _side_by_side(fixed)
-    if fixed["claims"]["after"]:
-        lines = ["| what the answer must say | before | after |", "| :-- | :-- | :-- |"]
-        both = zip(fixed["claims"]["before"], fixed["claims"]["after"], strict=True)
-        lines += [f"| {escape(b['claim'])} | {b['finding']} | {a['finding']} |" for b, a in both]
-        yield "\n".join(lines)
-
-
-def _rows(report: dict[str, Any], field: str, title: str) -> Iterator[str]:
-    rows: Sequence[dict[str, Any]] = report[field]
-    yield f"## {title}"
-    if not rows:
-        yield "None."
-    for row in rows:
-        losses = f"{row['nll_before']:.3f} → {row['nll_after']:.3f}"
-        yield f"### {escape(row['id'])}: loss {losses}"
-        yield f"*{escape(_short(row['question']))}*"
-        yield _side_by_side(row)
-
-
-def _side_by_side(row: dict[str, Any]) -> str:
-    cells = [_cell(row["reference"]), *(_reply(row[side]) for side in ("before", "after"))]
-    return f"| reference | before | after |\n| :-- | :-- | :-- |\n| {' | '.join(cells)} |"
-
-
-def _reply(reply: dict[str, Any] | None) -> str:
-    if reply is None:
-        return "(scored, not answered in full)"
-    if not reply["closed"]:
-        return f"(no answer: the thought never closed) … {_cell(reply['thought'][-200:])}"
-    cut = "" if reply["finished"] else " (cut off at the limit)"
-    return (_cell(reply["answer"]) or "(empty)") + cut
-
-
-def _cell(text: str) -> str:
-    plain = _short(text).replace("**", "")
-    paragraphs = [escape(line) for line in plain.splitlines() if line.strip()]
-    return " <br> ".join(paragraphs)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} …"
-
-
 def _judge(report: dict[str, Any]) -> Iterator[str]:
     judged = report["facts"].get("judge")
     if judged:
         yield "## The judge"
         yield escape(judged["sentence"])
+
+
+def _left_out(report: dict[str, Any]) -> Iterator[str]:
+    """What training rows and evaluation sets had in common, and which of the two gave way."""
+    lists = (
+        ("Training rows left out", report["leaks"]),
+        ("Questions left out, as they were trained on", report["withheld"]),
+    )
+    for title, leaks in lists:
+        if not leaks:
+            continue
+        lines = ["| training row | set | its row | in common |", "| :-- | :-- | :-- | :-- |"]
+        for leak in leaks[:LONGEST_LIST]:
+            names = (escape(leak[key]) for key in ("case_id", "set_name", "evaluation_id"))
+            share = "the question" if leak["kind"] == "same question" else "text"
+            of = f"{share}, {100 * leak['share']:.0f} % of the shorter one"
+            lines.append(f"| {' | '.join(names)} | {of} |")
+        yield f"## {title}: {len(leaks)}"
+        yield "\n".join(lines)
+        if len(leaks) > LONGEST_LIST:
+            yield f"And {len(leaks) - LONGEST_LIST} more, in `report.json`."
 
 
 def _setting(report: dict[str, Any]) -> Iterator[str]:

@@ -41,6 +41,19 @@ def rows_for_rate(
     return _fewest(lambda rows: rate_power(rows, churn, size, level), n, POWER)
 
 
+def rows_to_find(
+    before: Sequence[bool], after: Sequence[bool], difference: float, level: float = LEVEL
+) -> int | None:
+    """The rows that would show a change of ``difference``; None without rows or beyond a million.
+
+    Answers are taken to change as often as in these rows, at the upper end of what they allow.
+    """
+    if not before:
+        return None
+    churn = _churn(before, after)
+    return _fewest(lambda rows: rate_power(rows, churn, difference, level), 1, POWER)
+
+
 def detectable_mean(
     before: Sequence[float],
     after: Sequence[float],
@@ -132,12 +145,12 @@ def _smallest(power: Callable[[float], float], highest: float, enough: float) ->
 
 def _fewest(power: Callable[[int], float], more_than: int, enough: float) -> int | None:
     """The rows, to half a percent, whose power is ``enough``."""
-    low, high = 1, more_than + 1
+    low, high = more_than, more_than + 1
     while power(high) < enough:
         low, high = high, 2 * high
         if high > MOST_ROWS:
             return None
-    while low >= more_than and high - low > max(1, high // 200):
+    while high - low > max(1, high // 200):
         middle = (low + high) // 2
         low, high = (low, middle) if power(middle) >= enough else (middle, high)
     return high

@@ -19,6 +19,7 @@ from medcot.environment import describe_environment
 from medcot.errors import InputError
 from medcot.evaluation import Examination, make_examination
 from medcot.hardware import Machine, detect_machine
+from medcot.judge import check_judge
 from medcot.leakage import Leak, find_leaks
 from medcot.plan import Plan, make_plan
 from medcot.prompts import render
@@ -26,6 +27,7 @@ from medcot.records import Case, Dataset, Dropped, Event, Prompt, Split
 from medcot.rundir import RunDirectory
 from medcot.shapes import model_shape
 from medcot.tokens import Encoded, chat_template, encode
+from medcot.withholding import evaluation_texts, withhold
 
 
 class Listener:
@@ -61,17 +63,19 @@ class Prepared:
     examination: Examination
     dropped: tuple[Dropped, ...]
     leaks: tuple[Leak, ...]
+    withheld: tuple[Leak, ...] = ()
 
 
 def prepare(
     config: RunConfig, directory: RunDirectory, listener: Listener, resume: bool = False
 ) -> Prepared:
     """Read the data, split it, make tokens of it, plan; write what was decided."""
+    check_judge(config)
     machine = detect_machine()
     dataset = load_dataset(config)
     models.prepare_engine(config, machine)
     tokenizer = models.load_tokenizer(config)
-    prepared = _decide(config, directory, machine, dataset, tokenizer)
+    prepared = _decide(config, directory, machine, dataset, tokenizer, _trained(directory))
     if not directory.exists():
         directory.create(config)
     elif not resume:
@@ -92,7 +96,12 @@ def plan_only(config: RunConfig, machine: Machine) -> Plan:
 
 
 def _decide(
-    config: RunConfig, directory: RunDirectory, machine: Machine, dataset: Dataset, tokenizer: Any
+    config: RunConfig,
+    directory: RunDirectory,
+    machine: Machine,
+    dataset: Dataset,
+    tokenizer: Any,
+    trained: frozenset[str] = frozenset(),
 ) -> Prepared:
     # All training rows, in order: those left out below are replaced by the ones that follow.
     split = split_cases(dataset.cases, config.model_copy(update={"samples": len(dataset.cases)}))
@@ -100,7 +109,10 @@ def _decide(
     questions = {name: load_questions(name, config.language) for name in config.mcq}
     fixed = load_fixed_question(config.language)
     test_cases = [by_id[row_id] for row_id in split.test]
-    examination = make_examination(config, test_cases, fixed, questions)
+    examination, withheld = withhold(
+        make_examination(config, test_cases, fixed, questions),
+        [case for case in dataset.cases if case.id in trained],
+    )
     rows, dropped, leaks = _choose_rows(
         [by_id[row_id] for row_id in split.train], examination, config, tokenizer
     )
@@ -110,10 +122,17 @@ def _decide(
     plan = make_plan(
         config, machine, model_shape(config), len(rows), sum(lengths) / len(rows), max(lengths)
     )
-    everything_dropped = (*dataset.dropped, *dropped)
+    dropped = (*dataset.dropped, *dropped)
     return Prepared(
-        config, directory, plan, dataset, split, rows, examination, everything_dropped, leaks
+        config, directory, plan, dataset, split, rows, examination, dropped, leaks, withheld
     )
+
+
+def _trained(directory: RunDirectory) -> frozenset[str]:
+    """The ids of the rows that the run was trained on; none before its training has ended."""
+    if not directory.has("training.json"):
+        return frozenset()
+    return frozenset(directory.read_json("split.json")["train"])
 
 
 ROWS_AT_ONCE = 1024
@@ -123,7 +142,7 @@ def _choose_rows(
     cases: Sequence[Case], examination: Examination, config: RunConfig, tokenizer: Any
 ) -> tuple[tuple[Encoded, ...], tuple[Dropped, ...], tuple[Leak, ...]]:
     """The first ``config.samples`` rows that are neither leaked nor too long, and the others."""
-    texts = _evaluation_texts(examination)
+    texts = evaluation_texts(examination)
     kept: list[Encoded] = []
     dropped: list[Dropped] = []
     leaks: list[Leak] = []
@@ -161,16 +180,6 @@ def _encode_cases(
     return tuple(rows[case.id] for case in kept), overlong
 
 
-def _evaluation_texts(examination: Examination) -> dict[str, list[tuple[str, str]]]:
-    """Set name to (id, question) pairs that no training row may share."""
-    texts = {"test": [(case.id, case.question) for case in examination.cases]}
-    if examination.fixed:
-        texts["fixed question"] = [(examination.fixed.id, examination.fixed.question)]
-    for name, questions in examination.questions.items():
-        texts[name] = [(question.id, question.question) for question in questions]
-    return texts
-
-
 def _write_decisions(prepared: Prepared, machine: Machine) -> None:
     directory, dataset = prepared.directory, prepared.dataset
     if directory.has("environment.json"):
@@ -206,4 +215,6 @@ def _announcements(prepared: Prepared) -> Iterator[str]:
     if leaks:
         leaked = {leak.case_id for leak in leaks}
         yield f"{len(leaked)} training rows left out because an evaluation set has them too."
+    if prepared.withheld:
+        yield f"{len(prepared.withheld)} questions left out because they were trained on."
     yield from prepared.plan.warnings

@@ -29,11 +29,11 @@ class GatheredQuestions:
     notes: tuple[str, ...] = ()
 
 
-def load_questions(name: str, language: Language) -> tuple[Question, ...]:
+def load_questions(name: str, language: Language, option: str = "--mcq") -> tuple[Question, ...]:
     """The questions of ``name``: ``sample``, a file, or one of :data:`KNOWN_SETS`.
 
     ``language`` is that of the samples, and of rows in a file that do not say theirs. In a set
-    from the hub, rows that are no valid question are passed over.
+    from the hub, rows that are no valid question are passed over. ``option`` is what errors name.
 
     Raises:
         InputError: an unknown name, a file that cannot be read, or a row that is wrong.
@@ -48,7 +48,7 @@ def load_questions(name: str, language: Language) -> tuple[Question, ...]:
         if not found.questions:
             raise InputError(name, "no valid question", "at least one")
     except InputError as error:
-        raise InputError(f"--mcq {error.where}", error.got, error.needs) from None
+        raise InputError(f"{option} {error.where}", error.got, error.needs) from None
     return tuple(found.questions)
 
 

@@ -9,16 +9,26 @@ from typing import Any, Literal
 from medcot import power, statistics
 from medcot.config import RunConfig
 from medcot.errors import InputError
-from medcot.evaluation import Examination, Row, in_order, sets_of, summarise
+from medcot.evaluation import (
+    BY_LM_EVAL,
+    Examination,
+    Row,
+    counted_once,
+    in_order,
+    sets_of,
+    summarise,
+)
 from medcot.figures import write_figures
 from medcot.page import render_markdown
 from medcot.records import Question
+from medcot.showcase import changed_questions, fixed_question, telling_rows
 from medcot.statistics import Paired
 from medcot.wording import NOT_MEDICAL_ADVICE, say_verdict
 
 __all__ = ["build_report", "render_markdown", "write_figures"]
 
-SHOWN_ROWS = 5
+LISTED = ("leaks", "withheld")
+FEW_POINTS = 0.05  # of right answers: what a reader may want to be told apart from chance
 Better = Literal["lower", "higher"]
 Pairs = list[tuple[Row, Row]]
 
@@ -40,8 +50,8 @@ def build_report(
 ) -> dict[str, Any]:
     """The content of ``report.json``. ``facts`` are what the run knows beside: kept as given.
 
-    Of them ``leaks`` (training rows that an evaluation set holds too) and ``judge`` are shown in
-    their own places. Differences are after minus before: a fall of ``nll`` is good.
+    Of them ``leaks`` (training rows that an evaluation set holds too), ``withheld`` (questions
+    that were trained on) and ``judge`` are shown in their own places. Differences are after minus before: a fall of ``nll`` is good.
 
     Raises:
         InputError: a side lacks some of what the examination asks.
@@ -60,10 +70,13 @@ def build_report(
         "paired": paired,
         "detectable": _of_endpoints(paired, "detectable"),
         "needed_rows": _of_endpoints(paired, "needed_rows"),
-        **_telling_rows(pairs, examination),
-        "fixed_question": _fixed_question(pairs, examination),
+        **telling_rows(pairs, examination),
+        "changed_questions": changed_questions(pairs, examination),
+        "fixed_question": fixed_question(pairs, examination),
+        "lm_eval_agreement": _agreement(before, after, examination),
         "truncated": _truncated(before, after, config),
         "leaks": facts.get("leaks", []),
+        "withheld": facts.get("withheld", []),
         "chance": _chance(examination),
         "differences": [
             {"id": b["id"], "before": b["nll"], "after": a["nll"]}
@@ -71,7 +84,7 @@ def build_report(
             if b["kind"] == "case"
         ],
         "config": config.model_dump(mode="json"),
-        "facts": {name: value for name, value in facts.items() if name != "leaks"},
+        "facts": {name: value for name, value in facts.items() if name not in LISTED},
     }
     verdict["sentence"] = say_verdict(report)
     return report
@@ -111,11 +124,11 @@ def _compare(
         paired["nll"]["detectable"] = power.detectable_mean(*losses)
         paired["nll"]["needed_rows"] = power.rows_for_mean(*losses)
     if names := sets_of(before, examination):
-        paired["mcq"] = _compare_sets(pairs, names)
+        paired["mcq"] = _compare_sets(pairs, names, examination)
     return paired
 
 
-def _compare_sets(pairs: Pairs, names: list[str]) -> dict[str, Any]:
+def _compare_sets(pairs: Pairs, names: list[str], examination: Examination) -> dict[str, Any]:
     """All questions together as the one comparison asked beforehand; the sets, corrected."""
     asked = [(b, a) for b, a in pairs if b["kind"] == "mcq"]
     level = statistics.corrected_level(len(names))
@@ -126,11 +139,12 @@ def _compare_sets(pairs: Pairs, names: list[str]) -> dict[str, Any]:
         for name in names
     }
     corrected = statistics.correct({name: one for name, one in per_set.items() if one})
-    sides = _sides(asked, "correct")
+    sides = _sides([pair for pair in asked if counted_once(pair[0], examination)], "correct")
     together = statistics.compare_rates(*sides)
     return (asdict(together) if together else {"n": 0}) | {
         "detectable": power.detectable_rate(*sides),
         "needed_rows": power.rows_for_rate(*sides) if together else None,
+        "needed_for_5_points": power.rows_to_find(*sides, FEW_POINTS) if together else None,
         "sets": {name: asdict(one) for name, one in corrected.items()},
     }
 
@@ -165,55 +179,22 @@ def _of_endpoints(paired: dict[str, Any], field: str) -> dict[str, Any]:
     return {name: paired[name].get(field) for name in ("nll", "mcq") if paired.get(name)}
 
 
-def _telling_rows(pairs: Pairs, examination: Examination) -> dict[str, list[Row]]:
-    """The rows whose loss fell and rose most; those answered in full first, as they can be read."""
-    cases = {case.id: case for case in examination.cases}
-    rows: list[Row] = []
-    for b, a in pairs:
-        if b["kind"] != "case" or b["id"] not in cases:
-            continue
-        case = cases[b["id"]]
-        rows.append(
-            {
-                "id": case.id,
-                "question": case.question,
-                "reference": case.reference or case.response,
-                "nll_before": b["nll"],
-                "nll_after": a["nll"],
-                "difference": a["nll"] - b["nll"],
-                "before": _answer(b),
-                "after": _answer(a),
-            }
-        )
-    fell = sorted((r for r in rows if r["difference"] < 0), key=lambda r: r["difference"])
-    rose = sorted((r for r in rows if r["difference"] > 0), key=lambda r: -r["difference"])
-    return {"better_rows": _readable_first(fell), "worse_rows": _readable_first(rose)}
-
-
-def _readable_first(rows: list[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: row["after"] is None)[:SHOWN_ROWS]
-
-
-def _answer(row: Row) -> dict[str, Any] | None:
-    if row["output"] is None:
-        return None
-    kept = ("thought", "answer", "closed", "finished", "tokens")
-    return {name: row[name] for name in kept}
-
-
-def _fixed_question(pairs: Pairs, examination: Examination) -> dict[str, Any] | None:
-    case = examination.fixed
-    pair = next(((b, a) for b, a in pairs if b["kind"] == "fixed"), None)
-    if case is None or pair is None:
-        return None
-    return {
-        "question": case.question,
-        "reference": case.reference or case.response,
-        "before": _answer(pair[0]),
-        "after": _answer(pair[1]),
-        "claims": {"before": pair[0].get("claims", []), "after": pair[1].get("claims", [])},
-        "passed": {"before": pair[0]["correct"], "after": pair[1]["correct"]},
-    }
+def _agreement(
+    before: Sequence[Row], after: Sequence[Row], examination: Examination
+) -> dict[str, dict[str, int]]:
+    """Of sets that lm_eval scored too: how often it judged a question as medcot did."""
+    found: dict[str, dict[str, int]] = {}
+    for side, rows in (("before", before), ("after", after)):
+        ours = {(r["set"], r["id"]): r["correct"] for r in rows if r["kind"] == "mcq"}
+        for name in examination.questions:
+            theirs = {key[1]: right for key, right in ours.items() if key[0] == BY_LM_EVAL + name}
+            both = [
+                right == ours[name, one] for one, right in theirs.items() if (name, one) in ours
+            ]
+            if both:
+                found.setdefault(name, {})[side] = sum(both)
+                found[name]["n"] = len(both)
+    return {name: counts for name, counts in found.items() if len(counts) == 3}
 
 
 def _truncated(before: Sequence[Row], after: Sequence[Row], config: RunConfig) -> dict[str, Any]:

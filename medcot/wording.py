@@ -26,7 +26,7 @@ def _say_loss(report: dict[str, Any]) -> str:
     nll = report["paired"]["nll"]
     if nll is None:
         return "No test row was scored, so nothing is known of the test loss."
-    rows = f"{nll['n']} test row{'s' if nll['n'] != 1 else ''}"
+    rows = count(nll["n"], "test row")
     if nll["difference"] == 0:
         return f"Test loss did not change at all on {rows}: no evidence of an effect."
     moved = "fell" if nll["difference"] < 0 else "rose"
@@ -96,8 +96,11 @@ def _caution_of_length(report: dict[str, Any]) -> Iterator[str]:
 
 def _caution_of_data(report: dict[str, Any]) -> Iterator[str]:
     if leaks := report["leaks"]:
-        rows = "1 training row" if len(leaks) == 1 else f"{len(leaks)} training rows"
+        rows = count(len({leak["case_id"] for leak in leaks}), "training row")
         yield f"{rows} also stood in what is evaluated, and had no part in training."
+    if withheld := report["withheld"]:
+        questions = count(len(withheld), "question")
+        yield f"{questions} of sets added after the training stood in training rows: left out."
     if report["facts"].get("dataset", {}).get("synthetic"):
         yield "The rows are synthetic samples, not clinically reviewed."
 
@@ -114,7 +117,12 @@ def _caution_of_chance(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _within(accuracy: dict[str, Any]) -> str:
-    return f"{100 * accuracy['low']:.0f} to {show_percent(accuracy['high'])}"
+    return f"{100 * accuracy['low']:.1f} to {show_percent(accuracy['high'])}"
+
+
+def count(number: int, noun: str) -> str:
+    """``number`` of ``noun`` in words, as "1 row" or "1,200 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def show_value(name: str, value: float | None) -> str:

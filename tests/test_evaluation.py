@@ -19,6 +19,7 @@ from medcot.evaluation import (
     make_examination,
     summarise,
 )
+from medcot.known_sets import label_sets
 from medcot.prompts import choice_cue
 from medcot.records import Case, Claim, Generation, Prompt, Question, TokenLoss
 
@@ -99,6 +100,28 @@ def test_config_decides_how_many_rows_are_scored_answered_and_asked() -> None:
     assert exam.generated == exam.cases[:2]
     assert len(exam.questions["s"]) == 4
     assert "e" not in exam.questions
+
+
+def test_a_file_is_known_by_its_stem_and_no_two_sets_by_one_name() -> None:
+    names = ["sample", "a/exam.jsonl", "exam.csv", "b/exam.jsonl", "medqa", "medqa.jsonl"]
+    names += ["test rows.json", "sample.jsonl"]
+    labels = label_sets(names, taken=("test rows",))
+    assert labels == {
+        "sample": "sample",
+        "a/exam.jsonl": "exam",
+        "exam.csv": "exam.csv",
+        "b/exam.jsonl": "b/exam.jsonl",
+        "medqa": "medqa",
+        "medqa.jsonl": "medqa.jsonl",
+        "test rows.json": "test rows.json",
+        "sample.jsonl": "sample.jsonl",
+    }
+    for count in range(len(names)):  # a set added later changes no other's name
+        assert label_sets(names[:count]).items() <= label_sets(names).items()
+    asked = {"/home/me/exam.jsonl": [question(0)]}
+    exam = make_examination(make_config("demo"), [], None, asked)
+    rows, _ = hold(exam, Model())
+    assert (list(exam.questions), rows[0]["set"]) == (["exam"], "exam")
 
 
 def test_a_larger_sample_of_questions_keeps_those_of_a_smaller() -> None:
@@ -291,6 +314,20 @@ def test_a_kill_loses_at_most_one_batch() -> None:
     )
     examine(exam, tools, [], saved.append)
     assert seen == [0, 32, 64, 96]
+
+
+def test_answers_are_handed_over_and_kept_in_batches_of_the_model() -> None:
+    exam, model, saved = examination(cases=20, generated=20), Model(), list[Any]()
+    seen: list[tuple[int, int]] = []
+    tools = ModelTools(
+        lambda asked: (seen.append((len(asked), len(saved))), model.generate(asked))[1],
+        model.score,
+        model.score_options,
+        lambda text: text,
+        answers_at_once=8,
+    )
+    examine(exam, tools, [], saved.append)
+    assert seen == [(8, 0), (8, 8), (4, 16)]
 
 
 def test_progress_counts_up_to_the_whole() -> None:

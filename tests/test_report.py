@@ -17,10 +17,9 @@ from medcot.config import make_config
 from medcot.errors import InputError
 from medcot.evaluation import Examination, make_examination, make_row
 from medcot.figures import can_draw
-from medcot.page import escape
 from medcot.records import Case, Claim, Generation, Question, TokenLoss
 from medcot.report import build_report, render_markdown, write_figures
-from medcot.wording import NOT_MEDICAL_ADVICE
+from medcot.wording import NOT_MEDICAL_ADVICE, escape
 
 SETTING = make_config(
     "demo", {"test_samples": 400, "generate_samples": 12, "mcq_method": "generate"}
@@ -194,7 +193,7 @@ def test_the_order_of_rows_on_disk_does_not_matter() -> None:
 
 def test_the_page_has_its_parts_in_order() -> None:
     exam = examination(sets=("one", "two"))
-    made = report(exam, rows(exam), rows(exam, shift=0.1, seed=2), leaks=[{"case_id": "x"}])
+    made = report(exam, rows(exam), rows(exam, shift=0.1, seed=2), leaks=[leak("x")])
     page = render_markdown(made)
     headings = re.findall(r"^##? (.*)$", page, re.MULTILINE)
     assert headings == [
@@ -206,11 +205,84 @@ def test_the_page_has_its_parts_in_order() -> None:
         "The same question, before and after",
         "Rows that got better",
         "Rows that got worse",
+        "Training rows left out: 1",
         "Setting",
     ]
     assert made["verdict"]["sentence"] in page
     assert "1 training row also stood in what is evaluated" in page
     assert page.count("\n### ") == 5
+
+
+def leak(case_id: str, evaluation_id: str = "q1", **changes: Any) -> dict[str, Any]:
+    found = {"case_id": case_id, "set_name": "one", "evaluation_id": evaluation_id}
+    return found | {"kind": "shared text", "share": 0.64} | changes
+
+
+def test_what_was_left_out_is_listed_and_counted() -> None:
+    exam = examination(sets=("one",))
+    leaks = [leak(f"row-{n}") for n in range(12)] + [leak("row-0", kind="same question", share=1.0)]
+    facts = {"leaks": leaks, "withheld": [leak("c999", "q7")]}
+    made = report(exam, rows(exam), rows(exam), **facts)
+    assert (made["leaks"], made["withheld"]) == (leaks, facts["withheld"])
+    page = render_markdown(made)
+    assert "12 training rows also stood in what is evaluated" in page  # rows, not hits
+    assert "1 question of sets added after the training stood in training rows: left out" in page
+    assert "| row-3 | one | q1 | text, 64 % of the shorter one |" in page
+    assert "And 3 more, in `report.json`." in page
+    assert "## Questions left out, as they were trained on: 1\n\n" in page
+    assert "| c999 | one | q7 |" in page
+
+
+def test_questions_that_changed_sides_are_counted_and_the_first_shown() -> None:
+    exam = examination(sets=("one",), questions=40)
+    before, after = rows(exam, right=0.5), rows(exam, right=0.7)
+    for side in (before, after):
+        for row in side:
+            if row["kind"] == "mcq":
+                row["choice"] = "B" if row["correct"] else "A"
+    after[-40]["correct"], after[-40]["choice"] = False, None
+    made = report(exam, before, after)
+    changed = made["changed_questions"]
+    assert (changed["became_right"]["n"], changed["became_wrong"]["n"]) == (8, 1)
+    page = render_markdown(made)
+    assert "8 questions became right, the first 5 of them:" in page
+    assert "| one | Which 20? | B. two | A | B |" in page
+    assert "1 question became wrong:\n\n" in page
+    assert "| one | Which 0? | B. two | B | none |" in page
+    same = report(exam, before, before)
+    assert "## Questions that changed sides" not in render_markdown(same)
+
+
+def test_without_a_difference_it_says_how_many_questions_five_points_would_take() -> None:
+    exam = examination(sets=("one",), questions=40)
+    side = rows(exam)
+    made = report(exam, side, side)
+    needed = made["paired"]["mcq"]["needed_for_5_points"]
+    assert needed > 40
+    page = render_markdown(made)
+    assert f"To find a change of 5 points four times out of five takes about {needed:,}" in page
+
+
+def by_lm_eval(side: list[dict[str, Any]], name: str, wrong: int = 0) -> list[dict[str, Any]]:
+    found = [row | {"set": f"lm_eval/{name}"} for row in side if row["set"] == name]
+    for row in found[:wrong]:
+        row["correct"] = not row["correct"]
+    return side + found
+
+
+def test_a_set_that_lm_eval_answered_too_counts_once_and_says_how_far_they_agree() -> None:
+    exam = examination(sets=("one",), questions=40)
+    before, after = rows(exam, right=0.5), rows(exam, right=0.6)
+    made = report(exam, by_lm_eval(before, "one"), by_lm_eval(after, "one", wrong=3))
+    assert made["paired"]["mcq"]["n"] == made["before"]["mcq"]["n"] == 40
+    assert made["before"]["mcq"]["accuracy"] == 0.5
+    assert list(made["paired"]["mcq"]["sets"]) == ["one", "lm_eval/one"]
+    assert made["lm_eval_agreement"] == {"one": {"before": 40, "after": 37, "n": 40}}
+    assert "alike, right or wrong: 40 of 40 before and 37 of 40 after" in render_markdown(made)
+    other = by_lm_eval(before, "one")
+    for row in other:
+        row["set"] = row["set"].replace("lm_eval/one", "lm_eval/elsewhere")
+    assert report(exam, other, other)["paired"]["mcq"]["n"] == 80
 
 
 def test_every_report_says_once_that_it_is_not_medical_advice() -> None:
@@ -249,6 +321,7 @@ def test_truncated_answers_and_unclosed_thoughts_are_told_of() -> None:
 def test_accuracy_like_guessing_is_called_so() -> None:
     exam = examination(sets=("one",))
     near = report(exam, rows(exam, right=0.25), rows(exam, right=0.3))
+    assert "neither before (14.2 to 40.2 %) nor after (18.1 to 45.4 %)" in render_markdown(near)
     assert "is told apart from guessing (25.0 %)" in render_markdown(near)
     far = report(exam, rows(exam, right=0.9), rows(exam, right=0.95))
     assert "guessing (" not in render_markdown(far)

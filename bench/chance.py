@@ -1,0 +1,70 @@
+"""Right answers of an untuned model on question sets, by option likelihood, beside guessing.
+
+    python bench/chance.py medqa medmcqa            # known sets, from the hub
+    python bench/chance.py my_exam.jsonl --questions 200
+
+Prints a Markdown table: Wilson's 95 % interval, the accuracy of guessing, whether the interval
+holds it, how often each letter was chosen, and the seconds of the clock and of the processor
+(loading the model is not counted). Without a GPU the bundled SmolLM2-135M answers in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from pathlib import Path
+
+from medcot.config import make_config
+from medcot.evaluation import ModelTools, examine, make_examination, summarise
+from medcot.hardware import detect_machine
+from medcot.inference import model_tools
+from medcot.model import load_base, load_tokenizer
+from medcot.plan import make_plan
+from medcot.questions import load_questions
+from medcot.shapes import model_shape
+
+HEADINGS = ("set", "questions", "right", "95 % interval", "by guessing", "holds it")
+HEADINGS += ("chosen letters", "clock, s", "processor, s")
+
+
+def load(model: str) -> ModelTools:
+    config = make_config("demo", {"model": model, "mcq": ()})
+    load_tokenizer(config)
+    plan = make_plan(config, detect_machine(), model_shape(config), 64, 700.0, 1_000)
+    return model_tools(load_base(config, plan), config)
+
+
+def line(name: str, count: int, language: str, tools: ModelTools) -> str:
+    config = make_config("demo", {"mcq_samples": count})
+    asked = {Path(name).stem: load_questions(name, language)}  # type: ignore[arg-type]
+    examination = make_examination(config, [], None, asked)
+    clock, processor = time.perf_counter(), time.process_time()
+    rows = examine(examination, tools, [], [].append)
+    clock, processor = time.perf_counter() - clock, time.process_time() - processor
+    (found,) = summarise(rows, examination)["mcq"]["sets"].values()
+    (questions,) = examination.questions.values()
+    chance = sum(1 / len(one.options) for one in questions) / len(questions)
+    letters = ", ".join(f"{k} {n}" for k, n in sorted(Counter(r["choice"] for r in rows).items()))
+    cells = [Path(name).stem, str(found["n"]), f"{100 * found['accuracy']:.1f} %"]
+    cells += [f"{100 * found['low']:.1f} to {100 * found['high']:.1f} %", f"{100 * chance:.1f} %"]
+    cells += ["yes" if found["low"] <= chance <= found["high"] else "no", letters]
+    return f"| {' | '.join([*cells, f'{clock:.0f}', f'{processor:.0f}'])} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sets", nargs="+", help="question files or known sets")
+    parser.add_argument("--questions", type=int, default=200, help="of each set; 0 takes all")
+    parser.add_argument("--model", default=make_config("demo").model)
+    parser.add_argument("--language", choices=("en", "zh"), default="en")
+    given = parser.parse_args()
+    tools = load(given.model)
+    print(f"| {' | '.join(HEADINGS)} |")
+    print("| --- | --: | --: | :-: | --: | :-: | --- | --: | --: |")
+    for name in given.sets:
+        print(line(name, given.questions, given.language, tools), flush=True)
+
+
+if __name__ == "__main__":
+    main()
