@@ -19,10 +19,14 @@ class Group:
     """``modules`` are peft LoRA layers of equal input width, without dropout.
 
     ``parameters`` are their A and B in turn (float32 masters); ``load_adapters`` refreshes the
-    copies that the products use.
+    copies that the products use. With ``beside``, 16-bit weights carry the adapters' B in extra
+    columns and the input their inner states, so that one product does both: adding them up
+    afterwards would read and write every output once more.
     """
 
-    def __init__(self, modules: Sequence[Any], dtype: torch.dtype, scratch: Scratch) -> None:
+    def __init__(
+        self, modules: Sequence[Any], dtype: torch.dtype, scratch: Scratch, beside: bool
+    ) -> None:
         self.dtype, self.scratch = dtype, scratch
         self.bases = [module.get_base_layer() for module in modules]
         self.parameters: list[torch.nn.Parameter] = []
@@ -30,12 +34,18 @@ class Group:
             self.parameters += [module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight]
         self.scaling = float(modules[0].scaling[ADAPTER])
         self.widths = [base.out_features for base in self.bases]
+        self.width = self.bases[0].in_features
         self.rank = self.parameters[0].shape[0]
+        self.inner_width = _padded(len(modules) * self.rank)
         device = self.parameters[0].device
-        count, width = len(modules), self.bases[0].in_features
-        self.down = torch.zeros(count * self.rank, width, dtype=dtype, device=device)
-        self.up = torch.zeros(sum(self.widths), count * self.rank, dtype=dtype, device=device)
-        self.weight_in_place = _join_weights(self.bases)
+        self.down = torch.zeros(self.inner_width, self.width, dtype=dtype, device=device)
+        self.quantized = any(is_quantized(base) for base in self.bases)
+        self.beside = beside and not self.quantized
+        self.joined = self._join_weights() if not self.quantized else None
+        if self.joined is not None and self.beside:
+            self.up = self.joined[:, self.width :]
+        else:
+            self.up = torch.zeros(sum(self.widths), self.inner_width, dtype=dtype, device=device)
         self.bias = _join_biases(self.bases, self.widths, dtype)
 
     def load_adapters(self) -> None:
@@ -46,19 +56,24 @@ class Group:
             if self.scaling != 1.0:
                 self.down.mul_(self.scaling)
 
-    def weight(self) -> torch.Tensor:
-        """[output, input] in the dtype of the arithmetic; de-quantised into shared scratch."""
-        if self.weight_in_place is not None:
-            return self.weight_in_place
-        return self.scratch.dequantize(self.bases, self.widths)
+    def input_buffer(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What :meth:`forward` reads, and the part of it that the input is to be written to."""
+        width = self.width + (self.inner_width if self.beside else 0)
+        buffer = torch.empty(tokens, width, dtype=self.dtype, device=self.down.device)
+        return buffer, buffer[:, : self.width]
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Output [tokens, sum of widths], and the adapters' inner states for the backward pass."""
-        inner = x @ self.down.T
-        y = x @ self.weight().T
-        if self.bias is not None:
-            y += self.bias
-        return y.addmm_(inner, self.up.T), inner
+        if self.beside:
+            inner = buffer[:, self.width :]
+            torch.mm(buffer[:, : self.width], self.down.T, out=inner)
+            y = buffer @ self._weight().T
+            # A copy, because the view would keep the whole buffer.
+            inner = inner.contiguous()
+        else:
+            inner = buffer @ self.down.T
+            y = (buffer @ self._weight().T).addmm_(inner, self.up.T)
+        return (y if self.bias is None else y.add_(self.bias)), inner
 
     def inner(self, x: torch.Tensor) -> torch.Tensor:
         """The adapters' inner states alone."""
@@ -66,8 +81,15 @@ class Group:
 
     def input_gradient(self, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradients of the input and of the inner states."""
-        d_inner = dy @ self.up
-        return (dy @ self.weight()).addmm_(d_inner, self.down), d_inner
+        if self.beside:
+            dx, d_inner = (dy @ self._weight()).split([self.width, self.inner_width], dim=1)
+        else:
+            dx, d_inner = dy @ self._weight(), dy @ self.up
+        return dx.addmm_(d_inner, self.down), d_inner
+
+    def inner_gradient(self, dy: torch.Tensor) -> torch.Tensor:
+        """Gradient of the inner states alone."""
+        return dy @ self.up
 
     def adapter_gradients(
         self, x: torch.Tensor, inner: torch.Tensor, dy: torch.Tensor, d_inner: torch.Tensor
@@ -78,16 +100,42 @@ class Group:
             down *= self.scaling
         up = dy.T @ inner
         gradients: list[torch.Tensor] = []
-        for a, b in zip(down.split(self.rank), self._blocks(up), strict=True):
-            gradients += [a.contiguous(), b.float().contiguous()]
+        for a, b in zip(self._rows(down), self._blocks(up), strict=True):
+            gradients += [a, b.float().contiguous()]
         return gradients
 
+    def _weight(self) -> torch.Tensor:
+        """[output, input] and, where they stand beside it, the adapters' columns."""
+        if self.joined is not None:
+            return self.joined
+        return self.scratch.dequantize(self.bases, self.widths)
+
+    def _join_weights(self) -> torch.Tensor:
+        """One matrix of which each module's weight becomes a view."""
+        if len(self.bases) == 1 and not self.beside:
+            return self.bases[0].weight.data
+        columns = self.width + (self.inner_width if self.beside else 0)
+        joined = torch.zeros(
+            sum(self.widths), columns, dtype=self.dtype, device=self.bases[0].weight.device
+        )
+        for base, rows in zip(self.bases, joined.split(self.widths), strict=True):
+            part = rows[:, : self.width]
+            part.copy_(base.weight.data)
+            base.weight.data = part
+        return joined
+
     def _copies(self) -> list[torch.Tensor]:
-        pairs = zip(self.down.split(self.rank), self._blocks(self.up), strict=True)
+        pairs = zip(self._rows(self.down), self._blocks(self.up), strict=True)
         return [copy for pair in pairs for copy in pair]
 
+    def _rows(self, down: torch.Tensor) -> list[torch.Tensor]:
+        """Each module's own A in ``down``."""
+        return [
+            down[index * self.rank : (index + 1) * self.rank] for index in range(len(self.bases))
+        ]
+
     def _blocks(self, up: torch.Tensor) -> list[torch.Tensor]:
-        """Each module's own part of ``up``: the blocks on its diagonal."""
+        """Each module's own B in ``up``: the blocks on its diagonal."""
         rows = up.split(self.widths)
         return [
             row[:, index * self.rank : (index + 1) * self.rank] for index, row in enumerate(rows)
@@ -124,16 +172,9 @@ def is_quantized(base: Any) -> bool:
     return type(base).__name__ == "Linear4bit"
 
 
-def _join_weights(bases: Sequence[Any]) -> torch.Tensor | None:
-    """One matrix of which each module's weight becomes a view; None where they are quantised."""
-    if any(is_quantized(base) for base in bases):
-        return None
-    if len(bases) == 1:
-        return bases[0].weight.data
-    joined = torch.cat([base.weight.data for base in bases])
-    for base, part in zip(bases, joined.split([base.out_features for base in bases]), strict=True):
-        base.weight.data = part
-    return joined
+def _padded(rank: int) -> int:
+    """Columns for ``rank``: rows of a product's operands begin at multiples of 16 bytes."""
+    return -(-rank // 8) * 8
 
 
 def _join_biases(

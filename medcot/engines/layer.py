@@ -7,15 +7,14 @@ that memory cannot afford, computed again from the layer's input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from medcot.engines import pointwise
 from medcot.engines.attention import Attention, RowStarts
 from medcot.engines.frozen import Group, Scratch
+from medcot.engines.pointwise import choose_functions
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Packed:
 class Kept:
     """What the backward pass needs of the forward pass, in the order it came about."""
 
-    scale_in: torch.Tensor  # [tokens, 1]
+    scale_in: torch.Tensor  # [tokens]
     inner_qkv: torch.Tensor  # [tokens, 3 * rank]
     qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     mixed: torch.Tensor  # [tokens, heads, head_dim], with the attention's own graph behind it
@@ -52,15 +51,16 @@ class Layer:
         attention, mlp = module.self_attn, module.mlp
         self.attend = attend
         self.head_dim = attention.head_dim
-        self.qkv = Group([attention.q_proj, attention.k_proj, attention.v_proj], dtype, scratch)
-        self.o = Group([attention.o_proj], dtype, scratch)
-        self.gate_up = Group([mlp.gate_proj, mlp.up_proj], dtype, scratch)
-        self.down = Group([mlp.down_proj], dtype, scratch)
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.qkv = Group(projections, dtype, scratch, beside=True)
+        # What attention gives lies in a tensor of its own: copying it would cost what is saved.
+        self.o = Group([attention.o_proj], dtype, scratch, beside=False)
+        self.gate_up = Group([mlp.gate_proj, mlp.up_proj], dtype, scratch, beside=True)
+        self.down = Group([mlp.down_proj], dtype, scratch, beside=True)
         self.heads = [width // self.head_dim for width in self.qkv.widths]
         self.norm_in = module.input_layernorm
         self.norm_middle = module.post_attention_layernorm
-        kind = self.norm_in.weight.device.type
-        self.fast: Callable[[Any], Any] = lambda function: pointwise.compiled(function, kind)
+        self.does = choose_functions(self.norm_in.weight.device)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -72,11 +72,11 @@ class Layer:
 
     def run(self, hidden: torch.Tensor, packed: Packed, for_backward: bool) -> Kept:
         """Everything up to the feed-forward network's gate and up projections."""
-        normed, scale_in = self.fast(pointwise.rms)(hidden, self.norm_in.weight, _eps(self.norm_in))
-        qkv, inner_qkv = self.qkv.forward(normed)
-        del normed
+        buffer, normed = self.qkv.input_buffer(len(hidden))
+        scale_in = self.does.rms(hidden, self.norm_in.weight, _eps(self.norm_in), normed)
+        qkv, inner_qkv = self.qkv.forward(buffer)
         turned = self.heads[0] + self.heads[1]
-        qkv = self.fast(pointwise.rope)(qkv, packed.cos, packed.sin, turned, self.head_dim)
+        self.does.rope_(qkv, packed.cos, packed.sin, turned, self.head_dim)
         query, key, value = (
             part.requires_grad_(for_backward)
             for part in qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
@@ -85,11 +85,11 @@ class Layer:
         with torch.set_grad_enabled(for_backward):
             mixed = self.attend(query, key, value, packed.rows)
         update, inner_o = self.o.forward(mixed.detach().flatten(1))
-        middle, normed, scale_middle = self.fast(pointwise.add_rms)(
-            hidden, update, self.norm_middle.weight, _eps(self.norm_middle)
+        buffer, normed = self.gate_up.input_buffer(len(hidden))
+        middle, scale_middle = self.does.add_rms(
+            hidden, update, self.norm_middle.weight, _eps(self.norm_middle), normed
         )
-        del update
-        gate_up, inner_gate_up = self.gate_up.forward(normed)
+        gate_up, inner_gate_up = self.gate_up.forward(buffer)
         return Kept(
             scale_in, inner_qkv, (query, key, value), mixed, inner_o,
             middle, scale_middle, inner_gate_up, gate_up,
@@ -97,7 +97,9 @@ class Layer:
 
     def finish(self, kept: Kept) -> torch.Tensor:
         """The layer's output from what :meth:`run` gave."""
-        update, kept.inner_down = self.down.forward(self.fast(pointwise.swiglu)(kept.gate_up))
+        buffer, active = self.down.input_buffer(len(kept.middle))
+        self.does.swiglu(kept.gate_up, active)
+        update, kept.inner_down = self.down.forward(buffer)
         return update.add_(kept.middle)
 
     def backward(
@@ -106,48 +108,39 @@ class Layer:
         """Gradients of the layer's input (none for the ``first`` layer) and of its adapters."""
         to_middle, feed_forward = self._feed_forward_backward(gradient, kept)
         to_mixed, d_inner = self.o.input_gradient(to_middle)
-        attention = self.o.adapter_gradients(
+        of_o = self.o.adapter_gradients(
             kept.mixed.detach().flatten(1), kept.inner_o, to_middle, d_inner
         )
-        to_qkv = self.fast(pointwise.join_rope_backward)(
-            *torch.autograd.grad(kept.mixed, kept.qkv, to_mixed.view_as(kept.mixed)),
-            packed.cos,
-            packed.sin,
-        )
-        del to_mixed
-        weight = self.norm_in.weight
-        normed = self.fast(pointwise.renorm)(hidden, weight, kept.scale_in)
+        to_heads = torch.autograd.grad(kept.mixed, kept.qkv, to_mixed.view_as(kept.mixed))
+        to_qkv = self.does.join_rope_backward(*to_heads, packed.cos, packed.sin)
+        del to_mixed, to_heads
+        normed = torch.empty_like(hidden)
+        self.does.renorm(hidden, self.norm_in.weight, kept.scale_in, normed)
+        to_hidden = None
         if first:
-            to_normed, d_inner = None, to_qkv @ self.qkv.up
+            d_inner = self.qkv.inner_gradient(to_qkv)
         else:
             to_normed, d_inner = self.qkv.input_gradient(to_qkv)
-        attention = [
-            *self.qkv.adapter_gradients(normed, kept.inner_qkv, to_qkv, d_inner),
-            *attention,
-        ]
-        del normed, to_qkv
-        to_hidden = None
-        if to_normed is not None:
-            to_hidden = self.fast(pointwise.rms_backward)(
-                to_normed, hidden, weight, kept.scale_in, to_middle
+            to_hidden = self.does.rms_backward(
+                to_normed, hidden, self.norm_in.weight, kept.scale_in, to_middle
             )
-        return to_hidden, [*attention, *feed_forward]
+        of_qkv = self.qkv.adapter_gradients(normed, kept.inner_qkv, to_qkv, d_inner)
+        return to_hidden, [*of_qkv, *of_o, *feed_forward]
 
     def _feed_forward_backward(
         self, gradient: torch.Tensor, kept: Kept
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         to_active, d_inner = self.down.input_gradient(gradient)
-        to_gate_up, active = self.fast(pointwise.swiglu_backward)(to_active, kept.gate_up)
-        del to_active
+        to_gate_up, active = self.does.swiglu_backward(to_active, kept.gate_up)
         inner = kept.inner_down if kept.inner_down is not None else self.down.inner(active)
         of_down = self.down.adapter_gradients(active, inner, gradient, d_inner)
-        del active
+        del active, to_active, d_inner
         to_normed, d_inner = self.gate_up.input_gradient(to_gate_up)
         weight = self.norm_middle.weight
-        normed = self.fast(pointwise.renorm)(kept.middle, weight, kept.scale_middle)
+        normed = torch.empty_like(kept.middle)
+        self.does.renorm(kept.middle, weight, kept.scale_middle, normed)
         of_gate_up = self.gate_up.adapter_gradients(normed, kept.inner_gate_up, to_gate_up, d_inner)
-        del normed, to_gate_up
-        to_middle = self.fast(pointwise.rms_backward)(
+        to_middle = self.does.rms_backward(
             to_normed, kept.middle, weight, kept.scale_middle, gradient
         )
         return to_middle, [*of_gate_up, *of_down]

@@ -101,22 +101,17 @@ class HeadLoss(torch.autograd.Function):
         positions: torch.Tensor,  # [labelled]
         targets: torch.Tensor,  # [labelled]
     ) -> torch.Tensor:
-        def fast(function: Any) -> Any:
-            return pointwise.compiled(function, hidden.device.type)
-
+        does = pointwise.choose_functions(hidden.device)
         chosen = hidden.index_select(0, positions)
-        normed, scale = fast(pointwise.rms)(chosen, norm.weight, norm.variance_epsilon)
-        slope = torch.empty_like(normed)
+        normed, slope = torch.empty_like(chosen), torch.empty_like(chosen)
+        scale = does.rms(chosen, norm.weight, norm.variance_epsilon, normed)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(targets), HEAD_TOKENS):
             part = slice(start, start + HEAD_TOKENS)
             logits = normed[part] @ weight.T
-            losses, gradient = fast(pointwise.token_losses)(logits, targets[part])
-            del logits
-            torch.mm(gradient, weight, out=slope[part])
-            total += losses.sum()
-        zero = torch.zeros_like(chosen)
-        slope = fast(pointwise.rms_backward)(slope, chosen, norm.weight, scale, zero)
+            total += does.token_losses_(logits, targets[part]).sum()
+            torch.mm(logits, weight, out=slope[part])
+        slope = does.rms_backward(slope, chosen, norm.weight, scale, None)
         ctx.save_for_backward(slope, positions)
         ctx.tokens = len(hidden)
         return total

@@ -1,0 +1,110 @@
+"""The Triton kernels against the plain functions. Needs Triton: a GPU, or its interpreter."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+if DEVICE == "cuda" and not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from medcot.engines import kernels, pointwise  # noqa: E402
+
+TOKENS, WIDTH, HEADS, KV_HEADS, DIM = 5, 48, 6, 2, 16
+
+
+def random(*shape, seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    return torch.randn(*shape).to(DEVICE, dtype)
+
+
+def strided(tokens, width, dtype):
+    """A part of a wider buffer, filled with what must not survive."""
+    return torch.full((tokens, width + 8), 7.0, device=DEVICE, dtype=dtype)[:, :width]
+
+
+def close(got, wanted, dtype):
+    exact = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(got, wanted, **exact)
+
+
+@pytest.fixture(params=[torch.float32, torch.float16], ids=["fp32", "fp16"])
+def dtype(request):
+    return request.param
+
+
+def test_norms(dtype):
+    hidden, update = random(TOKENS, WIDTH, dtype=dtype), random(TOKENS, WIDTH, seed=1, dtype=dtype)
+    weight, gradient = (
+        random(WIDTH, seed=2, dtype=dtype),
+        random(TOKENS, WIDTH, seed=3, dtype=dtype),
+    )
+    outs = [strided(TOKENS, WIDTH, dtype) for _ in range(6)]
+    scales = [
+        module.rms(hidden, weight, 1e-5, out)
+        for module, out in zip((kernels, pointwise), outs[:2], strict=True)
+    ]
+    close(scales[0], scales[1], torch.float32)
+    close(outs[0], outs[1], dtype)
+    sums = [
+        module.add_rms(hidden, update, weight, 1e-5, out)
+        for module, out in zip((kernels, pointwise), outs[2:4], strict=True)
+    ]
+    close(sums[0][0], sums[1][0], dtype)
+    close(outs[2], outs[3], dtype)
+    for module, out in zip((kernels, pointwise), outs[4:], strict=True):
+        module.renorm(hidden, weight, scales[0], out)
+    close(outs[4], outs[5], dtype)
+    for passing in (None, update):
+        got, wanted = (
+            module.rms_backward(gradient, hidden, weight, scales[0], passing)
+            for module in (kernels, pointwise)
+        )
+        close(got, wanted, dtype)
+
+
+def test_the_feed_forward_gate(dtype):
+    both = random(TOKENS, 2 * WIDTH, dtype=dtype)
+    gradient = strided(TOKENS, WIDTH, dtype)
+    gradient.copy_(random(TOKENS, WIDTH, seed=1, dtype=dtype))
+    outs = [strided(TOKENS, WIDTH, dtype) for _ in range(2)]
+    for module, out in zip((kernels, pointwise), outs, strict=True):
+        module.swiglu(both, out)
+    close(*outs, dtype)
+    got = kernels.swiglu_backward(gradient, both)
+    wanted = pointwise.swiglu_backward(gradient, both)
+    for one, other in zip(got, wanted, strict=True):
+        close(one, other, dtype)
+
+
+def test_rotations(dtype):
+    angles = random(TOKENS, DIM // 2, seed=4).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    qkv = random(TOKENS, (HEADS + 2 * KV_HEADS) * DIM, dtype=dtype)
+    got, wanted = qkv.clone(), qkv.clone()
+    kernels.rope_(got, cos, sin, HEADS + KV_HEADS, DIM)
+    pointwise.rope_(wanted, cos, sin, HEADS + KV_HEADS, DIM)
+    close(got, wanted, dtype)
+    parts = got.unflatten(1, (-1, DIM)).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+    back = kernels.join_rope_backward(*parts, cos, sin)
+    close(back, pointwise.join_rope_backward(*parts, cos, sin), dtype)
+    close(back, qkv, dtype)
+
+
+def test_losses(dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "WORDS_AT_ONCE", 16)
+    logits, targets = random(TOKENS, 50, dtype=dtype), torch.tensor([0, 49, 3, 17, 16])
+    targets = targets.to(DEVICE)
+    got, wanted = logits.clone(), logits.clone()
+    close(
+        kernels.token_losses_(got, targets), pointwise.token_losses_(wanted, targets), torch.float32
+    )
+    close(got, wanted, dtype)
+    losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    close(pointwise.token_losses_(logits.clone(), targets), losses, torch.float32)
+
+
+def test_they_are_known_to_work():
+    assert kernels.works(torch.device(DEVICE), pointwise)
