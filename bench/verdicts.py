@@ -2,6 +2,7 @@
 
     python bench/verdicts.py            # both tables of docs/experiments.md, about ten minutes
     python bench/verdicts.py --runs 200 # a quick look
+    python bench/verdicts.py --rows 8   # some of the lines: each has a seed of its own
 
 Each simulated run draws the change of its test rows' loss, and is judged by the library's own
 functions. ``even`` is normal, ``heavy`` has outliers (Student's t, 3 degrees of freedom) and
@@ -22,6 +23,7 @@ from medcot.statistics import compare_means, compare_rates
 
 RESAMPLES = 999
 ROWS = (8, 16, 50, 200)
+ANSWERS = ((8, 0.4), (16, 0.3), (50, 0.2), (200, 0.1), (200, 0.3), (1_000, 0.2))
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 CHANGES: dict[str, Draw] = {
     "even": lambda rng, n: rng.normal(size=n),
@@ -36,7 +38,9 @@ def draw(kind: str, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.nd
     return CHANGES[kind](rng, n) * tokens, tokens
 
 
-def scipy_interval(change: np.ndarray, tokens: np.ndarray, method: str) -> tuple[float, float]:
+def scipy_interval(
+    change: np.ndarray, tokens: np.ndarray, method: str, seed: int
+) -> tuple[float, float]:
     """The interval that was not chosen: ``scipy.stats.bootstrap`` with ``method``."""
 
     def ratio(d: np.ndarray, w: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -45,7 +49,12 @@ def scipy_interval(change: np.ndarray, tokens: np.ndarray, method: str) -> tuple
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = bootstrap(
-            (change, tokens), ratio, paired=True, n_resamples=RESAMPLES, method=method
+            (change, tokens),
+            ratio,
+            paired=True,
+            n_resamples=RESAMPLES,
+            method=method,
+            rng=np.random.default_rng(seed),
         ).confidence_interval
     return found.low, found.high
 
@@ -66,7 +75,7 @@ def without_effect(kind: str, n: int, runs: int) -> dict[str, float]:
         count["improved: test alone"] += ours.p_value < 0.05 and ours.difference < 0
         count["zero inside: ours"] += ours.low <= 0 <= ours.high
         for method in ("percentile", "BCa"):
-            low, high = scipy_interval(change, tokens, method)
+            low, high = scipy_interval(change, tokens, method, seed)
             count[f"improved: {method}"] += high < 0
             count[f"zero inside: {method}"] += low <= 0 <= high
     return {name: number / runs for name, number in count.items()}
@@ -122,17 +131,19 @@ def judge_answers(n: int, churn: float, runs: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1_000)
-    runs = parser.parse_args().runs
+    parser.add_argument("--rows", type=int, nargs="*", default=[*ROWS, 1_000])
+    given = parser.parse_args()
+    runs = given.runs
     print(f"| rows | changes | {' | '.join(HEADINGS)} | detectable is found |")
     print(f"| --: | :-- |{' --: |' * (len(HEADINGS) + 1)}")
-    for n in ROWS:
+    for n in (n for n in ROWS if n in given.rows):
         for kind in CHANGES:
             shares = without_effect(kind, n, runs)
             cells = [f"{100 * shares[name]:.1f}" for name in HEADINGS]
             print(f"| {n} | {kind} | {' | '.join(cells)} | {100 * found_loss(kind, n, runs):.0f} |")
     print("\n| questions | answers that change | falsely improved | detectable is found |")
     print("| --: | --: | --: | --: |")
-    for n, churn in ((8, 0.4), (16, 0.3), (50, 0.2), (200, 0.1), (200, 0.3), (1_000, 0.2)):
+    for n, churn in (one for one in ANSWERS if one[0] in given.rows):
         false, found = judge_answers(n, churn, runs)
         print(f"| {n} | {churn:.0%} | {100 * false:.1f} | {100 * found:.0f} |")
 

@@ -51,7 +51,8 @@ def build_report(
     """The content of ``report.json``. ``facts`` are what the run knows beside: kept as given.
 
     Of them ``leaks`` (training rows that an evaluation set holds too), ``withheld`` (questions
-    that were trained on) and ``judge`` are shown in their own places. Differences are after minus before: a fall of ``nll`` is good.
+    that were trained on) and ``judge`` are shown in their own places. Differences are after minus
+    before: a fall of ``nll`` is good.
 
     Raises:
         InputError: a side lacks some of what the examination asks.
