@@ -16,7 +16,7 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from medcot import controls as c
-    from medcot import history, jobs, preview, sending
+    from medcot import history, jobs, preview, scripting, sending
     from medcot.attempts import attempt
     from medcot.config import PRESETS, make_config
     from medcot.plan import make_plan
@@ -36,6 +36,7 @@ with app.setup(hide_code=True):
 def read_arguments():
     # Everything that the notebook can be told: the command line's options after `--`.
     _started = attempt(c.read_start, mo.cli_args().to_dict())
+    scripting.refuse(_started.failure)
     mo.stop(_started.failure, pages.failure(_started.failure, "en"))
     start = _started.value
     return (start,)
@@ -131,8 +132,15 @@ def show_result(language, report, section, show, shown):
 @app.cell(hide_code=True)
 def choose_preset(start):
     preset = mo.ui.dropdown(list(PRESETS), value=start.config.preset, label="`preset`")
-    machine_name = mo.ui.dropdown(list(c.MACHINES), value="here", label="`machine`")
-    return machine_name, preset
+    return (preset,)
+
+
+@app.cell(hide_code=True)
+def choose_machine(preset):
+    machine_name = mo.ui.dropdown(
+        list(c.MACHINES), value=c.machine_for(preset.value), label="`machine`"
+    )
+    return (machine_name,)
 
 
 @app.cell(hide_code=True)
@@ -194,7 +202,8 @@ def show_settings(base, language, rack, section, sourced, start):
     _panel = pages.knobs(rack, ("preset", "model", "dataset", "language"), language)
     if start.headless:
         _panel = pages.settings_table(c.shown_values(base), language)
-    pages.stack(section("settings"), _panel, pages.refusal(sourced, language))
+    _reason = pages.reason(start.config.preset, start.preset_reason, language)
+    pages.stack(section("settings"), _reason, _panel, pages.refusal(sourced, language))
     return
 
 
@@ -236,8 +245,9 @@ def tell_the_problem(language, loaded, section):
 
 
 @app.cell(hide_code=True)
-def show_the_row(cases, row_id, show, start):
-    pages.stack(row_id if not start.headless else None, show(rows.show_case, cases[row_id.value]))
+def show_the_row(cases, language, row_id, show, start):
+    _choice = None if start.headless else pages.knobs({"id": row_id}, ("id",), language)
+    pages.stack(_choice, show(rows.show_case, cases[row_id.value]))
     return
 
 
@@ -270,8 +280,10 @@ def tell_the_data(section):
 @app.cell(hide_code=True)
 def make_filters(cases):
     words = mo.ui.text(placeholder="…", label="`words`")
-    _known = sorted({_case.specialty for _case in cases.values()} | {""})
-    specialty = mo.ui.dropdown(_known, value="", label="`specialty`")
+    _known = sorted({_case.specialty for _case in cases.values()} - {""})
+    specialty = mo.ui.dropdown(
+        {"*": ""} | {_one: _one for _one in _known}, value="*", label="`specialty`"
+    )
     return specialty, words
 
 
@@ -283,8 +295,9 @@ def filter_the_rows(cases, specialty, words):
 
 
 @app.cell(hide_code=True)
-def show_the_data(cases, found, material, page, show, specialty, start, words):
-    _filters = mo.hstack([words, specialty, page], justify="start", wrap=True)
+def show_the_data(cases, found, language, material, page, show, specialty, start, words):
+    _elements = {"words": words, "specialty": specialty, "page": page}
+    _filters = pages.knobs(_elements, tuple(_elements), language)
     _table = show(rows.show_cases, found, material.rows, page.value, len(cases))
     pages.stack(None if start.headless else _filters, _table)
     return
@@ -377,12 +390,20 @@ def tell_the_training(section, show, shown, start):
 @app.cell(hide_code=True)
 def train_when_headless(start):
     # A page that is made without anybody looking trains here and now, or shows a finished run.
-    trained = None
+    headless_job = None
     if start.headless and start.run is None:
         _run = RunDirectory(start.out or new_run_path(start.config))
-        _job = jobs.start_training(start.config, _run).wait()
-        trained = _run.path if _job.state == "done" else None
-    return (trained,)
+        headless_job = jobs.start_training(start.config, _run, echo=scripting.listen).finish()
+    trained = jobs.path_to_show(headless_job, "")
+    return headless_job, trained
+
+
+@app.cell(hide_code=True)
+def tell_how_it_ended(headless_job, show, shown):
+    scripting.conclude(headless_job, shown)
+    _went_wrong = headless_job is not None and headless_job.state != "done"
+    show(training.show_job, headless_job) if _went_wrong else None
+    return
 
 
 @app.cell(hide_code=True)
@@ -479,7 +500,8 @@ def offer_to_ask(language, question, set_asked, shown, start):
     )
     _buttons = mo.hstack([ask_base, ask_tuned], justify="start", wrap=True)
     _hint = say("ask_note" if shown.has_adapter else "no_adapter", language)
-    pages.stack(question, _buttons, pages.plain(_hint, language))
+    _box = pages.knobs({"ask": question}, ("ask",), language)
+    pages.stack(_box, _buttons, pages.plain(_hint, language))
     return
 
 
@@ -517,8 +539,8 @@ def tell_the_evidence(language, report, section, show, shown):
 @app.cell(hide_code=True)
 def find_the_runs(get_ended, get_job, shown, start):
     (get_ended(), get_job())
-    _bundled = history.bundled_run("en")
-    runs = history.runs_to_show(RUNS, shown, _bundled, only_shown=start.headless)
+    _beside = history.companion(shown)
+    runs = history.runs_to_show(RUNS, shown, _beside, only_shown=start.headless)
     _names = [_run.name for _run in runs]
     one = mo.ui.dropdown(_names, value=_names[0], label="`run`")
     other = mo.ui.dropdown(_names, value=_names[min(1, len(_names) - 1)], label="`with`")
@@ -526,12 +548,13 @@ def find_the_runs(get_ended, get_job, shown, start):
 
 
 @app.cell(hide_code=True)
-def show_the_runs(one, other, runs, section, show, start):
+def show_the_runs(language, one, other, runs, section, show, start):
+    _choice = pages.knobs({"run": one, "with": other}, ("run", "with"), language)
     _pair = [history.find_run(runs, _name.value) for _name in (one, other)]
     pages.stack(
         section("runs"),
         show(evidence.show_runs, runs),
-        None if start.headless else mo.hstack([one, other], justify="start", wrap=True),
+        None if start.headless else _choice,
         show(evidence.compare_runs, *_pair) if len(runs) > 1 else None,
     )
     return

@@ -29,6 +29,13 @@ MACHINES = ("here", "T4", "2xT4", "L4", "A10G", "RTX 4090", "A100", "H100", "H20
 MODELS = (BUNDLED_MODEL, R1_LLAMA_8B)
 DATASETS = (BUNDLED_DATA, MEDICAL_O1)
 
+_MACHINE_OF = {
+    "tutorial": "T4",
+    "kaggle-t4": "T4",
+    "kaggle-t4x2": "2xT4",
+    "gpu-24g": "RTX 4090",
+    "gpu-80g": "H100",
+}
 _BY_POWERS_OF_TWO = ("rank", "alpha", "batch", "max_length")
 _SMALLEST = {"learning_rate": 1e-6, "epochs": 0.1}
 """The first mark where the field only says "above 0"."""
@@ -83,6 +90,13 @@ def read_start(arguments: Mapping[str, Any]) -> Start:
         out=resolved.out,
         given={name: value for name, value in resolved.given.items() if name not in PLACE_OPTIONS},
     )
+
+
+def machine_for(preset: str) -> str:
+    """The name of ``MACHINES`` that a preset is planned for: this one, where it has a GPU."""
+    if preset not in _MACHINE_OF or detect_machine().gpus:
+        return "here"
+    return _MACHINE_OF[preset]
 
 
 def starting_config(start: Start, preset: str) -> RunConfig:

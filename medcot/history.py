@@ -73,6 +73,14 @@ def bundled_run(language: Language) -> RunRecord:
     return read_run(folder, bundled=True)
 
 
+def companion(shown: RunRecord) -> RunRecord:
+    """The bundled run to lay beside ``shown``: of its language or, if that is it, of the other."""
+    own = bundled_run(shown.config.language)
+    if own.path.resolve() != shown.path.resolve():
+        return own
+    return bundled_run("en" if shown.config.language == "zh" else "zh")
+
+
 def list_runs(root: Path) -> list[RunRecord]:
     """The readable runs under ``root``, the newest first."""
     folders = [path.parent for path in root.glob("*/config.json")]

@@ -45,12 +45,22 @@ class Job:
     events: list[Event] = field(default_factory=list[Event])
     lines: list[str] = field(default_factory=list[str])
     failure: Failure | None = None
+    echo: Callable[[str], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
         """Ask it to end after the step or row at hand; everything done is kept."""
         self.stop.set()
+
+    def finish(self) -> Job:
+        """Until it has ended. Ctrl-C asks it to stop, and then waits for what it keeps."""
+        try:
+            self.ended.wait()
+        except KeyboardInterrupt:
+            self.cancel()
+            self.ended.wait()
+        return self
 
     def wait(self, seconds: float | None = None) -> Job:
         """Until it has ended, or ``seconds`` are over."""
@@ -66,6 +76,7 @@ class JobListener(Listener):
 
     def say(self, line: str) -> None:
         self._job.lines.append(line)
+        self._job.echo(line)
 
     def stage(self, name: str) -> None:
         self._job.stage, self._job.done, self._job.total = name, 0, 0
@@ -82,15 +93,22 @@ class JobListener(Listener):
 
 
 def start_training(
-    config: RunConfig, directory: RunDirectory, owner: str = "", resume: bool = False
+    config: RunConfig,
+    directory: RunDirectory,
+    owner: str = "",
+    *,
+    resume: bool = False,
+    echo: Callable[[str], None] = lambda _: None,
 ) -> Job:
     """Begin the whole run of ``config`` in a thread and come back at once.
+
+    ``echo`` hears the run's own lines.
 
     Raises:
         RunFailed: something else is running; nothing was started.
     """
     _take()
-    job = Job(config, directory, owner)
+    job = Job(config, directory, owner, echo=echo)
     _jobs[:] = [job]
     thread = threading.Thread(target=_work, args=(job, resume), name="medcot-training", daemon=True)
     thread.start()

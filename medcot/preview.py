@@ -131,7 +131,7 @@ def choose_rows(config: RunConfig, material: Material) -> Rows:
     Of a data set that is on the hub and was not loaded only a typical length is known.
 
     Raises:
-        InputError: the longest allowed row is shorter than every row.
+        InputError: the longest allowed row is shorter than every row, or all of them are leaks.
     """
     if not material.own_data:
         mean, longest = TYPICAL_TOKENS.get(config.dataset, TYPICAL_TOKENS[MEDICAL_O1])
@@ -154,7 +154,7 @@ def choose_rows(config: RunConfig, material: Material) -> Rows:
             reason = f"{len(row)} tokens, longer than {config.max_length}"
             dropped.append(Dropped(case.id, reason))
     if not kept:
-        raise InputError("--max-length", str(config.max_length), "a length that keeps some rows")
+        raise _nothing_left(config, dropped)
     leaks = tuple(leak for leak in material.leaks if leak.case_id in looked_at)
     lengths = [len(row) for row in kept]
     mean = sum(lengths) / len(lengths)
@@ -162,6 +162,16 @@ def choose_rows(config: RunConfig, material: Material) -> Rows:
     return Rows(
         tuple(kept), everything, leaks, len(kept), mean, max(lengths), material.own_tokenizer
     )
+
+
+def _nothing_left(config: RunConfig, dropped: Sequence[Dropped]) -> InputError:
+    """Every row is too long, or else the evaluation holds those that are not."""
+    if not dropped:
+        needs = "rows whose questions the evaluation does not hold too"
+        return InputError("--dataset", config.dataset, needs)
+    shortest = min(int(row.reason.split()[0]) for row in dropped)
+    needs = f"{shortest} or more: the shortest row has so many tokens"
+    return InputError("--max-length", str(config.max_length), needs)
 
 
 def usual_plans() -> list[tuple[str, RunConfig, Plan]]:

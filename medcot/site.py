@@ -22,7 +22,9 @@ from typing import Any
 import click
 
 from medcot.errors import InputError, RunFailed
+from medcot.history import read_run
 from medcot.records import Language
+from medcot.rundir import RunDirectory
 from medcot.views.markup import code, details, localized
 from medcot.views.words import say
 
@@ -55,6 +57,8 @@ def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) 
     """
     if not NOTEBOOK.exists():
         raise InputError("tutorial", f"no {NOTEBOOK}", "a checkout of the project")
+    if run is not None:
+        _require_done(run)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="medcot-site-") as folder:
         # marimo keeps what a notebook showed beside it, and would show that again in its editor.
@@ -68,8 +72,20 @@ def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) 
             if run is None and language == "en":
                 asked = ["--out", str(told), "--preset", "demo", *options]
             exported[language] = _execute(Path(folder), language, asked)
+            _require_done(told)
     _copy_assets(out)
     return list(_write_pages(exported, out))
+
+
+def _require_done(run: Path) -> None:
+    """A page is published of a whole run only: it would show another's verdict otherwise."""
+    record = read_run(run)
+    if record.report is not None and record.stage == "done":
+        return
+    directory = RunDirectory(run)
+    why = directory.read_json("error.json") if directory.has("error.json") else {}
+    said = why.get("message", f"the run {run} is {record.stage}, without a report.")
+    raise RunFailed("tutorial", said, why.get("remedy", "Finish it: medcot run --resume."))
 
 
 def _execute(folder: Path, language: Language, asked: Sequence[str]) -> str:

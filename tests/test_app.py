@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,50 @@ def test_a_headless_notebook_trains_and_shows_what_it_trained(tiny, tmp_path, mo
     page = told(outputs)
     assert "这里展示的是运行 trained" in page
     assert "<marimo-" not in page, "a page without a kernel must not offer dead controls"
+
+
+def test_a_headless_training_that_fails_says_so_on_the_page(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = tiny.model_copy(update={"dataset": str(tmp_path / "missing.jsonl")})
+    start = controls.Start(wrong, "en", headless=True, out=tmp_path / "run")
+    outputs, values = load_app().run(defs={"start": start})
+    assert values["trained"] is None
+    assert 'data-job="failed"' in told(outputs)
+
+
+def test_a_run_without_a_report_is_not_shown_as_if_the_verdict_were_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "half"
+    shutil.copytree(bundled_run("en").path, run)
+    (run / "report.json").unlink()
+    start = controls.read_start({"run": str(run), "headless": ""})
+    page = told(load_app().run(defs={"start": start})[0])
+    assert "Shown is the training of the run half" in page
+    assert "It has no report yet" in page
+
+
+def run_script(*options, cwd):
+    command = [sys.executable, str(NOTEBOOK), "--", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_as_a_script_it_refuses_what_is_wrong_with_one_line(tmp_path):
+    done = run_script("--rnk", "3", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "medcot: --rnk: got an unknown option; needs a known one (did you mean 'rank'?)"
+    ]
+
+
+def test_as_a_script_it_trains_and_ends_with_the_verdict(tiny, tmp_path):
+    small = SMALL | {"model": tiny.model, "out": tmp_path / "run", "mcq": "sample"}
+    named = [(f"--{name.replace('_', '-')}", str(value)) for name, value in small.items()]
+    options = [part for pair in named for part in pair]
+    done = run_script("--headless", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sentence = json.loads((tmp_path / "run" / "report.json").read_text())["verdict"]["sentence"]
+    assert sentence in done.stdout
+    assert "not medical advice" in done.stdout
 
 
 def test_wrong_data_is_explained_and_the_other_sections_go_on(tmp_path, monkeypatch):

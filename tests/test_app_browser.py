@@ -34,6 +34,9 @@ OPTIONS = {
     "generate-samples": 1, "max-new-tokens": 4, "mcq": "sample", "mcq-samples": 2,
     "max-length": 1536, "rank": 4,
 }  # fmt: skip
+PATIENCE = 90
+"""Seconds until something on the page counts as never coming: other tests use the cores too."""
+
 IMAGE = "<img src=x onerror='window.hacked=1'>"
 HOSTILE = (
     f"</script></textarea></div>{IMAGE}<script>window.hacked=1</script>"
@@ -86,7 +89,7 @@ def server(folder):
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
     ) as process:
-        wait_for(lambda: answers(port), 40)
+        wait_for(lambda: answers(port))
         yield f"http://127.0.0.1:{port}", process.pid
         process.terminate()
         process.wait(20)
@@ -98,7 +101,7 @@ def answers(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(condition, seconds):
+def wait_for(condition, seconds=PATIENCE):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it never happened"
@@ -120,6 +123,7 @@ def browser():
 def page(browser, server):
     """One visitor's page, open through all of the tests, in their order."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(1000 * PATIENCE)
     opened = context.new_page()
     opened.problems, opened.outside, opened.heard = [], [], []
     opened.on("pageerror", lambda error: opened.problems.append(str(error)))
@@ -131,10 +135,17 @@ def page(browser, server):
     )
     started = time.monotonic()
     opened.goto(server[0])
-    opened.wait_for_selector("#next", timeout=60_000)
+    wait_until_whole(opened)
     opened.first_view_s = time.monotonic() - started
     yield opened
     context.close()
+
+
+def wait_until_whole(page):
+    """Cells come in the order of what they depend on: the last section is not the last to come."""
+    for key in SECTIONS:
+        page.wait_for_selector(f"#{key}")
+    page.wait_for_selector(".mc-bar")
 
 
 def fact(page, name):
@@ -155,8 +166,8 @@ def test_the_first_view_shows_a_finished_result_and_every_section(page):
     for key in SECTIONS:
         assert page.locator(f"#{key}").count() == 1, key
     rows = bundled_run("en").report["paired"]["nll"]["n"]
-    assert page.get_by_text(f"on {rows} test rows fell by").count() >= 1
-    assert page.first_view_s < 30  # measured alone: see docs/experiments.md
+    page.wait_for_selector(f"text=on {rows} test rows fell by")
+    assert page.first_view_s < 60  # measured alone: see docs/experiments.md
 
 
 def test_no_text_of_the_data_becomes_part_of_the_page(page):
@@ -172,7 +183,7 @@ def test_no_text_of_the_data_becomes_part_of_the_page(page):
 def test_moving_the_rank_changes_the_count_of_parameters(page):
     before = fact(page, "Trained parameters")
     knob(page, "rank").press("ArrowRight")
-    wait_for(lambda: fact(page, "Trained parameters") != before, 20)
+    wait_for(lambda: fact(page, "Trained parameters") != before)
     shape_sum = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
     assert fact(page, "Trained parameters") == f"{6 * 2 * shape_sum:,}"
 
@@ -192,7 +203,7 @@ def test_a_slider_move_takes_little_of_the_server(page, server):
         knob(page, "rank").press("ArrowLeft" if number % 2 else "ArrowRight")
         while not any("completed-run" in frame for frame in page.heard):
             page.wait_for_timeout(5)
-            assert time.monotonic() < started + 20
+            assert time.monotonic() < started + PATIENCE
         waited.append(time.monotonic() - started)
         taken.append(spent() - before)
     print(f"server p95 {sorted(taken)[94]:.3f} s, from key to end p95 {sorted(waited)[94]:.3f} s")
@@ -201,12 +212,12 @@ def test_a_slider_move_takes_little_of_the_server(page, server):
 
 def test_a_training_is_followed_to_its_end_and_its_result_is_shown(page, folder):
     page.get_by_role("button", name="Train with these settings").click()
-    page.wait_for_selector('[data-job="running"]', timeout=30_000)
+    page.wait_for_selector('[data-job="running"]')
     steps = set()
 
     def seen():
-        if page.locator('[data-job] dt:text-is("step") + dd').count():
-            steps.add(page.locator('[data-job] dt:text-is("step") + dd').inner_text())
+        if page.locator('[data-job] dt:text-is("Step") + dd').count():
+            steps.add(page.locator('[data-job] dt:text-is("Step") + dd').inner_text())
         assert page.locator('[data-job="failed"]').count() == 0, page.inner_text("[data-job]")
         return page.locator('[data-job="done"]').count()
 
@@ -215,7 +226,7 @@ def test_a_training_is_followed_to_its_end_and_its_result_is_shown(page, folder)
     assert page.locator("[data-job] svg.mc-chart").count() == 1
     path, stage = runs_of(folder)[-1]
     assert stage == "done"
-    page.wait_for_selector(f"text=Shown is the run {path.name}", timeout=20_000)
+    page.wait_for_selector(f"text=Shown is the run {path.name}")
 
 
 def test_moving_a_slider_loses_no_result(page, folder):
@@ -231,31 +242,32 @@ def test_switching_the_language_keeps_the_result_and_the_sliders(page, folder):
     rank = knob(page, "rank").get_attribute("aria-valuenow")
     path, _ = runs_of(folder)[-1]
     page.get_by_text("中文", exact=True).first.click()
-    page.wait_for_selector("text=教小模型学会医学推理", timeout=20_000)
-    page.wait_for_selector(f"text=这里展示的是运行 {path.name}", timeout=20_000)
+    page.wait_for_selector("text=教小模型学会医学推理")
+    page.wait_for_selector(f"text=这里展示的是运行 {path.name}")
     assert knob(page, "rank").get_attribute("aria-valuenow") == rank
     assert page.locator('[data-job="done"]').count() == 1
     assert len(runs_of(folder)) == 1
     page.get_by_text("English", exact=True).first.click()
-    page.wait_for_selector("text=Teach a small model", timeout=20_000)
+    page.wait_for_selector("text=Teach a small model")
 
 
 def test_a_second_visitor_waits_and_cancelling_keeps_what_was_learnt(page, browser, server, folder):
     knob(page, "length").press("End")
-    wait_for(lambda: fact(page, "Steps") == "1,000,000", 20)
+    wait_for(lambda: fact(page, "Steps") == "1,000,000")
     page.get_by_role("button", name="Train with these settings").click()
     wait_for(
         lambda: len(runs_of(folder)) == 2 and (runs_of(folder)[-1][0] / "events.jsonl").exists(), 60
     )
     other = browser.new_context().new_page()
+    other.set_default_timeout(1000 * PATIENCE)
     other.goto(server[0])
-    other.wait_for_selector("#next", timeout=60_000)
+    wait_until_whole(other)
     assert other.get_by_role("button", name="Cancel", exact=True).count() == 0
     other.get_by_role("button", name="Train with these settings").click()
-    other.wait_for_selector("text=another training or answer is running", timeout=20_000)
+    other.wait_for_selector("text=another training or answer is running")
     other.context.close()
     page.get_by_role("button", name="Cancel", exact=True).click()
-    page.wait_for_selector('[data-job="cancelled"]', timeout=60_000)
+    page.wait_for_selector('[data-job="cancelled"]')
     path, stage = runs_of(folder)[-1]
     assert stage == "cancelled"
     assert (path / "adapter" / "adapter_model.safetensors").exists()
@@ -264,11 +276,11 @@ def test_a_second_visitor_waits_and_cancelling_keeps_what_was_learnt(page, brows
 
 def test_a_wrong_setting_is_explained_and_the_page_goes_on(page):
     knob(page, "max_length").press("Home")
-    page.wait_for_selector("text=That does not work", timeout=20_000)
-    assert page.get_by_text("a length that keeps some rows").count() >= 1
+    page.wait_for_selector("text=That does not work")
+    assert page.get_by_text("or more: the shortest row has so many tokens").count() >= 1
     for _ in range(9):
         knob(page, "max_length").press("ArrowRight")
-    wait_for(lambda: page.get_by_text("That does not work").count() == 0, 20)
+    wait_for(lambda: page.get_by_text("That does not work").count() == 0)
 
 
 def test_nothing_was_asked_of_any_other_host(page, server):

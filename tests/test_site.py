@@ -3,12 +3,13 @@
 import functools
 import http.server
 import re
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 from fakes import make_tiny_model
-from test_app_browser import CHROMIUM, FLAGS, SECTIONS
+from test_app_browser import CHROMIUM, FLAGS, PATIENCE, SECTIONS, wait_until_whole
 
 from medcot.errors import InputError, RunFailed
 from medcot.history import bundled_run
@@ -81,6 +82,10 @@ def test_a_finished_run_is_published_without_training(tmp_path):
 def test_a_run_that_is_none_and_a_page_without_a_session_are_refused(tmp_path):
     with pytest.raises((InputError, RunFailed)):
         build_site(tmp_path / "pages", tmp_path / "nowhere")
+    shutil.copytree(bundled_run("en").path, tmp_path / "half")
+    (tmp_path / "half" / "report.json").unlink()
+    with pytest.raises(RunFailed, match="without a report"):
+        build_site(tmp_path / "pages", tmp_path / "half")
     with pytest.raises(RunFailed, match="no session"):
         read_session("<html></html>")
 
@@ -131,12 +136,13 @@ def test_every_page_is_whole_without_a_network(browser, server, site, name, widt
         refused.append(route.request.url)
         return route.abort()
 
+    context.set_default_timeout(1000 * PATIENCE)
     context.route("**/*", only_own)
     page = context.new_page()
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
     page.goto(address)
-    page.wait_for_selector("#next", timeout=60_000)
+    wait_until_whole(page)
     page.wait_for_timeout(500)
     assert refused == []
     assert problems == []

@@ -107,9 +107,14 @@ def test_every_sentence_of_the_planner_is_said_in_chinese_too():
                     for change in changes:
                         config = make_config(preset, change)
                         shape = model_shape(config)
-                        plan = attempt(make_plan, config, machine_here, shape, 500, 788, 2048).value
-                        said |= {*plan.reasons, *plan.warnings} if plan else set()
+                        planned = attempt(make_plan, config, machine_here, shape, 500, 788, 2048)
+                        if planned.failure:
+                            said |= {planned.failure.what, planned.failure.remedy}
+                        else:
+                            said |= {*planned.value.reasons, *planned.value.warnings}
     assert len(said) > 40
+    # An option with its value and a command are the same in every language.
+    said = {one for one in said if not re.fullmatch(r"--[a-z-]+ \w+|pip install \S+", one)}
     missing = [one for one in said if not re.search("[\u4e00-\u9fff]", in_language(one, "zh"))]
     assert missing == []
     assert "weights" not in "".join(in_language(one, "zh") for one in said)
@@ -189,3 +194,11 @@ def test_two_runs_are_compared_by_what_differs():
 
 def test_a_table_without_a_head_has_none():
     assert "<thead" not in table(["", ""], [("a", "b")])
+
+
+def test_a_run_is_laid_beside_the_bundled_one_of_its_language_and_never_beside_itself():
+    english, chinese = (history.bundled_run(language) for language in ("en", "zh"))
+    own = replace(english, name="mine", path=Path("mine"))
+    assert history.companion(own).name == english.name
+    assert history.companion(english).name == chinese.name
+    assert history.companion(chinese).name == english.name

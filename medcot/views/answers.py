@@ -120,10 +120,10 @@ def _main_text(reply: Reply) -> str:
 def _state(reply: Reply, language: str) -> str:
     """How the answer ended, where that is not as it should be."""
     lines: list[str] = []
-    if not reply["closed"]:
-        lines.append(say("not_closed", language))
     if not reply["finished"]:
         lines.append(say("cut_off", language, tokens=reply["tokens"]))
+    if not reply["closed"]:
+        lines.append(say("not_closed", language))
     return "".join(f'<p class="mc-state">{text(line)}</p>' for line in lines)
 
 

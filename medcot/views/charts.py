@@ -13,7 +13,9 @@ from medcot.views.words import say
 
 INK = "currentColor"
 HUES = ("#3b82c4", "#d9822b", "#3a9d6e", "#b45fb0", "#8a8f98", "#c9514b")
-WIDTH, HEIGHT = 520, 210
+WIDTH, HEIGHT = 380, 180
+"""Small, so that its letters can be read when a phone scales the figure down."""
+
 POINTS = 300
 """Points of one curve; more of them cannot be told apart."""
 
@@ -48,6 +50,10 @@ def _with_ink(specification: dict[str, Any]) -> dict[str, Any]:
         "labelFontSize": 13,
         "titleFontSize": 13,
         "titleFontWeight": "normal",
+        "titlePadding": 10,
+        "labelFlush": False,
+        "labelOverlap": True,
+        "labelSeparation": 6,
     }
     legend = {"labelColor": INK, "titleColor": INK, "labelFontSize": 13, "orient": "top"}
     own = {
@@ -55,6 +61,8 @@ def _with_ink(specification: dict[str, Any]) -> dict[str, Any]:
         "legend": legend,
         "view": {"stroke": None},
         "font": "system-ui, sans-serif",
+        # The page's own font may be wider than the one that the labels were measured with.
+        "padding": {"left": 14, "right": 8, "top": 5, "bottom": 5},
     }
     return specification | {"config": specification.get("config", {}) | own}
 
@@ -64,13 +72,16 @@ def draw_lengths(lengths: tuple[int, ...], longest: int, language: str) -> str:
     """How long the rows are in tokens, against the longest allowed."""
     import altair as alt
 
+    # Where the limit lies below every row, the bars reach down to it, so that both can be seen.
+    low, high = min(*lengths, longest), max(lengths)
+    bins = alt.Bin(maxbins=24, extent=[low, high]) if low < high else alt.Bin(maxbins=24)
     values = [{"tokens": length, "kept": length <= longest} for length in lengths]
     over = sum(not one["kept"] for one in values)
     bars = (
         alt.Chart(alt.Data(values=values))
         .mark_bar()
         .encode(
-            x=alt.X("tokens:Q", bin=alt.Bin(maxbins=24), title=say("tokens_per_row", language)),
+            x=alt.X("tokens:Q", bin=bins, title=say("tokens_per_row", language)),
             y=alt.Y("count()", title=say("rows", language)),
             color=alt.Color(
                 "kept:N",
@@ -91,25 +102,27 @@ def draw_lengths(lengths: tuple[int, ...], longest: int, language: str) -> str:
 
 
 def draw_loss(events: Sequence[Mapping[str, Any]], language: str, steps: int = 0) -> str:
-    """Training loss by step; the axis already reaches to the last step."""
+    """Training loss by step; the axis reaches to the last of ``steps`` once a tenth is done."""
     import altair as alt
 
     chart = loss_chart([dict(event) for event in _thinned(events)])
     if chart is None:
         return ""
-    scale = alt.Scale(domain=[0, max(steps, events[-1]["step"], 1)], nice=False)
+    done = events[-1]["step"]
+    # Of a long run so much that its first steps can be seen.
+    scale = alt.Scale(domain=[0, max(min(steps, 10 * done), done, 1)], nice=False)
     chart = chart.encode(
         x=alt.X(
             "step:Q",
             title=say("step", language),
             scale=scale,
-            axis=alt.Axis(tickMinStep=1, format="d"),
+            axis=alt.Axis(tickMinStep=1, format=",d"),
         ),
         y=alt.Y("loss:Q", title=say("loss_axis", language), scale=alt.Scale(zero=False)),
     )
     first, last = events[0]["loss"], events[-1]["loss"]
     alt_text = say("loss_alt", language, first=f"{first:.2f}", last=f"{last:.2f}", n=len(events))
-    return draw(chart, alt_text)
+    return draw(chart, alt_text, say("loss_caption", language))
 
 
 def _thinned(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -58,7 +58,8 @@ def _say_loss(report: Report, language: str) -> str:
     key = "fell" if paired["difference"] < 0 else "rose"
     key = "same" if paired["difference"] == 0 else key
     low, high = paired["low"], paired["high"]
-    span = say("span", language, low=f"{low:+.3f}", high=f"{high:+.3f}") if low is not None else ""
+    ends = {} if low is None else {"low": _change("nll", low), "high": _change("nll", high)}
+    span = say("span", language, **ends) if ends else ""
     return say(
         f"loss_{key}", language, by=f"{abs(paired['difference']):.3f}", n=paired["n"], span=span
     )
@@ -71,7 +72,8 @@ def _say_choice(report: Report, language: str) -> str:
     before, after = (_percent(report[side]["mcq"]["accuracy"]) for side in ("before", "after"))
     chance = list(report["chance"].values())
     guess = _percent(sum(chance) / len(chance)) if chance else ""
-    return say("choice", language, before=before, after=after, n=paired["n"], guess=guess)
+    key = "choice_same" if before == after else "choice"
+    return say(key, language, before=before, after=after, n=paired["n"], guess=guess)
 
 
 def show_comparison(report: Report, language: str) -> str:
@@ -202,8 +204,11 @@ def _value(name: str, value: float | None) -> str:
 
 def _change(name: str, value: float) -> str:
     if name == "nll":
-        return f"{value:+.3f}"
-    return f"{value:+.0f}" if name.endswith("tokens") else f"{100 * value:+.1f}"
+        written = f"{value:+.3f}"
+    else:
+        written = f"{value:+.0f}" if name.endswith("tokens") else f"{100 * value:+.1f}"
+    # A zero has no sign, and a minus is as wide as a plus.
+    return written.replace("-", "−") if written.strip("+-0.") else written[1:]
 
 
 def _size(name: str, value: float, language: str) -> str:

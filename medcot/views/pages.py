@@ -14,6 +14,7 @@ from medcot.views.answers import disclaimer
 from medcot.views.markup import callout, code, heading, localized, paragraphs, small, table, text
 from medcot.views.prose import Prose, list_sections
 from medcot.views.rows import show_failure
+from medcot.views.sentences import in_language
 from medcot.views.training import describe_sending
 from medcot.views.words import duration, explain, say
 
@@ -103,6 +104,7 @@ def command(value: str) -> mo.Html:
 def which_run(run: RunRecord, language: str) -> mo.Html:
     """Which run a section shows."""
     key = "bundled_run" if run.bundled else "shown_run"
+    key = key if run.report else "unscored_run"
     said = say(key, language, name=run.name, steps=len(run.events))
     return mo.Html(localized(small(said), language))
 
@@ -119,10 +121,20 @@ def plain(value: str, language: str) -> mo.Html:
 
 def training_time(plan: Plan | None, machine: str, language: str) -> mo.Html | None:
     """How long the button below it takes, where the plan is that of this machine."""
-    if plan is None or machine != "here":
+    if machine != "here":
+        return plain(say("train_here", language, machine=machine), language)
+    if plan is None:
         return None
     time = duration(plan.time_s["total"], language)
     return plain(say("train_takes", language, time=time), language)
+
+
+def reason(preset: str, why: str, language: str) -> mo.Html | None:
+    """Why the page starts with the preset that it starts with, where nobody named one."""
+    if not why:
+        return None
+    said = say("preset_why", language, preset=preset, why=in_language(why, language))
+    return plain(said, language)
 
 
 def knobs(elements: Mapping[str, Any], names: Sequence[str], language: str) -> mo.Html:

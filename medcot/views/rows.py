@@ -162,9 +162,10 @@ def _leaked(leaks: Sequence[Leak], language: str) -> list[tuple[str, str]]:
 def show_failure(failure: Failure, language: str) -> str:
     """An error as a note with what to do; everything else on the page goes on."""
     title = say(f"failure_{failure.kind}", language)
-    lines = [f"{failure.where}: {failure.what}" if failure.where else failure.what]
-    if failure.remedy:
-        lines.append(say(f"remedy_{failure.kind}", language, remedy=failure.remedy))
+    what, remedy = (in_language(said, language) for said in (failure.what, failure.remedy))
+    lines = [f"{failure.where}: {what}" if failure.where else what]
+    if remedy:
+        lines.append(say(f"remedy_{failure.kind}", language, remedy=remedy))
     return callout("bad", title, "".join(paragraph(line) for line in lines))
 
 

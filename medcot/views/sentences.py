@@ -1,4 +1,4 @@
-"""The planner's and the data layer's own sentences in Chinese; a test sees that none is missing.
+"""The engine's own sentences in Chinese; a test sees that none of the planner's is missing.
 
 They are made in English where they are decided, with the numbers in them. A sentence that is not
 known here is shown as it is.
@@ -53,6 +53,69 @@ _CHINESE = {
     r"About (\d+) hours: a Kaggle session ends after 12\.": (
         r"大约 \1 小时：Kaggle 的会话最长 12 小时。"
     ),
+    r"no GPU was found": "没有找到 GPU",
+    r"(.+) with (\d+) GiB was found": r"找到了 \1，显存 \2 GiB",
+    r"(.+) with (\d+) GiB was found, which is too little for the 8B model": (
+        r"找到了 \1，显存只有 \2 GiB，放不下 8B 模型"
+    ),
+    r"(.+) \(compute capability ([\d.]+)\) is too old for training": (
+        r"\1（计算能力 \2）太旧，不能用于训练"
+    ),
+    # What went wrong, and what to do.
+    r"(.+), at least ([\d.]+) GiB of ([\d.]+) GiB usable (GPU memory|RAM)": (
+        r"\1 至少需要 \2 GiB，而可用的\4只有 \3 GiB"
+    ),
+    r"a smaller model such as --model (\S+), or --preset demo": (
+        r"换一个更小的模型，例如 --model \1，或者使用 --preset demo"
+    ),
+    r"(--\S+ \S+) or (--\S+ \S+)": r"\1 或者 \2",
+    r"(--\S+ \S+) or (--\S+ \S+) or (--\S+ \S+)": r"\1、\2 或者 \3",
+    r"a larger machine, or --model (\S+) \(--preset demo\)": (
+        r"换一台更大的机器，或者 --model \1（--preset demo）"
+    ),
+    r"a machine with more memory": "内存更大的机器",
+    r"a CUDA GPU, or --preset demo": "CUDA GPU，或者使用 --preset demo",
+    r"(.+) without a CUDA GPU": r"\1：这里没有 CUDA GPU",
+    r"(.+) without bitsandbytes": r"\1：没有安装 bitsandbytes",
+    r"(.+) which is not installed": r"\1：没有安装",
+    r"(pip install \S+), or (--\S+ \S+)": r"\1，或者 \2",
+    r"(\d+) or more: the shortest row has so many tokens": r"不小于 \1：最短的一行有这么多词元",
+    r"rows whose questions the evaluation does not hold too": "不与评测题重复的数据",
+    r"a whole number from (\d+) to (\d+)": r"从 \1 到 \2 的整数",
+    r"a multiple of the (\d+) processes that train side by side": (
+        r"\1 的倍数：有 \1 个进程同时训练"
+    ),
+    r"no connection to the hub": "连不上 Hugging Face",
+    r"a hub name, with HF_HUB_OFFLINE=1": "这是 Hugging Face 上的名称，但设置了 HF_HUB_OFFLINE=1",
+    r"a network, a local f(?:ile|older),? or --preset demo, which needs neither": (
+        "可用的网络、本地文件，或者两者都不需要的 --preset demo"
+    ),
+    r"no such file": "没有这个文件",
+    r"an existing (.+) file": r"一个存在的文件（\1）",
+    r"a folder that exists, a hub name \(owner/model\) or (\S+)": (
+        r"存在的文件夹、Hugging Face 上的名称（owner/model）或 \1"
+    ),
+    r"it does not fit into memory\.": "内存放不下。",
+    r"memory ran out\.": "内存用尽了。",
+    r"one row does not fit into memory\.": "一行数据内存也放不下。",
+    r"Try --quantization 4bit\.": "试试 --quantization 4bit。",
+    r"Try --quantization 4bit or a shorter --max-length\.": (
+        "试试 --quantization 4bit，或者更小的 --max-length。"
+    ),
+    r"Try a shorter --max-length, a smaller --rank or --quantization 4bit, then --resume\.": (
+        "试试更小的 --max-length、更小的 --rank 或 --quantization 4bit，然后 --resume。"
+    ),
+    r"error\.json has the details; --resume goes on\.": "详情见 error.json；--resume 可以继续。",
+    r"another training or answer is running on this server\.": (
+        "这台服务器上正在训练或回答别的问题。"
+    ),
+    r"Wait until it has ended, or cancel it where it was started\.": (
+        "等它结束，或者在启动它的页面上取消。"
+    ),
+    r"there is no training of yours to go on with\.": "没有可以继续的训练。",
+    r"Start one\.": "开始一次训练。",
+    r"an empty text": "空白的内容",
+    r"a question": "一个问题",
     r"same question as (.+), and answer": r"问题和答案都与 \1 相同",
     r"same question as (.+), with another answer": r"问题与 \1 相同，答案不同",
 }
@@ -69,6 +132,8 @@ _WORDS = {
     "4-bit weights": "4 位权重",
     "Recomputing activations": "重新计算激活值",
     "recomputing activations": "重新计算激活值",
+    "GPU memory": "显存",
+    "RAM": "内存",
     "Keeping all activations": "保留全部激活值",
     "keeping all activations": "保留全部激活值",
 }

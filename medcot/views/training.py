@@ -21,17 +21,15 @@ def show_job(job: Job, language: str) -> str:
     parts = [_ending(job, language) if job.state != "running" else _stage(job, language)]
     if job.events:
         last = job.events[-1]
-        parts.append(
-            facts(
-                [
-                    (say("step", language), f"{last.step:,} / {last.steps:,}"),
-                    (say("loss", language), f"{last.loss:.3f}"),
-                    (say("time_left", language), duration(last.eta_s, language)),
-                    (say("tokens_per_second", language), f"{last.tokens_per_second:,.0f}"),
-                    (say("memory", language), f"{last.memory_gib:.1f} GiB"),
-                ]
-            )
-        )
+        told = [
+            (say("step_now", language), f"{last.step:,} / {last.steps:,}"),
+            (say("loss", language), f"{last.loss:.3f}"),
+            (say("tokens_per_second", language), f"{last.tokens_per_second:,.0f}"),
+            (say("memory", language), f"{last.memory_gib:.1f} GiB"),
+        ]
+        if job.state == "running":
+            told.insert(2, (say("time_left", language), duration(last.eta_s, language)))
+        parts.append(facts(told))
         events = [asdict(event) for event in job.events]
         parts.append(draw_loss(events, language, steps=last.steps))
     if job.lines and job.state == "running":

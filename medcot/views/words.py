@@ -31,9 +31,11 @@ def explain(field: str, language: str) -> str:
 
 
 def duration(seconds: float, language: str) -> str:
-    """A time as a person says it: seconds, minutes or hours."""
+    """A time as a person says it: seconds, minutes, hours or days."""
     if seconds < 90:
         return say("seconds", language, n=f"{seconds:.0f}")
     if seconds < 5400:
         return say("minutes", language, n=f"{seconds / 60:.0f}")
-    return say("hours", language, n=f"{seconds / 3600:.1f}")
+    if seconds < 48 * 3600:
+        return say("hours", language, n=f"{seconds / 3600:.1f}")
+    return say("days", language, n=f"{seconds / 86400:,.0f}")
