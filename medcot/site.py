@@ -195,7 +195,7 @@ def read_cell(cell: Cell, source: Cell, language: Language) -> Iterator[str]:
         RunFailed: the cell failed.
     """
     if not source["config"]["hide_code"]:
-        title = f"{say('code_below', language)}: {source['name']}"
+        title = say("code_of", language, name=source["name"])
         yield localized(details(title, code(source["code"]), opened=True), "en")
     for output in cell["outputs"]:
         if output["type"] == "error":
@@ -241,6 +241,7 @@ main { display: flex; flex-direction: column; gap: 0.9rem; }
 body * { box-sizing: border-box; }
 .mc-cell { min-width: 0; }
 a { color: var(--mc-blue); }
+.mc-text, .mc-tokens { max-height: none; }
 """
 
 

@@ -47,7 +47,8 @@ def show_verdict(report: Report, language: str) -> str:
 
 def _verdict(name: str, verdict: str, sentence: str, language: str) -> str:
     key = verdict.replace(" ", "_")
-    title = f"{say(f'measure_{name}', language)}: {say(f'verdict_{key}', language)}"
+    measure, found = say(f"measure_{name}", language), say(f"verdict_{key}", language)
+    title = say("found", language, measure=measure, found=found)
     return callout(_KINDS[verdict], title, paragraph(sentence))
 
 
