@@ -21,7 +21,19 @@ from medcot.flags import config_flags, resolve_flags
 from medcot.hardware import named_machine
 from medcot.remote.account import Account, connect
 from medcot.remote.build import FOLDER, Kernel, build, owner_of_this_machine
-from medcot.remote.flags import kernel_flags, take_wishes
+from medcot.remote.flags import (
+    AGAIN,
+    FOLLOW,
+    INTERVAL,
+    JSON,
+    OUT,
+    OWNER,
+    PATIENCE,
+    InOrder,
+    kernel_flags,
+    name_flags,
+    take_wishes,
+)
 from medcot.remote.job import Finish, probe_secrets, run_on_kaggle, take
 from medcot.remote.leaks import Redactor, known_secrets
 from medcot.remote.patience import Patience
@@ -31,22 +43,20 @@ from medcot.remote.wait import Ending, ending_of, wait
 from medcot.rundir import RunDirectory, new_run_path, newest_run
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-OWNER = click.option("--owner", metavar="NAME", help="Kaggle user name (default: the account's)")
-OUT = click.option("--out", metavar="DIR", help="run directory (default: the newest in runs/)")
-JSON = click.option("--json", "as_json", is_flag=True, help="print facts as JSON")
-AGAIN = click.option("--again", is_flag=True, help="push the same bundle once more")
-FOLLOW = click.option("--follow/--no-follow", default=True, help="show the live log")
-INTERVAL = click.option(
-    "--interval", default=20.0, show_default=True, help="seconds between questions"
-)
-PATIENCE = click.option(
-    "--patience", default=30.0, show_default=True, help="minutes to bear no answer"
-)
 
 
-@click.group(context_settings=SETTINGS)
+@click.group(cls=InOrder, context_settings=SETTINGS)
 def cli() -> None:
-    """Run medcot on Kaggle's free GPUs."""
+    """Run medcot on Kaggle's free GPUs.
+
+    \b
+    python kaggle/push.py secrets                  once: which secrets the kernel is given
+    python kaggle/push.py run --preset kaggle-t4   there and back; the same again goes on
+
+    Needs a Kaggle account with a verified phone number and an API token: kaggle/README.md. Exit
+    codes: 0 done, 1 failed, 2 wrong input, 3 cancelled on Kaggle, 4 out of time, 130 interrupted
+    here. Generated answers are research output, not medical advice.
+    """
 
 
 @config_flags()
@@ -126,7 +136,10 @@ def fetch_command(out: str | None, patience: float, as_json: bool) -> None:
 @INTERVAL
 @PATIENCE
 def run_command(owner: str | None, patience: float, **flags: Any) -> None:
-    """Build, push, wait and fetch; called again, it takes up where it was."""
+    """All of it: build, push, wait, fetch.
+
+    Called again with the same --out it takes up where it was.
+    """
     wishes = take_wishes(flags)
     until_done, again, follow, interval = (
         flags.pop(name) for name in ("until_done", "again", "follow", "interval")
@@ -151,17 +164,21 @@ def run_command(owner: str | None, patience: float, **flags: Any) -> None:
 
 
 @cli.command("secrets")
-@kernel_flags
-@OUT
+@name_flags
+@click.option("--out", metavar="DIR", default="runs/kaggle-secrets", show_default=True)
 @INTERVAL
 @PATIENCE
 @JSON
 def secrets_command(
-    out: str | None, interval: float, patience: float, as_json: bool, **flags: Any
+    out: str, interval: float, patience: float, as_json: bool, **flags: Any
 ) -> None:
-    """Ask the kernel which secrets it is given: a short CPU session, no GPU quota."""
+    """Ask the kernel which secrets it gets.
+
+    A version of the kernel that runs for about a minute on a CPU and costs no GPU quota. What is
+    not attached has to be ticked on the kernel's page; the address is printed.
+    """
     wishes = take_wishes(flags)
-    config, run, _ = choose_run({"preset": "kaggle-t4", "out": out or "runs/kaggle-secrets"})
+    config, run, _ = choose_run({"preset": "kaggle-t4", "out": out})
     account, say = sign_in(patience), speaker(as_json)
     lines = probe_secrets(account, run, config, wishes, say, interval)
     for line in lines:

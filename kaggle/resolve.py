@@ -54,12 +54,12 @@ def would_install(inside: Path, pins: str = "") -> dict[str, str]:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join([*lines, pins]) + "\n")
         file.flush()
-        plan = _pip(inside, ["-c", file.name, *_wanted()])
+        plan = _pip(inside, ["-c", file.name, *wanted()])
     found = {entry["metadata"]["name"]: entry["metadata"]["version"] for entry in plan}
     return {name.lower().replace("_", "-"): version for name, version in sorted(found.items())}
 
 
-def _wanted() -> list[str]:
+def wanted() -> list[str]:
     """The package's requirements with the extras that a GPU kernel uses."""
     lines = []
     for line in requirements():

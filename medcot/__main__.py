@@ -174,12 +174,13 @@ def data_command(source: str, as_json: bool, **options: str) -> None:
 
 
 @cli.command("doctor")
+@click.option("--online", is_flag=True, help="ask Kaggle for the account's GPU hours, too")
 @JSON
-def doctor_command(as_json: bool) -> None:
+def doctor_command(online: bool, as_json: bool) -> None:
     """What this machine can do, and what is missing."""
     from medcot.doctor import describe_findings, examine_machine
 
-    findings = examine_machine()
+    findings = examine_machine(online=online)
     if as_json:
         return _print_json([asdict(finding) for finding in findings])
     for line in describe_findings(findings):

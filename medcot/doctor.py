@@ -1,4 +1,4 @@
-"""What this machine can do, and what is missing. No torch, no network, and no secret is shown."""
+"""What this machine can do, and what is missing. No torch, no network unless asked, no secrets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -16,6 +16,7 @@ from medcot.accounts import has_hub_token, has_wandb_login
 from medcot.bundled import PACKAGE, cache_folder, find_gguf
 from medcot.gpus import capability, is_usable, supports_bf16
 from medcot.hardware import Machine, choose_preset, detect_machine, torch_cuda_version
+from medcot.remote.login import find_login
 
 Status = Literal["ok", "missing", "problem"]
 
@@ -48,8 +49,8 @@ class Finding:
     remedy: str = ""
 
 
-def examine_machine(machine: Machine | None = None) -> list[Finding]:
-    """Everything that decides what can be run here."""
+def examine_machine(machine: Machine | None = None, *, online: bool = False) -> list[Finding]:
+    """Everything that decides what can be run here; ``online`` asks Kaggle after the account."""
     machine = machine or detect_machine()
     return [
         _python(),
@@ -61,7 +62,7 @@ def examine_machine(machine: Machine | None = None) -> list[Finding]:
         *_disks(),
         _bundled_model(),
         *_optional_packages(),
-        *_accounts(),
+        *_accounts(online),
     ]
 
 
@@ -201,7 +202,7 @@ def _optional_packages() -> Iterator[Finding]:
             yield Finding(name, "missing", f"without it {loss}", remedy)
 
 
-def _accounts() -> Iterator[Finding]:
+def _accounts(online: bool) -> Iterator[Finding]:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         detail = "HF_HUB_OFFLINE is set: only what the cache has"
         yield Finding("hub", "missing", detail, "unset HF_HUB_OFFLINE")
@@ -215,27 +216,19 @@ def _accounts() -> Iterator[Finding]:
     else:
         detail = "no login: runs are kept offline or untracked"
         yield Finding("W&B", "missing", detail, "set WANDB_API_KEY or run `wandb login`")
-    found = kaggle_login(os.environ)
-    if found:
-        yield Finding("Kaggle", "ok", f"signed in by {found} (checked when used)")
-    else:
-        detail = "no login: nothing can be pushed"
-        yield Finding(
-            "Kaggle", "missing", detail, "run `kaggle auth login` or set KAGGLE_API_TOKEN"
-        )
+    yield _kaggle(online)
 
 
-def kaggle_login(environment: Mapping[str, str]) -> str:
-    """Where the Kaggle client will find credentials: a variable's name or a file, or ""."""
-    if environment.get("KAGGLE_API_TOKEN", "").strip():
-        return "KAGGLE_API_TOKEN"
-    if all(environment.get(name, "").strip() for name in ("KAGGLE_USERNAME", "KAGGLE_KEY")):
-        return "KAGGLE_KEY"
-    home = Path(environment.get("HOME") or Path.home())
-    xdg = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
-    chosen = environment.get("KAGGLE_CONFIG_DIR")
-    for folder in [Path(chosen)] if chosen else [home / ".kaggle", xdg / "kaggle"]:
-        for name in ("kaggle.json", "access_token", "credentials.json"):
-            if (folder / name).is_file():
-                return str(folder / name)
-    return ""
+def _kaggle(online: bool) -> Finding:
+    """The login that was found; with ``online`` what Kaggle itself says of it."""
+    found = find_login()
+    if found is None:
+        remedy = "run `kaggle auth login` or set KAGGLE_API_TOKEN"
+        return Finding("Kaggle", "missing", "no login: nothing can be pushed", remedy)
+    if online:
+        from medcot.remote.job import check_account
+
+        check = check_account()
+        return Finding("Kaggle", "ok" if check.ready else "problem", check.line)
+    whose = f" as {found.user}" if found.user else ""
+    return Finding("Kaggle", "ok", f"login found{whose}, {found.where} (--online asks Kaggle)")

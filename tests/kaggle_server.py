@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +38,8 @@ class Fault:
     """Bytes of a file, or events of a log, after which the connection ends."""
     carry_out: bool = False
     """Do what was asked and lose the answer."""
+    silent_s: float = 0.0
+    """Say nothing for so long before that."""
     name_contains: str = ""
 
 
@@ -55,6 +58,7 @@ class KaggleServer:
         self.received: list[bytes] = []
         self.file_headers: list[dict[str, str]] = []
         self.hours_used, self.hours_reserved = 3.0, 0.0
+        self.names_quota = True
         self.page_size = 100
         self.start: Callable[[Session], None] = Session.run
         """What happens to a pushed script: by default it is run in a process of its own."""
@@ -131,6 +135,8 @@ class KaggleServer:
         return 200, {"active": True, "username": USER} if known else {}
 
     def _get_accelerator_quota_statistics(self, _: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if not self.names_quota:
+            return 200, {"gpuQuota": {}}
         return 200, {
             "quotaRefreshTime": "2026-11-28T00:00:00Z",
             "gpuQuota": {
@@ -269,12 +275,16 @@ def _handler(server: KaggleServer) -> type[BaseHTTPRequestHandler]:
             if not self._signed_in(name):
                 return self._send(401, {"code": 401, "message": "Unauthenticated"})
             fault = server.take_fault(name)
+            if fault and fault.silent_s and not fault.carry_out:
+                time.sleep(fault.silent_s)
+                return self._hang_up()
             if fault and not fault.carry_out:
                 if fault.cut_after is not None:
                     return self._hang_up()
                 return self._send(fault.status, fault.body or _error(fault), fault.headers)
             status, answer = server.answer(name, body)
             if fault and fault.status == 200 and fault.body is None:
+                time.sleep(fault.silent_s)
                 return self._hang_up()
             if fault:
                 return self._send(fault.status, answer | (fault.body or _error(fault)))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from medcot import doctor
-from medcot.doctor import Finding, describe_findings, examine_machine, kaggle_login
+from medcot.doctor import Finding, describe_findings, examine_machine
 from medcot.hardware import Gpu, Machine, named_machine
 
 LAPTOP = Machine((), 4, 12.0, "Linux x86_64")
@@ -106,20 +106,6 @@ def test_hub_tokens_are_found_by_either_name(name: str, monkeypatch: pytest.Monk
 def test_offline_mode_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE" in finding("hub").detail
-
-
-def test_kaggle_credentials_are_found_in_environment_and_files(tmp_path: Path) -> None:
-    home = {"HOME": str(tmp_path)}
-    assert kaggle_login(home) == ""
-    assert kaggle_login(home | {"KAGGLE_API_TOKEN": "t"}) == "KAGGLE_API_TOKEN"
-    assert kaggle_login(home | {"KAGGLE_USERNAME": "u"}) == ""
-    assert kaggle_login(home | {"KAGGLE_USERNAME": "u", "KAGGLE_KEY": "k"}) == "KAGGLE_KEY"
-    for folder in (".kaggle", ".config/kaggle"):
-        path = tmp_path / folder / "kaggle.json"
-        path.parent.mkdir(parents=True)
-        path.write_text("{}")
-        assert kaggle_login(home) == str(path)
-        path.unlink()
 
 
 def test_no_secret_is_ever_shown(monkeypatch: pytest.MonkeyPatch, scratch_home: Path) -> None:

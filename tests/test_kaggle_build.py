@@ -213,7 +213,8 @@ def test_a_source_over_the_limit_is_refused_with_what_to_do() -> None:
     [
         (Wishes(limit_s=13 * 3600), "--hours"),
         (Wishes(limit_s=60), "--hours"),
-        (Wishes(limit_s=3600, margin_s=3000), "--margin"),
+        (Wishes(limit_s=3600, margin_s=3000), "--margin: got 50; needs 1 minute to half"),
+        (Wishes(margin_s=0), "--margin: got 0"),
     ],
 )
 def test_impossible_sessions_are_refused(wishes: Wishes, says: str, run: RunDirectory) -> None:
@@ -224,7 +225,7 @@ def test_impossible_sessions_are_refused(wishes: Wishes, says: str, run: RunDire
 
 @pytest.mark.parametrize(
     ("preset", "shape"),
-    [("demo", ""), ("kaggle-t4", "NvidiaTeslaT4"), ("kaggle-t4x2", "NvidiaTeslaT4Highmem")],
+    [("demo", ""), ("kaggle-t4", "NvidiaTeslaT4"), ("kaggle-t4x2", "NvidiaTeslaT4")],
 )
 def test_each_preset_gets_its_machine(
     preset: str, shape: str, run: RunDirectory, project: Path
@@ -310,6 +311,30 @@ def test_a_planted_token_never_leaves_and_is_never_shown(
         shown = Redactor(known_secrets())(f"error: HTTP 401 for {token} and {json.dumps(token)}")
         assert token not in shown
         assert "[hidden: SOME_API_KEY]" in shown
+
+
+@pytest.mark.parametrize("compression", ["snappy", "zstd"])
+def test_a_token_in_a_compressed_column_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    from pyarrow import table
+    from pyarrow.parquet import write_table
+
+    token = "correct-horse-battery-staple"
+    rows = [f"row {number}: why?" for number in range(50)]
+    file = tmp_path / "rows.parquet"
+    write_table(table({"Question": [*rows, f"why {token}?"]}), file, compression=compression)
+    monkeypatch.setenv("SOME_API_KEY", token)
+    with pytest.raises(InputError, match=r"rows\.parquet, line 51.*the value of SOME_API_KEY"):
+        build(config_with(dataset=str(file)), RunDirectory(tmp_path / "run"), "ann", Wishes())
+    file.write_bytes(b"not parquet at all")
+    with pytest.raises(InputError, match=r"rows\.parquet: got no parquet file"):
+        build(config_with(dataset=str(file)), RunDirectory(tmp_path / "run"), "ann", Wishes())
+
+
+def test_a_token_with_quotes_is_found_in_csv() -> None:
+    secret = Secret("KEY", 'with"quotes"inside')
+    assert find_leaks("rows.csv", '1,"with""quotes""inside"\n', [secret])
 
 
 SHAPED = [

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
+from medcot.doctor import Finding, examine_machine
 from medcot.remote.job import AccountCheck, check_account
+from medcot.remote.login import Login, find_login
 from medcot.remote.wheel import PROJECT
 from medcot.rundir import RunDirectory
+from medcot.sending import look_at_account
 from tests.kaggle_server import KEY, USER, KaggleServer
 from tests.kaggle_session import Session
 from tests.kaggle_stand import end_session, quick_session
@@ -175,14 +178,38 @@ def test_secrets_are_probed_by_one_command(kaggle: KaggleServer, tmp_path: Path)
     assert "WANDB_API_KEY: ok (Kaggle secret, wandb)" in answer.stdout
 
 
+def doctors_finding(*, online: bool = False) -> Finding:
+    return next(one for one in examine_machine(online=online) if one.name == "Kaggle")
+
+
+def test_a_login_is_found_where_kaggles_client_looks_for_it(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path)}
+    assert find_login(home) is None
+    assert find_login(home | {"KAGGLE_USERNAME": "u"}) is None
+    assert find_login(home | {"KAGGLE_API_TOKEN": "t"}) == Login("KAGGLE_API_TOKEN")
+    both = {"KAGGLE_USERNAME": "u", "KAGGLE_KEY": "k"}
+    assert find_login(home | both) == Login("KAGGLE_KEY", "u")
+    for folder in (".kaggle", ".config/kaggle", "chosen"):
+        environ = home | ({"KAGGLE_CONFIG_DIR": str(tmp_path / folder)} if folder[0] != "." else {})
+        path = tmp_path / folder / "kaggle.json"
+        path.parent.mkdir(parents=True)
+        path.write_text('{"username": "bob", "key": "x"}', encoding="utf-8")
+        assert find_login(environ) == Login(str(path), "bob")
+        path.unlink()
+
+
 def test_doctor_and_notebook_learn_of_the_account_in_one_line(
     kaggle: KaggleServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert check_account() == AccountCheck(
-        True, "signed in as ann, 27.0 of 30 GPU hours left this week"
-    )
+    said = "signed in as ann, 27.0 of 30 GPU hours left this week"
+    assert check_account() == look_at_account() == AccountCheck(True, said)
+    assert doctors_finding(online=True) == Finding("Kaggle", "ok", said)
+    asked = len(kaggle.calls)
+    assert doctors_finding().detail == "login found as ann, KAGGLE_KEY (--online asks Kaggle)"
+    assert len(kaggle.calls) == asked
     monkeypatch.setenv("KAGGLE_KEY", "of-somebody-else")
     check = check_account()
+    assert doctors_finding(online=True).detail == check.line
     assert not check.ready
     assert "credentials" in check.line
     assert "of-somebody-else" not in check.line

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from medcot.remote.install import KEPT
 from medcot.remote.wheel import PROJECT
@@ -39,6 +41,13 @@ def test_no_pin_touches_what_the_image_keeps() -> None:
     assert not {"torch", "torchvision", "torchaudio", "triton"} & set(names)
     assert not [name for name in names if name.startswith("nvidia-")]
     assert "torch" in KEPT
+
+
+def test_everything_a_kernel_needs_is_pinned_or_in_the_image(resolve: dict[str, Any]) -> None:
+    known = set(re.findall(r"^([\w.-]+)==", PINS, re.MULTILINE)) | set(IMAGE["packages"])
+    wanted = {canonicalize_name(Requirement(line).name) for line in resolve["wanted"]()}
+    assert wanted <= {canonicalize_name(name) for name in known}, "run kaggle/resolve.py"
+    assert {"trl", "unsloth", "marimo", "wandb"} <= wanted
 
 
 @pytest.mark.internet

@@ -11,6 +11,7 @@ import pytest
 
 from medcot.config import RunConfig
 from medcot.errors import InputError, RunFailed
+from medcot.remote import client
 from medcot.remote.account import Account, connect
 from medcot.remote.build import Kernel, Wishes, build
 from medcot.remote.bundle import Orders
@@ -67,6 +68,14 @@ def test_first_push_says_which_boxes_to_tick(
     assert "HUGGINGFACE_TOKEN" in lines.text
     assert "WANDB_API_KEY" in lines.text
     assert f"https://www.kaggle.com/code/{REF}/edit" in lines.text
+
+
+def test_the_boxes_have_the_labels_that_were_chosen(
+    account: Account, make: Make, run: RunDirectory, lines: Lines
+) -> None:
+    orders = Orders(hub_labels=("my-hub",), wandb_labels=("my-wandb",))
+    push(account, make(CONFIG, run, Wishes(orders=orders)), run, lines)
+    assert "tick my-hub (private models, uploads) and my-wandb (live W&B)" in lines.text
 
 
 def test_the_same_bundle_is_pushed_once(
@@ -128,6 +137,20 @@ def test_a_push_that_arrived_without_an_answer_is_taken_over(
     fault: dict[str, int],
 ) -> None:
     kaggle.fail("SaveKernel", carry_out=True, **fault)
+    assert push(account, kernel, run, lines).version == 1
+    assert len(kaggle.calls_of("SaveKernel")) == 1
+
+
+def test_a_push_that_kaggle_is_silent_about_is_not_waited_for_for_ever(
+    kaggle: KaggleServer,
+    account: Account,
+    kernel: Kernel,
+    run: RunDirectory,
+    lines: Lines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client, "READ_S", 0.5)
+    kaggle.fail("SaveKernel", silent_s=3, carry_out=True)
     assert push(account, kernel, run, lines).version == 1
     assert len(kaggle.calls_of("SaveKernel")) == 1
 
@@ -259,6 +282,14 @@ def test_a_cpu_kernel_needs_no_quota(
     assert push(account, make(CONFIG, run, Wishes()), run, lines).version == 1
 
 
+def test_an_account_without_a_quota_yet_may_push(
+    kaggle: KaggleServer, account: Account, kernel: Kernel, run: RunDirectory, lines: Lines
+) -> None:
+    kaggle.names_quota = False
+    assert push(account, kernel, run, lines).version == 1
+    assert "Kaggle names none for this account" in lines.text
+
+
 def test_another_running_gpu_session_is_mentioned(
     kaggle: KaggleServer, account: Account, kernel: Kernel, run: RunDirectory, lines: Lines
 ) -> None:
@@ -313,6 +344,7 @@ def test_a_folder_made_public_by_hand_is_refused_unless_told(
     assert push(account, kernel, run, lines, public=True).version == 1
 
 
+@pytest.mark.parametrize("as_dataset", [False, True])
 def test_a_secret_that_came_after_the_build_is_found_before_the_push(
     kaggle: KaggleServer,
     account: Account,
@@ -320,12 +352,15 @@ def test_a_secret_that_came_after_the_build_is_found_before_the_push(
     run: RunDirectory,
     lines: Lines,
     monkeypatch: pytest.MonkeyPatch,
+    as_dataset: bool,
 ) -> None:
-    kernel = make(config_with(wandb_project="a-name-that-is-a-secret"), run)
+    config, wishes = config_with(wandb_project="a-name-that-is-a-secret"), Wishes()
+    kernel = make(config, run, replace(wishes, as_dataset=as_dataset))
     monkeypatch.setenv("LATER_KEY", "a-name-that-is-a-secret")
     with pytest.raises(InputError, match=r"config\.json.*the value of LATER_KEY"):
         push(account, kernel, run, lines)
     assert not kaggle.calls_of("SaveKernel")
+    assert not kaggle.calls_of("StartBlobUpload")
 
 
 def test_a_script_changed_by_hand_is_not_pushed(
@@ -372,7 +407,9 @@ def test_an_access_token_signs_in_by_itself(
     monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
     account = connect(patience)
     assert account.user == USER
-    assert account.quota().left_h == 27.0
+    quota = account.quota()
+    assert quota is not None
+    assert quota.left_h == 27.0
 
 
 def test_no_credentials_are_one_line_that_says_where_to_get_them(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import stat
 import subprocess
@@ -12,18 +14,19 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from medcot.errors import RunFailed
 from medcot.hardware import Gpu, Machine
-from medcot.remote import install
+from medcot.remote import install, side_by_side
 from medcot.remote.account import Account
-from medcot.remote.build import Wishes, build
+from medcot.remote.build import Kernel, Wishes, build
 from medcot.remote.bundle import Orders
 from medcot.remote.job import probe_secrets, run_on_kaggle, sync_wandb
 from medcot.remote.leaks import Redactor, Secret
 from medcot.remote.machine import check_gpus, processes_for, training_command
-from medcot.remote.process import run_command
+from medcot.remote.process import Ended, run_command
 from medcot.remote.pushes import runs_pushed
 from medcot.remote.secrets import NotAttached, look_up, needs
 from medcot.remote.submit import push
@@ -154,6 +157,81 @@ def test_a_failed_run_comes_home_with_its_reason_and_without_its_secrets(
     assert len(kaggle.sessions()) == 1
 
 
+def test_a_run_that_is_over_is_not_pushed_again_even_if_the_project_changed(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    first = run_on_kaggle(account, CONFIG, run, Wishes(), lines, interval=0.1)
+    other_bundle = Wishes(limit_s=3600)
+    again = run_on_kaggle(account, CONFIG, run, other_bundle, lines, interval=0.1)
+    assert first == again
+    assert "has ended this run (done): not pushed again" in lines.text
+    assert len(kaggle.calls_of("SaveKernel")) == 1
+    run_on_kaggle(account, CONFIG, run, other_bundle, lines, again=True, interval=0.1)
+    assert len(kaggle.calls_of("SaveKernel")) == 2
+
+
+def test_a_training_that_was_killed_says_so_in_error_json(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    """As by the kernel's out-of-memory killer: the training is gone, the session goes on."""
+
+    def kill_the_training(session: Session) -> bool:
+        assert session.process is not None
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(session.process.pid).children():
+                if "run" in child.cmdline():
+                    child.kill()
+        return False
+
+    kaggle.start = Session.run
+    kaggle.session_options = {"kill_when": kill_the_training}
+    finish = run_on_kaggle(account, CONFIG, run, Wishes(), lines, interval=0.1)
+    assert (finish.outcome, finish.exit_code) == ("failed", 1)
+    error = run.read_json("error.json")
+    assert error["stage"] == "training"
+    assert error["message"].startswith("signal 9 ended the training")
+    assert run.read_json("kaggle/manifest.json")["exit_code"] == 137
+    assert "memory may have run out" in lines.text
+    # A session that ends well leaves no reason of an older one behind.
+    kaggle.session_options, kaggle.start = {}, quick_session
+    assert run_on_kaggle(
+        account, CONFIG, run, Wishes(), lines, again=True, interval=0.1
+    ).outcome == "done"  # fmt: skip
+    assert not run.has("error.json")
+
+
+def bare_kernel(kernel: Kernel, root: Path) -> subprocess.CompletedProcess[str]:
+    """The kernel's script on a Python that has no packages at all, before anything is installed."""
+    command = [sys.executable, "-I", "-S", str(kernel.folder / "kernel.py")]
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(root), "KAGGLE_ROOT": str(root)}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+
+
+def test_the_kernel_looks_around_with_the_standard_library_alone(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    kernel = build(CONFIG, run, USER, Wishes(orders=Orders(task="secrets")))
+    ended = bare_kernel(kernel, tmp_path / "kaggle")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "no torch" in ended.stdout
+    assert "HUGGINGFACE_TOKEN: not attached (no kaggle_secrets on this machine)" in ended.stdout
+
+
+def test_what_nobody_foresaw_is_an_error_with_a_manifest_too(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    """Here an image without `packaging`, which every real one has."""
+    ended = bare_kernel(build(CONFIG, run, USER, Wishes()), tmp_path / "kaggle")
+    assert ended.returncode == 1
+    left = tmp_path / "kaggle" / "working"
+    error = json.loads((left / "error.json").read_text(encoding="utf-8"))
+    assert error["stage"] == "session"
+    assert "No module named 'packaging'" in error["message"]
+    manifest = json.loads((left / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["outcome"], manifest["exit_code"]) == ("failed", 1)
+    assert "error.json" in manifest["files"]
+
+
 def smi(folder: Path, name: str, capability: str) -> str:
     """A PATH whose nvidia-smi reports one GPU."""
     folder.mkdir()
@@ -188,12 +266,10 @@ def test_a_gpu_that_was_not_given_or_is_too_old_is_refused() -> None:
     check_gpus(machine(T4, T4), wanted=True)
 
 
-def test_two_t4s_train_with_two_processes_in_fp16_only_where_the_preset_says_so() -> None:
+def test_two_processes_train_only_where_the_preset_and_the_machine_are_for_two() -> None:
     places = (Path("config.json"), Path("run"))
     both = training_command("kaggle-t4x2", 2, *places, resume=True)
-    assert both[1:3] == ["-m", "accelerate.commands.launch"]
-    assert both[both.index("--num_processes") + 1] == "2"
-    assert both[both.index("--mixed_precision") + 1] == "fp16"
+    assert both[1:6] == ["-m", "medcot.remote.side_by_side", "2", "-m", "medcot"]
     assert both[-1] == "--resume"
     for preset, gpus in (("kaggle-t4", 2), ("kaggle-t4x2", 1), ("demo", 0)):
         one = training_command(preset, gpus, *places, resume=False)
@@ -329,7 +405,7 @@ def test_a_command_is_interrupted_as_by_a_person_and_given_time(lines: Lines) ->
         "try:\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    print('saved', flush=True); sys.exit(130)\n"
     )
-    ended = run_command([sys.executable, "-c", code], lines, seconds=1.0)
+    ended = run_command([sys.executable, "-c", code], lines, seconds=2.0)
     assert (ended.code, ended.stopped) == (130, True)
     assert lines == ["started", "saved"]
 
@@ -343,7 +419,7 @@ def test_a_command_that_does_not_end_is_ended(
     code += "print('deaf', flush=True)\ntime.sleep(60)"
     began = time.monotonic()
     ended = run_command([sys.executable, "-c", code], lines, seconds=1.0)
-    assert (ended.code, ended.stopped) == (-signal.SIGKILL, True)
+    assert (ended.code, ended.stopped) == (128 + signal.SIGKILL, True)
     assert time.monotonic() - began < 20
 
 
@@ -351,6 +427,54 @@ def test_a_commands_lines_are_redacted(lines: Lines) -> None:
     redact = Redactor([Secret("KEY", "s3cret-value")])
     run_command(["echo", "the s3cret-value"], lambda line: lines(redact(line)))
     assert lines == ["the [hidden: KEY]"]
+
+
+# Side by side.
+
+
+def both(lines: Lines, code: str, seconds: float | None = None) -> Ended:
+    """How two processes of ``code`` ended, each with its number in RANK."""
+    command = [sys.executable, "-m", "medcot.remote.side_by_side", "2", "-c", code]
+    return run_command(command, lines, seconds=seconds)
+
+
+def test_each_process_learns_its_number_and_how_to_find_the_others(lines: Lines) -> None:
+    code = (
+        "import os; e = os.environ\n"
+        "names = 'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT'.split()\n"
+        "os.write(1, (' '.join(e[name] for name in names) + '\\n').encode())"
+    )
+    assert both(lines, code) == Ended(0, stopped=False)
+    first, second = sorted(line.split() for line in lines)
+    assert (first[:4], second[:4]) == (["0", "0", "2", "127.0.0.1"], ["1", "1", "2", "127.0.0.1"])
+    assert first[4] == second[4]
+
+
+def test_both_have_the_time_to_save_that_an_interrupted_run_has(lines: Lines) -> None:
+    code = (
+        "import os, sys, time\n"
+        "try:\n    os.write(1, b'started\\n'); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(0.5)\n"
+        "    os.write(1, f\"saved {os.environ['RANK']}\\n\".encode()); sys.exit(130)\n"
+    )
+    assert both(lines, code, seconds=4.0) == Ended(130, stopped=True)
+    assert sorted(lines) == ["saved 0", "saved 1", "started", "started"]
+
+
+def test_the_exit_code_is_that_of_the_first_that_failed(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert both(lines, "import sys; sys.exit(2)").code == 2
+    monkeypatch.setattr(side_by_side, "GRACE_S", 0.2)
+    code = (
+        "import os, signal, time\n"
+        "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "time.sleep(60)\n"
+    )
+    # The other is stuck, and is ended after a grace period.
+    began = time.monotonic()
+    assert side_by_side.wait_for(side_by_side.start(["-c", code], 2)) == 128 + signal.SIGKILL
+    assert time.monotonic() - began < 30
 
 
 # Installing.

@@ -8,9 +8,10 @@ import time
 import pytest
 
 from medcot.errors import RunFailed
-from medcot.remote import account as account_module
-from medcot.remote.account import Account, log_lines
+from medcot.remote import client
+from medcot.remote.account import Account
 from medcot.remote.answers import Status
+from medcot.remote.client import log_lines
 from medcot.remote.pushes import Push
 from medcot.remote.wait import Ending, ending_of, wait
 from medcot.rundir import RunDirectory
@@ -135,7 +136,7 @@ def test_a_silent_log_does_not_hold_up_the_wait(
     running: tuple[Push, Session],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(account_module, "READ_S", 0.1)
+    monkeypatch.setattr(client, "READ_S", 0.1)
     push, session = running
     shown = Lines()
     session.say("before the silence\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -12,15 +11,11 @@ from typing import Any
 
 from medcot.errors import InputError
 from medcot.remote.answers import KernelOnKaggle, OutputFile, Quota, SaveAnswer, Status
+from medcot.remote.client import bad_credentials, label, log_lines, open_client
 from medcot.remote.patience import Patience, Refused, patiently
-
-CONNECT_S, READ_S = 10.0, 90.0
-"""The client by itself waits for ever. A log silent for READ_S is cut and taken up again."""
 
 INVALID = ("tags", "dataset_sources", "competition_sources", "kernel_sources", "model_sources")
 """What a push may name wrongly; the rest of it is carried out all the same."""
-
-SETTINGS = "https://www.kaggle.com/settings"
 
 
 class Account:
@@ -33,8 +28,10 @@ class Account:
     def user(self) -> str:
         return str(self._api.config_values.get("username") or "")
 
-    def quota(self) -> Quota:
+    def quota(self) -> Quota | None:
         """The GPU quota; also the one call that tells bad credentials from a wrong name.
+
+        None where Kaggle names no quota, as of an account that never had a GPU.
 
         Raises:
             InputError: Kaggle does not take the credentials.
@@ -49,11 +46,11 @@ class Account:
             )
         except Refused as error:
             if error.status in (401, 403):
-                raise _bad_credentials(f"refused by Kaggle ({error.status})") from None
+                raise bad_credentials(f"refused by Kaggle ({error.status})") from None
             raise
         gpu = answer.gpu_quota
-        if gpu is None:
-            return Quota(0.0, 0.0, 0.0, answer.quota_refresh_time)
+        if gpu is None or not (gpu.total_time_allowed or gpu.has_ever_run):
+            return None
         hours = [_hours(t) for t in (gpu.time_used, gpu.time_reserved, gpu.total_time_allowed)]
         return Quota(*hours, refresh=answer.quota_refresh_time)
 
@@ -126,7 +123,6 @@ class Account:
         """
         with self._api.build_kaggle_client() as client:
             http = client._http_client
-            _limit_waiting(http._session)
             base = http._endpoint if "api." in http._endpoint else f"{http._endpoint}/api"
             response = http._session.get(
                 f"{base}/v1/kernels/logs/stream/{ref}",
@@ -202,10 +198,13 @@ class Account:
     def _call(self, ask: Callable[[Any], Any], what: str) -> Any:
         def call() -> Any:
             with self._api.build_kaggle_client() as client:
-                _limit_waiting(client._http_client._session)
                 return ask(client)
 
         return patiently(call, self.patience, what)
+
+
+def _hours(time: timedelta | None) -> float:
+    return time.total_seconds() / 3600 if time else 0.0
 
 
 def connect(patience: Patience | None = None) -> Account:
@@ -215,58 +214,4 @@ def connect(patience: Patience | None = None) -> Account:
         InputError: the client is not installed, or there are no credentials that work.
     """
     patience = patience or Patience()
-    # Importing the package signs in at once, prints how to where it can't, and ends the program.
-    with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            from kaggle.api.kaggle_api_extended import KaggleApi
-        except ImportError:
-            raise InputError("Kaggle", "no Kaggle client", "pip install 'medcot[kaggle]'") from None
-        api = KaggleApi()
-        try:
-            patiently(api.authenticate, patience, "the sign-in")
-        except SystemExit:
-            raise _bad_credentials("none, or a token that Kaggle does not know") from None
-        except Refused as error:
-            raise _bad_credentials(f"refused by Kaggle ({error.status})") from None
-    return Account(api, patience)
-
-
-def label(version: int) -> str:
-    """How Kaggle's API names a version; the bare number is answered with 404."""
-    return f"v{version}"
-
-
-def log_lines(text: str) -> Iterator[str]:
-    """The texts in a log, which is a JSON list of {stream_name, time, data}, or plain text."""
-    try:
-        entries = json.loads(text)
-    except ValueError:
-        entries = [{"data": f"{line}\n"} for line in text.splitlines()]
-    for entry in entries if isinstance(entries, list) else [entries]:
-        if isinstance(entry, dict) and isinstance(entry.get("data"), str):
-            yield entry["data"]
-
-
-def _hours(time: timedelta | None) -> float:
-    return time.total_seconds() / 3600 if time else 0.0
-
-
-def _limit_waiting(session: Any) -> None:
-    from requests.adapters import HTTPAdapter
-
-    class Limited(HTTPAdapter):
-        def send(self, request: Any, **options: Any) -> Any:  # pyright: ignore
-            options["timeout"] = options.get("timeout") or (CONNECT_S, READ_S)
-            return super().send(request, **options)
-
-    session.mount("https://", Limited())
-    session.mount("http://", Limited())
-
-
-def _bad_credentials(got: str) -> InputError:
-    return InputError(
-        "Kaggle credentials",
-        got,
-        "KAGGLE_API_TOKEN, KAGGLE_USERNAME with KAGGLE_KEY, or kaggle.json "
-        f"(make one at {SETTINGS}, API)",
-    )
+    return Account(open_client(patience), patience)

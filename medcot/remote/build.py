@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from medcot.remote.bundle import (
     write_script,
 )
 from medcot.remote.leaks import known_secrets
+from medcot.remote.login import find_login
 from medcot.remote.metadata import (
     LONGEST_SESSION_S,
     SOURCE_LIMIT,
@@ -77,7 +77,7 @@ def build(
     """
     gpu = needs_gpu(config) if wishes.gpu is None else wishes.gpu
     orders = _complete(wishes, gpu)
-    title, shape = wishes.title, machine_shape(config.preset, gpu)
+    title, shape = wishes.title, machine_shape(gpu)
     metadata = make_metadata(owner, title, gpu=gpu, shape=shape, public=wishes.public)
     bundle = collect(config, orders, project)
     refuse_leaks(scan(bundle.files, known_secrets()))
@@ -116,19 +116,9 @@ def owner_of_this_machine(environ: Mapping[str, str] | None = None) -> str:
         InputError: they give none; an access token does not tell whose it is.
     """
     environ = os.environ if environ is None else environ
-    if name := environ.get("KAGGLE_USERNAME", "").strip():
+    login = find_login(environ)
+    if name := environ.get("KAGGLE_USERNAME", "").strip() or (login.user if login else ""):
         return name
-    home = Path(environ.get("HOME") or Path.home())
-    config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
-    folders = [home / ".kaggle", config / "kaggle"]
-    if environ.get("KAGGLE_CONFIG_DIR"):
-        folders.insert(0, Path(environ["KAGGLE_CONFIG_DIR"]))
-    for folder in folders:
-        for file in ("kaggle.json", "credentials.json"):
-            try:
-                return str(json.loads((folder / file).read_text(encoding="utf-8"))["username"])
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
     raise InputError("--owner", "no account name", "a Kaggle user name, or KAGGLE_USERNAME")
 
 
@@ -140,8 +130,8 @@ def dataset_slug(title: str) -> str:
 def _complete(wishes: Wishes, gpu: bool) -> Orders:
     if not 600 <= wishes.limit_s <= LONGEST_SESSION_S:
         raise InputError("--hours", f"{wishes.limit_s / 3600:g}", "1/6 to 12 hours")
-    if not 0 <= wishes.margin_s <= wishes.limit_s / 2:
-        raise InputError("--margin", f"{wishes.margin_s} s", "at most half of the session")
+    if not 60 <= wishes.margin_s <= wishes.limit_s / 2:
+        raise InputError("--margin", f"{wishes.margin_s / 60:g}", "1 minute to half of the session")
     return replace(wishes.orders, gpu=gpu, limit_s=wishes.limit_s, margin_s=wishes.margin_s)
 
 

@@ -130,13 +130,14 @@ def read_script(text: str) -> dict[str, bytes]:
     payload = re.search(r'\nPAYLOAD = """([^"]*)"""', text)
     if found and not payload:
         return {}
-    files = _unpack(base64.b64decode(payload[1])) if payload else {}
+    files = unpack(base64.b64decode(payload[1])) if payload else {}
     if not found or Bundle(files).checksum != found[1]:
         raise InputError("kernel.py", "a script that was changed", "the one that `build` writes")
     return files
 
 
-def _unpack(packed: bytes) -> dict[str, bytes]:
+def unpack(packed: bytes) -> dict[str, bytes]:
+    """The files that :func:`pack` packed."""
     with tarfile.open(fileobj=io.BytesIO(lzma.decompress(packed))) as archive:
         opened = {entry.name: archive.extractfile(entry) for entry in archive.getmembers()}
         return {name: file.read() for name, file in opened.items() if file is not None}
@@ -144,7 +145,29 @@ def _unpack(packed: bytes) -> dict[str, bytes]:
 
 def scan(files: Mapping[str, bytes], secrets: Sequence[Secret]) -> list[Leak]:
     """Every secret in what is about to leave, by file. A wheel is stored, so its text is seen."""
-    return [leak for name in sorted(files) for leak in find_leaks(name, files[name], secrets)]
+    return [
+        leak
+        for name in sorted(files)
+        for leak in find_leaks(name, _readable(name, files[name]), secrets)
+    ]
+
+
+def _readable(name: str, content: bytes) -> bytes | str:
+    """What a reader of the file ``name`` would see: the columns of a parquet file are compressed.
+
+    Raises:
+        InputError: a parquet file that cannot be read, and so not searched.
+    """
+    if not name.endswith(".parquet"):
+        return content
+    from pyarrow import ArrowInvalid, BufferReader
+    from pyarrow.parquet import read_table
+
+    try:
+        rows = read_table(BufferReader(content)).to_pylist()
+    except (ArrowInvalid, OSError) as error:
+        raise InputError(name, f"no parquet file ({error})", "one that can be read") from None
+    return "\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in rows)
 
 
 def refuse_leaks(leaks: Sequence[Leak]) -> None:

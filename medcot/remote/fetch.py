@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from medcot.errors import RunFailed
-from medcot.remote.account import CONNECT_S, READ_S, Account
+from medcot.remote.account import Account
 from medcot.remote.answers import OutputFile
 from medcot.remote.build import FOLDER
+from medcot.remote.client import CONNECT_S, READ_S
 from medcot.remote.leaks import Redactor, known_secrets
 from medcot.remote.manifest import NAME, STAMP, Manifest, read_manifest, sha256
 from medcot.remote.patience import Patience, Refused, patiently
@@ -176,8 +177,10 @@ def _download(file: OutputFile, target: Path, size: int | None, patience: Patien
 
 
 def _settle(incoming: Path, home: Path, places: dict[str, str]) -> list[str]:
-    """Move everything to its place; what a local run decided stays."""
+    """Move everything to its place; what a local run decided stays, an older failure does not."""
     moved = []
+    if "error.json" not in places.values():
+        (home / "error.json").unlink(missing_ok=True)
     for name, place in places.items():
         source, target = incoming / name, home / place
         if place == "config.json" and target.exists():

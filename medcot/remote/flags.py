@@ -14,53 +14,86 @@ from medcot.remote.secrets import HUB_LABELS, WANDB_LABELS
 
 Command = Callable[..., Any]
 
-_FLAGS = [
-    click.option("--title", default=TITLE, show_default=True, help="the kernel's title"),
-    click.option("--gpu/--cpu", default=None, help="machine (default: by the preset)"),
-    click.option("--public", is_flag=True, help="let everyone see the kernel"),
-    click.option("--hours", default=12.0, show_default=True, help="longest session"),
-    click.option("--margin", default=15.0, show_default=True, help="minutes kept for saving"),
-    click.option("--as-dataset", is_flag=True, help="send the bundle as a private data set"),
-    click.option("--hub-label", multiple=True, help="label of the hub's secret"),
-    click.option("--wandb-label", multiple=True, help="label of the W&B secret"),
-    click.option("--secrets-dataset", default="", metavar="OWNER/NAME", help="private data set"),
-    click.option("--hub-repo", default="", metavar="OWNER/NAME", help="upload the adapter there"),
-]
-_NAMES = (
-    "title",
-    "gpu",
-    "public",
-    "hours",
-    "margin",
-    "as_dataset",
-    "hub_label",
-    "wandb_label",
-    "secrets_dataset",
-    "hub_repo",
+OWNER = click.option("--owner", metavar="NAME", help="Kaggle user name (default: the account's)")
+OUT = click.option("--out", metavar="DIR", help="run directory (default: the newest in runs/)")
+JSON = click.option("--json", "as_json", is_flag=True, help="print facts as JSON")
+AGAIN = click.option("--again", is_flag=True, help="push once more what was pushed before")
+FOLLOW = click.option("--follow/--no-follow", default=True, help="show the live log")
+INTERVAL = click.option(
+    "--interval", default=20.0, show_default=True, metavar="SECONDS", help="between two questions"
+)
+PATIENCE = click.option(
+    "--patience",
+    default=30.0,
+    show_default=True,
+    metavar="MINUTES",
+    help="how long to bear no answer",
 )
 
+_NAMED = [
+    click.option("--title", default=TITLE, show_default=True, help="the kernel's title"),
+    click.option("--hub-label", multiple=True, help="label of the hub's secret (repeatable)"),
+    click.option("--wandb-label", multiple=True, help="label of the W&B secret (repeatable)"),
+    click.option(
+        "--secrets-dataset",
+        default="",
+        metavar="OWNER/NAME",
+        help="private data set with the secrets, one file each",
+    ),
+]
+_SESSION = [
+    click.option("--gpu/--cpu", default=None, help="machine (default: by the preset)"),
+    click.option("--public", is_flag=True, help="let everyone see the kernel"),
+    click.option(
+        "--hours", default=12.0, show_default=True, metavar="HOURS", help="longest session"
+    ),
+    click.option(
+        "--margin",
+        default=15.0,
+        show_default=True,
+        metavar="MINUTES",
+        help="kept of the session for saving",
+    ),
+    click.option("--as-dataset", is_flag=True, help="send the bundle as a private data set"),
+    click.option("--hub-repo", default="", metavar="OWNER/NAME", help="upload the adapter there"),
+]
 
-def kernel_flags(command: Command) -> Command:
-    """Give ``command`` the kernel's flags."""
-    for option in reversed(_FLAGS):
+
+class InOrder(click.Group):
+    """Lists commands as they were made, which is the order of the way to Kaggle and back."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def name_flags(command: Command) -> Command:
+    """Give ``command`` the flags that name a kernel and its secrets."""
+    for option in reversed(_NAMED):
         command = option(command)
     return command
 
 
+def kernel_flags(command: Command) -> Command:
+    """Give ``command`` the flags of :func:`name_flags` and those of a session that trains."""
+    for option in reversed(_SESSION):
+        command = option(command)
+    return name_flags(command)
+
+
 def take_wishes(flags: dict[str, Any]) -> Wishes:
-    """Take the kernel's flags out of ``flags``; what stays is the run's."""
-    kernel = {name: flags.pop(name) for name in _NAMES}
+    """Take the kernel's flags out of ``flags``, as far as it has them; what stays is the run's."""
+    usual = Wishes()
     return Wishes(
-        title=kernel["title"],
-        gpu=kernel["gpu"],
-        public=kernel["public"],
-        limit_s=round(kernel["hours"] * 3600),
-        margin_s=round(kernel["margin"] * 60),
-        as_dataset=kernel["as_dataset"],
+        title=flags.pop("title"),
+        gpu=flags.pop("gpu", usual.gpu),
+        public=flags.pop("public", usual.public),
+        limit_s=round(flags.pop("hours", usual.limit_s / 3600) * 3600),
+        margin_s=round(flags.pop("margin", usual.margin_s / 60) * 60),
+        as_dataset=flags.pop("as_dataset", usual.as_dataset),
         orders=Orders(
-            hub_labels=kernel["hub_label"] or HUB_LABELS,
-            wandb_labels=kernel["wandb_label"] or WANDB_LABELS,
-            secrets_dataset=kernel["secrets_dataset"],
-            hub_repository=kernel["hub_repo"],
+            hub_labels=flags.pop("hub_label") or HUB_LABELS,
+            wandb_labels=flags.pop("wandb_label") or WANDB_LABELS,
+            secrets_dataset=flags.pop("secrets_dataset"),
+            hub_repository=flags.pop("hub_repo", ""),
         ),
     )

@@ -14,7 +14,7 @@ from medcot.remote.fetch import Fetched, fetch
 from medcot.remote.leaks import Redactor, known_secrets
 from medcot.remote.process import Say, run_command
 from medcot.remote.pushes import Push, record, runs_pushed
-from medcot.remote.submit import push
+from medcot.remote.submit import how_to_attach_secrets, push
 from medcot.remote.wait import Ending, wait
 from medcot.rundir import RunDirectory
 
@@ -54,7 +54,8 @@ def run_on_kaggle(
         InputError, RunFailed: as the parts; or a session brought the run no step further.
     """
     while True:
-        sent = _unfinished(run) or _send_next(account, config, run, wishes, say, again)
+        sent = _to_bring_home(run, say, again)
+        sent = sent or _send_next(account, config, run, wishes, say, again)
         finish = bring_home(account, sent, run, say, show, interval=interval)
         if not until_done or finish.outcome in _ENDS:
             return finish
@@ -119,6 +120,9 @@ def probe_secrets(
     record(run, replace(sent, outcome=ending.name.lower()))
     if ending is not Ending.DONE or fetched.manifest is None:
         raise RunFailed("secrets", f"the probe ended {ending.name.lower()}. {message}", "")
+    missing = [line for line in fetched.manifest.notes if ": ok (" not in line]
+    if missing and sent.version > 1:  # the first push has said so
+        say(how_to_attach_secrets(sent.ref, orders))
     return list(fetched.manifest.notes)
 
 
@@ -157,6 +161,8 @@ def check_account() -> AccountCheck:
         quota = account.quota()
     except (InputError, RunFailed) as error:
         return AccountCheck(False, str(error))
+    if quota is None:
+        return AccountCheck(True, f"signed in as {account.user}; Kaggle names no GPU quota")
     hours = f"{quota.left_h:.1f} of {quota.allowed_h:.0f} GPU hours left this week"
     return AccountCheck(quota.left_h > 0, f"signed in as {account.user}, {hours}")
 
@@ -198,10 +204,18 @@ def _fetch_listed(
     )
 
 
-def _unfinished(run: RunDirectory) -> Push | None:
-    """The push that was made and whose end nobody has seen yet."""
+def _to_bring_home(run: RunDirectory, say: Say, again: bool) -> Push | None:
+    """The push whose end nobody has seen yet, or that ended the run; None where one is to be made.
+
+    A run that is over is over, even if the project was changed since and its bundle is another.
+    """
     last = next(reversed(runs_pushed(run)), None)
-    return last if last and not last.outcome else None
+    if last is None or (last.outcome in _GOES_ON) or (last.outcome and again):
+        return None
+    if last.outcome:
+        say(f"version {last.version} of {last.ref} has ended this run ({last.outcome}): "
+            "not pushed again, --again does that")  # fmt: skip
+    return last
 
 
 def _progress_before(run: RunDirectory, sent: Push) -> int:

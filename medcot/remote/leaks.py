@@ -173,8 +173,8 @@ def _split(name: str, value: str, shortest: int) -> list[Secret]:
 
 
 def _forms(value: str) -> list[str]:
-    """``value`` as it may be written: plain, quoted, in an address, in base64 at any offset."""
-    forms = {value, repr(value)[1:-1], quote(value, safe="")}
+    """``value`` as it may be written: plain, quoted, in CSV, in an address, in base64 anywhere."""
+    forms = {value, repr(value)[1:-1], value.replace('"', '""'), quote(value, safe="")}
     forms |= {json.dumps(value, ensure_ascii=plain)[1:-1] for plain in (True, False)}
     data = value.encode()
     if len(data) >= _SHORTEST_OTHER:

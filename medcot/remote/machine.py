@@ -66,9 +66,7 @@ def training_command(preset: str, gpus: int, config: Path, run: Path, resume: bo
     main += ["--out", str(run), *(["--resume"] if resume else [])]
     if processes_for(preset, gpus) == 1:
         return [sys.executable, *main]
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(gpus)]
-    launcher += ["--num_machines", "1", "--mixed_precision", "fp16", "--dynamo_backend", "no"]
-    return [sys.executable, *launcher, *main]
+    return [sys.executable, "-m", "medcot.remote.side_by_side", str(gpus), *main]
 
 
 def processes_for(preset: str, gpus: int) -> int:

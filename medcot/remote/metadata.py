@@ -33,16 +33,15 @@ _KEYS = {
     "model_sources": list,
     "keywords": list,
 }
-_SHAPES = {"kaggle-t4x2": "NvidiaTeslaT4Highmem"}
-_ONE_T4 = "NvidiaTeslaT4"
+TWO_T4S = "NvidiaTeslaT4"
+"""The API's name for what Kaggle's pages call "GPU T4 x2", and the only T4 machine there is
+(Kaggle/kaggle-cli pull request 1198: a single T4 is not supported, ``NvidiaTeslaT4Highmem`` is for
+Kaggle's own use). A preset for one GPU leaves the second idle."""
 
 
-def machine_shape(preset: str, gpu: bool) -> str:
-    """Kaggle's name for the machine of ``preset``; empty for a CPU.
-
-    The kernel counts its GPUs itself: the two names have meant one and two T4s, and two and two.
-    """
-    return _SHAPES.get(preset, _ONE_T4) if gpu else ""
+def machine_shape(gpu: bool) -> str:
+    """Kaggle's name for the machine; empty for a CPU. Without it a kernel may get a P100."""
+    return TWO_T4S if gpu else ""
 
 
 def slug_of(title: str) -> str:

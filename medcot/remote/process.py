@@ -20,7 +20,10 @@ ASKED_S, TOLD_S = 300.0, 20.0
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended. ``stopped`` says that it was this module that ended it."""
+    """How a command ended: its exit code, 128 + N where signal N ended it (as a shell has it).
+
+    ``stopped`` says that it was this module that ended it.
+    """
 
     code: int
     stopped: bool
@@ -62,7 +65,8 @@ def run_command(
             raise
         # A grandchild that outlives the command keeps the pipe open: don't wait for it for ever.
         reader.join(timeout=TOLD_S)
-    return Ended(process.returncode, stopped)
+    code = process.returncode
+    return Ended(code if code >= 0 else 128 - code, stopped)
 
 
 def _wait_or_stop(process: subprocess.Popen[str], seconds: float | None) -> bool:

@@ -10,7 +10,7 @@ from medcot.errors import InputError, RunFailed
 from medcot.remote.account import Account
 from medcot.remote.answers import KernelOnKaggle, SaveAnswer
 from medcot.remote.build import Kernel
-from medcot.remote.bundle import MARKER, read_script, refuse_leaks, scan
+from medcot.remote.bundle import MARKER, Orders, read_script, refuse_leaks, scan, unpack
 from medcot.remote.leaks import known_secrets
 from medcot.remote.metadata import check_metadata
 from medcot.remote.patience import Refused, retry_after
@@ -61,7 +61,7 @@ def push(
     sent = answered(run, intention, answer.version, answer.url)
     _read(answer, kernel)
     if existing is None:
-        say(how_to_attach_secrets(kernel.ref))
+        say(how_to_attach_secrets(kernel.ref, kernel.orders))
     say(f"version {sent.version} of {kernel.ref} is running: {sent.url or url_of(kernel.ref)}")
     return sent
 
@@ -78,6 +78,8 @@ def check_folder(kernel: Kernel, public: bool = False) -> None:
     paths = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {path.name: path.read_bytes() for path in paths}
     carried = read_script(files["kernel.py"].decode())
+    for name in [name for name in files if name.endswith(".bundle")]:
+        carried |= unpack(files.pop(name))
     refuse_leaks(scan(files | carried, known_secrets()))
 
 
@@ -88,6 +90,9 @@ def check_quota(account: Account, kernel: Kernel, say: Say) -> None:
     """
     quota = account.quota()
     if not kernel.metadata["enable_gpu"]:
+        return
+    if quota is None:
+        say("GPU quota: Kaggle names none for this account")
         return
     say(f"GPU quota: {quota.left_h:.1f} of {quota.allowed_h:.0f} hours left this week")
     if quota.left_h < SHORTEST_H:
@@ -101,11 +106,12 @@ def check_quota(account: Account, kernel: Kernel, say: Say) -> None:
         say(f"another GPU session is running ({quota.reserved_h:.1f} hours reserved)")
 
 
-def how_to_attach_secrets(ref: str) -> str:
-    """The boxes to tick. No API can: a person does it once per kernel."""
+def how_to_attach_secrets(ref: str, orders: Orders) -> str:
+    """The boxes to tick, by the labels that ``orders`` look for. No API can tick them."""
+    hub, wandb = orders.hub_labels[0], orders.wandb_labels[0]
     return (
         f"To give the kernel its secrets, once: open {url_of(ref)}/edit, Add-ons > Secrets, and "
-        "tick HUGGINGFACE_TOKEN (private models, uploads) and WANDB_API_KEY (live W&B). "
+        f"tick {hub} (private models, uploads) and {wandb} (live W&B). "
         "Without them the run goes on with public models and W&B offline."
     )
 

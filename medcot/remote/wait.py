@@ -10,6 +10,7 @@ from medcot.errors import RunFailed
 from medcot.remote.account import Account
 from medcot.remote.answers import Status
 from medcot.remote.bundle import MARKER
+from medcot.remote.leaks import Redactor, known_secrets
 from medcot.remote.patience import Refused
 from medcot.remote.process import Say
 from medcot.remote.pushes import Push
@@ -58,11 +59,7 @@ def wait(
             return ending, status.message
         unknown_s = 0.0 if status else unknown_s + interval
         if unknown_s > UNKNOWN_S:
-            raise RunFailed(
-                "wait",
-                f"Kaggle does not know version {push.version} of {push.ref}.",
-                f"Look at {url_of(push.ref)}; it may have been deleted.",
-            )
+            raise _unknown(push)
         if status and status.word != word:
             word = status.word
             say(f"version {push.version}: {word.lower()}")
@@ -84,11 +81,21 @@ def ending_of(status: Status) -> Ending | None:
     return Ending.CANCELLED if status.word == "CANCEL_ACKNOWLEDGED" else Ending.FAILED
 
 
+def _unknown(push: Push) -> RunFailed:
+    return RunFailed(
+        "wait",
+        f"Kaggle does not know version {push.version} of {push.ref}.",
+        f"Look at {url_of(push.ref)}; it may have been deleted.",
+    )
+
+
 class _Follower:
-    """Shows each line of the log once, however often the stream is cut and replayed."""
+    """Shows each line of the log once, with this machine's secrets hidden, however often the stream
+    is cut and replayed."""
 
     def __init__(self, account: Account, push: Push, show: Say) -> None:
         self._account, self._push, self._show = account, push, show
+        self._redact = Redactor(known_secrets())
         self._seen, self._rest = 0, ""
         self._wrong = False
 
@@ -117,4 +124,4 @@ class _Follower:
             if line.startswith(MARKER) and self._push.checksum not in line:
                 self._wrong = True  # the log of another version than the one that was asked for
                 return
-            self._show(line)
+            self._show(self._redact(line))
