@@ -91,7 +91,7 @@ def keep_state():
     get_ended, set_ended = mo.state(None)
     get_asked, set_asked = mo.state(None)
     get_answer, set_answer = mo.state(None)
-    visitor = uuid4().hex
+    visitor = mo.query_params().get("visitor") or uuid4().hex
     return (
         get_answer,
         get_asked,
@@ -408,13 +408,13 @@ def tell_how_it_ended(headless_job, show, shown):
 
 @app.cell(hide_code=True)
 def offer_training(config, language, machine_name, plan, set_job, start, visitor):
-    train = mo.ui.button(
-        kind="success",
-        label=say("train", language),
-        on_click=lambda _: set_job(
-            attempt(jobs.start_training, config, RunDirectory(new_run_path(config)), visitor)
-        ),
-    )
+    def _begin(_):
+        # In the page's address, so that a reload finds its own training again.
+        mo.query_params().set("visitor", visitor)
+        _run = RunDirectory(new_run_path(config))
+        set_job(attempt(jobs.start_training, config, _run, visitor))
+
+    train = mo.ui.button(kind="success", label=say("train", language), on_click=_begin)
     mo.stop(start.headless)
     pages.stack(train, pages.training_time(plan, machine_name.value, language))
     return
