@@ -17,7 +17,7 @@ from medcot.records import Language, Question
 
 _LABELS = (
     r"\\boxed\s*\{\s*(?:\\?(?:text|mathrm|mathbf)\s*\{)?\s*",
-    r"\b(?:answer|choice)\s*[:=]\s*(?:option\s+|choice\s+)?",
+    r"\b(?:ans|answer|choice)\.?\s*(?:[:=]|[-–—](?=\s))\s*(?:option\s+|choice\s+)?",
     r"(?:答案|正确选项|最佳选项)\s*(?:应该?|就?是|选|为|:|=|\s)*(?:选项)?\s*",
 )
 """Cues that count in either language: a label leaves no doubt of what follows."""
@@ -35,7 +35,8 @@ _RIGHT = (
 _PROSE: dict[Language, tuple[str, ...]] = {
     "en": (
         rf"\b(?:answer|choice|option)\b[^.:;?\n]{{0,60}}?\b{_BE}\b{_SURE}\s*:?\s*{_NOUN}",
-        rf"\b(?:choose|pick|select|go(?:ing)? with|opt for|settle on)\s+{_NOUN}",
+        rf"\b{_BE}\b{_SURE}\s*:?\s*(?:the\s+)?(?:option|choice|letter)\s+",
+        rf"\b(?:choose|pick|select|say|go(?:ing)? with|opt for|settle on)\s+{_NOUN}",
         rf"\b(?:it|that|this|which)(?:'s|\s+(?:is|must be|has to be|should be))"
         rf"{_SURE}\s+{_NOUN}",
         rf"(?:→|=>|\b(?:so|thus|hence|therefore),?)\s*{_NOUN}",
@@ -43,7 +44,7 @@ _PROSE: dict[Language, tuple[str, ...]] = {
     ),
     "zh": (
         r"(?:应该?|故|因此|所以|可|最终|我)?(?:选择?|选项)(?:的?是|为|:)?\s*",
-        r"(?:应该?是|应为|就是|只能是)\s*(?:选项)?\s*",
+        r"(?:应该?是|应为|就是|只能是|认为是|(?:正确|合适|可能|符合)的是)\s*(?:选项)?\s*",
     ),
 }
 _CALLED_RIGHT: dict[Language, str] = {
@@ -61,6 +62,12 @@ _DENIED = re.compile(
 )
 _NOT_BUT = (
     r"(?:不是|并非|not\s+)\s*{noun}{letter}\s*(?:选?项)?\s*,?\s*(?:but|而是|是)\s*(?:rather\s+)?"
+)
+_CONTRAST = r"(?:^|[,;:。]\s*|\.\s+)(?={excluded})"
+"""Where "not A but C" stands for itself."""
+_WRONG = re.compile(
+    r"\b(?:not|wrong|incorrect|unlikely|false|excluded|contraindicated)\b|n't\b|错|不|非|排除",
+    re.IGNORECASE,
 )
 _JOINED = re.compile(r"\s*(?:,|/|&|\+|\bor\b|\band\b|和|或者?|、|与|及)\s*(?:和|or|and)?\s*")
 _GOES_ON = re.compile(
@@ -93,8 +100,10 @@ def extract_letter(text: str, options: Mapping[str, str], language: Language) ->
     stated = [
         *_labelled(plain, options, language),
         *_called_right(plain, options, language),
-        *_lines(plain, options),
+        *_lines(plain, options, whole=True),
     ]
+    # "A. Its text is wrong, because …" after the answer explains and states nothing.
+    stated = stated or list(_lines(plain, options, whole=False))
     if stated:
         return max(stated, key=lambda one: one[0])[1]
     return _by_text(plain, options)
@@ -119,7 +128,8 @@ def _labelled(text: str, options: Mapping[str, str], language: Language) -> Iter
     """Letters after a cue."""
     letter = _letter(options)
     excluded = _NOT_BUT.format(noun=_NOUN, letter=letter.replace("?P<letter>", "?:"))
-    for index, cue in enumerate((*_LABELS, *_PROSE[language])):
+    contrast = _CONTRAST.format(excluded=excluded)
+    for index, cue in enumerate((*_LABELS, *_PROSE[language], contrast)):
         certain = 0 < index < len(_LABELS)
         for found in re.finditer(rf"{cue}(?:{excluded})?", text, re.IGNORECASE):
             if _DENIED.search(text[max(0, found.start() - 40) : found.start()].lower()):
@@ -187,29 +197,41 @@ def _called_right(text: str, options: Mapping[str, str], language: Language) -> 
         yield (found.end(), found["letter"])
 
 
-def _lines(text: str, options: Mapping[str, str]) -> Iterator[Statement]:
-    """Lines that are a letter, or a letter with its option's text.
+def _lines(text: str, options: Mapping[str, str], *, whole: bool) -> Iterator[Statement]:
+    """Lines that are a letter, or a letter with its option's text; ``whole``: and nothing more.
 
     Several different ones in a row are the options said over again, not a statement.
     """
-    position, run = 0, list[Statement]()
+    for letters in _runs(text, options):
+        end, letter, bare = letters[-1]
+        if len({one[1] for one in letters}) == 1 and bare is whole:
+            yield end, letter
+
+
+def _runs(text: str, options: Mapping[str, str]) -> Iterator[list[tuple[int, str, bool]]]:
+    """Lines of :func:`_lines` that follow one another: their ends, letters, and whether whole."""
+    position, run = 0, list[tuple[int, str, bool]]()
     for line in [*text.splitlines(keepends=True), "-"]:
-        if letter := _line_letter(line.strip(), options):
-            run.append((position + len(line.rstrip()), letter))
+        if found := _line_letter(line.strip(), options):
+            run.append((position + len(line.rstrip()), *found))
         elif line.strip() and run:
-            yield run[-1] if len({one[1] for one in run}) == 1 else (run[-1][0], None)
+            yield run
             run = []
         position += len(line)
 
 
-def _line_letter(line: str, options: Mapping[str, str]) -> str | None:
-    found = re.match(rf"{_letter(options)}\s*(?P<mark>[.:、,)-]?)\s*(?P<rest>.*)$", line)
+def _line_letter(line: str, options: Mapping[str, str]) -> tuple[str, bool] | None:
+    pattern = rf"(?:[-–•]\s+)?{_letter(options)}\s*(?P<mark>[.:、,)-]?)\s*(?P<rest>.*)$"
+    found = re.match(pattern, line)
     if not found:
         return None
-    rest, own = found["rest"], options[found["letter"]]
-    because = re.match(r"(?:because|since|as)\b|因为", rest) is not None
-    begins = bool(found["mark"]) and bool(own) and _same(rest[: len(own)], own)
-    return found["letter"] if not rest or _same(rest, own) or because or begins else None
+    letter, rest = found["letter"], found["rest"]
+    own = options[letter]
+    if not rest or _same(rest, own) or re.match(r"(?:because|since|as)\b|因为", rest):
+        return letter, True
+    marked = found["mark"] or line[: found.start("letter")].strip(" -–•")
+    begins = marked and own and _same(rest[: len(own)], own)
+    return (letter, False) if begins and not _WRONG.search(rest[len(own) :]) else None
 
 
 def _by_text(text: str, options: Mapping[str, str]) -> str | None:
