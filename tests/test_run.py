@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -275,23 +274,23 @@ def test_zero_steps_change_exactly_nothing(config, tmp_path):
 
 @pytest.mark.real_model
 def test_a_spoilt_run_is_called_worse(tmp_path):
-    """The words of the training rows shuffled, the learning rate 50 times too high."""
+    """Each training question with another one's answer, the learning rate 50 times too high."""
     from medcot.data import load_dataset, place
 
     config = make_config("demo", {"samples": 8, "steps": 4, "test_samples": 8, "mcq": ()})
     config = config.model_copy(
         update={"learning_rate": 50 * config.learning_rate, "batch": 2, "generate_samples": 0}
     )
-    shuffle = random.Random(0).shuffle
+    cases = load_dataset(config).cases
+    trained = [case for case in cases if place(case.question) >= config.test_fraction]
+    labels = dict(zip((case.id for case in trained), trained[5:] + trained[:5], strict=True))
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
-        for case in load_dataset(config).cases:
-            words = [case.thought.split()[:60], case.response.split()[:40]]
-            for spoilt in words if place(case.question) >= config.test_fraction else ():
-                shuffle(spoilt)
-            thought, response = map(" ".join, words)
-            row = {"Question": case.question, "Complex_CoT": thought, "Response": response}
-            file.write(json.dumps(row) + "\n")
+        for case in cases:
+            label = labels.get(case.id, case)
+            thought, response = label.thought.split()[:60], label.response.split()[:40]
+            row = {"Question": case.question, "Complex_CoT": " ".join(thought)}
+            file.write(json.dumps(row | {"Response": " ".join(response)}) + "\n")
     report = run(config.model_copy(update={"dataset": str(path)}), RunDirectory(tmp_path / "run"))
     assert report["verdict"]["nll"] == "worse"
 
