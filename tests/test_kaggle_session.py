@@ -405,7 +405,7 @@ def test_a_command_is_interrupted_as_by_a_person_and_given_time(lines: Lines) ->
         "try:\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    print('saved', flush=True); sys.exit(130)\n"
     )
-    ended = run_command([sys.executable, "-c", code], lines, seconds=2.0)
+    ended = run_command([sys.executable, "-c", code], lines, seconds=3.0)
     assert (ended.code, ended.stopped) == (130, True)
     assert lines == ["started", "saved"]
 
@@ -418,7 +418,7 @@ def test_a_command_that_does_not_end_is_ended(
     code = "import signal, time\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\n"
     code += "print('deaf', flush=True)\ntime.sleep(60)"
     began = time.monotonic()
-    ended = run_command([sys.executable, "-c", code], lines, seconds=1.0)
+    ended = run_command([sys.executable, "-c", code], lines, seconds=3.0)
     assert (ended.code, ended.stopped) == (128 + signal.SIGKILL, True)
     assert time.monotonic() - began < 20
 

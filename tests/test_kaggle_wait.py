@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -37,12 +38,30 @@ def running(kaggle: KaggleServer) -> tuple[Push, Session]:
     return save(kaggle, "a" * 64), kaggle.kernels[REF][-1]
 
 
-def later(action: object, *arguments: object, after: float = 0.1, **options: object) -> None:
+Step = tuple[Callable[[], bool], Callable[[], object]]
+
+
+def in_turn(*steps: Step) -> None:
+    """Do each step's action once its condition holds, beside the test."""
+
     def act() -> None:
-        time.sleep(after)
-        action(*arguments, **options)  # pyright: ignore
+        for holds, action in steps:
+            while not holds():
+                time.sleep(0.01)
+            action()
 
     threading.Thread(target=act, daemon=True).start()
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    """A condition that holds ``seconds`` after it was first asked for."""
+    since: list[float] = []
+
+    def holds() -> bool:
+        since.append(time.monotonic())
+        return since[-1] >= since[0] + seconds
+
+    return holds
 
 
 @pytest.mark.parametrize(
@@ -104,18 +123,25 @@ def test_the_live_log_is_shown_as_it_comes(
     push, session = running
     shown = Lines()
     session.say(f"medcot bundle {push.checksum}\n")
-    later(session.say, "step 1\nstep 2\n")
-    later(session.say, "half a li", after=0.2)
-    later(session.say, "ne\nno end", after=0.3)
-    later(session.end, "COMPLETE", after=0.4)
+    in_turn(
+        (lambda: len(shown) == 1, lambda: session.say("step 1\nstep 2\n")),
+        (lambda: "step 2" in shown, lambda: session.say("half a li")),
+        (after(0.1), lambda: session.say("ne\nno end")),
+        (lambda: "half a line" in shown, lambda: session.end("COMPLETE")),
+    )
     assert wait(account, push, lines, shown, interval=0.01)[0] is Ending.DONE
     assert shown == [
         f"medcot bundle {push.checksum}", "step 1", "step 2", "half a line", "no end",
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["while it runs", "after its end"])
 def test_a_log_that_is_cut_and_replayed_is_shown_once(
-    kaggle: KaggleServer, account: Account, lines: Lines, running: tuple[Push, Session]
+    kaggle: KaggleServer,
+    account: Account,
+    lines: Lines,
+    running: tuple[Push, Session],
+    ended: bool,
 ) -> None:
     push, session = running
     shown = Lines()
@@ -125,7 +151,8 @@ def test_a_log_that_is_cut_and_replayed_is_shown_once(
         kaggle.fail("logs", cut_after=events)
     kaggle.fail("logs", status=503)
     kaggle.fail("logs", status=429, headers={"Retry-After": "1"})
-    later(session.end, "COMPLETE", after=0.5)
+    all_done = [lambda: not any(fault.times for fault in kaggle.faults), lambda: True][ended]
+    in_turn((all_done, lambda: session.end("COMPLETE")))
     assert wait(account, push, lines, shown, interval=0.01)[0] is Ending.DONE
     assert shown == [f"line {number}" for number in range(10)]
 
@@ -140,8 +167,11 @@ def test_a_silent_log_does_not_hold_up_the_wait(
     push, session = running
     shown = Lines()
     session.say("before the silence\n")
-    later(session.say, "after it\n", after=0.4)
-    later(session.end, "COMPLETE", after=0.5)
+    in_turn(
+        (lambda: len(shown) == 1, lambda: None),
+        (after(0.3), lambda: session.say("after it\n")),
+        (lambda: len(shown) == 2, lambda: session.end("COMPLETE")),
+    )
     assert wait(account, push, lines, shown, interval=0.01)[0] is Ending.DONE
     assert shown == ["before the silence", "after it"]
 
@@ -153,7 +183,7 @@ def test_the_log_of_another_version_is_not_shown(
     shown = Lines()
     session.say(f"medcot bundle {'f' * 64}\n")
     session.say("not ours\n")
-    later(session.end, "COMPLETE", after=0.1)
+    in_turn((after(0.1), lambda: session.end("COMPLETE")))
     wait(account, push, lines, shown, interval=0.01)
     assert shown == []
 
@@ -197,8 +227,10 @@ def test_status_changes_are_said_once(
 ) -> None:
     push, session = running
     session.status = "QUEUED"
-    later(setattr, session, "status", "RUNNING")
-    later(session.end, "COMPLETE", after=0.2)
+    in_turn(
+        (lambda: len(lines) == 1, lambda: setattr(session, "status", "RUNNING")),
+        (lambda: len(lines) == 2, lambda: session.end("COMPLETE")),
+    )
     wait(account, push, lines, interval=0.01)
     assert lines == ["version 1: queued", "version 1: running"]
 

@@ -18,6 +18,8 @@ from medcot.remote.submit import RUNNING, url_of
 
 UNKNOWN_S = 300.0
 """A version that was just saved may not have a session yet."""
+LAST_TRIES = 10
+"""How often the end of a log is asked for: the fetch brings all of it anyway."""
 
 
 class Ending(enum.Enum):
@@ -55,7 +57,7 @@ def wait(
         status = account.status(push.ref, push.version)
         if status is not None and (ending := ending_of(status)):
             if follower:
-                follower.read()
+                follower.finish()
             return ending, status.message
         unknown_s = 0.0 if status else unknown_s + interval
         if unknown_s > UNKNOWN_S:
@@ -99,12 +101,22 @@ class _Follower:
         self._seen, self._rest = 0, ""
         self._wrong = False
 
-    def read(self, end: float | None = None) -> None:
-        """Follow the stream until it ends, is cut, or ``end``; each call begins it anew."""
+    def finish(self) -> None:
+        """Read what is left of the log of a session that has ended, though it be cut again."""
+        for _ in range(LAST_TRIES):
+            if self.read():
+                return
+            self._account.patience.sleep(self._account.patience.first)
+
+    def read(self, end: float | None = None) -> bool:
+        """Follow the stream until it ends, is cut, or ``end``; each call begins it anew.
+
+        Whether there is no more to come.
+        """
         from requests.exceptions import RequestException
 
         if self._wrong:
-            return
+            return True
         position = 0
         try:
             for piece in self._account.follow(self._push.ref, self._push.version):
@@ -113,10 +125,11 @@ class _Follower:
                 self._seen = max(self._seen, position)
                 self._take(new)
                 if self._wrong or (end is not None and time.monotonic() >= end):
-                    return
+                    return self._wrong
         except (Refused, RequestException, ConnectionError, TimeoutError):
-            return  # the status decides, and the next question comes soon
+            return False  # the status decides, and the next question comes soon
         self._take("\n" if self._rest else "")
+        return True
 
     def _take(self, text: str) -> None:
         *lines, self._rest = (self._rest + text).split("\n")
