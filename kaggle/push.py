@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
-from medcot.config import RunConfig
 from medcot.errors import Cancelled, InputError, RunFailed
-from medcot.flags import config_flags, resolve_flags
-from medcot.hardware import named_machine
-from medcot.remote.account import Account, connect
+from medcot.flags import config_flags
 from medcot.remote.build import FOLDER, Kernel, build, owner_of_this_machine
+from medcot.remote.choice import choose_run, ended, existing_run, sign_in, speaker
 from medcot.remote.flags import (
     AGAIN,
     FOLLOW,
@@ -36,11 +32,10 @@ from medcot.remote.flags import (
 )
 from medcot.remote.job import Finish, probe_secrets, run_on_kaggle, take
 from medcot.remote.leaks import Redactor, known_secrets
-from medcot.remote.patience import Patience
-from medcot.remote.pushes import Push, last_push
+from medcot.remote.pushes import last_push
 from medcot.remote.submit import push, url_of
-from medcot.remote.wait import Ending, ending_of, wait
-from medcot.rundir import RunDirectory, new_run_path, newest_run
+from medcot.remote.wait import wait
+from medcot.rundir import RunDirectory
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -184,57 +179,6 @@ def secrets_command(
     for line in lines:
         say(line)
     finish_with({"secrets": lines}, as_json)
-
-
-def choose_run(flags: dict[str, Any]) -> tuple[RunConfig, RunDirectory, bool]:
-    """The config and run directory that the flags name; an existing run keeps its config."""
-    resolved = resolve_flags(flags, named_machine("T4"))
-    path = resolved.out or (newest_run() if resolved.resume else None)
-    run = RunDirectory(path or new_run_path(resolved.config))
-    if not run.exists():
-        speaker(resolved.json)(f"preset {resolved.config.preset}, run directory {run.path}")
-        return resolved.config, run, resolved.json
-    config = run.config()
-    for name in resolved.given:
-        kept, asked = getattr(config, name, None), getattr(resolved.config, name, None)
-        if name in RunConfig.model_fields and kept != asked:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(option, f"{asked} for {run.path}", f"{kept}, as that run has it")
-    return config, run, resolved.json
-
-
-def existing_run(out: str | None) -> RunDirectory:
-    path = Path(out) if out else newest_run()
-    if path is None:
-        raise InputError("--out", "nothing, and runs/ is empty", "a run directory")
-    run = RunDirectory(path)
-    run.config()
-    return run
-
-
-def sign_in(patience_min: float) -> Account:
-    account = connect(Patience(seconds=patience_min * 60))
-    account.quota()
-    return account
-
-
-def ended(account: Account, sent: Push) -> Ending:
-    status = account.status(sent.ref, sent.version)
-    ending = ending_of(status) if status else None
-    if ending is None:
-        word = status.word.lower() if status else "unknown to Kaggle"
-        raise RunFailed("fetch", f"version {sent.version} is {word}.", "Wait for it first.")
-    return ending
-
-
-def speaker(as_json: bool) -> Callable[[str], None]:
-    """Prints lines with every secret hidden; beside JSON they go to standard error."""
-    redact = Redactor(known_secrets())
-
-    def say(line: str) -> None:
-        click.echo(redact(line), err=as_json)
-
-    return say
 
 
 def show_kernel(kernel: Kernel, as_json: bool) -> None:
