@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medcot import __version__
+from medcot import __version__, processes
 from medcot.accounts import use_hub_token
-from medcot.errors import Cancelled, InputError, RunFailed
+from medcot.endings import endings
+from medcot.errors import InputError
 from medcot.flags import config_flags, resolve_flags
 from medcot.ram import keep_heap_small
 
@@ -103,7 +105,12 @@ JSON = click.option("--json", "as_json", is_flag=True, help="print facts as JSON
 @cli.command("evaluate")
 @RUN
 @click.option("--mcq", multiple=True, metavar="FILE", help="multiple-choice sets to add")
-@click.option("--lm-eval", multiple=True, metavar="TASK", help="tasks for the installed lm_eval")
+@click.option(
+    "--lm-eval",
+    multiple=True,
+    metavar="TASK",
+    help="tasks of the installed lm_eval, or question files for it",
+)
 @JSON
 def evaluate_command(
     run_path: str | None, mcq: tuple[str, ...], lm_eval: tuple[str, ...], as_json: bool
@@ -170,7 +177,8 @@ def data_command(source: str, as_json: bool, **options: str) -> None:
     else:
         for line in describe_inspection(inspection):
             click.echo(line)
-    sys.exit(2 if inspection.problems else 0)
+    if inspection.problems:
+        sys.exit(2)
 
 
 @cli.command("doctor")
@@ -192,24 +200,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; every way it can end has its exit code and at most one line."""
     keep_heap_small()
     use_hub_token()
-    try:
-        cli.main(arguments, prog_name="medcot", standalone_mode=False)
-    except InputError as error:
-        _end(2, str(error))
-    except click.UsageError as error:
-        _end(2, error.format_message())
-    except RunFailed as error:
-        _end(1, str(error))
-    except (Cancelled, KeyboardInterrupt, click.Abort):
-        _end(130, "stopped; everything done is kept, --resume goes on")
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+    with endings():
+        if processes.is_main():
+            cli.main(arguments, prog_name="medcot", standalone_mode=False)
+            processes.tell(None)
+        else:
+            _beside()
+        processes.close()
 
 
-def _end(code: int, line: str) -> None:
-    click.echo(f"medcot: {line}", err=True)
-    sys.exit(code)
+def _beside() -> None:
+    """What a process beside the main one does, whatever the command: what it is told, silently."""
+    from medcot.beside import take_part
+    from medcot.display import TerminalListener, make_console
+
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stdout(nowhere),
+        TerminalListener(make_console(quiet=True)).live() as listener,
+    ):
+        take_part(listener)
 
 
 def _run_directory(resolved: Resolved) -> RunDirectory:

@@ -31,6 +31,8 @@ TITLES = {
     "after": "score after",
     "report": "report",
 }
+SAME_SIGNAL_SECONDS = 1.0
+"""Signals this close are one request: launchers send an interrupt and a termination at once."""
 PLAIN_SECONDS = 10.0
 """Without a terminal, at most one line in this time."""
 
@@ -112,10 +114,15 @@ class TerminalListener(Listener):
 
 @contextmanager
 def _asked_to_stop_by_signals(listener: TerminalListener) -> Iterator[None]:
+    first = 0.0
+
     def handle(_number: int, _frame: FrameType | None) -> None:
-        if listener.should_stop():
+        nonlocal first
+        if not listener.should_stop():
+            first = time.monotonic()
+            listener.ask_to_stop()
+        elif time.monotonic() - first > SAME_SIGNAL_SECONDS:
             raise KeyboardInterrupt
-        listener.ask_to_stop()
 
     previous: dict[int, Any] = {}
     try:
@@ -130,9 +137,9 @@ def _asked_to_stop_by_signals(listener: TerminalListener) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def make_console() -> Console:
+def make_console(*, quiet: bool = False) -> Console:
     """The console that commands show progress on; without a terminal, lines are not folded."""
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, quiet=quiet)
 
 
 def _duration(seconds: float) -> str:

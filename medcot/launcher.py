@@ -56,6 +56,10 @@ class Failure:
             return Cancelled()
         return RunFailed(f"process {self.rank} on {self.host}", self.line, "")
 
+    def explain(self) -> str:
+        """Its line, and where it happened unless all of them were asked to stop."""
+        return self.line if self.code == 130 else str(self.as_error())
+
 
 class Link:
     """This process's connection to the store, and the thread that watches for failures.
@@ -101,7 +105,7 @@ class Link:
             time.sleep(0.2)
         if is_main():
             self.record(ended)
-            print(f"medcot: {ended.as_error()}", file=sys.stderr)
+            print(f"medcot: {ended.explain()}", file=sys.stderr)
         # The main thread is inside a call that never returns; nothing gentler would end it.
         leave(ended.code)
 

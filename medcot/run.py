@@ -9,13 +9,16 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from medcot import model as models
+from medcot import processes
+from medcot.beside import hand_out
 from medcot.config import RunConfig
 from medcot.errors import Cancelled, InputError, RunFailed, one_line
 from medcot.evaluation import examine
 from medcot.preparation import Listener, Prepared, prepare
 from medcot.records import Event
-from medcot.report import build_report, render_markdown, write_figures
+from medcot.reporting import write_report
 from medcot.rundir import Phase, RunDirectory
+from medcot.tasks import ready_tasks, score_tasks
 from medcot.tracking import Tracker, start_tracking
 
 
@@ -27,6 +30,8 @@ def run(
 ) -> dict[str, Any]:
     """Do all of it and give the report. A resumed run redoes nothing that is on disk.
 
+    Under a launcher this is for the main process; the others call ``beside.take_part``.
+
     Raises:
         InputError: something given is wrong; nothing was started.
         RunFailed: a stage failed; ``error.json`` says why, everything done is kept.
@@ -35,6 +40,7 @@ def run(
     listener = listener or Listener()
     with recorded(directory):
         prepared = prepare(config, directory, listener, resume)
+        hand_out(prepared)
         tracker = start_tracking(config, directory, listener.say)
         try:
             loaded = models.load_base(config, prepared.plan)
@@ -57,6 +63,7 @@ def train_only(
     """Plan and train, without scoring; :func:`evaluate_only` can follow."""
     with recorded(directory):
         prepared = prepare(config, directory, listener, resume)
+        hand_out(prepared)
         tracker = start_tracking(config, directory, listener.say)
         try:
             loaded = models.load_base(config, prepared.plan)
@@ -75,7 +82,8 @@ def evaluate_only(
 ) -> dict[str, Any]:
     """Score what of base and tuned model is not scored yet, and report.
 
-    ``mcq`` names further multiple-choice sets, ``lm_eval`` tasks of lm-evaluation-harness.
+    ``mcq`` names further multiple-choice sets, ``lm_eval`` tasks of lm-evaluation-harness or files
+    of questions for it to score.
     """
     config = directory.config()
     added = tuple(name for name in mcq if name not in config.mcq)
@@ -84,15 +92,16 @@ def evaluate_only(
     if not directory.has("training.json"):
         raise InputError("--run", f"{directory.path}, which is not trained", "a trained run")
     with recorded(directory):
+        tasks = ready_tasks(lm_eval, config, directory)
         prepared = prepare(config, directory, listener, resume=True)
         if added:
             directory.write_json("config.json", config.model_dump(mode="json"))
         loaded = models.load_base(config, prepared.plan)
         score(prepared, loaded, "before", listener)
-        score_tasks(prepared, loaded, "before", lm_eval, listener)
+        score_tasks(prepared, loaded, "before", tasks, listener)
         models.load_adapter(loaded, directory.adapter)
         score(prepared, loaded, "after", listener)
-        score_tasks(prepared, loaded, "after", lm_eval, listener)
+        score_tasks(prepared, loaded, "after", tasks, listener)
         models.release(loaded)
         report = write_report(prepared, listener)
         directory.set_stage("done")
@@ -121,7 +130,7 @@ def score(
 
     def progress(done: int, total: int) -> None:
         listener.progress(done, total)
-        if listener.should_stop() and done < total:
+        if (listener.should_stop() or processes.stop_requested()) and done < total:
             raise Cancelled
 
     return examine(
@@ -131,27 +140,6 @@ def score(
         save=lambda row: directory.append(path, row),
         on_progress=progress,
     )
-
-
-def score_tasks(
-    prepared: Prepared,
-    loaded: models.LoadedModel,
-    phase: Phase,
-    tasks: tuple[str, ...],
-    listener: Listener,
-) -> None:
-    """Let lm-evaluation-harness score its own tasks; their rows join the others of the phase."""
-    directory = prepared.directory
-    path = directory.evaluation(phase)
-    known = {row["set"] for row in directory.rows(path)}
-    missing = [task for task in tasks if task not in known]
-    if not missing:
-        return
-    from medcot.lm_eval_bridge import run_lm_eval
-
-    listener.stage(f"lm_eval {phase}")
-    for row in run_lm_eval(loaded.model, loaded.tokenizer, missing):
-        directory.append(path, row)
 
 
 def train(
@@ -180,63 +168,36 @@ def train(
     directory.write_json("training.json", asdict(replace(result, plan=prepared.plan)))
 
 
-def write_report(prepared: Prepared, listener: Listener) -> dict[str, Any]:
-    """Compare before and after, and write ``report.json``, ``report.md`` and the figures.
-
-    Raises:
-        InputError: one of the two was not scored in full.
-    """
-    directory = prepared.directory
-    directory.set_stage("report")
-    listener.stage("report")
-    before = list(directory.rows(directory.evaluation("before")))
-    after = list(directory.rows(directory.evaluation("after")))
-    report = build_report(before, after, prepared.examination, prepared.config, _facts(prepared))
-    directory.write_json("report.json", report)
-    events = list(directory.rows(directory.events))
-    write_figures(report, events, directory.path)
-    directory.write_text("report.md", render_markdown(report))
-    return report
-
-
-def _facts(prepared: Prepared) -> dict[str, Any]:
-    """What the report says of the run. Nothing in it changes between two runs of one seed."""
-    return {
-        "dataset": {
-            "name": prepared.dataset.name,
-            "revision": prepared.dataset.revision,
-            "fingerprint": prepared.dataset.fingerprint,
-            "synthetic": prepared.dataset.synthetic,
-        },
-        "rows": len(prepared.rows),
-        "dropped": [asdict(row) for row in prepared.dropped],
-        "leaks": [asdict(leak) for leak in prepared.leaks],
-        "steps": prepared.config.total_steps(len(prepared.rows)),
-        "trainable_parameters": prepared.plan.trainable_parameters,
-        "total_parameters": prepared.plan.total_parameters,
-    }
-
-
 @contextmanager
 def recorded(directory: RunDirectory) -> Iterator[None]:
     """Leave ``status.json`` and, on failure, ``error.json`` behind, whatever happens inside."""
     directory.remove("error.json")
+    processes.on_failure(lambda ended: _record_failure(directory, ended.as_error()))
     try:
         yield
     except (Cancelled, KeyboardInterrupt):
-        if directory.exists():
-            directory.set_stage("cancelled", resume=f"medcot run --resume --out {directory.path}")
-        raise Cancelled from None
+        # A process that failed makes the others stop, which is then no wish of the user's.
+        _record_failure(directory, processes.error_elsewhere() or Cancelled())
+        raise processes.error_elsewhere() or Cancelled from None
     except InputError:
         raise
     except Exception as error:
         stage = (directory.stage() if directory.exists() else None) or "start"
-        failure = error if isinstance(error, RunFailed) else _unforeseen(stage, error)
-        if directory.exists():
-            details = {"stage": failure.stage, "message": failure.message, "remedy": failure.remedy}
-            directory.write_json("error.json", details | {"traceback": traceback.format_exc()})
-            directory.set_stage("failed")
+        own = error if isinstance(error, RunFailed) else _unforeseen(stage, error)
+        failure = processes.error_elsewhere() or own
+        _record_failure(directory, failure)
         raise failure from error
+
+
+def _record_failure(directory: RunDirectory, error: Exception) -> None:
+    if not directory.exists():
+        return
+    if isinstance(error, RunFailed):
+        details = {"stage": error.stage, "message": error.message, "remedy": error.remedy}
+        directory.write_json("error.json", details | {"traceback": traceback.format_exc()})
+        directory.set_stage("failed")
+    else:
+        directory.set_stage("cancelled", resume=f"medcot run --resume --out {directory.path}")
 
 
 def _unforeseen(stage: str, error: Exception) -> RunFailed:

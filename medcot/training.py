@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -123,9 +124,9 @@ def _training_pass(loaded: LoadedModel, plan: Plan) -> Iterator[None]:
     if loaded.engine != "fused":
         yield
         return
-    from medcot.engines.fused import fused_forward
+    from medcot.engines.fused import fused_forward, unhurried_optimizer
 
-    with fused_forward(loaded.model, plan.recomputed_layers):
+    with fused_forward(loaded.model, plan.recomputed_layers), unhurried_optimizer():
         yield
 
 
@@ -168,6 +169,9 @@ def _arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path) -> 
     from trl.trainer.sft_config import SFTConfig
 
     on_cpu, fused = plan.device == "cpu", plan.engine == "fused"
+    if on_cpu and processes.world_size() > 1:
+        # accelerate numbers CPUs, and torch.load then refuses "cpu:0" when a run is resumed.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     return SFTConfig(
         output_dir=str(checkpoints),
         max_steps=steps,

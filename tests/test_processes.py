@@ -1,0 +1,236 @@
+"""Two processes on the CPU (gloo): one run directory, the training of one process, no one left."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from medcot import processes
+from medcot.config import make_config
+from medcot.preparation import Listener
+from medcot.run import train_only
+from medcot.rundir import RunDirectory
+
+SETTINGS = {
+    "samples": 12,
+    "steps": 6,
+    "save_steps": 2,
+    "batch": 4,
+    "test_samples": 4,
+    "generate_samples": 1,
+    "max_new_tokens": 4,
+    "mcq_samples": 4,
+    "learning_rate": 1e-2,
+}
+
+TROUBLE = """
+import sys, time
+import torch
+from medcot import launcher, model, processes
+from medcot.__main__ import main
+
+usual = model.add_adapter
+
+def add_adapter(loaded, config, plan):
+    usual(loaded, config, plan)
+    if processes.rank() == 1:
+        loaded.model.register_forward_pre_hook(trouble)
+
+def trouble(module, arguments):
+    if sys.argv[1] == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    time.sleep(1000)
+
+model.add_adapter = add_adapter
+launcher.GRACE_S = 1.0
+main(sys.argv[2:])
+"""
+
+
+@pytest.fixture
+def options(tiny_model):
+    values = SETTINGS | {"preset": "demo", "model": tiny_model}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+def environment(rank, port):
+    return os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def start_two(program, folder):
+    """Two processes of ``program``, each in a folder of its own, without torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in (0, 1):
+        place = folder / f"process-{rank}"
+        place.mkdir(parents=True, exist_ok=True)
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *program],
+                cwd=place,
+                env=environment(rank, port),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started
+
+
+def finish(started, within_s=100):
+    """(exit code, stdout, stderr) of each; none may outlast the time."""
+    try:
+        said = [one.communicate(timeout=within_s) for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    return [(one.returncode, *text) for one, text in zip(started, said, strict=True)]
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model, tmp_path_factory):
+    """The same training by one process."""
+    directory = RunDirectory(tmp_path_factory.mktemp("alone") / "run")
+    values = SETTINGS | {"model": str(tiny_model)}
+    train_only(make_config("demo", values), directory, Listener())
+    return directory
+
+
+def assert_same_training(folder, alone):
+    one, two = rows(alone.events), rows(folder / "events.jsonl")
+    for name in ("step", "tokens", "learning_rate"):
+        assert [row[name] for row in two] == [row[name] for row in one], name
+    for name in ("loss", "grad_norm"):
+        expected = [row[name] for row in one]
+        assert [row[name] for row in two] == pytest.approx(expected, rel=1e-4), name
+    ours = load_file(alone.adapter / "adapter_model.safetensors")
+    theirs = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, weights in ours.items():
+        assert theirs[name] == pytest.approx(weights, abs=1e-4), name
+
+
+def test_two_processes_give_the_run_of_one_and_the_main_one_alone_writes(tmp_path, options, alone):
+    program = ["-m", "medcot", "run", *options, "--out", "run"]
+    (code, said, errors), other = finish(start_two(program, tmp_path))
+    assert code == 0, errors
+    assert other[0] == 0, other[2]
+    assert "report.md" in said
+    assert other[1] == ""
+    assert list((tmp_path / "process-1").iterdir()) == []
+    folder = tmp_path / "process-0" / "run"
+    assert json.loads((folder / "status.json").read_text())["stage"] == "done"
+    assert json.loads((folder / "plan.json").read_text())["gpus"] == 2
+    assert_same_training(folder, alone)
+    assert sorted(p.name for p in (folder / "checkpoints" / "checkpoint-6").glob("rng*")) == [
+        "rng_state_0.pth"
+    ]
+
+
+def test_a_stop_under_torchrun_ends_all_and_resume_goes_on_to_the_same_end(
+    tmp_path, options, alone
+):
+    folder = tmp_path / "run"
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "medcot",
+    ]  # fmt: skip
+    quiet = os.environ | {"OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(
+        [*launcher, "train", *options, "--out", str(folder)],
+        env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not (folder / "checkpoints" / "checkpoint-2" / "trainer_state.json").exists():
+        assert time.monotonic() < deadline
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.02)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=40)
+    stage = json.loads((folder / "status.json").read_text())["stage"]
+    # A tiny model may be done before the signal arrives.
+    assert stage in ("cancelled", "trained")
+    again = subprocess.run(
+        [*launcher, "train", "--resume", "--out", str(folder)],
+        env=quiet, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert_same_training(folder, alone)
+
+
+@pytest.mark.parametrize("trouble", ["memory", "hang"])
+def test_trouble_in_one_process_ends_both_and_the_main_one_says_where(tmp_path, options, trouble):
+    script = tmp_path / "trouble.py"
+    script.write_text(TROUBLE)
+    program = [str(script), trouble, "train", *options, "--micro-batch=2", "--out", "run"]
+    started = start_two(program, tmp_path)
+    if trouble == "hang":
+        status = tmp_path / "process-0" / "run" / "status.json"
+        deadline = time.monotonic() + 100
+        while not (status.exists() and json.loads(status.read_text())["stage"] == "training"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(4)
+        started[1].send_signal(signal.SIGTERM)
+        time.sleep(1.5)
+        started[1].send_signal(signal.SIGTERM)
+    (code, _, errors), other = finish(started)
+    folder = tmp_path / "process-0" / "run"
+    if trouble == "memory":
+        assert (code, other[0]) == (1, 1)
+        assert "process 1" in errors
+        assert "--resume --micro-batch" in errors
+        told = json.loads((folder / "error.json").read_text())
+        assert "ran out of memory" in told["message"]
+    else:
+        assert (code, other[0]) == (130, 130)
+        assert json.loads((folder / "status.json").read_text())["stage"] == "cancelled"
+    assert "Traceback" not in errors
+
+
+def test_wrong_input_is_said_once(tmp_path):
+    program = ["-m", "medcot", "run", "--preset", "demo", "--batch", "3"]
+    (code, _, errors), other = finish(start_two(program, tmp_path))
+    assert (code, other[0]) == (2, 2)
+    assert errors.count("--batch") == 1
+    assert "multiple of the 2 processes" in errors
+    assert other[2] == ""
+
+
+def test_commands_that_train_nothing_run_in_the_main_process_alone(tmp_path):
+    (code, said, errors), other = finish(start_two(["-m", "medcot", "data"], tmp_path))
+    assert (code, other[0]) == (0, 0), errors
+    assert "rows" in said
+    assert other[1:] == ("", "")
+
+
+def test_without_a_launcher_nothing_is_asked_of_a_store(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert processes.from_main(lambda: 5) == 5
+    assert processes.total(2.0) == 2.0
+    assert processes.any_of(True)
+    assert not processes.any_of(False)
+    assert processes.error_elsewhere() is None
+    assert processes.fail(2, "a line").line == "a line"
+    processes.tell(None)
+    processes.close()
