@@ -16,8 +16,8 @@ from medcot.speed import fixed_step_s, micro_step_s
 EXACTNESS = ("none", "8bit", "4bit")
 """Weights from the most exact to the least."""
 
-CLOSE = 1.1
-"""Step times within this ratio count as equal: the time model is no better than that."""
+CLOSE = {"fused": 1.03, "unsloth": 1.1, "transformers": 1.1}
+"""Step times within this ratio count as equal: each engine's time model is no better than that."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ def list_candidates(work: Work, ground: Ground) -> list[Candidate]:
 
 def best_of(fitting: list[Candidate]) -> Candidate:
     """The fastest; among those as fast the most exact, then the one with the least memory."""
-    fastest = min(one.step_s for one in fitting)
-    close = [one for one in fitting if one.step_s <= CLOSE * fastest]
+    fastest = min(fitting, key=lambda one: one.step_s)
+    limit = CLOSE[fastest.setting.engine] * fastest.step_s
+    close = [one for one in fitting if one.step_s <= limit]
     return min(close, key=lambda c: (EXACTNESS.index(c.setting.quantization), c.peak_gib))
 
 

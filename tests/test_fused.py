@@ -93,6 +93,19 @@ def test_the_model_is_its_own_again_afterwards(folder):
     assert "forward" not in model.__dict__
 
 
+def test_accelerate_may_wrap_the_pass(folder):
+    """As it does for fp16: the loss must be the same, and nothing of it must stay behind."""
+    from accelerate import Accelerator
+
+    model, batch = make_adapted(folder), PackedCollator()(make_examples())
+    with fused_forward(model, 0):
+        wanted = model(**batch)
+    with fused_forward(model, 0):
+        wrapped = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+        torch.testing.assert_close(wrapped(**batch), wanted)
+    assert not {"forward", "_original_forward"} & set(model.__dict__)
+
+
 def test_half_precision_gradients_are_as_close_as_half_precision_is(folder):
     examples = make_examples()
     exact = make_adapted(folder)

@@ -19,9 +19,9 @@ class Group:
     """``modules`` are peft LoRA layers of equal input width, without dropout.
 
     ``parameters`` are their A and B in turn (float32 masters); ``load_adapters`` refreshes the
-    copies that the products use. With ``beside``, 16-bit weights carry the adapters' B in extra
-    columns and the input their inner states, so that one product does both: adding them up
-    afterwards would read and write every output once more.
+    copies that the products of all groups use. With ``beside``, 16-bit weights carry the adapters'
+    B in extra columns and the input their inner states, so that one product does both: adding
+    them up afterwards would read and write every output once more, and round it before.
     """
 
     def __init__(
@@ -47,14 +47,9 @@ class Group:
         else:
             self.up = torch.zeros(sum(self.widths), self.inner_width, dtype=dtype, device=device)
         self.bias = _join_biases(self.bases, self.widths, dtype)
-
-    def load_adapters(self) -> None:
-        """Copy the masters; alpha/rank goes into A."""
-        with torch.no_grad():
-            for copy, master in zip(self._copies(), self.parameters, strict=True):
-                copy.copy_(master)
-            if self.scaling != 1.0:
-                self.down.mul_(self.scaling)
+        pairs = zip(self._rows(self.down), self._blocks(self.up), strict=True)
+        # Where the products read A and B in turn, in the order of ``parameters``.
+        self.copies = [copy for pair in pairs for copy in pair]
 
     def input_buffer(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What :meth:`forward` reads, and the part of it that the input is to be written to."""
@@ -124,10 +119,6 @@ class Group:
             base.weight.data = part
         return joined
 
-    def _copies(self) -> list[torch.Tensor]:
-        pairs = zip(self._rows(self.down), self._blocks(self.up), strict=True)
-        return [copy for pair in pairs for copy in pair]
-
     def _rows(self, down: torch.Tensor) -> list[torch.Tensor]:
         """Each module's own A in ``down``."""
         return [
@@ -140,6 +131,18 @@ class Group:
         return [
             row[:, index * self.rank : (index + 1) * self.rank] for index, row in enumerate(rows)
         ]
+
+
+def load_adapters(groups: Sequence[Group]) -> None:
+    """Copy the masters to where the products read them; alpha/rank goes into A."""
+    copies = [copy for group in groups for copy in group.copies]
+    masters = [master.detach() for group in groups for master in group.parameters]
+    with torch.no_grad():
+        # Hundreds of small tensors: one call costs less than launching each from Python.
+        torch._foreach_copy_(copies, masters)  # pyright: ignore[reportPrivateImportUsage]
+        for group in groups:
+            if group.scaling != 1.0:
+                group.down.mul_(group.scaling)
 
 
 class Scratch:

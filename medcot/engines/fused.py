@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from medcot.config import RunConfig
 from medcot.engines import transformers as plain
 from medcot.engines.attention import RowStarts, choose_attention
-from medcot.engines.frozen import Scratch
+from medcot.engines.frozen import Scratch, load_adapters
 from medcot.engines.layer import Layer, LayerFunction, Packed
 from medcot.engines.loss import HeadLoss
 from medcot.model import LoadedModel, Location
@@ -39,7 +40,9 @@ def load_base(config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
 
 def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
     """A fresh peft adapter, the same as the ``transformers`` engine's for the same seed."""
-    return plain.add_adapter(loaded, config, plan)
+    # What is recomputed here starts from hidden states, not from embeddings that must be told to
+    # have a gradient.
+    return plain.add_adapter(loaded, config, replace(plan, checkpointing=False))
 
 
 @contextmanager
@@ -50,7 +53,12 @@ def fused_forward(model: Any, recomputed_layers: int) -> Iterator[None]:
     The first ``recomputed_layers`` keep their input alone and are computed again on the way back.
     """
     stack = Stack(model, recomputed_layers)
-    model.forward = stack.total_loss
+
+    # No bound method: accelerate would bind what is beneath it to the model.
+    def forward(**batch: Any) -> torch.Tensor:
+        return stack.total_loss(**batch)
+
+    model.forward = forward
     try:
         yield
     finally:
@@ -74,6 +82,7 @@ class Stack:
         head_dim = backbone.layers[0].self_attn.head_dim
         attend, scratch = choose_attention(device, dtype, head_dim), Scratch(dtype)
         self.layers = [Layer(module, attend, dtype, scratch) for module in backbone.layers]
+        self.groups = [group for layer in self.layers for group in layer.groups]
 
     def total_loss(
         self,
@@ -87,9 +96,7 @@ class Stack:
     ) -> torch.Tensor:
         """Summed loss of ``targets`` [labelled], each after its place in ``label_positions``."""
         device = input_ids.device.type
-        for layer in self.layers:
-            for group in layer.groups:
-                group.load_adapters()
+        load_adapters(self.groups)
         with torch.autocast(device, enabled=False):
             hidden = self.embed(input_ids[0])
             cos, sin = self.rotary(hidden[None], position_ids)
@@ -99,6 +106,26 @@ class Stack:
                 keep = index >= self.recomputed_layers
                 hidden = LayerFunction.apply(hidden, layer, packed, keep, *layer.parameters)
             return HeadLoss.apply(hidden, self.norm, self.head, label_positions, targets)
+
+
+@contextmanager
+def unhurried_optimizer() -> Iterator[None]:
+    """Within, 8-bit optimizers do not wait for the GPU after each of hundreds of parameters.
+
+    bitsandbytes 0.50 does, which is needed for paged states alone: everything here runs in the
+    order of one stream.
+    """
+    try:
+        from bitsandbytes.optim import optimizer  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        yield
+        return
+    wait = optimizer.sync_gpu
+    optimizer.sync_gpu = lambda _tensor: None
+    try:
+        yield
+    finally:
+        optimizer.sync_gpu = wait
 
 
 class PackedCollator:
