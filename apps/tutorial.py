@@ -30,6 +30,7 @@ with app.setup(hide_code=True):
     from medcot.views.words import say
 
     RUNS = Path("runs")
+    charts.warm_up()
 
 
 @app.cell(hide_code=True)

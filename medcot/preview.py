@@ -134,9 +134,7 @@ def choose_rows(config: RunConfig, material: Material) -> Rows:
         InputError: the longest allowed row is shorter than every row, or all of them are leaks.
     """
     if not material.own_data:
-        mean, longest = TYPICAL_TOKENS.get(config.dataset, TYPICAL_TOKENS[MEDICAL_O1])
-        longest = min(longest, config.max_length)
-        return Rows((), (), (), config.samples, min(mean, longest), longest, measured=False)
+        return _typical_rows(config)
     leaked = {leak.case_id for leak in material.leaks}
     kept: list[Encoded] = []
     dropped: list[Dropped] = []
@@ -164,6 +162,13 @@ def choose_rows(config: RunConfig, material: Material) -> Rows:
     )
 
 
+def _typical_rows(config: RunConfig) -> Rows:
+    """What is taken of a set that was not loaded."""
+    mean, longest = TYPICAL_TOKENS.get(config.dataset, TYPICAL_TOKENS[MEDICAL_O1])
+    longest = min(longest, config.max_length)
+    return Rows((), (), (), config.samples, min(mean, longest), longest, measured=False)
+
+
 def _nothing_left(config: RunConfig, dropped: Sequence[Dropped]) -> InputError:
     """Every row is too long, or else the evaluation holds those that are not."""
     if not dropped:
@@ -184,7 +189,8 @@ def usual_plans() -> list[tuple[str, RunConfig, Plan]]:
     for place, preset in places:
         config = make_config(preset)
         machine = detect_machine() if place == "here" else named_machine(place)
-        rows = choose_rows(config, load_material(config))
+        known = is_at_hand(config)
+        rows = choose_rows(config, load_material(config)) if known else _typical_rows(config)
         size = (rows.count, rows.mean_tokens, rows.longest_tokens)
         found.append((place, config, make_plan(config, machine, model_shape(config), *size)))
     return found

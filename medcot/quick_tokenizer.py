@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class QuickTokenizer:
         if isinstance(text, str):
             found = self.backend.encode(text, add_special_tokens=add_special_tokens)
             return TokenIds(found.ids)
-        many = self.backend.encode_batch(text, add_special_tokens=add_special_tokens)
+        many = self.backend.encode_batch_fast(text, add_special_tokens=add_special_tokens)
         return TokenIds([one.ids for one in many])
 
     def decode(self, ids: list[int]) -> str:
@@ -44,12 +45,17 @@ class QuickTokenizer:
 
     def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
         """The prompt of ``turns`` with the assistant's turn opened, as text."""
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        # The switches under which transformers reads every chat template.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        template = environment.from_string(self.chat_template)
+        template = _compiled(self.chat_template)
         return template.render(messages=turns, add_generation_prompt=True, **self.special)
+
+
+@lru_cache(maxsize=8)
+def _compiled(chat_template: str) -> Any:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    # The switches under which transformers reads every chat template.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(chat_template)
 
 
 def quick_tokenizer(folder: Path) -> QuickTokenizer:

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import REAL_CACHE
 from fakes import make_tiny_model
 
+from medcot.config import MEDICAL_O1
 from medcot.history import bundled_run
 
 ROOT = Path(__file__).parents[1]
@@ -76,16 +78,23 @@ def server(folder):
     """The notebook as `make app` serves it, with a tiny model and hostile rows: its address."""
     make_tiny_model(folder / "model")
     write_rows(folder / "rows.jsonl")
+    with serve(folder, "run", ROOT / "apps" / "tutorial.py") as served:
+        yield served
+
+
+@contextmanager
+def serve(folder, mode, notebook):
+    """`marimo MODE` on a free port: its address and its process."""
     options = OPTIONS | {"model": folder / "model", "dataset": folder / "rows.jsonl"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "marimo", "run", str(ROOT / "apps" / "tutorial.py")]
-    command += ["--headless", "--no-token", "--host", "127.0.0.1", "--port", str(port), "--"]
+    command = [sys.executable, "-m", "marimo", mode, str(notebook), "--headless", "--no-token"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     home = {"HOME": str(folder), "MEDCOT_CACHE": str(REAL_CACHE), "OMP_NUM_THREADS": "1"}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDCOT_")} | home
-    log = (folder / "server.log").open("w")
+    log = (folder / f"{mode}.log").open("w")
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
     ) as process:
@@ -274,6 +283,13 @@ def test_a_second_visitor_waits_and_cancelling_keeps_what_was_learnt(page, brows
     assert page.get_by_role("button", name="Go on with the cancelled run").count() == 1
 
 
+def test_a_reloaded_page_finds_its_own_training_again(page):
+    page.reload()
+    wait_until_whole(page)
+    page.wait_for_selector('[data-job="cancelled"]')
+    page.wait_for_selector("text=Go on with the cancelled run")
+
+
 def test_a_wrong_setting_is_explained_and_the_page_goes_on(page):
     knob(page, "max_length").press("Home")
     page.wait_for_selector("text=That does not work")
@@ -283,8 +299,39 @@ def test_a_wrong_setting_is_explained_and_the_page_goes_on(page):
     wait_for(lambda: page.get_by_text("That does not work").count() == 0)
 
 
+def test_a_set_that_cannot_be_loaded_is_explained_and_the_page_goes_on(page, folder):
+    """Without a network: the plan still stands, for rows of typical length."""
+    choice = page.locator('[data-knob="dataset"] select')
+    choice.select_option(label=MEDICAL_O1)
+    page.wait_for_selector("text=stand in for it here")
+    page.get_by_role("button", name="Load from the hub").click()
+    page.wait_for_selector("text=What it needs: a network, a local file, or --preset demo")
+    assert page.locator("#evidence").count() == 1
+    choice.select_option(label=str(folder / "rows.jsonl"))
+    wait_for(lambda: page.get_by_text("What it needs").count() == 0)
+    page.wait_for_selector(".mc-tokens")
+
+
 def test_nothing_was_asked_of_any_other_host(page, server):
     own = re.compile(rf"{re.escape(server[0])}|data:|blob:|ws://127\.0\.0\.1")
     assert [url for url in page.outside if not own.match(url)] == []
     assert page.problems == []
     assert page.evaluate("window.hacked") is None
+
+
+def test_edit_mode_follows_a_slider_too_and_offers_what_a_served_page_does_not(
+    browser, server, folder
+):
+    # A copy: the editor may save what it has opened.
+    shutil.copytree(ROOT / "apps", folder / "apps", ignore=shutil.ignore_patterns("__*__"))
+    with serve(folder, "edit", folder / "apps" / "tutorial.py") as (address, _):
+        page = browser.new_context().new_page()
+        page.set_default_timeout(1000 * PATIENCE)
+        page.goto(address)
+        wait_until_whole(page)
+        before = fact(page, "Trained parameters")
+        knob(page, "rank").press("ArrowRight")
+        wait_for(lambda: fact(page, "Trained parameters") != before)
+        assert page.get_by_role("button", name="Build the kernel").count() == 1
+        assert page.locator('[data-knob="dataset"] input').count() == 1, "any file may be named"
+        page.context.close()

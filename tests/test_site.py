@@ -13,7 +13,8 @@ from test_app_browser import CHROMIUM, FLAGS, PATIENCE, SECTIONS, wait_until_who
 
 from medcot.errors import InputError, RunFailed
 from medcot.history import bundled_run
-from medcot.site import FILES, PAGES, build_site, read_session
+from medcot.site import build_site
+from medcot.static_pages import FILES, PAGES, read_session
 
 pytestmark = pytest.mark.xdist_group("browser")
 OPTIONS = (
@@ -24,7 +25,7 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The whole site, with a two-step training of a tiny model in it."""
+    """The whole site, with a two-step training of a tiny model in each language."""
     folder = tmp_path_factory.mktemp("site")
     model = make_tiny_model(folder / "model")
     build_site(folder / "pages", options=["--model", str(model), *OPTIONS.split()])
@@ -62,8 +63,10 @@ def test_the_training_of_the_export_is_what_the_pages_show(site):
     page = read(site, FILES["en"])
     assert re.search(r"The loss on 3 test rows|did not change at all", page)
     assert "Training loss over 2 steps" in page
-    assert "Shown is the run tutorial" in page
-    assert "这里展示的是运行 tutorial" in read(site, FILES["zh"])
+    assert "Shown is the run tutorial-en" in page
+    chinese = read(site, FILES["zh"])
+    assert "这里展示的是运行 tutorial-zh" in chinese
+    assert re.search("<code>zh-\\d+</code>", chinese), "its rows are Chinese"
 
 
 def test_the_code_that_teaches_is_shown_and_the_glue_is_not(site):

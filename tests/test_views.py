@@ -178,6 +178,13 @@ def test_a_figure_has_words_that_stand_for_it_and_follows_the_pages_colours():
     assert charts.draw_loss((), "en") == ""
 
 
+def test_the_drawing_engine_is_started_once_and_beside_the_page():
+    thread = charts.warm_up()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert charts.warm_up() is thread
+
+
 def test_long_curves_are_thinned_but_keep_their_ends():
     events = [{"step": n, "loss": 1 / n} for n in range(1, 50_001)]
     kept = charts._thinned(events)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -20,14 +21,27 @@ POINTS = 300
 """Points of one curve; more of them cannot be told apart."""
 
 
-def draw(chart: Any, alt: str, caption: str = "", height: int | None = None) -> str:
-    """An altair chart as a figure; the same chart is drawn once."""
-    sized = chart.properties(width=WIDTH, background="transparent")
-    if "height" not in chart.to_dict():
-        sized = sized.properties(height=height or HEIGHT)
-    specification = json.dumps(_with_ink(sized.to_dict()), sort_keys=True)
+def draw(chart: Any, alt: str, caption: str = "") -> str:
+    """An altair chart, or its specification, as a figure; the same one is drawn once."""
+    given = chart if isinstance(chart, dict) else _specify(chart)
+    sized = {"height": HEIGHT} | given | {"width": WIDTH, "background": "transparent"}
+    specification = json.dumps(_with_ink(sized), sort_keys=True)
     # The report's blue is for white paper; this one can be read on black as well.
     return figure(_svg(specification.replace(BETTER, HUES[0])), alt, caption)
+
+
+def _specify(chart: Any) -> dict[str, Any]:
+    """Without altair's check against its schema, which takes longer than all the rest."""
+    return chart.to_dict(validate=False)
+
+
+@lru_cache(maxsize=1)
+def warm_up() -> threading.Thread:
+    """Start the drawing engine beside whatever else a page has to do first: it takes 0.6 s."""
+    empty = json.dumps({"mark": "point", "data": {"values": []}})
+    thread = threading.Thread(target=_svg, args=(empty,), name="medcot-charts", daemon=True)
+    thread.start()
+    return thread
 
 
 @lru_cache(maxsize=256)
@@ -185,19 +199,12 @@ _AXES = {
 }
 
 
-def _in_words(chart: Any, language: str) -> Any:
+def _in_words(chart: Any, language: str) -> dict[str, Any]:
     """The report's own chart with its axis titles in ``language``."""
-    import altair as alt
-
-    specification = json.dumps(chart.to_dict(), ensure_ascii=False)
+    specification = json.dumps(_specify(chart), ensure_ascii=False)
     for title, key in _AXES.items():
         specification = specification.replace(
             json.dumps(title, ensure_ascii=False),
             json.dumps(say(key, language), ensure_ascii=False),
         )
-    specification = specification.replace('"#4a5568"', f'"{INK}"')
-    return (
-        alt.Chart.from_json(specification)
-        if "layer" not in json.loads(specification)
-        else alt.LayerChart.from_json(specification)
-    )
+    return json.loads(specification.replace('"#4a5568"', f'"{INK}"'))
