@@ -18,6 +18,8 @@ from medcot.remote.account import Account
 from medcot.remote.build import Wishes
 from medcot.remote.bundle import Orders, collect
 from medcot.remote.job import run_on_kaggle
+from medcot.remote.machine import training_command
+from medcot.remote.process import Ended, run_command
 from medcot.remote.pushes import runs_pushed
 from medcot.rundir import RunDirectory
 from tests.fakes import make_tiny_model
@@ -137,6 +139,22 @@ def test_a_session_killed_in_training_is_continued_to_the_result_of_one_long_run
     assert [push.outcome for push in runs_pushed(run)] == ["killed", "done"]
     assert "continuing from the output of session 1" in shown.text
     assert report(run.path) == report(tmp_path / "local")
+
+
+def test_both_t4s_are_trained_on_by_two_processes_that_end_as_one_run(
+    rows: str, hub: Path, lines: Lines, tmp_path: Path
+) -> None:
+    """The command for two T4s, on the CPU: two processes, gloo in place of NCCL, one report."""
+    config = small(rows, steps=2, model="tiny/llama", mcq=())
+    file, run = tmp_path / "two.json", RunDirectory(tmp_path / "two")
+    file.write_text(config.model_dump_json(), encoding="utf-8")
+    command = training_command("kaggle-t4x2", 2, file, run.path, resume=False)
+    environ = {**os.environ, "HF_HOME": str(hub), "OMP_NUM_THREADS": "1"}
+    ended = run_command(command, lines, environ=environ, folder=tmp_path, seconds=200)
+    assert ended == Ended(0, stopped=False), lines.text
+    assert run.stage() == "done"
+    assert [row["step"] for row in run.rows(run.events)] == [1, 2]
+    assert run.read_json("environment.json")["machine"]["processes"] == 2
 
 
 def test_a_session_stops_in_time_saves_and_says_it_is_not_finished(
