@@ -1,10 +1,11 @@
-"""How fast rows are loaded, checked, split and compared with evaluation sets.
+"""How fast rows are loaded, checked, split, compared with evaluation sets and made into tokens.
 
     python bench/data.py [ROWS ...]
 
 Writes synthetic rows of the length that medical-o1-reasoning-SFT's have into a scratch folder and
-prints one line per stage and size: the median of three runs in this process, the growth against the
-size before (1.0 is linear), and the highest memory of a process that did nothing else.
+prints one line per stage and size: the median of three runs in this process with the fastest and
+the slowest, the growth against the size before (1.0 is linear), and the highest memory of a process
+that did nothing else. The words are those of the bundled cases, so that tokens are of usual length.
 """
 
 from __future__ import annotations
@@ -23,15 +24,21 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from medcot.bundled import bundled_model
 from medcot.config import make_config
 from medcot.data import load_dataset, split_cases
 from medcot.leakage import find_leaks
-from medcot.records import Dataset
+from medcot.prompts import render
+from medcot.quick_tokenizer import quick_tokenizer
+from medcot.records import Case, Dataset
+from medcot.sources import sample_files
+from medcot.tokens import Encoded, encode
 
 SIZES = (5_000, 25_000)
 REPEATS = 3
 EVALUATION_TEXTS = 2_000
-WORDS = 4_000
+ROWS_AT_ONCE = 1_024
+"""As a run takes them."""
 LEAKED = 0.01
 """Share of rows whose question is put into the evaluation set, reworded at its end."""
 
@@ -42,28 +49,29 @@ LENGTHS = {"Question": 80, "Complex_CoT": 330, "Response": 130}
 def main(sizes: list[int]) -> None:
     """Measure each size and print the table."""
     print(f"{_device()}, {datetime.now(UTC):%Y-%m-%d}\n")
-    print("| rows | stage | seconds | rows/s | growth | peak MiB |")
-    print("| ---: | --- | ---: | ---: | ---: | ---: |")
+    print("| rows | stage | seconds (median) | fastest to slowest | rows/s | growth | peak MiB |")
+    print("| ---: | --- | ---: | :-: | ---: | ---: | ---: |")
     before: dict[str, tuple[int, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for rows in sizes:
             path = Path(folder) / f"{rows}.jsonl"
             evaluation = write_rows(path, rows)
-            for stage, seconds in measure(path, evaluation).items():
+            for stage, times in measure(path, evaluation).items():
+                seconds = statistics.median(times)
                 past_rows, past_seconds = before.get(stage, (rows, seconds))
                 growth = (seconds / past_seconds) / (rows / past_rows)
                 peak = _peak_mib(path) if stage == "all" else None
                 print(
-                    f"| {rows:,} | {stage} | {seconds:.2f} | {rows / seconds:,.0f} | {growth:.2f}"
-                    f" | {f'{peak:.0f}' if peak else ''} |",
+                    f"| {rows:,} | {stage} | {seconds:.2f} | {min(times):.2f} to {max(times):.2f}"
+                    f" | {rows / seconds:,.0f} | {growth:.2f} | {f'{peak:.0f}' if peak else ''} |",
                     flush=True,
                 )
                 before[stage] = rows, seconds
             path.unlink()
 
 
-def measure(path: Path, evaluation: list[tuple[str, str]]) -> dict[str, float]:
-    """Seconds of each stage, medians over ``REPEATS`` runs."""
+def measure(path: Path, evaluation: list[tuple[str, str]]) -> dict[str, list[float]]:
+    """Seconds of each stage in each of ``REPEATS`` runs, and of all stages together."""
     config = make_config("demo", {"dataset": str(path), "samples": 1_000_000})
     dataset: Dataset | None = None
 
@@ -71,18 +79,32 @@ def measure(path: Path, evaluation: list[tuple[str, str]]) -> dict[str, float]:
         nonlocal dataset
         dataset = load_dataset(config)
 
-    times = {"load, validate, deduplicate": _median_s(load)}
+    times = {"load, validate, deduplicate": list(_seconds(load))}
     assert dataset is not None
     cases = dataset.cases
-    times["split"] = _median_s(lambda: split_cases(cases, config))
-    times["leak check"] = _median_s(lambda: find_leaks(cases, {"evaluation": evaluation}))
-    return times | {"all": sum(times.values())}
+    times["split"] = list(_seconds(lambda: split_cases(cases, config)))
+    times["leak check"] = list(_seconds(lambda: find_leaks(cases, {"evaluation": evaluation})))
+    times["render, tokenise"] = list(_seconds(lambda: tokenise(cases)))
+    return times | {"all": [sum(run) for run in zip(*times.values(), strict=True)]}
+
+
+def tokenise(cases: tuple[Case, ...]) -> list[Encoded]:
+    """All cases as a run makes tokens of them, by the bundled model's tokenizer."""
+    tokenizer = quick_tokenizer(bundled_model())
+    rows: list[Encoded] = []
+    for start in range(0, len(cases), ROWS_AT_ONCE):
+        part = cases[start : start + ROWS_AT_ONCE]
+        rows += encode(tokenizer, {case.id: render(case, "tutorial") for case in part})
+    return rows
 
 
 def write_rows(path: Path, rows: int) -> list[tuple[str, str]]:
     """Write ``rows`` synthetic rows; the evaluation texts of which some leak into them."""
     dice = random.Random(3407)
-    words = ["".join(dice.choices("aeioulmnrst", k=dice.randint(2, 11))) for _ in range(WORDS)]
+    (bundled,) = sample_files("cases", "en")
+    words = " ".join(
+        str(json.loads(line)[name]) for line in bundled.open(encoding="utf-8") for name in LENGTHS
+    ).split()
     evaluation = [(f"e{n}", _sentence(dice, words, 80)) for n in range(EVALUATION_TEXTS)]
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
@@ -95,10 +117,6 @@ def write_rows(path: Path, rows: int) -> list[tuple[str, str]]:
 
 def _sentence(dice: random.Random, words: list[str], length: int) -> str:
     return " ".join(dice.choices(words, k=dice.randint(length // 2, length * 3 // 2))) + "."
-
-
-def _median_s(work: Callable[[], object]) -> float:
-    return statistics.median(_seconds(work))
 
 
 def _seconds(work: Callable[[], object]) -> Iterator[float]:
@@ -121,6 +139,8 @@ def hold(path: str) -> None:
     cases = load_dataset(config).cases
     split_cases(cases, config)
     find_leaks(cases, {"evaluation": [(c.id, c.question) for c in cases[:EVALUATION_TEXTS]]})
+    rows = tokenise(cases)
+    assert len(rows) == len(cases)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -6,6 +6,7 @@ loss and generation all see the same tokens.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,22 +21,37 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One training row: ``prompt_ids`` are read, ``completion_ids`` (with EOS) are learnt."""
+    """One training row: ``prompt_ids`` are read, ``completion_ids`` (with EOS) are learnt.
+
+    They are kept as 32-bit numbers: as Python's own they would take nine times the memory, which
+    for 25,000 rows is most of a gigabyte.
+    """
 
     id: str
-    prompt_ids: list[int]
-    completion_ids: list[int]
+    _prompt: array[int]
+    _completion: array[int]
+
+    @classmethod
+    def of(cls, row_id: str, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Encoded:
+        """The row of these tokens."""
+        return cls(row_id, array("i", prompt_ids), array("i", completion_ids))
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return self._prompt.tolist()
+
+    @property
+    def completion_ids(self) -> list[int]:
+        return self._completion.tolist()
 
     def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
+        return len(self._prompt) + len(self._completion)
 
     def as_row(self) -> dict[str, list[int]]:
         """``input_ids`` and ``labels`` of equal length, as trainers take them."""
-        masked = [IGNORED] * len(self.prompt_ids)
-        return {
-            "input_ids": self.prompt_ids + self.completion_ids,
-            "labels": masked + self.completion_ids,
-        }
+        learnt = self.completion_ids
+        masked = [IGNORED] * len(self._prompt)
+        return {"input_ids": self.prompt_ids + learnt, "labels": masked + learnt}
 
 
 def chat_template(tokenizer: Any) -> ChatTemplate | None:
@@ -52,10 +68,16 @@ def chat_template(tokenizer: Any) -> ChatTemplate | None:
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Tokens of a prompt, with exactly one BOS where the tokenizer is used with one."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    if _adds_bos(tokenizer) and (not ids or ids[0] != tokenizer.bos_token_id):
-        return [tokenizer.bos_token_id, *ids]
-    return ids
+    return encode_texts(tokenizer, [text])[0]
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of many prompts at once, which takes half the time of one after the other."""
+    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False).input_ids
+    if not _adds_bos(tokenizer):
+        return found
+    bos = tokenizer.bos_token_id
+    return [ids if ids and ids[0] == bos else [bos, *ids] for ids in found]
 
 
 def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[Encoded]:
@@ -68,17 +90,16 @@ def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[Encoded]:
         return []
     texts = [pair.completion for pair in pairs.values()]
     completions = tokenizer(texts, add_special_tokens=False).input_ids
+    prompts = encode_texts(tokenizer, [pair.text for pair in pairs.values()])
     rows: list[Encoded] = []
-    for (row_id, pair), ids in zip(pairs.items(), completions, strict=True):
+    for row_id, prompt, ids in zip(pairs, prompts, completions, strict=True):
         if tokenizer.eos_token_id in ids:
             raise InputError(
                 f"--dataset, row {row_id}",
                 f"{tokenizer.eos_token!r} in the text",
                 "text without it",
             )
-        rows.append(
-            Encoded(row_id, encode_text(tokenizer, pair.text), [*ids, tokenizer.eos_token_id])
-        )
+        rows.append(Encoded.of(row_id, prompt, [*ids, tokenizer.eos_token_id]))
     return rows
 
 
