@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from medcot import model as models
@@ -23,6 +24,7 @@ from medcot.judge import check_judge
 from medcot.leakage import Leak, find_leaks
 from medcot.plan import Plan, make_plan
 from medcot.prompts import render
+from medcot.quick_tokenizer import quick_tokenizer
 from medcot.records import Case, Dataset, Dropped, Event, Prompt, Split
 from medcot.rundir import RunDirectory
 from medcot.shapes import model_shape
@@ -91,8 +93,18 @@ def prepare(
 def plan_only(config: RunConfig, machine: Machine) -> Plan:
     """The plan of ``config`` on ``machine``, from the real rows; nothing is written."""
     dataset = load_dataset(config)
-    tokenizer = models.load_tokenizer(config)
+    tokenizer = _counting_tokenizer(config)
     return _decide(config, RunDirectory("."), machine, dataset, tokenizer).plan
+
+
+def _counting_tokenizer(config: RunConfig) -> Any:
+    """A tokenizer that lengths can be counted with, without the seconds transformers takes."""
+    folder = models.locate(config.model, config.model_revision).source
+    if (Path(folder) / "tokenizer.json").exists() and (
+        Path(folder) / "tokenizer_config.json"
+    ).exists():
+        return quick_tokenizer(Path(folder))
+    return models.load_tokenizer(config)
 
 
 def _decide(
