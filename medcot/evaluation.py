@@ -165,11 +165,15 @@ def counted_once(row: Row, examination: Examination) -> bool:
 
 
 def in_order(rows: Iterable[Row], examination: Examination) -> tuple[list[Row], int]:
-    """The rows as the examination asks them, then any from elsewhere; and how many are missing."""
+    """The rows as the examination asks them, then lm_eval's; and how many are missing.
+
+    Others, of sets that are not asked any more, are passed over.
+    """
     found = {_key(row): row for row in rows}
     asked = list(_keys(examination))
     known = [found.pop(key) for key in asked if key in found]
-    return [*known, *found.values()], len(asked) - len(known)
+    others = [row for row in found.values() if "metric" in row]
+    return [*known, *others], len(asked) - len(known)
 
 
 def _choose(questions: Sequence[Question], count: int, seed: int) -> tuple[Question, ...]:

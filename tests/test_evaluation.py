@@ -341,8 +341,9 @@ def test_progress_counts_up_to_the_whole() -> None:
 def test_rows_from_elsewhere_follow_those_that_were_asked() -> None:
     exam = examination(cases=3)
     rows, _ = hold(exam, Model())
-    other = rows[0] | {"kind": "mcq", "set": "lm-eval", "id": "0", "correct": True}
-    ordered, missing = in_order([other, rows[2], rows[0]], exam)
+    gone = rows[0] | {"kind": "mcq", "set": "no longer asked", "id": "0", "correct": True}
+    other = gone | {"set": "a task", "metric": "acc"}
+    ordered, missing = in_order([gone, other, rows[2], rows[0]], exam)
     assert [row["id"] for row in ordered] == ["c0", "c2", "0"]
     assert missing == 1
 

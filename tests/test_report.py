@@ -264,7 +264,9 @@ def test_without_a_difference_it_says_how_many_questions_five_points_would_take(
 
 
 def by_lm_eval(side: list[dict[str, Any]], name: str, wrong: int = 0) -> list[dict[str, Any]]:
-    found = [row | {"set": f"lm_eval/{name}"} for row in side if row["set"] == name]
+    found = [
+        row | {"set": f"lm_eval/{name}", "metric": "acc"} for row in side if row["set"] == name
+    ]
     for row in found[:wrong]:
         row["correct"] = not row["correct"]
     return side + found
