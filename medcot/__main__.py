@@ -231,18 +231,25 @@ def _run_directory(resolved: Resolved) -> RunDirectory:
     return RunDirectory(newest or new_run_path(resolved.config))
 
 
+RESUMABLE = ("micro_batch", "checkpointing")
+"""Settings that a resumed run may change: they cost memory and time, and teach the same."""
+
+
 def _config_for(resolved: Resolved, directory: RunDirectory) -> Any:
     """A resumed run keeps its own config; an option that says otherwise is refused."""
     if not (resolved.resume and directory.exists()):
         return resolved.config
     config = directory.config()
+    changed: dict[str, Any] = {}
     for name in resolved.given:
         kept, asked = getattr(config, name, None), getattr(resolved.config, name, None)
-        if name != "preset" and kept != asked:
+        if name in RESUMABLE:
+            changed[name] = asked
+        elif name != "preset" and kept != asked:
             raise InputError(
                 f"--{name.replace('_', '-')}", f"{asked} with --resume", f"{kept}, as the run began"
             )
-    return config
+    return config.model_copy(update=changed)
 
 
 def _existing_run(path: str | None) -> RunDirectory:

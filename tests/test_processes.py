@@ -234,3 +234,17 @@ def test_without_a_launcher_nothing_is_asked_of_a_store(monkeypatch):
     assert processes.fail(2, "a line").line == "a line"
     processes.tell(None)
     processes.close()
+
+
+def test_a_resumed_run_may_take_fewer_rows_at_once(tmp_path, alone):
+    from medcot.__main__ import main
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text((alone.path / "config.json").read_text())
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--out", str(folder), "--resume", "--micro-batch", "3"])
+    # 3 is no divisor of the batch: it was heard, where another rank would have been refused.
+    assert ended.value.code == 2
+    main(["train", "--out", str(folder), "--resume", "--micro-batch", "1"])
+    assert json.loads((folder / "plan.json").read_text())["micro_batch"] == 1
