@@ -36,8 +36,8 @@ _CACHES = shutil.ignore_patterns("__marimo__", "__pycache__")
 def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) -> list[Path]:
     """Execute the notebook and write its pages into ``out``; gives the pages.
 
-    Without ``run`` each page trains on rows of its own language, with ``options`` (those of the
-    command line); with it both show that run.
+    Without ``run`` the first page trains with ``options`` (those of the command line), and the
+    second shows the same run.
 
     Raises:
         InputError: no notebook here, or ``run`` is no run.
@@ -53,21 +53,16 @@ def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) 
         shutil.copytree(NOTEBOOK.parent, Path(folder) / "apps", ignore=_CACHES)
         # Its theme is set there, and marimo looks for it above the notebook.
         shutil.copy2(PROJECT / "pyproject.toml", folder)
+        told = run or Path(folder) / "tutorial"
         exported: dict[Language, str] = {}
         for language in PAGES:
-            told = run or Path(folder) / f"tutorial-{language}"
-            asked = ["--run", str(told)] if run else _training(told, language, options)
+            asked = ["--run", str(told)]
+            if run is None and language == "en":
+                asked = ["--out", str(told), "--preset", "demo", *options]
             exported[language] = _execute(Path(folder), language, asked)
             _require_done(told)
     _copy_assets(out)
     return list(_write_pages(exported, out))
-
-
-def _training(out: Path, language: Language, options: Sequence[str]) -> list[str]:
-    """The options that let a page train: the demo, where nothing else is said."""
-    usual = {"--preset": "demo", "--language": language}
-    chosen = [part for pair in usual.items() if pair[0] not in options for part in pair]
-    return ["--out", str(out), *chosen, *options]
 
 
 def _require_done(run: Path) -> None:

@@ -94,15 +94,17 @@ def serve(folder, mode, notebook):
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     home = {"HOME": str(folder), "MEDCOT_CACHE": str(REAL_CACHE), "OMP_NUM_THREADS": "1"}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDCOT_")} | home
-    log = (folder / f"{mode}.log").open("w")
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
-    ) as process:
-        wait_for(lambda: answers(port))
-        yield f"http://127.0.0.1:{port}", process.pid
-        process.terminate()
-        process.wait(20)
-    log.close()
+    with (
+        (folder / f"{mode}.log").open("w") as log,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+        ) as process,
+    ):
+        try:
+            wait_for(lambda: answers(port))
+            yield f"http://127.0.0.1:{port}", process.pid
+        finally:
+            process.terminate()
 
 
 def answers(port):
@@ -324,6 +326,7 @@ def test_edit_mode_follows_a_slider_too_and_offers_what_a_served_page_does_not(
 ):
     # A copy: the editor may save what it has opened.
     shutil.copytree(ROOT / "apps", folder / "apps", ignore=shutil.ignore_patterns("__*__"))
+    shutil.copy2(ROOT / "pyproject.toml", folder)
     with serve(folder, "edit", folder / "apps" / "tutorial.py") as (address, _):
         page = browser.new_context().new_page()
         page.set_default_timeout(1000 * PATIENCE)

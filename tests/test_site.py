@@ -25,7 +25,7 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The whole site, with a two-step training of a tiny model in each language."""
+    """The whole site, with a two-step training of a tiny model in it."""
     folder = tmp_path_factory.mktemp("site")
     model = make_tiny_model(folder / "model")
     build_site(folder / "pages", options=["--model", str(model), *OPTIONS.split()])
@@ -63,10 +63,8 @@ def test_the_training_of_the_export_is_what_the_pages_show(site):
     page = read(site, FILES["en"])
     assert re.search(r"The loss on 3 test rows|did not change at all", page)
     assert "Training loss over 2 steps" in page
-    assert "Shown is the run tutorial-en" in page
-    chinese = read(site, FILES["zh"])
-    assert "这里展示的是运行 tutorial-zh" in chinese
-    assert re.search("<code>zh-\\d+</code>", chinese), "its rows are Chinese"
+    assert "Shown is the run tutorial" in page
+    assert "这里展示的是运行 tutorial" in read(site, FILES["zh"])
 
 
 def test_the_code_that_teaches_is_shown_and_the_glue_is_not(site):
