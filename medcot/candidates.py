@@ -74,7 +74,8 @@ def _candidates(work: Work, ground: Ground) -> Iterator[Candidate]:
             )
             accumulation = work.config.batch // ground.processes // micro_batch
             for layers in _recomputable(work, ground, setting):
-                yield _cost(work, replace(setting, recomputed_layers=layers), accumulation)
+                one = replace(setting, recomputed_layers=layers)
+                yield _cost(work, one, accumulation, ground.processes)
 
 
 def _recomputable(work: Work, ground: Ground, setting: Setting) -> list[int]:
@@ -95,10 +96,12 @@ def _recomputable(work: Work, ground: Ground, setting: Setting) -> list[int]:
     return found
 
 
-def _cost(work: Work, setting: Setting, accumulation: int) -> Candidate:
+def _cost(work: Work, setting: Setting, accumulation: int, processes: int) -> Candidate:
     memory = _memory(work, setting)
-    once = micro_step_s(setting, work.shape, work.machine, work.mean_tokens, work.longest_tokens)
-    step_s = accumulation * once + fixed_step_s(setting)
+    once = micro_step_s(
+        setting, work.shape, work.machine, work.mean_tokens, work.longest_tokens, work.config.rank
+    )
+    step_s = accumulation * once + fixed_step_s(setting, processes)
     return Candidate(setting, memory, sum(memory.values()), step_s)
 
 

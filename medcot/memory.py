@@ -36,8 +36,10 @@ CPU_LOGIT_TOKENS = 256
 
 CPU_WORKSPACE_GIB = 0.85
 """The interpreter with torch and its libraries loaded."""
-FUSED_WORKSPACE_GIB = 0.15
-"""Matrix products' scratch space, and what the allocator cannot fill."""
+FUSED_WORKSPACE_GIB = {"none": 0.8, "8bit": 0.3, "4bit": 0.3}
+"""Matrix products' scratch space, joined weights' adapter columns, what the allocator cannot fill.
+"""
+WORKSPACE_GIB = {"unsloth": 0.2, "transformers": 0.4}
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _predict_fused(setting: Setting, shape: ModelShape, rank: int, tokens: int) 
         workspace = CPU_WORKSPACE_GIB * GIB
     else:
         largest = 2 * shape.hidden * shape.intermediate
-        workspace = FUSED_WORKSPACE_GIB * GIB
+        workspace = FUSED_WORKSPACE_GIB[setting.quantization] * GIB
         workspace += 0 if setting.quantization == "none" else largest * width
     parts = {
         "weights": weight_bytes(shape, setting.quantization, width),
@@ -147,12 +149,14 @@ def longest_pass(setting: Setting, mean_tokens: float, longest_tokens: int) -> i
     """Tokens of the longest micro-batch to expect, padding included.
 
     Packed, the sum of n rows stays within n means and sqrt(n) times the longest row's excess,
-    which is exact for one row and about three standard deviations beyond.
+    of which four fifths are taken for more than one: two or three standard deviations, which
+    the rows of one run hardly go beyond.
     """
     rows = setting.micro_batch
     if not setting.packing:
         return rows * longest_tokens
-    excess = math.sqrt(rows) * max(0.0, longest_tokens - mean_tokens)
+    certain = 1.0 if rows == 1 else 0.8
+    excess = certain * math.sqrt(rows) * max(0.0, longest_tokens - mean_tokens)
     return min(rows * longest_tokens, math.ceil(rows * mean_tokens + excess))
 
 
@@ -212,4 +216,6 @@ def _workspace_bytes(setting: Setting, shape: ModelShape, width: float) -> float
     if setting.device != "cuda":
         return CPU_WORKSPACE_GIB * GIB
     largest = max(a * b for a, b in shape.linear_sizes.values())
-    return 0.05 * GIB + (0 if setting.quantization == "none" else largest * width)
+    return WORKSPACE_GIB[setting.engine] * GIB + (
+        0 if setting.quantization == "none" else largest * width
+    )

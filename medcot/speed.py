@@ -57,12 +57,17 @@ def pace_of(setting: Setting, machine: Machine) -> Pace:
 
 
 def micro_step_s(
-    setting: Setting, shape: ModelShape, machine: Machine, mean_tokens: float, longest: int
+    setting: Setting,
+    shape: ModelShape,
+    machine: Machine,
+    mean_tokens: float,
+    longest: int,
+    rank: int = 16,
 ) -> float:
     """Seconds for the forward and backward pass of one micro-batch."""
     pace = pace_of(setting, machine)
     if setting.engine == "fused":
-        return _fused_micro_step_s(setting, shape, machine, mean_tokens)
+        return _fused_micro_step_s(setting, shape, machine, mean_tokens, rank)
     # Forward 1, backward 2, and the forward once more where activations are recomputed.
     launch = (4 if setting.checkpointing else 3) * shape.layers * pace.layer_pass_s
     tokens = computed_tokens(setting, mean_tokens, longest)
@@ -70,30 +75,38 @@ def micro_step_s(
     return max(launch, arithmetic) if pace.overlaps else launch + arithmetic
 
 
-DEQUANTIZING = 750.0
-"""Operations that could be done while one 4-bit weight is unpacked (measured on an H100)."""
+DEQUANTIZING = 1000.0
+"""Operations that could be done while one 4-bit weight is unpacked (an H100, roughly)."""
+BESIDE = 20.0
+"""Operations that could be done while a token passes one adapter parameter: thin products are slow.
+"""
+AGAIN = 0.7
+"""What recomputing costs of what its operations would: it is products and little else."""
 
 
 def _fused_micro_step_s(
-    setting: Setting, shape: ModelShape, machine: Machine, mean_tokens: float
+    setting: Setting, shape: ModelShape, machine: Machine, mean_tokens: float, rank: int
 ) -> float:
-    """The fused pass: products at one share of the GPU's rate, and 4-bit weights to unpack."""
+    """The fused pass: products at one share of the GPU's rate, thin ones, weights to unpack."""
     tokens = setting.micro_batch * mean_tokens
     share = setting.recomputed_layers / shape.layers
-    again = flops_per_token(shape, mean_tokens, True) - flops_per_token(shape, mean_tokens, False)
+    once, twice = (flops_per_token(shape, mean_tokens, again) for again in (False, True))
     # What a recomputed layer does not repeat: the feed-forward network's last product.
     down = 2 * shape.hidden * shape.intermediate * shape.layers
-    work = tokens * (flops_per_token(shape, mean_tokens, False) + share * (again - down))
+    work = tokens * (once + share * AGAIN * (twice - once - down) + BESIDE * shape.trainable(rank))
     if setting.quantization != "none":
         work += (2 + share) * shape.linear_parameters * DEQUANTIZING
     pace = pace_of(setting, machine)
-    launch = (2 + share) * shape.layers * pace.layer_pass_s
-    return max(launch, work / pace.rate)
+    launch = (2 + share / 5) * shape.layers * pace.layer_pass_s
+    # The processor launches while the GPU computes; where both take as long, each waits at times.
+    return (launch**3 + (work / pace.rate) ** 3) ** (1 / 3)
 
 
-def fixed_step_s(setting: Setting) -> float:
-    """Seconds of an optimizer step that do not grow with its tokens: optimizer, clipping."""
-    return calibration()["engines"][setting.engine].get("step_s", 0.0)
+def fixed_step_s(setting: Setting, processes: int) -> float:
+    """Seconds of an optimizer step that do not grow with its tokens: sharing gradients."""
+    if processes == 1 or setting.device != "cuda":
+        return 0.0
+    return calibration()["exchange_s"]
 
 
 def flops_per_token(shape: ModelShape, length: float, checkpointing: bool) -> float:

@@ -1,0 +1,613 @@
+"""Training speed and memory at 8B shape: this project against the tutorial's recipe and plain TRL.
+
+    python bench/training.py --data cot.jsonl --tokenizer DIR --folder /tmp/training
+
+Needs a CUDA GPU of 40 GiB or more, bitsandbytes and unsloth. A Llama of 8B shape with random
+weights is made and saved; each stack then trains on the same rows, in the same order, 8 rows per
+optimizer step, in a process of its own; on one GPU one after the other, on two GPUs this project on
+the first and the others on the second, and then both GPUs together. Prints Markdown tables;
+``results.json`` in the folder has everything that was measured, with what the planner had
+predicted. Stacks for which no time is left are named as not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+}
+CAP_GIB = 14.5
+"""What a process may have where a T4 is stood in for."""
+NEW_TOKENS = 64
+STEPS = 20
+"""Of the learning rate's schedule; some stacks are stopped earlier."""
+
+# name, settings beyond the tutorial's, memory limit in GiB
+SIXTEEN_BIT = [
+    ("8 x 1", {"micro_batch": 8, "checkpointing": "off"}, None),
+    ("16 x 1", {"micro_batch": 16, "batch": 16, "checkpointing": "off"}, None),
+    ("8 x 2", {"micro_batch": 8, "batch": 16, "checkpointing": "off"}, None),
+    ("8 x 1, all recomputed", {"micro_batch": 8, "checkpointing": "on"}, None),
+    ("4 x 2", {"micro_batch": 4, "checkpointing": "off"}, None),
+    ("4 x 2, all recomputed", {"micro_batch": 4, "checkpointing": "on"}, None),
+    ("2 x 4", {"micro_batch": 2, "checkpointing": "off"}, None),
+    ("8 x 1, rank 64", {"micro_batch": 8, "rank": 64, "checkpointing": "off"}, None),
+    ("8 x 1 in 30 GiB", {"micro_batch": 8}, 30.0),
+]
+FOUR_BIT = [
+    ("8 x 1", {"micro_batch": 8}, CAP_GIB),
+    ("as planned", {}, CAP_GIB),
+    ("4 x 2", {"micro_batch": 4}, CAP_GIB),
+    ("8 x 1, all recomputed", {"micro_batch": 8, "checkpointing": "on"}, None),
+    ("8 x 1, none recomputed", {"micro_batch": 8, "checkpointing": "off"}, None),
+    ("4 x 2, none recomputed", {"micro_batch": 4, "checkpointing": "off"}, None),
+]
+
+
+class Bench:
+    """One stack's process: its rows, its results so far."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.folder, self.name, self.turn = arguments.folder, arguments.worker, arguments.worker
+        self.model = self.folder / "model"
+        self.data = arguments.data
+        self.started = time.monotonic()
+        self.results: dict[str, Any] = {"runs": []}
+
+    def say(self, *words: Any) -> None:
+        print(f"[{self.name} {time.monotonic() - self.started:6.1f}]", *words, flush=True)
+
+    def config(self, **changes: Any) -> Any:
+        from medcot.config import make_config
+
+        values = {
+            "model": str(self.model), "dataset": str(self.data), "samples": 1000, "wandb": "off",
+            "test_samples": 1, "test_fraction": 0.05, "save_steps": 1000, "steps": STEPS,
+            "engine": "fused", "micro_batch": 0, "packing": "auto", "checkpointing": "auto",
+            "quantization": "none",
+        }  # fmt: skip
+        return make_config("tutorial", values | changes)
+
+    def prepare(self, config: Any) -> Any:
+        from medcot.preparation import Listener, prepare
+        from medcot.rundir import RunDirectory
+
+        return prepare(config, RunDirectory(self.folder / "runs" / self.name), Listener())
+
+    def wait_for_turn(self) -> None:
+        while not (self.folder / f"go-{self.turn}").exists():
+            time.sleep(0.2)
+        self.started = time.monotonic()
+
+    def keep(self) -> None:
+        text = json.dumps(self.results)
+        (self.folder / f"{self.name}.json").write_text(text)
+        if out := os.environ.get("OUT"):
+            Path(out, f"{self.name}.json").write_text(text)
+
+
+def random_model(dtype: str, quantized: bool) -> Any:
+    """The model of the folder, made again on the GPU: the same weights without reading a disk."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(LlamaConfig(**LLAMA_8B))
+    torch.set_default_dtype(torch.float32)
+    model = model.to(getattr(torch, dtype)).eval()
+    model.generation_config.pad_token_id = 0
+    if quantized:
+        import bitsandbytes as bnb
+
+        for module in list(model.model.modules()):
+            for name, linear in list(module.named_children()):
+                if type(linear) is torch.nn.Linear:
+                    with torch.device("meta"):
+                        coarse = bnb.nn.Linear4bit(
+                            linear.in_features, linear.out_features, bias=False,
+                            compute_dtype=linear.weight.dtype, quant_type="nf4",
+                        )  # fmt: skip
+                    coarse.weight = bnb.nn.Params4bit(
+                        linear.weight.data, requires_grad=False, quant_type="nf4"
+                    ).to("cuda")
+                    setattr(module, name, coarse)
+        model.is_loaded_in_4bit = True
+    return model
+
+
+def save_model(arguments: argparse.Namespace) -> None:
+    from transformers import AutoTokenizer
+
+    folder = arguments.folder / "model"
+    model = random_model("bfloat16", quantized=False)
+    AutoTokenizer.from_pretrained(arguments.tokenizer).save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    # Enough for those that make the weights themselves.
+    (arguments.folder / "described").touch()
+    model.save_pretrained(folder, max_shard_size="4GB")
+
+
+def train_fused(bench: Bench, prepared: Any, loaded: Any, variants: list[Any], stop: int) -> None:
+    """Each variant by ``fit`` up to step ``stop``, beside what the planner says of it."""
+    import torch
+
+    from medcot import model as models
+    from medcot.choices import CUDA_CONTEXT_GIB
+    from medcot.hardware import detect_machine
+    from medcot.plan import make_plan
+    from medcot.rundir import RunDirectory
+    from medcot.shapes import model_shape
+    from medcot.training import fit
+
+    machine, total_gib = detect_machine(), torch.cuda.mem_get_info()[1] / 2**30
+    lengths = [len(row) for row in prepared.rows]
+    for name, changes, limit in variants:
+        config = prepared.config.model_copy(update=changes)
+        # Not what is free now, with this model in it already.
+        room = limit + CUDA_CONTEXT_GIB if limit else total_gib
+        here = replace(machine, gpus=tuple(replace(gpu, memory_gib=room) for gpu in machine.gpus))
+        plan = make_plan(
+            config, here, model_shape(config), len(lengths), sum(lengths) / len(lengths),
+            max(lengths),
+        )  # fmt: skip
+        if hasattr(loaded.model, "unload"):
+            loaded.model = loaded.model.unload()
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (limit or total_gib) / total_gib))
+        directory = RunDirectory(bench.folder / "runs" / f"{bench.name} {name}")
+        directory.create(config)
+        models.add_adapter(loaded, config, plan)
+        events: list[Any] = []
+        try:
+            result = fit(
+                loaded, prepared.rows, config, plan, directory, events.append,
+                lambda events=events: len(events) >= stop,
+            )  # fmt: skip
+            changed = result.plan != plan
+        except Exception as error:  # noqa: BLE001 - the next variant may do
+            bench.say(name, type(error).__name__, str(error)[:300])
+            changed = True
+        note(bench, name, plan, events, changed)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def note(bench: Bench, name: str, plan: Any, events: list[Any], changed: bool) -> None:
+    rows = [asdict(event) if not isinstance(event, dict) else event for event in events]
+    speeds = sorted(row["tokens_per_second"] for row in rows[3:])
+    if not speeds:
+        return
+    middle = speeds[len(speeds) // 2]
+    tokens = (rows[-1]["tokens"] - rows[2]["tokens"]) / (len(rows) - 3)
+    seconds = sum(
+        (b["tokens"] - a["tokens"]) / b["tokens_per_second"] for a, b in pairwise(rows[2:])
+    ) / (len(rows) - 3)
+    bench.results["runs"].append(
+        {
+            "name": name, "speed": middle, "low": speeds[0], "high": speeds[-1],
+            "peak_gib": rows[-1]["memory_gib"], "losses": [row["loss"] for row in rows],
+            "tokens_per_step": tokens, "step_s": seconds, "plan": asdict(plan),
+            "fell_back": changed,
+        }
+    )  # fmt: skip
+    bench.say(
+        f"{name}: {middle:,.0f} tokens/s ({speeds[0]:,.0f} to {speeds[-1]:,.0f}),"
+        f" {rows[-1]['memory_gib']:.2f} GiB; planned {plan.tokens_per_second:,.0f},"
+        f" {plan.peak_gib:.2f} GiB; {plan.recomputed_layers} recomputed"
+        + ("; fell back" if changed else "")
+    )
+    bench.keep()
+
+
+def loaded_model(model: Any, tokenizer: Any, rows: int) -> Any:
+    from medcot.model import LoadedModel, settle_pad_token
+
+    settle_pad_token(tokenizer)
+    return LoadedModel(model, tokenizer, "fused", "cuda", rows)
+
+
+def work_fused(bench: Bench, dtype: str, quantized: bool, variants: list[Any], stop: int) -> None:
+    """This project's own pass, in all variants of one kind of weights."""
+    import torch
+
+    prepared, loaded = begin_fused(bench, dtype, quantized)
+    device = torch.device("cuda", torch.cuda.current_device())
+    bench.say("attention", choose_attention_name(device, dtype))
+    train_fused(bench, prepared, loaded, variants[:1], stop)
+    if not quantized:
+        guarded(bench, profile, bench, prepared, loaded)
+        guarded(bench, answer_together, bench, prepared, loaded)
+    train_fused(bench, prepared, loaded, variants[1:], 6)
+
+
+def begin_fused(bench: Bench, dtype: str, quantized: bool) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoTokenizer
+
+    import medcot.engines.packed_trainer  # noqa: F401 - before its turn, as all imports
+
+    bench.wait_for_turn()
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    precision = {"float16": "fp16", "bfloat16": "bf16"}[dtype]
+    changes = {"quantization": "4bit" if quantized else "none", "precision": precision}
+    prepared = bench.prepare(bench.config(**changes))
+    tokenizer = AutoTokenizer.from_pretrained(bench.model)
+    return prepared, loaded_model(random_model(dtype, quantized), tokenizer, 64)
+
+
+def choose_attention_name(device: Any, dtype: str) -> str:
+    import torch
+
+    from medcot.engines.attention import choose_attention
+    from medcot.engines.pointwise import choose_functions
+
+    kernel = choose_attention(device, getattr(torch, dtype), 128).__name__
+    return f"{kernel}, {choose_functions(device).__name__}"
+
+
+def work_both(bench: Bench) -> None:
+    """Both GPUs together, each with 8 rows of a step."""
+    from medcot import processes
+
+    if not processes.is_main():
+        bench.name += " (second)"
+    prepared, loaded = begin_fused(bench, "bfloat16", quantized=False)
+    variants = [("8 x 1 on each", {"batch": 16, "micro_batch": 8, "checkpointing": "off"}, None)]
+    train_fused(bench, prepared, loaded, variants, 12)
+    processes.close()
+
+
+def guarded(bench: Bench, work: Any, *arguments: Any) -> None:
+    try:
+        work(*arguments)
+    except Exception as error:  # noqa: BLE001 - the rest is worth having
+        bench.say(work.__name__, type(error).__name__, str(error)[:500])
+
+
+def profile(bench: Bench, prepared: Any, loaded: Any) -> None:
+    """Where a step's time on the GPU goes, by kind of kernel, and a large product's ceiling."""
+    import torch
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    from medcot.engines.fused import PackedCollator, fused_forward
+
+    rows = [row.as_row() for row in prepared.rows[:8]]
+    batch = {
+        key: value.cuda() if isinstance(value, torch.Tensor) else value
+        for key, value in PackedCollator()(rows).items()
+    }
+    with fused_forward(loaded.model, 0):
+        for _ in range(3):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            (loaded.model(**batch) / 5000).backward()
+            end.record()
+            loaded.model.zero_grad()
+        launched = time.perf_counter()
+        (loaded.model(**batch) / 5000).backward()
+        launched = time.perf_counter() - launched
+        torch.cuda.synchronize()
+        loaded.model.zero_grad()
+        with record(activities=[ProfilerActivity.CUDA]) as seen:
+            (loaded.model(**batch) / 5000).backward()
+            torch.cuda.synchronize()
+    loaded.model.zero_grad()
+    print_python_time(loaded.model, {**batch}, fused_forward)
+    kinds: dict[str, float] = {}
+    for event in seen.key_averages():
+        kind = kind_of(event.key)
+        kinds[kind] = kinds.get(kind, 0.0) + event.self_device_time_total / 1000
+        if event.self_device_time_total > 1500:
+            bench.say(
+                f"{event.self_device_time_total / 1000:8.2f} ms {event.count:4d}", event.key[:90]
+            )
+    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
+    times = []
+    for _ in range(13):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        a @ b
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    bench.results["profile"] = {
+        "tokens": batch["input_ids"].numel(), "pass_ms": begin.elapsed_time(end),
+        "launch_ms": launched * 1000, "kinds_ms": kinds,
+        "ceiling_tflops": 2 * 8192**3 / sorted(times)[6] / 1e9,
+    }  # fmt: skip
+    bench.say("profile", json.dumps(bench.results["profile"]))
+    bench.keep()
+
+
+def print_python_time(model: Any, batch: dict[str, Any], fused_forward: Any) -> None:
+    """Where the processor spends a pass over one short row, which the GPU is soon done with."""
+    import cProfile
+    import pstats
+
+    import torch
+
+    from medcot.engines.fused import PackedCollator
+
+    ids = batch["input_ids"][0, :64].tolist()
+    short = {
+        key: value.cuda() if isinstance(value, torch.Tensor) else value
+        for key, value in PackedCollator()([{"input_ids": ids, "labels": ids}]).items()
+    }
+    with fused_forward(model, 0):
+        for _ in range(2):
+            model(**short).backward()
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        model(**short).backward()
+        torch.cuda.synchronize()
+        print(f"one short row: {(time.perf_counter() - started) * 1000:.0f} ms", flush=True)
+        with cProfile.Profile() as seen:
+            model(**short).backward()
+    model.zero_grad()
+    pstats.Stats(seen).sort_stats("tottime").print_stats(22)
+
+
+def kind_of(kernel: str) -> str:
+    name = kernel.lower()
+    if "flash" in name or "fmha" in name:
+        return "attention"
+    if "nvjet" in name or "gemm" in name or "cutlass" in name or "splitk" in name:
+        return "matrix products"
+    if name.startswith("_"):
+        return "norms, gates, rotations, loss"
+    return "the rest"
+
+
+def prompts_of(prepared: Any, tokenizer: Any, count: int) -> list[str]:
+    return [tokenizer.decode(row.prompt_ids) for row in prepared.rows[:count]]
+
+
+def answer_together(bench: Bench, prepared: Any, loaded: Any) -> None:
+    """64 answers as evaluation gives them."""
+    import torch
+
+    from medcot.inference import generate
+
+    if hasattr(loaded.model, "unload"):
+        loaded.model = loaded.model.unload()
+    loaded.model.config.use_cache = True
+    prompts = prompts_of(prepared, loaded.tokenizer, 64)
+    for _ in range(2):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        answers = generate(loaded, prompts, NEW_TOKENS)
+        seconds = time.perf_counter() - started
+    tokens = sum(answer.tokens for answer in answers)
+    bench.results["answers"] = {"prompts": 64, "tokens": tokens, "seconds": seconds}
+    bench.say("answers", bench.results["answers"])
+    bench.keep()
+
+
+def work_unsloth(bench: Bench) -> None:
+    """The tutorial's recipe, and its way of answering: one prompt at a time."""
+    os.environ.pop("PYTORCH_CUDA_ALLOC_CONF")
+    from medcot.engines.unsloth import prepare_process
+
+    prepare_process()
+    train_recipe(bench, "unsloth", 12, answer_alone)
+
+
+def answer_alone(bench: Bench, prepared: Any, loaded: Any) -> None:
+    from unsloth import FastLanguageModel
+
+    FastLanguageModel.for_inference(loaded.model)
+    seconds, tokens = 0.0, 0
+    for index, prompt in enumerate(prompts_of(prepared, loaded.tokenizer, 3)):
+        inputs = loaded.tokenizer([prompt], return_tensors="pt").to("cuda")
+        started = time.perf_counter()
+        output = loaded.model.generate(
+            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask,
+            max_new_tokens=NEW_TOKENS, use_cache=True,
+        )  # fmt: skip
+        if index:  # the first one warms up
+            seconds += time.perf_counter() - started
+            tokens += output.shape[1] - inputs.input_ids.shape[1]
+    bench.results["answers"] = {"prompts": 2, "tokens": tokens, "seconds": seconds}
+    bench.say("answers", bench.results["answers"])
+    bench.keep()
+
+
+def work_plain(bench: Bench) -> None:
+    os.environ.pop("PYTORCH_CUDA_ALLOC_CONF")
+    train_recipe(bench, "transformers", 7, None)
+
+
+def train_recipe(bench: Bench, engine: str, stop: int, after: Any) -> None:
+    """The tutorial's settings by another engine, up to step ``stop``."""
+    import bitsandbytes  # noqa: F401
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    from medcot import model as models
+    from medcot.training import fit
+
+    bench.wait_for_turn()
+    recipe = {
+        "engine": engine, "quantization": "4bit", "micro_batch": 2, "packing": "off",
+        "checkpointing": "on",
+    }  # fmt: skip
+    prepared = bench.prepare(bench.config(**recipe))
+    loaded = models.load_base(prepared.config, prepared.plan)
+    bench.say("loaded")
+    models.add_adapter(loaded, prepared.config, prepared.plan)
+    events: list[Any] = []
+    try:
+        fit(
+            loaded, prepared.rows, prepared.config, prepared.plan, prepared.directory,
+            events.append, lambda: len(events) >= stop,
+        )  # fmt: skip
+    finally:
+        note(bench, f"{engine}, the tutorial's settings", prepared.plan, events, False)
+    if after:
+        guarded(bench, after, bench, prepared, loaded)
+
+
+WORKERS = {
+    "fused-16bit": lambda bench: work_fused(bench, "bfloat16", False, SIXTEEN_BIT, STEPS),
+    "fused-4bit-bf16": lambda bench: work_fused(bench, "bfloat16", True, FOUR_BIT[-1:], 12),
+    "fused-4bit-fp16": lambda bench: work_fused(bench, "float16", True, FOUR_BIT, 12),
+    "unsloth": work_unsloth,
+    "plain": work_plain,
+    "both": work_both,
+}
+FIRST_LANE = ("fused-16bit", "fused-4bit-bf16", "fused-4bit-fp16")
+SECOND_LANE = ("unsloth", "plain")
+BOTH_S = 45
+"""What the last stage may need."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with a tokenizer")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=3600, help="stop in time for this")
+    parser.add_argument("--worker", choices=[*WORKERS, "save"])
+    arguments = parser.parse_args()
+    if arguments.worker == "save":
+        save_model(arguments)
+    elif arguments.worker:
+        WORKERS[arguments.worker](Bench(arguments))
+    else:
+        orchestrate(arguments)
+
+
+def orchestrate(arguments: argparse.Namespace) -> None:
+    """Every stack imports at once, and computes when it is its turn."""
+    import torch
+
+    gpus = min(2, torch.cuda.device_count())
+    deadline = time.monotonic() + arguments.seconds
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    save = start(arguments, "save", "0")
+    workers = {name: start(arguments, name, "0") for name in FIRST_LANE}
+    workers |= {name: start(arguments, name, str(gpus - 1)) for name in SECOND_LANE}
+    if gpus == 2:
+        workers["both"] = start(arguments, "both", "0,1")
+    while save.poll() is None and not (arguments.folder / "described").exists():
+        time.sleep(0.2)
+    lanes = [FIRST_LANE, SECOND_LANE] if gpus == 2 else [(*FIRST_LANE, *SECOND_LANE)]
+    not_run: list[str] = []
+    last = deadline - (BOTH_S if gpus == 2 else 0)
+    threads = [
+        Thread(target=take_turns, args=(arguments.folder, lane, workers, save, last, not_run))
+        for lane in lanes
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if gpus == 2:
+        take_turns(arguments.folder, ("both",), workers, save, deadline, not_run)
+    report(arguments.folder, not_run)
+
+
+def start(arguments: argparse.Namespace, name: str, gpus: str) -> subprocess.Popen[bytes]:
+    own = [__file__, "--data", str(arguments.data), "--tokenizer", str(arguments.tokenizer),
+           "--folder", str(arguments.folder), "--worker", name]  # fmt: skip
+    launcher = [sys.executable]
+    if "," in gpus:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.Popen([*launcher, *own], env=os.environ | {"CUDA_VISIBLE_DEVICES": gpus})
+
+
+def take_turns(
+    folder: Path,
+    lane: Sequence[str],
+    workers: dict[str, subprocess.Popen[bytes]],
+    save: subprocess.Popen[bytes],
+    deadline: float,
+    not_run: list[str],
+) -> None:
+    for name in lane:
+        if name in SECOND_LANE:
+            save.wait()
+        try:
+            (folder / f"go-{name}").touch()
+            workers[name].wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            workers[name].terminate()
+            not_run.append(f"{name} (not or not to its end)")
+
+
+def report(folder: Path, not_run: list[str]) -> None:
+    import torch
+    import transformers
+
+    results = {
+        name: json.loads((folder / f"{name}.json").read_text())
+        for name in WORKERS
+        if (folder / f"{name}.json").exists()
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    print(
+        f"\n{torch.cuda.get_device_name()}, {date.today()}, torch {torch.__version__},"
+        f" transformers {transformers.__version__}\n"
+    )
+    base = next((r["runs"][0]["speed"] for n, r in results.items() if n == "unsloth"), None)
+    for name, result in results.items():
+        if answers := result.get("answers"):
+            print(f"{name}: {answers['tokens'] / answers['seconds']:.1f} tokens/s in answers")
+    print("| stack | setting | tokens/s | from to | of the tutorial's | peak GiB | planned |"
+          " planned tokens/s |")  # fmt: skip
+    print("| --- | --- | --: | :-: | --: | --: | --: | --: |")
+    for name, result in results.items():
+        for run in result["runs"]:
+            plan = run["plan"]
+            planned = run["tokens_per_step"] / (plan["tokens_per_step"] / plan["tokens_per_second"])
+            ratio = f"{run['speed'] / base:.2f}" if base else ""
+            print(
+                f"| {name} | {run['name']}, {plan['recomputed_layers']} recomputed |"
+                f" {run['speed']:,.0f} | {run['low']:,.0f} to {run['high']:,.0f} | {ratio} |"
+                f" {run['peak_gib']:.2f} | {plan['peak_gib']:.2f} | {planned:,.0f} |"
+            )
+    curves = {
+        f"{name}, {result['runs'][0]['name']}": result["runs"][0]["losses"]
+        for name, result in results.items()
+        if result["runs"]
+    }
+    print("\n| losses of | step 1 | last common step | largest difference to the tutorial's |")
+    print("| --- | --: | --: | --: |")
+    wanted = next((c for n, c in curves.items() if n.startswith("unsloth")), None)
+    for name, losses in curves.items():
+        common = min(len(losses), len(wanted or losses))
+        gap = max(abs(a - b) for a, b in zip(losses, wanted or losses, strict=False))
+        print(f"| {name} | {losses[0]:.4f} | {losses[common - 1]:.4f} | {gap:.4f} |")
+    print("\nNot run:", ", ".join(not_run) or "nothing")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The runs that were measured, and what the planner says of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medcot.hardware import named_machine
+from medcot.memory import Setting, longest_pass, predict_memory
+from medcot.shapes import known_shape
+from medcot.speed import calibration, fixed_step_s, micro_step_s
+
+
+def measured_runs() -> list[dict[str, Any]]:
+    """Runs of ``bench/training.py`` on an H100. Those without ``tokens_per_second`` were measured
+    before a change that made them faster, and tell of memory alone."""
+    return calibration()["own"]["runs"]
+
+
+def predict(run: dict[str, Any]) -> tuple[float, float]:
+    """(peak GiB, tokens per second) that the planner expects of a measured run."""
+    own, shape = calibration()["own"], known_shape("deepseek-r1-distill-llama-8b")
+    assert shape is not None
+    mean, longest = own["mean_tokens"], own["longest_tokens"]
+    setting = Setting(
+        run["engine"], "cuda", run["quantization"], run["precision"], run["micro_batch"],
+        run["packing"], run["recomputed_layers"], "adamw_8bit",
+    )  # fmt: skip
+    tokens = longest_pass(setting, mean, longest)
+    peak = sum(predict_memory(setting, shape, run["rank"], tokens).values())
+    once = micro_step_s(setting, shape, named_machine("H100"), mean, longest, run["rank"])
+    step_s = run["accumulation"] * once + fixed_step_s(setting, run["gpus"])
+    rows = run["micro_batch"] * run["accumulation"] * run["gpus"]
+    return peak, rows * mean / step_s
