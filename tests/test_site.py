@@ -71,6 +71,9 @@ def test_the_code_that_teaches_is_shown_and_the_glue_is_not(site):
     page = read(site, FILES["en"])
     assert "planned = attempt(make_plan" in page
     assert "mo.ui.refresh" not in page
+    assert "<pre class=" not in page.partition('class="mc-title"')[0], (
+        "a hidden cell shows something"
+    )
 
 
 def test_a_finished_run_is_published_without_training(tmp_path):

@@ -36,12 +36,10 @@ def _specify(chart: Any) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def warm_up() -> threading.Thread:
+def warm_up() -> None:
     """Start the drawing engine beside whatever else a page has to do first: it takes 0.6 s."""
     empty = json.dumps({"mark": "point", "data": {"values": []}})
-    thread = threading.Thread(target=_svg, args=(empty,), name="medcot-charts", daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=_svg, args=(empty,), name="medcot-charts", daemon=True).start()
 
 
 @lru_cache(maxsize=256)
