@@ -28,7 +28,7 @@ HUB_MODEL_GIB = 16.5
 
 WITHOUT = {
     "bitsandbytes": ("gpu", "no 4-bit or 8-bit weights and no 8-bit optimizer on a GPU"),
-    "unsloth": ("gpu", "GPU training runs through transformers, about half as fast"),
+    "unsloth": ("gpu", "no --preset tutorial; models the fused engine cannot train are slow"),
     "marimo": ("app", "the notebook does not open"),
     "altair": ("app", "the notebook has no charts"),
     "wandb": ("track", "runs are not tracked; events.jsonl has every step"),

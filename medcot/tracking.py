@@ -17,7 +17,7 @@ from medcot.rundir import RunDirectory
 class Tracker:
     """Sends events and the final scores to one W&B run, or nowhere. Its failures cost one line."""
 
-    def __init__(self, run: Any = None, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, run: Any = None, say: Callable[[str], None] = lambda _line: None) -> None:
         self._run, self._say = run, say
 
     def log(self, event: Event) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from medcot.config import TARGET_MODULES
 from medcot.engines import layer
 from medcot.engines.attention import RowStarts, attend_by_row, choose_attention
-from medcot.engines.fused import PackedCollator, fused_forward
+from medcot.engines.fused import PackedCollator, Stack, fast_functions_agree, fused_forward
 from medcot.tokens import IGNORED
 
 
@@ -91,6 +91,37 @@ def test_the_model_is_its_own_again_afterwards(folder):
         model(**PackedCollator()(examples)).backward()
     assert torch.equal(model(input_ids=ids).logits, before)
     assert "forward" not in model.__dict__
+
+
+def with_function(**changes):
+    """The plain functions with some exchanged, as another module."""
+    from types import SimpleNamespace
+
+    from medcot.engines import pointwise
+
+    names = ("rms", "add_rms", "renorm", "rms_backward", "swiglu", "swiglu_backward", "rope_",
+             "join_rope_backward", "token_losses_")  # fmt: skip
+    return SimpleNamespace(**({name: getattr(pointwise, name) for name in names} | changes))
+
+
+def test_functions_that_are_wrong_or_fail_on_this_device_are_not_used(folder):
+    def wrong(gate_up, out):
+        out.fill_(1.0)
+
+    def failing(*_):
+        raise RuntimeError("no kernel image is available")
+
+    with torch.no_grad():
+        stack = Stack(make_adapted(folder), 0)
+        first = stack.layers[0]
+        for functions, agrees in (
+            (with_function(), True),
+            (with_function(swiglu=wrong), False),
+            (with_function(rms_backward=failing), False),
+        ):
+            first.does = functions
+            assert fast_functions_agree(first, stack.rotary) is agrees
+            assert first.does is functions
 
 
 def test_accelerate_may_wrap_the_pass(folder):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from medcot.config import RunConfig
+from medcot.engines import pointwise
 from medcot.engines import transformers as plain
 from medcot.engines.attention import RowStarts, choose_attention
 from medcot.engines.frozen import Scratch, load_adapters
@@ -83,6 +84,10 @@ class Stack:
         attend, scratch = choose_attention(device, dtype, head_dim), Scratch(dtype)
         self.layers = [Layer(module, attend, dtype, scratch) for module in backbone.layers]
         self.groups = [group for layer in self.layers for group in layer.groups]
+        load_adapters(self.groups)
+        if not fast_functions_agree(self.layers[0], self.rotary):
+            for layer in self.layers:
+                layer.does = pointwise
 
     def total_loss(
         self,
@@ -105,7 +110,37 @@ class Stack:
             for index, layer in enumerate(self.layers):
                 keep = index >= self.recomputed_layers
                 hidden = LayerFunction.apply(hidden, layer, packed, keep, *layer.parameters)
-            return HeadLoss.apply(hidden, self.norm, self.head, label_positions, targets)
+            does = self.layers[0].does
+            return HeadLoss.apply(hidden, self.norm, self.head, label_positions, targets, does)
+
+
+def fast_functions_agree(layer: Layer, rotary: Any) -> bool:
+    """Whether ``layer`` with its own functions does what it does with the plain ones.
+
+    Triton compiles for GPUs that this project never saw. A few tokens there and back tell, by the
+    very kernels that the training will use.
+    """
+    if layer.does is pointwise:
+        return True
+    weight = layer.norm_in.weight
+    chance = torch.Generator().manual_seed(0)
+    hidden = torch.randn(8, len(weight), generator=chance).to(weight)
+    cos, sin = rotary(hidden[None], torch.arange(8, device=weight.device)[None])
+    rows = RowStarts((8,), torch.tensor([0, 8], dtype=torch.int32, device=weight.device), 8)
+    fast, results = layer.does, []
+    try:
+        with torch.no_grad():
+            for layer.does in (fast, pointwise):
+                kept = layer.run(hidden, packed := Packed(rows, cos[0], sin[0]), for_backward=True)
+                output = layer.finish(kept)
+                results.append((output, layer.backward(hidden, hidden, kept, packed, False)[0]))
+    except Exception:  # noqa: BLE001 - whatever a compiler raises, the plain functions work
+        return False
+    finally:
+        layer.does = fast
+    return all(
+        (one - other).norm() <= 0.05 * other.norm() for one, other in zip(*results, strict=True)
+    )
 
 
 @contextmanager

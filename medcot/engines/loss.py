@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from medcot.engines import pointwise
-
 TOKENS_AT_ONCE = 256
 """Rows of logits held at a time: 50 MB for 49,152 words in float32."""
 
@@ -90,6 +88,7 @@ class HeadLoss(torch.autograd.Function):
 
     Norm, output head and cross-entropy in one, for the labelled tokens alone. The gradient is
     taken while the logits are there, so that the head is multiplied with twice, not three times.
+    ``does`` is :mod:`medcot.engines.pointwise` or its Triton twin.
     """
 
     @staticmethod
@@ -100,8 +99,8 @@ class HeadLoss(torch.autograd.Function):
         weight: torch.Tensor,  # [words, width]
         positions: torch.Tensor,  # [labelled]
         targets: torch.Tensor,  # [labelled]
+        does: Any,
     ) -> torch.Tensor:
-        does = pointwise.choose_functions(hidden.device)
         chosen = hidden.index_select(0, positions)
         normed, slope = torch.empty_like(chosen), torch.empty_like(chosen)
         scale = does.rms(chosen, norm.weight, norm.variance_epsilon, normed)
@@ -121,4 +120,4 @@ class HeadLoss(torch.autograd.Function):
         slope, positions = ctx.saved_tensors
         scaled = (slope.float() * gradients[0]).to(slope.dtype)
         output = slope.new_zeros(ctx.tokens, slope.shape[1])
-        return (output.index_copy_(0, positions, scaled), None, None, None, None)
+        return (output.index_copy_(0, positions, scaled), None, None, None, None, None)

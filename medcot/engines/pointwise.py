@@ -8,7 +8,6 @@ a strided part of a wider buffer.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -108,16 +107,15 @@ def _turned(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return (wide * cos[:, None].float() + half * sin[:, None].float()).to(heads.dtype)
 
 
-@cache
 def choose_functions(device: torch.device) -> Any:
-    """The module of these functions that is the fastest on ``device``."""
+    """The module of these functions that is the fastest on ``device``, if it works there."""
     import sys
 
-    plain = sys.modules[__name__]
-    if device.type != "cuda":
-        return plain
-    try:
-        from medcot.engines import kernels
-    except ImportError:
-        return plain
-    return kernels if kernels.works(device, plain) else plain
+    if device.type == "cuda":
+        try:
+            from medcot.engines import kernels
+        except ImportError:
+            pass
+        else:
+            return kernels
+    return sys.modules[__name__]
