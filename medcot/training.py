@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from medcot.recorder import Recorder
 from medcot.records import OnEvent
 from medcot.rundir import RunDirectory
 from medcot.tokens import IGNORED, Encoded, check_labels, gate_refusal
+from medcot.trainers import make_arguments, make_trainer, training_pass
 
 GATE_ROWS = 8
 """Rows of the trainer's own first batch that the template gate decodes."""
@@ -99,12 +98,10 @@ def _train(
     recorder = Recorder(steps, done, directory, on_event, _stop_of_all(should_stop))
     recorder.step = first_step
     loaded.model.config.use_cache = False
-    arguments = _arguments(config, plan, steps, directory.checkpoints)
+    arguments = make_arguments(config, plan, steps, directory.checkpoints)
     data = Dataset.from_list([row.as_row() for row in rows])
-    with quiet(), _training_pass(loaded, plan):
-        trainer = _make_trainer(loaded, arguments, data, recorder)
-        trainer.data_collator = _CountingCollator(trainer.data_collator, recorder)
-        _remove_printing(trainer)
+    with quiet(), training_pass(loaded, plan):
+        trainer = make_trainer(loaded, arguments, data, recorder)
         for parameter in loaded.model.parameters():
             if parameter.requires_grad:
                 # TRL casts QLoRA adapters to bf16, which fp16's gradient scaler refuses; and
@@ -116,35 +113,6 @@ def _train(
     loaded.model.config.use_cache = True
     loaded.model.eval()
     return recorder
-
-
-@contextmanager
-def _training_pass(loaded: LoadedModel, plan: Plan) -> Iterator[None]:
-    """Within, the model's forward pass is the one that its engine trains by."""
-    if loaded.engine != "fused":
-        yield
-        return
-    from medcot.engines.fused import fused_forward, unhurried_optimizer
-
-    with fused_forward(loaded.model, plan.recomputed_layers), unhurried_optimizer():
-        yield
-
-
-def _make_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder: Recorder) -> Any:
-    from medcot.engines.loss import provide_loss
-
-    provide_loss()
-    if loaded.engine == "fused":
-        from medcot.engines.packed_trainer import make_packed_trainer
-
-        return make_packed_trainer(loaded.model, arguments, data, loaded.tokenizer, recorder)
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    trainer = SFTTrainer(
-        model=loaded.model, args=arguments, train_dataset=data, processing_class=loaded.tokenizer
-    )
-    trainer.add_callback(_as_callback(recorder))
-    return trainer
 
 
 def _common_checkpoint(directory: RunDirectory, should_stop: Callable[[], bool]) -> Path | None:
@@ -163,90 +131,6 @@ def _common_checkpoint(directory: RunDirectory, should_stop: Callable[[], bool])
 def _stop_of_all(should_stop: Callable[[], bool]) -> Callable[[], bool]:
     """Asked by every process after every step: all stop after the same one."""
     return lambda: processes.any_of(should_stop() or processes.stop_requested())
-
-
-def _arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path) -> Any:
-    from trl.trainer.sft_config import SFTConfig
-
-    on_cpu, fused = plan.device == "cpu", plan.engine == "fused"
-    if on_cpu and processes.world_size() > 1:
-        # accelerate numbers CPUs, and torch.load then refuses "cpu:0" when a run is resumed.
-        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    return SFTConfig(
-        output_dir=str(checkpoints),
-        max_steps=steps,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=min(config.warmup_steps, steps),
-        weight_decay=config.weight_decay,
-        optim=config.optimizer if not on_cpu else "adamw_torch",
-        # The plan's packing lays the rows of a forward pass end to end and leaves the batch as it
-        # was asked for; TRL's own would let a step see as many rows as happen to fit. Rows longer
-        # than max_length were left out before, so nothing needs to be cut here.
-        max_length=None if plan.packing else config.max_length,
-        padding_free=plan.packing and not fused,
-        completion_only_loss=True,
-        gradient_checkpointing=plan.checkpointing and not fused,
-        # The fused pass chooses its own dtypes; fp16 alone needs the trainer, for loss scaling.
-        bf16=plan.precision == "bf16" and not on_cpu and not fused,
-        fp16=plan.precision == "fp16" and not on_cpu,
-        use_cpu=on_cpu,
-        seed=config.seed,
-        data_seed=config.seed,
-        logging_strategy="no" if fused else "steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=[],
-        save_strategy="steps",
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        dataloader_pin_memory=plan.device == "cuda",
-        # A blocking copy of a batch would wait for everything that the GPU still has to do.
-        accelerator_config={"non_blocking": True},
-        ddp_find_unused_parameters=False,
-    )
-
-
-class _CountingCollator:
-    """Passes batches through and notes how many tokens each has, without asking the device."""
-
-    def __init__(self, collate: Any, recorder: Recorder) -> None:
-        self._collate, self._recorder = collate, recorder
-
-    def __call__(self, examples: list[dict[str, Any]]) -> Any:
-        self._recorder.rows_collated(sum(len(example["input_ids"]) for example in examples))
-        return self._collate(examples)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._collate, name)
-
-
-def _as_callback(recorder: Recorder) -> Any:
-    from transformers import TrainerCallback
-
-    class Callback(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            recorder.step_begins()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-            if recorder.should_stop():
-                control.should_training_stop = True
-                control.should_save = True
-            return control
-
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
-        ) -> None:
-            if "loss" in logs:
-                own = recorder.take_tokens(args.gradient_accumulation_steps)
-                tokens = int(processes.total(own))
-                seconds = recorder.seconds_since_begin()
-                recorder.step_ended(state.global_step, tokens, logs, seconds)
-
-    return Callback()
 
 
 def _check_gate(trainer: Any, loaded: LoadedModel, rows: Sequence[Encoded]) -> None:
@@ -288,12 +172,13 @@ def _with_less_memory(plan: Plan, layers: int) -> Plan:
     if plan.engine == "fused" and plan.recomputed_layers < layers:
         return replace(plan, checkpointing=True, recomputed_layers=layers)
     if plan.micro_batch > 1:
-        half = plan.micro_batch // 2
-        return replace(plan, micro_batch=half, accumulation=plan.accumulation * 2)
+        rows = plan.micro_batch * plan.accumulation
+        fewer = next(n for n in range(plan.micro_batch // 2, 0, -1) if rows % n == 0)
+        return replace(plan, micro_batch=fewer, accumulation=rows // fewer)
     raise RunFailed(
         "training",
         "one row does not fit into memory.",
-        "Try a shorter --max-length, a smaller --rank or --quantization 4bit, then --resume.",
+        "Try a new run with a shorter --max-length, a smaller --rank or --quantization 4bit.",
     )
 
 
@@ -316,10 +201,3 @@ def _save_adapter(loaded: LoadedModel, folder: Path) -> None:
         return
     loaded.model.save_pretrained(str(folder), safe_serialization=True)
     loaded.tokenizer.save_pretrained(str(folder))
-
-
-def _remove_printing(trainer: Any) -> None:
-    """The trainer prints each log as a dict; the events say it better."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)

@@ -6,6 +6,7 @@ import torch
 from training_stand import Training, make_rows
 
 from medcot.errors import RunFailed
+from medcot.training import _with_less_memory
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +133,12 @@ def test_truncated_rows_never_reach_the_training(tmp_path, tiny_model, rows):
     short = Training(tmp_path / "run", tiny_model, rows, max_length=64)
     with pytest.raises(RunFailed, match="template check"):
         short.fit()
+
+
+def test_less_memory_never_changes_the_rows_per_step(whole):
+    plan = replace(whole[0].plan, engine="transformers", micro_batch=6, accumulation=2)
+    seen = []
+    while plan.micro_batch > 1:
+        plan = _with_less_memory(plan, layers=2)
+        seen.append((plan.micro_batch, plan.accumulation))
+    assert seen == [(3, 4), (1, 12)]

@@ -1,0 +1,145 @@
+"""TRL's SFTTrainer for each engine: its arguments, what it collates, what it tells."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medcot import processes
+from medcot.config import RunConfig
+from medcot.model import LoadedModel
+from medcot.plan import Plan
+from medcot.recorder import Recorder
+
+
+@contextmanager
+def training_pass(loaded: LoadedModel, plan: Plan) -> Iterator[None]:
+    """Within, the model's forward pass is the one that its engine trains by."""
+    if loaded.engine != "fused":
+        yield
+        return
+    from medcot.engines.fused import fused_forward, unhurried_optimizer
+
+    with fused_forward(loaded.model, plan.recomputed_layers), unhurried_optimizer():
+        yield
+
+
+def make_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder: Recorder) -> Any:
+    """A trainer of ``data`` (rows of token ids and labels) that ``recorder`` hears of."""
+    from medcot.engines.loss import provide_loss
+
+    provide_loss()
+    if loaded.engine == "fused":
+        from medcot.engines.packed_trainer import make_packed_trainer
+
+        trainer = make_packed_trainer(loaded.model, arguments, data, loaded.tokenizer, recorder)
+    else:
+        trainer = _make_plain_trainer(loaded, arguments, data, recorder)
+    trainer.data_collator = CountingCollator(trainer.data_collator, recorder)
+    _remove_printing(trainer)
+    return trainer
+
+
+def _make_plain_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder: Recorder) -> Any:
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    trainer = SFTTrainer(
+        model=loaded.model, args=arguments, train_dataset=data, processing_class=loaded.tokenizer
+    )
+    trainer.add_callback(_as_callback(recorder))
+    return trainer
+
+
+def make_arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path) -> Any:
+    """The ``SFTConfig`` of a run: what its config asks for, computed as its plan says."""
+    from trl.trainer.sft_config import SFTConfig
+
+    on_cpu, fused = plan.device == "cpu", plan.engine == "fused"
+    if on_cpu and processes.world_size() > 1:
+        # accelerate numbers CPUs, and torch.load then refuses "cpu:0" when a run is resumed.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=plan.accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=min(config.warmup_steps, steps),
+        weight_decay=config.weight_decay,
+        optim=config.optimizer if not on_cpu else "adamw_torch",
+        # The plan's packing lays the rows of a forward pass end to end and leaves the batch as it
+        # was asked for; TRL's own would let a step see as many rows as happen to fit. Rows longer
+        # than max_length were left out before, so nothing needs to be cut here.
+        max_length=None if plan.packing else config.max_length,
+        padding_free=plan.packing and not fused,
+        completion_only_loss=True,
+        gradient_checkpointing=plan.checkpointing and not fused,
+        # The fused pass chooses its own dtypes; fp16 alone needs the trainer, for loss scaling.
+        bf16=plan.precision == "bf16" and not on_cpu and not fused,
+        fp16=plan.precision == "fp16" and not on_cpu,
+        use_cpu=on_cpu,
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_strategy="no" if fused else "steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=[],
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        dataloader_pin_memory=plan.device == "cuda",
+        # A blocking copy of a batch would wait for everything that the GPU still has to do.
+        accelerator_config={"non_blocking": True},
+        ddp_find_unused_parameters=False,
+    )
+
+
+class CountingCollator:
+    """Passes batches through and notes how many tokens each has, without asking the device."""
+
+    def __init__(self, collate: Any, recorder: Recorder) -> None:
+        self._collate, self._recorder = collate, recorder
+
+    def __call__(self, examples: list[dict[str, Any]]) -> Any:
+        self._recorder.rows_collated(sum(len(example["input_ids"]) for example in examples))
+        return self._collate(examples)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._collate, name)
+
+
+def _as_callback(recorder: Recorder) -> Any:
+    from transformers import TrainerCallback
+
+    class Callback(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            recorder.step_begins()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            if recorder.should_stop():
+                control.should_training_stop = True
+                control.should_save = True
+            return control
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
+        ) -> None:
+            if "loss" in logs:
+                own = recorder.take_tokens(args.gradient_accumulation_steps)
+                tokens = int(processes.total(own))
+                seconds = recorder.seconds_since_begin()
+                recorder.step_ended(state.global_step, tokens, logs, seconds)
+
+    return Callback()
+
+
+def _remove_printing(trainer: Any) -> None:
+    """The trainer prints each log as a dict; the events say it better."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
