@@ -127,13 +127,17 @@ def test_functions_that_are_wrong_or_fail_on_this_device_are_not_used(folder):
 def test_accelerate_may_wrap_the_pass(folder):
     """As it does for fp16: the loss must be the same, and nothing of it must stay behind."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    # One process has one state; other tests left theirs, and this one must not stay either.
+    AcceleratorState._reset_state(reset_partial_state=True)
     model, batch = make_adapted(folder), PackedCollator()(make_examples())
     with fused_forward(model, 0):
         wanted = model(**batch)
     with fused_forward(model, 0):
         wrapped = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
         torch.testing.assert_close(wrapped(**batch), wanted)
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert not {"forward", "_original_forward"} & set(model.__dict__)
 
 
