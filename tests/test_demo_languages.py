@@ -1,0 +1,15 @@
+"""The demo has rows to train on in both of the project's languages."""
+
+import pytest
+
+from medcot.config import make_config
+from medcot.hardware import Machine
+from medcot.preparation import plan_only
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_no_bundled_row_is_too_long_for_the_demo(language):
+    config = make_config("demo", {"language": language})
+    plan = plan_only(config, Machine((), 2, 16.0, "Linux x86_64"))
+    # Each row is seen once at most: there are as many as its steps take.
+    assert plan.epochs <= 1
