@@ -282,7 +282,7 @@ def test_a_second_visitor_waits_and_cancelling_keeps_what_was_learnt(page, brows
     path, stage = runs_of(folder)[-1]
     assert stage == "cancelled"
     assert (path / "adapter" / "adapter_model.safetensors").exists()
-    assert page.get_by_role("button", name="Go on with the cancelled run").count() == 1
+    page.get_by_role("button", name="Go on with the cancelled run").wait_for()
 
 
 def test_a_reloaded_page_finds_its_own_training_again(page):

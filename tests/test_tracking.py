@@ -2,6 +2,7 @@
 
 import struct
 import sys
+import time
 
 import pytest
 
@@ -45,8 +46,19 @@ def read_records(path):
             parts = b""
 
 
-def read_offline(directory):
-    """The run and the logged history in the one offline run below ``directory``."""
+def read_offline(directory, patience_s=20.0):
+    """The run and the logged history in the one offline run below ``directory``.
+
+    The client's own process writes the file, and may be behind on a busy machine.
+    """
+    run, history = _read_offline(directory)
+    if run is None and patience_s > 0:
+        time.sleep(0.5)
+        return read_offline(directory, patience_s - 0.5)
+    return run, history
+
+
+def _read_offline(directory):
     from wandb.proto import wandb_internal_pb2
 
     (path,) = (directory.path / "wandb").glob("offline-run-*/*.wandb")
