@@ -27,20 +27,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from engines import LLAMA_8B
+
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-LLAMA_8B = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-}
 CAP_GIB = 14.5
 """What a process may have where a T4 is stood in for."""
 NEW_TOKENS = 64

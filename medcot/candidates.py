@@ -71,6 +71,7 @@ def _candidates(work: Work, ground: Ground) -> Iterator[Candidate]:
                 packing=ground.packing,
                 recomputed_layers=0,
                 optimizer=work.config.optimizer,
+                by_row=ground.by_row,
             )
             accumulation = work.config.batch // ground.processes // micro_batch
             for layers in _recomputable(work, ground, setting):

@@ -31,6 +31,7 @@ class Ground:
     precision: Precision
     attention: str
     packing: bool
+    by_row: bool
     processes: int
     limit_gib: float
     can_quantize: bool
@@ -66,6 +67,7 @@ def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Gro
         precision=precision,
         attention=attention,
         packing=_packing(config, device, engine, attention, reasons),
+        by_row=engine == "fused" and not _is_recent(machine, device),
         processes=processes,
         limit_gib=_limit(machine, device),
         can_quantize=can_quantize,
@@ -176,9 +178,14 @@ def _precision(
     return "fp16"
 
 
+def _is_recent(machine: Machine, device: Device) -> bool:
+    """Whether the GPU is of a generation that FlashAttention was written for."""
+    return device == "cuda" and supports_bf16(usable_gpus(machine)[0])
+
+
 def _attention(machine: Machine, device: Device, engine: Engine, reasons: list[str]) -> str:
     """The ``attn_implementation`` of transformers; the others pick their own kernels below it."""
-    recent = device == "cuda" and supports_bf16(usable_gpus(machine)[0])
+    recent = _is_recent(machine, device)
     if recent and engine == "transformers" and "flash_attn" in machine.packages:
         reasons.append("Attention flash_attention_2: it is installed, and packed rows need it.")
         return "flash_attention_2"

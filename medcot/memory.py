@@ -47,7 +47,8 @@ class Setting:
     """One way to run a training step. ``packing`` lays a micro-batch's rows end to end.
 
     ``recomputed_layers`` keep nothing but their input for the backward pass: all or none of
-    them, except where the engine is ``fused``.
+    them, except where the engine is ``fused``. Its attention goes ``by_row`` where there is no
+    kernel for rows of different length, and then keeps keys and values once per query head.
     """
 
     engine: Engine
@@ -58,6 +59,7 @@ class Setting:
     packing: bool
     recomputed_layers: int
     optimizer: str
+    by_row: bool = False
 
     @property
     def checkpointing(self) -> bool:
@@ -167,6 +169,8 @@ def _fused_activation_bytes(
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     # The layer's middle, queries, keys, values and what attention made of them, gate and up.
     kept = shape.hidden + (2 * wide + 2 * narrow) + 2 * shape.intermediate + 7 * rank
+    if setting.by_row:
+        kept += 3 * wide
     # The attention's log-sums, two norms' scales.
     in_float32 = shape.heads + 2
     per_layer = kept * width + in_float32 * 4

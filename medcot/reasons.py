@@ -63,7 +63,7 @@ def _explain_recomputation(ground: Ground, best: Candidate, found: Sequence[Cand
 
 def warn_of(work: Work, ground: Ground, epochs: float, total_s: float) -> Iterator[str]:
     """What the user should know before starting."""
-    if not is_measured(ground.device, work.machine):
+    if not is_measured(ground.device, ground.engine, work.machine):
         name = work.machine.gpus[0].name if ground.device == "cuda" else ground.device
         yield f"Times are estimates: no run on {name} was measured; they may be off by half."
     if epochs > 8:

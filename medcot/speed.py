@@ -132,12 +132,12 @@ def computed_tokens(setting: Setting, mean_tokens: float, longest: int) -> float
     return rows * min(float(longest), mean_tokens + deviations * spread)
 
 
-def is_measured(device: str, machine: Machine) -> bool:
-    """Whether the times rest on measured runs of this kind of device."""
+def is_measured(device: str, engine: str, machine: Machine) -> bool:
+    """Whether the times rest on measured runs of this engine on this kind of device."""
     if device != "cuda":
         return device == "cpu"
     table = calibration()
-    known = (table["device"], *table["devices"])
+    known = (table["device"], *(table["devices"] if engine != "fused" else ()))
     return any(name in usable_gpus(machine)[0].name for name in known)
 
 
