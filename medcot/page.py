@@ -150,7 +150,8 @@ def _limits(report: dict[str, Any]) -> Iterator[str]:
         elif (needed := paired.get("needed_for_5_points") or 0) > paired["n"]:
             lines.append(
                 f"- To find a change of 5 points four times out of five takes about {needed:,}"
-                f" {unit}: {needed - paired['n']:,} more."
+                f" {unit}, {needed - paired['n']:,} more, and only if hardly more answers change"
+                " sides than did here."
             )
     if lines:
         yield "## What this run could have shown"
