@@ -163,10 +163,12 @@ class Scratch:
             self._buffer = torch.empty(size, dtype=self.dtype, device=bases[0].weight.device)
         joined = self._buffer[:size].view(sum(widths), width)
         for base, part in zip(bases, joined.split(list(widths)), strict=True):
-            if part.is_cuda:
-                dequantize_4bit(base.weight.data, base.weight.quant_state, out=part)
+            state = base.weight.quant_state
+            # Straight into its place, unless the weights were packed from another dtype.
+            if part.is_cuda and state.dtype == part.dtype:
+                dequantize_4bit(base.weight.data, state, out=part)
             else:
-                part.copy_(dequantize_4bit(base.weight.data, base.weight.quant_state))
+                part.copy_(dequantize_4bit(base.weight.data, state))
         return joined
 
 
