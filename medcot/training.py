@@ -100,7 +100,7 @@ def _train(
     loaded.model.config.use_cache = False
     arguments = make_arguments(config, plan, steps, directory.checkpoints)
     data = Dataset.from_list([row.as_row() for row in rows])
-    with quiet(), training_pass(loaded, plan):
+    with training_pass(loaded, plan), quiet():
         trainer = make_trainer(loaded, arguments, data, recorder)
         for parameter in loaded.model.parameters():
             if parameter.requires_grad:
@@ -172,8 +172,8 @@ def _with_less_memory(plan: Plan, layers: int) -> Plan:
     if plan.engine == "fused" and plan.recomputed_layers < layers:
         return replace(plan, checkpointing=True, recomputed_layers=layers)
     if plan.micro_batch > 1:
+        fewer = _fewer_rows(plan)
         rows = plan.micro_batch * plan.accumulation
-        fewer = next(n for n in range(plan.micro_batch // 2, 0, -1) if rows % n == 0)
         return replace(plan, micro_batch=fewer, accumulation=rows // fewer)
     raise RunFailed(
         "training",
@@ -182,10 +182,16 @@ def _with_less_memory(plan: Plan, layers: int) -> Plan:
     )
 
 
+def _fewer_rows(plan: Plan) -> int:
+    """At most half the rows per pass, as many as divide those of a step; 0 where one is left."""
+    rows = plan.micro_batch * plan.accumulation
+    return next((n for n in range(plan.micro_batch // 2, 0, -1) if rows % n == 0), 0)
+
+
 def _out_of_memory_beside_others(plan: Plan) -> RunFailed:
     """The other processes are inside a collective by now, so none can simply try again."""
-    half = plan.micro_batch // 2
-    remedy = f"Go on with --resume --micro-batch {half}." if half else "Try --checkpointing on."
+    fewer = _fewer_rows(plan)
+    remedy = f"Go on with --resume --micro-batch {fewer}." if fewer else "Try --checkpointing on."
     return RunFailed("training", f"process {processes.rank()} ran out of memory.", remedy)
 
 

@@ -124,6 +124,25 @@ def test_functions_that_are_wrong_or_fail_on_this_device_are_not_used(folder):
             assert first.does is functions
 
 
+def test_a_pass_without_its_kernels_says_so_and_is_right(folder, monkeypatch):
+    model, examples = make_adapted(folder), make_examples()
+    wrong = with_function(swiglu=lambda gate_up, out: out.fill_(1.0))
+    monkeypatch.setattr(layer, "choose_functions", lambda device: wrong)
+    with pytest.warns(UserWarning, match="goes on without"), fused_forward(model, 0):
+        got = model(**PackedCollator()(examples))
+    torch.testing.assert_close(got, plain_loss(model, examples), rtol=1e-5, atol=1e-4)
+
+
+def test_memory_that_runs_out_in_the_trial_is_no_verdict_on_the_kernels(folder):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stack = Stack(make_adapted(folder), 0)
+    stack.layers[0].does = with_function(rms=full)
+    with pytest.raises(torch.OutOfMemoryError):
+        fast_functions_agree(stack.layers[0], stack.rotary)
+
+
 def test_accelerate_may_wrap_the_pass(folder):
     """As it does for fp16: the loss must be the same, and nothing of it must stay behind."""
     from accelerate import Accelerator

@@ -7,7 +7,6 @@ call of scaled_dot_product_attention per row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -102,11 +101,6 @@ def _varlen() -> tuple[Callable[..., Any], dict[str, object]]:
     if "enable_gqa" in known:
         options["enable_gqa"] = True
     return varlen_attn, options
-
-
-def attention_flops(lengths: tuple[int, ...], heads: int, head_dim: int) -> float:
-    """Operations of one causal forward pass: 4 per pair of positions, half of the square."""
-    return math.fsum(2.0 * heads * head_dim * length * length for length in lengths)
 
 
 def _as_batch(tensor: torch.Tensor, group: int = 1) -> torch.Tensor:

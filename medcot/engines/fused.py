@@ -7,6 +7,7 @@ its own modules. Training alone goes another way: packed rows through :mod:`medc
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -86,6 +87,7 @@ class Stack:
         self.groups = [group for layer in self.layers for group in layer.groups]
         load_adapters(self.groups)
         if not fast_functions_agree(self.layers[0], self.rotary):
+            warnings.warn("Triton's kernels fail here: training goes on without them", stacklevel=2)
             for layer in self.layers:
                 layer.does = pointwise
 
@@ -134,6 +136,8 @@ def fast_functions_agree(layer: Layer, rotary: Any) -> bool:
                 kept = layer.run(hidden, packed := Packed(rows, cos[0], sin[0]), for_backward=True)
                 output = layer.finish(kept)
                 results.append((output, layer.backward(hidden, hidden, kept, packed, False)[0]))
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # noqa: BLE001 - whatever a compiler raises, the plain functions work
         return False
     finally:
