@@ -72,6 +72,7 @@ def _candidates(work: Work, ground: Ground) -> Iterator[Candidate]:
                 recomputed_layers=0,
                 optimizer=work.config.optimizer,
                 by_row=ground.by_row,
+                shards=ground.processes if ground.split else 1,
             )
             accumulation = work.config.batch // ground.processes // micro_batch
             for layers in _recomputable(work, ground, setting):

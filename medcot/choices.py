@@ -18,6 +18,8 @@ CUDA_CONTEXT_GIB = 0.6
 FILL = 0.93
 """Share of free memory that a plan may fill: predictions are good to 7 %."""
 
+BESIDE_SPLIT = "with weights split over processes (FSDP)"
+
 _SWITCH = {"auto": (False, True), "on": (True,), "off": (False,)}
 
 
@@ -33,6 +35,7 @@ class Ground:
     packing: bool
     by_row: bool
     processes: int
+    split: bool
     limit_gib: float
     can_quantize: bool
     quantizations: tuple[Quantization, ...]
@@ -60,6 +63,8 @@ def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Gro
     processes = _processes(config, machine, device, reasons, warnings)
     can_quantize = device == "cuda" and "bitsandbytes" in machine.packages
     _require_8bit_optimizer(config, machine, device)
+    if machine.split and config.quantization == "8bit":
+        raise _refuse(config, "quantization", BESIDE_SPLIT, "--quantization 4bit or none")
     return Ground(
         config=config,
         engine=engine,
@@ -69,6 +74,7 @@ def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Gro
         packing=_packing(config, device, engine, attention, reasons),
         by_row=engine == "fused" and not _is_recent(machine, device),
         processes=processes,
+        split=machine.split,
         limit_gib=_limit(machine, device),
         can_quantize=can_quantize,
         quantizations=_quantizations(config, device, can_quantize, reasons),
@@ -129,6 +135,11 @@ def _engine(
     if config.engine == "unsloth" and not installed:
         needs = f"{GPU_EXTRA}, or --engine transformers"
         raise _refuse(config, "engine", "which is not installed", needs)
+    if machine.split:
+        if config.engine not in ("auto", "transformers"):
+            raise _refuse(config, "engine", BESIDE_SPLIT, "--engine transformers")
+        reasons.append("Engine transformers: the only one whose weights can be split (FSDP).")
+        return "transformers"
     if config.engine != "auto":
         reasons.append(f"Engine {config.engine}: as asked for.")
         return config.engine
@@ -227,6 +238,8 @@ def _processes(
         raise InputError("--batch", str(config.batch), needs)
     if count > 1:
         reasons.append(f"{count} processes, each with {config.batch // count} samples of a step.")
+        if machine.split:
+            reasons.append(f"Weights split: each process keeps 1/{count} and gathers by the layer.")
     elif device == "cuda" and gpus > 1:
         warnings.append(
             f"One of {gpus} GPUs is used: `accelerate launch --num_processes {gpus} -m medcot run`"

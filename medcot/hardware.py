@@ -46,7 +46,8 @@ class Machine:
 
     ``memory_gib`` is free RAM, within the limit that a container sets. ``packages`` are those of
     ``GPU_PACKAGES`` that are installed. ``processes`` train side by side, each on one GPU, as the
-    launcher started them. ``unused_gpus`` says of GPUs why they cannot be used.
+    launcher started them; with ``split`` each holds a part of the weights, as the launcher's FSDP
+    asks for, else all of them. ``unused_gpus`` says of GPUs why they cannot be used.
     """
 
     gpus: tuple[Gpu, ...]
@@ -56,6 +57,7 @@ class Machine:
     packages: tuple[str, ...] = ()
     processes: int = 1
     unused_gpus: tuple[str, ...] = ()
+    split: bool = False
 
 
 _NAMED = {
@@ -91,14 +93,16 @@ def detect_machine() -> Machine:
     if gpus and torch_cuda_version() is None:
         gpus, unused = (), tuple(f"{gpu.name}: torch is a build without CUDA" for gpu in gpus)
     processes = os.environ.get("WORLD_SIZE", "1")
+    count = int(processes) if processes.isdigit() and int(processes) else 1
     return Machine(
         gpus=gpus,
         cpu_cores=available_cores(),
         memory_gib=available_memory_gib(),
         system=f"{platform.system()} {platform.machine()}",
         packages=tuple(name for name in GPU_PACKAGES if find_spec(name) is not None),
-        processes=int(processes) if processes.isdigit() and int(processes) else 1,
+        processes=count,
         unused_gpus=unused,
+        split=count > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true",
     )
 
 

@@ -48,7 +48,8 @@ class Setting:
 
     ``recomputed_layers`` keep nothing but their input for the backward pass: all or none of
     them, except where the engine is ``fused``. Its attention goes ``by_row`` where there is no
-    kernel for rows of different length, and then keeps keys and values once per query head.
+    kernel for rows of different length, and then keeps keys and values once per query head. Of
+    ``shards`` processes each keeps its part of the frozen weights.
     """
 
     engine: Engine
@@ -60,6 +61,7 @@ class Setting:
     recomputed_layers: int
     optimizer: str
     by_row: bool = False
+    shards: int = 1
 
     @property
     def checkpointing(self) -> bool:
@@ -95,13 +97,14 @@ def predict_memory(setting: Setting, shape: ModelShape, rank: int, tokens: int) 
     width = PRECISION_BYTES[setting.precision]
     trainable = shape.trainable(rank)
     parts = {
-        "weights": weight_bytes(shape, setting.quantization, width),
+        "weights": kept_weight_bytes(setting, shape),
         "adapters": trainable * _ADAPTER_BYTES,
-        "gradients": trainable * _ADAPTER_BYTES,
+        # Split, they are added up over the processes in buffers as large.
+        "gradients": trainable * _ADAPTER_BYTES * (1 if setting.shards == 1 else 2),
         "optimizer": trainable * _OPTIMIZER_BYTES[setting.optimizer],
         "activations": _activation_bytes(setting, shape, int(width), tokens),
         "logits": _logit_bytes(setting, shape, width, tokens),
-        "workspace": _workspace_bytes(setting, shape, width),
+        "workspace": _workspace_bytes(setting, shape, width) + gathered_bytes(setting, shape),
     }
     return {name: size / GIB for name, size in parts.items()}
 
@@ -135,6 +138,33 @@ def weight_bytes(shape: ModelShape, quantization: str, width: float) -> float:
     """Frozen weights: quantised in the blocks' linear layers alone, ``width`` bytes elsewhere."""
     inside = _QUANTIZED_BYTES.get(quantization, width)
     return shape.linear_parameters * inside + width * (shape.parameters - shape.linear_parameters)
+
+
+def kept_weight_bytes(setting: Setting, shape: ModelShape) -> float:
+    """Frozen weights of one process: all of them, or its part where they are split.
+
+    Scales of quantised weights are not split, nor are embeddings that are the head's too.
+    """
+    width = PRECISION_BYTES[setting.precision]
+    whole = weight_bytes(shape, setting.quantization, width)
+    if setting.shards == 1:
+        return whole
+    kept = shape.head_parameters * width if shape.tied_embeddings else 0.0
+    if setting.quantization == "4bit":
+        kept += shape.linear_parameters * (_QUANTIZED_BYTES["4bit"] - 0.5)
+    return kept + (whole - kept) / setting.shards
+
+
+def gathered_bytes(setting: Setting, shape: ModelShape) -> float:
+    """Weights gathered from all processes at once: of a layer, and meanwhile of the next one."""
+    if setting.shards == 1:
+        return 0.0
+    width = PRECISION_BYTES[setting.precision]
+    layer = weight_bytes(shape, setting.quantization, width)
+    layer = (layer - width * (shape.parameters - shape.linear_parameters)) / shape.layers
+    # What arrives is copied apart, so that the next layer is there twice for a moment.
+    head = 0.0 if shape.tied_embeddings else 2 * shape.head_parameters * width
+    return max(3 * layer, head)
 
 
 def answer_rows(shape: ModelShape, width: float, tokens: int, free_gib: float) -> int:

@@ -25,7 +25,8 @@ class Plan:
     that train side by side. ``recomputed_layers`` are those that ``checkpointing`` computes again
     on the way back: all of them or, with the fused engine, as few as memory demands. Memory is that
     of one process (on the GPU, else RAM) at its peak, time is in seconds, ``answer_rows`` are the
-    prompts answered at once in the evaluation.
+    prompts answered at once in the evaluation. With ``split`` each process holds a part of the
+    weights.
     """
 
     engine: str
@@ -53,6 +54,7 @@ class Plan:
     warnings: tuple[str, ...]
     answer_rows: int = 8
     recomputed_layers: int = 0
+    split: bool = False
 
 
 def make_plan(
@@ -116,6 +118,7 @@ def _write_plan(
         warnings=(*ground.warnings, *warn_of(work, ground, epochs, time_s["total"])),
         answer_rows=_answer_rows(work, ground, best),
         recomputed_layers=setting.recomputed_layers,
+        split=ground.split,
     )
 
 

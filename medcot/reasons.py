@@ -10,6 +10,7 @@ from medcot.candidates import EXACTNESS, Candidate, Work, peak_gib
 from medcot.choices import Ground
 from medcot.config import BUNDLED_MODEL
 from medcot.errors import InputError
+from medcot.hardware import usable_gpus
 from medcot.memory import Setting
 from medcot.shapes import SMOLLM2_135M, known_shape
 from medcot.speed import is_measured
@@ -66,6 +67,8 @@ def warn_of(work: Work, ground: Ground, epochs: float, total_s: float) -> Iterat
     if not is_measured(ground.device, ground.engine, work.machine):
         name = work.machine.gpus[0].name if ground.device == "cuda" else ground.device
         yield f"Times are estimates: no run on {name} was measured; they may be off by half."
+    if ground.split and ground.device == "cuda":
+        yield "Times are estimates: how fast the weights are gathered depends on the links."
     if epochs > 8:
         yield f"Each row is seen {epochs:.0f} times: the model may learn the rows by heart."
     if total_s > 12 * 3600 and work.config.preset.startswith("kaggle"):
@@ -80,6 +83,8 @@ def explain_refusal(work: Work, ground: Ground, found: Sequence[Candidate]) -> I
     if ground.from_preset("model"):
         where, name = "--preset", f"{config.preset} ({config.model})"
     kind = "GPU memory" if ground.device == "cuda" else "RAM"
+    if ground.split:
+        kind += f" with the weights split over {ground.processes}"
     got = f"{name}, at least {least.peak_gib:.1f} GiB of {ground.limit_gib:.1f} GiB usable {kind}"
     return InputError(where, got, " or ".join(_remedies(work, ground, least.setting)))
 
@@ -90,7 +95,7 @@ def _remedies(work: Work, ground: Ground, least: Setting) -> list[str]:
     def fits(setting: Setting = least, **changes: object) -> bool:
         return peak_gib(replace(work, **changes), setting) <= ground.limit_gib
 
-    found: list[str] = []
+    found: list[str] = list(_split(work, ground, least))
     layers = work.shape.layers
     if not least.checkpointing and fits(replace(least, recomputed_layers=layers)):
         found.append("--checkpointing auto")
@@ -112,6 +117,28 @@ def _remedies(work: Work, ground: Ground, least: Setting) -> list[str]:
             found.append(f"--rank {rank}")
             break
     return found[:3] or [_smaller_model(work, ground, least)]
+
+
+SPLIT_LAUNCH = "accelerate launch --config_file configs/accelerate/fsdp-qlora.yaml"
+
+
+def _split(work: Work, ground: Ground, least: Setting) -> Iterator[str]:
+    """The command that splits the weights over this machine's GPUs, where they fit so."""
+    count = len(usable_gpus(work.machine))
+    if ground.device != "cuda" or ground.split or count < 2 or work.config.batch % count:
+        return
+    setting = replace(
+        least,
+        engine="transformers",
+        packing=False,
+        micro_batch=1,
+        quantization="4bit" if ground.can_quantize else "none",
+        recomputed_layers=work.shape.layers,
+        shards=count,
+    )
+    if peak_gib(work, setting) <= ground.limit_gib:
+        command = f"`{SPLIT_LAUNCH} --num_processes {count} -m medcot run`"
+        yield f"{command}, which splits the weights over {count} GPUs"
 
 
 def _halves(value: int, lowest: int) -> list[int]:

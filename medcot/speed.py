@@ -68,11 +68,13 @@ def micro_step_s(
     pace = pace_of(setting, machine)
     if setting.engine == "fused":
         return _fused_micro_step_s(setting, shape, machine, mean_tokens, rank)
+    # Weights are gathered on the way forward and on the way back, meanwhile.
+    gathering = 2 * gather_s(setting, shape)
     # Forward 1, backward 2, and the forward once more where activations are recomputed.
     launch = (4 if setting.checkpointing else 3) * shape.layers * pace.layer_pass_s
     tokens = computed_tokens(setting, mean_tokens, longest)
     arithmetic = tokens * flops_per_token(shape, mean_tokens, setting.checkpointing) / pace.rate
-    return max(launch, arithmetic) if pace.overlaps else launch + arithmetic
+    return max(gathering, max(launch, arithmetic) if pace.overlaps else launch + arithmetic)
 
 
 DEQUANTIZING = 1000.0
@@ -100,6 +102,18 @@ def _fused_micro_step_s(
     launch = (2 + share / 5) * shape.layers * pace.layer_pass_s
     # The processor launches while the GPU computes; where both take as long, each waits at times.
     return (launch**3 + (work / pace.rate) ** 3) ** (1 / 3)
+
+
+GATHER_BANDWIDTH = 100e9
+"""Bytes of split weights that reach a GPU per second from the others: rough, over NVLink."""
+
+
+def gather_s(setting: Setting, shape: ModelShape) -> float:
+    """Seconds to gather all split weights once."""
+    if setting.shards == 1 or setting.device != "cuda":
+        return 0.0
+    whole = weight_bytes(shape, setting.quantization, 2.0)
+    return whole * (1 - 1 / setting.shards) / GATHER_BANDWIDTH
 
 
 def fixed_step_s(setting: Setting, processes: int) -> float:
@@ -161,5 +175,5 @@ def evaluate_s(
     rounds = math.ceil((config.generate_samples + 1) / (8 if on_cpu else 64))
     read = weight_bytes(shape, setting.quantization, 4.0 if on_cpu else 2.0)
     one_token = shape.layers * pace.layer_pass_s / 2
-    one_token += read / (CPU_BANDWIDTH if on_cpu else GPU_BANDWIDTH)
+    one_token += read / (CPU_BANDWIDTH if on_cpu else GPU_BANDWIDTH) + gather_s(setting, shape)
     return 2 * (score + rounds * config.max_new_tokens * one_token)
