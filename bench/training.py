@@ -289,7 +289,8 @@ def profile(bench: Bench, prepared: Any, loaded: Any) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    from medcot.engines.fused import PackedCollator, fused_forward
+    from medcot.engines.fused import fused_forward
+    from medcot.engines.packing import PackedCollator
 
     rows = [row.as_row() for row in prepared.rows[:8]]
     batch = {
@@ -346,7 +347,7 @@ def print_python_time(model: Any, batch: dict[str, Any], fused_forward: Any) -> 
 
     import torch
 
-    from medcot.engines.fused import PackedCollator
+    from medcot.engines.packing import PackedCollator
 
     ids = batch["input_ids"][0, :64].tolist()
     short = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,22 @@ def training_pass(loaded: LoadedModel, plan: Plan) -> Iterator[None]:
         yield
 
 
-def make_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder: Recorder) -> Any:
-    """A trainer of ``data`` (rows of token ids and labels) that ``recorder`` hears of."""
+def make_trainer(
+    loaded: LoadedModel, arguments: Any, data: Any, lengths: Sequence[int], recorder: Recorder
+) -> Any:
+    """A trainer of ``data`` (rows of token ids and labels) that ``recorder`` hears of.
+
+    ``lengths`` are the rows' tokens, in the order of ``data``.
+    """
     from medcot.engines.loss import provide_loss
 
     provide_loss()
     if loaded.engine == "fused":
         from medcot.engines.packed_trainer import make_packed_trainer
 
-        trainer = make_packed_trainer(loaded.model, arguments, data, loaded.tokenizer, recorder)
+        trainer = make_packed_trainer(
+            loaded.model, arguments, data, lengths, loaded.tokenizer, recorder
+        )
     else:
         trainer = _make_plain_trainer(loaded, arguments, data, recorder)
     trainer.data_collator = CountingCollator(trainer.data_collator, recorder)

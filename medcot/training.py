@@ -101,7 +101,8 @@ def _train(
     arguments = make_arguments(config, plan, steps, directory.checkpoints)
     data = Dataset.from_list([row.as_row() for row in rows])
     with training_pass(loaded, plan), quiet():
-        trainer = make_trainer(loaded, arguments, data, recorder)
+        lengths = [len(row) for row in rows]
+        trainer = make_trainer(loaded, arguments, data, lengths, recorder)
         for parameter in loaded.model.parameters():
             if parameter.requires_grad:
                 # TRL casts QLoRA adapters to bf16, which fp16's gradient scaler refuses; and

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from medcot.config import TARGET_MODULES
 from medcot.engines import layer
-from medcot.engines.attention import RowStarts, attend_by_row, choose_attention
-from medcot.engines.fused import PackedCollator, Stack, fast_functions_agree, fused_forward
+from medcot.engines.attention import attend_by_row, choose_attention
+from medcot.engines.fused import Stack, fast_functions_agree, fused_forward
+from medcot.engines.packing import PackedCollator, pack
 from medcot.tokens import IGNORED
 
 
@@ -29,10 +30,15 @@ def make_adapted(folder, dtype=torch.float32, alpha=8, **changes):
     return model
 
 
-def make_examples():
+def make_examples(shared=0):
+    """Rows of random tokens, the first ``shared`` of them the same in all."""
     torch.manual_seed(2)
     lengths = ((9, 3), (17, 5), (4, 1))
-    pairs = [(torch.randint(0, 1000, (length,)).tolist(), prompt) for length, prompt in lengths]
+    first = torch.randint(0, 1000, (shared,)).tolist()
+    pairs = [
+        (first + torch.randint(0, 1000, (length,)).tolist(), shared + prompt)
+        for length, prompt in lengths
+    ]
     return [
         {"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]} for ids, prompt in pairs
     ]
@@ -60,15 +66,18 @@ def folder(request, tmp_path_factory):
     return make_tiny_model(path, num_hidden_layers=3, attention_bias=True)
 
 
+@pytest.mark.parametrize("shared", [0, 20])
 @pytest.mark.parametrize("recomputed", [0, 1, 3])
-def test_loss_and_gradients_are_those_of_the_modules_row_by_row(folder, recomputed):
-    model, examples = make_adapted(folder), make_examples()
+def test_loss_and_gradients_are_those_of_the_modules_row_by_row(folder, recomputed, shared):
+    model, examples = make_adapted(folder), make_examples(shared)
     wanted = plain_loss(model, examples)
     wanted.backward()
     expected = gradients(model)
     model.zero_grad()
+    batch = PackedCollator()(examples)
+    assert batch["rows"].shared == shared
     with fused_forward(model, recomputed):
-        got = model(**PackedCollator()(examples))
+        got = model(**batch)
         got.backward()
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
     for name, gradient in gradients(model).items():
@@ -183,8 +192,8 @@ def test_attention_by_row_is_causal_and_keeps_rows_apart():
     torch.manual_seed(0)
     query = torch.randn(12, 4, 8)
     key, value = torch.randn(2, 12, 2, 8)
-    rows = RowStarts((5, 7), torch.tensor([0, 5, 12], dtype=torch.int32), 7)
-    output = attend_by_row(query, key, value, rows)
+    output, backward = attend_by_row(query, key, value, pack((5, 7)), False)
+    assert backward is None
     for start, end in ((0, 5), (5, 12)):
         for place in range(start, end):
             for head in range(4):

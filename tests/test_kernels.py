@@ -11,6 +11,7 @@ if DEVICE == "cuda" and not torch.cuda.is_available():
     pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from medcot.engines import kernels, pointwise  # noqa: E402
+from medcot.engines.packing import pack  # noqa: E402
 
 TOKENS, WIDTH, HEADS, KV_HEADS, DIM = 5, 48, 6, 2, 16
 
@@ -88,9 +89,24 @@ def test_rotations(dtype):
     pointwise.rope_(wanted, cos, sin, HEADS + KV_HEADS, DIM)
     close(got, wanted, dtype)
     parts = got.unflatten(1, (-1, DIM)).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
-    back = kernels.join_rope_backward(*parts, cos, sin)
-    close(back, pointwise.join_rope_backward(*parts, cos, sin), dtype)
+    rows = pack((TOKENS,)).to(DEVICE)
+    back = kernels.join_rope_backward(*parts, cos, sin, rows)
+    close(back, pointwise.join_rope_backward(*parts, cos, sin, rows), dtype)
     close(back, qkv, dtype)
+
+
+def test_gradients_of_shared_keys_come_from_every_row(dtype):
+    rows = pack((4, 3, 5), shared=2).to(DEVICE)
+    tokens, keys = sum(rows.query_lengths), sum(rows.key_lengths)
+    angles = random(tokens, DIM // 2, seed=4).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    queries = random(tokens, HEADS, DIM, dtype=dtype)
+    key, value = (random(keys, KV_HEADS, DIM, seed=seed, dtype=dtype) for seed in (1, 2))
+    got, wanted = (
+        module.join_rope_backward(queries, key, value, cos, sin, rows)
+        for module in (kernels, pointwise)
+    )
+    close(got, wanted, dtype)
 
 
 def test_losses(dtype, monkeypatch):

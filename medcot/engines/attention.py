@@ -8,55 +8,97 @@ call of scaled_dot_product_attention per row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from medcot.engines.packing import PackedRows, pack
 
-@dataclass(frozen=True, slots=True)
-class RowStarts:
-    """Where rows begin in a packed sequence of ``lengths[0] + ... + lengths[n-1]`` tokens."""
+Backward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""Gradient of attention's output to those of the query [tokens, heads, dim], and of key and value
+as the whole rows have them [keys, kv heads, dim]."""
 
-    lengths: tuple[int, ...]
-    starts: torch.Tensor  # [n + 1], int32, on the model's device
-    longest: int
-
-
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, RowStarts], torch.Tensor]
-"""(query [tokens, heads, dim], key and value [tokens, kv heads, dim], rows) to [tokens, heads,
-dim]; differentiable."""
+Attention = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, PackedRows, bool],
+    tuple[torch.Tensor, Backward | None],
+]
+"""(query [tokens, heads, dim], key and value [tokens, kv heads, dim], rows, whether a backward pass
+follows) to the output [tokens, heads, dim] and its backward pass."""
 
 
 def attend_by_row(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: RowStarts
-) -> torch.Tensor:
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: PackedRows,
+    for_backward: bool,
+) -> tuple[torch.Tensor, Backward | None]:
     """One call per row: exact on every device, and no score outside a row is ever computed."""
+    leaves = [
+        tensor.detach().requires_grad_(for_backward)
+        for tensor in (query, rows.spread(key), rows.spread(value))
+    ]
+    with torch.set_grad_enabled(for_backward):
+        output = _each_row(*leaves, rows)
+
+    def backward(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        to_query, to_key, to_value = torch.autograd.grad(output, leaves, gradient)
+        return to_query, to_key, to_value
+
+    return output.detach(), backward if for_backward else None
+
+
+def _each_row(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: PackedRows
+) -> torch.Tensor:
     group = query.shape[1] // key.shape[1]
-    outputs = [
-        scaled_dot_product_attention(
-            _as_batch(q), _as_batch(k, group), _as_batch(v, group), is_causal=True
-        )
-        for q, k, v in zip(
-            query.split(rows.lengths),
-            key.split(rows.lengths),
-            value.split(rows.lengths),
+    outputs: list[torch.Tensor] = []
+    for index, (q, k, v) in enumerate(
+        zip(
+            query.split(rows.query_lengths),
+            key.split(rows.key_lengths),
+            value.split(rows.key_lengths),
             strict=True,
         )
-    ]
-    return torch.cat([output[0].transpose(0, 1) for output in outputs])
+    ):
+        # The kernels know a causal mask of as many queries as keys; a few queries too many cost
+        # less than a mask.
+        before = query[: rows.shared] if index else query[:0]
+        output = scaled_dot_product_attention(
+            _as_batch(torch.cat([before, q])), _as_batch(k, group), _as_batch(v, group),
+            is_causal=True,
+        )  # fmt: skip
+        outputs.append(output[0].transpose(0, 1)[len(before) :])
+    return torch.cat(outputs)
 
 
 def attend_varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: RowStarts
-) -> torch.Tensor:
-    """All rows in one call of PyTorch's variable-length FlashAttention."""
-    varlen_attn, options = _varlen()
-    return varlen_attn(
-        query, key, value, rows.starts, rows.starts, rows.longest, rows.longest, **options
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: PackedRows,
+    for_backward: bool,
+) -> tuple[torch.Tensor, Backward | None]:
+    """All rows in one call of PyTorch's variable-length FlashAttention.
+
+    The kernels themselves, without ``torch.nn.attention.varlen``: its layers of Python take longer
+    than the kernels where rows are few. Queries stand at the end of their keys, so the keys of
+    shared tokens come first.
+    """
+    sizes = (rows.query_starts, rows.key_starts, rows.longest_query, rows.longest_key)
+    output, log_sums, random_state, unused, _ = torch.ops.aten._flash_attention_forward(
+        query, rows.spread(key), rows.spread(value), *sizes, 0.0, True, False
     )
+
+    def backward(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        # Keys of whole rows are put together anew: kept, they would be there twice.
+        return torch.ops.aten._flash_attention_backward(
+            gradient, query, rows.spread(key), rows.spread(value), output, log_sums, *sizes,
+            0.0, True, random_state, unused,
+        )  # fmt: skip
+
+    return output, backward if for_backward else None
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> Attention:
@@ -69,38 +111,26 @@ def choose_attention(device: torch.device, dtype: torch.dtype, head_dim: int) ->
 
 @cache
 def _varlen_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Try it forward and backward on two short rows; torch before 2.10 has no such kernel."""
-    torch.manual_seed(0)
-    query = torch.randn(24, 4, head_dim, device=device, dtype=dtype)
-    key, value = torch.randn(2, 24, 2, head_dim, device=device, dtype=dtype)
-    starts = torch.tensor([0, 9, 24], dtype=torch.int32, device=device)
-    rows = RowStarts((9, 15), starts, 15)
-    q, k, v = (tensor.requires_grad_() for tensor in (query, key.clone(), value.clone()))
+    """Try it forward and backward on three short rows that begin alike."""
+    chance = torch.Generator(device).manual_seed(0)
+    rows = pack((9, 15, 12), shared=4).to(device)
+    tokens = sum(rows.query_lengths)
+    query, gradient = torch.randn(
+        2, tokens, 4, head_dim, device=device, dtype=dtype, generator=chance
+    )
+    key, value = torch.randn(2, tokens, 2, head_dim, device=device, dtype=dtype, generator=chance)
+    results: list[tuple[torch.Tensor, ...]] = []
     try:
-        results = [
-            (output, *torch.autograd.grad(output.square().sum(), (q, k, v)))
-            for output in (attend(q, k, v, rows) for attend in (attend_varlen, attend_by_row))
-        ]
-    except (ImportError, RuntimeError, TypeError, ValueError):
+        for attend in (attend_varlen, attend_by_row):
+            output, backward = attend(query, key, value, rows, True)
+            assert backward is not None
+            results.append((output, *backward(gradient)))
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
     worst = max((a - b).abs().max().item() for a, b in zip(*results, strict=True))
     return worst < 0.1
-
-
-@cache
-def _varlen() -> tuple[Callable[..., Any], dict[str, object]]:
-    """The kernel and how this version of torch spells "causal" and "grouped heads"."""
-    from inspect import signature
-
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = signature(varlen_attn).parameters
-    options: dict[str, object] = (
-        {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    )
-    if "enable_gqa" in known:
-        options["enable_gqa"] = True
-    return varlen_attn, options
 
 
 def _as_batch(tensor: torch.Tensor, group: int = 1) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,13 +18,13 @@ import torch
 from medcot.config import RunConfig
 from medcot.engines import pointwise
 from medcot.engines import transformers as plain
-from medcot.engines.attention import RowStarts, choose_attention
+from medcot.engines.attention import choose_attention
 from medcot.engines.frozen import Scratch, load_adapters
 from medcot.engines.layer import Layer, LayerFunction, Packed
 from medcot.engines.loss import HeadLoss
+from medcot.engines.packing import PackedRows, pack
 from medcot.model import LoadedModel, Location
 from medcot.plan import Plan
-from medcot.tokens import IGNORED
 
 
 def prepare_process() -> None:
@@ -95,8 +95,7 @@ class Stack:
         self,
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
-        row_starts: torch.Tensor,
-        row_lengths: Sequence[int],
+        rows: PackedRows,
         label_positions: torch.Tensor,
         targets: torch.Tensor,
         **_: Any,
@@ -107,7 +106,6 @@ class Stack:
         with torch.autocast(device, enabled=False):
             hidden = self.embed(input_ids[0])
             cos, sin = self.rotary(hidden[None], position_ids)
-            rows = RowStarts(tuple(row_lengths), row_starts, max(row_lengths))
             packed = Packed(rows, cos[0], sin[0])
             for index, layer in enumerate(self.layers):
                 keep = index >= self.recomputed_layers
@@ -126,9 +124,10 @@ def fast_functions_agree(layer: Layer, rotary: Any) -> bool:
         return True
     weight = layer.norm_in.weight
     chance = torch.Generator().manual_seed(0)
+    rows = pack((5, 6), shared=3).to(weight.device)
     hidden = torch.randn(8, len(weight), generator=chance).to(weight)
-    cos, sin = rotary(hidden[None], torch.arange(8, device=weight.device)[None])
-    rows = RowStarts((8,), torch.tensor([0, 8], dtype=torch.int32, device=weight.device), 8)
+    positions = torch.tensor([[*range(5), *range(3, 6)]], device=weight.device)
+    cos, sin = rotary(hidden[None], positions)
     fast, results = layer.does, []
     try:
         with torch.no_grad():
@@ -165,26 +164,3 @@ def unhurried_optimizer() -> Iterator[None]:
         yield
     finally:
         optimizer.sync_gpu = wait
-
-
-class PackedCollator:
-    """Rows end to end in one sequence, with everything known about them worked out on the CPU."""
-
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        lengths = [len(example["input_ids"]) for example in examples]
-        labels = torch.tensor([label for example in examples for label in example["labels"]])
-        starts = torch.tensor([0, *lengths]).cumsum(0)
-        learnt = labels != IGNORED
-        # The first token of a row has nothing before it to be predicted from.
-        learnt[starts[:-1]] = False
-        places = learnt.nonzero().squeeze(1)
-        ids = [token for example in examples for token in example["input_ids"]]
-        return {
-            "input_ids": torch.tensor([ids]),
-            "labels": labels.masked_fill(~learnt, IGNORED)[None],
-            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-            "row_starts": starts.to(torch.int32),
-            "row_lengths": lengths,
-            "label_positions": places - 1,
-            "targets": labels[places],
-        }

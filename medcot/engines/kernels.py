@@ -13,6 +13,8 @@ import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
+from medcot.engines.packing import PackedRows
+
 STRETCH = 2048
 """Elements of a row that one program of an elementwise kernel takes."""
 WORDS_AT_ONCE = 8192
@@ -109,15 +111,18 @@ def join_rope_backward(
     values: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
+    rows: PackedRows,
 ) -> torch.Tensor:
     tokens, wide, head_dim = queries.shape
     narrow, half = keys.shape[1], head_dim // 2
+    shares = rows.own_keys is not None
     result = torch.empty(
         tokens, (wide + 2 * narrow) * head_dim, dtype=queries.dtype, device=queries.device
     )
     _join_rope_backward[(tokens,)](
         queries.contiguous(), keys.contiguous(), values.contiguous(), cos, sin, result,
-        cos.stride(0), wide, narrow, half,
+        rows.own_keys if shares else rows.key_starts, rows.key_starts, rows.shared,
+        cos.stride(0), wide, narrow, half, rows=len(rows.key_lengths), shares=shares,
         wide_block=triton.next_power_of_2(wide), narrow_block=triton.next_power_of_2(narrow),
         half_block=triton.next_power_of_2(half),
     )  # fmt: skip
@@ -274,9 +279,28 @@ def _rope(
 
 
 @triton.jit
+def _of_token(
+    start_ptr, own_ptr, starts_ptr, offset, inside, token, stride, shared,
+    rows: tl.constexpr, shares: tl.constexpr,
+):  # fmt: skip
+    """The gradient of a token's key or value: its own, or those of all rows that share it."""
+    place = token
+    if shares:
+        place = tl.load(own_ptr + token)
+    total = tl.load(start_ptr + place * stride + offset, mask=inside, other=0.0).to(tl.float32)
+    if shares:  # noqa: SIM102 - known when compiling: the rest is left out where it is not
+        if token < shared:
+            for index in range(1, rows):
+                place = tl.load(starts_ptr + index).to(tl.int64) + token
+                part = tl.load(start_ptr + place * stride + offset, mask=inside, other=0.0)
+                total += part.to(tl.float32)
+    return total
+
+
+@triton.jit
 def _join_rope_backward(
-    query_ptr, key_ptr, value_ptr, cos_ptr, sin_ptr, out_ptr,
-    table_stride, wide, narrow, half,
+    query_ptr, key_ptr, value_ptr, cos_ptr, sin_ptr, out_ptr, own_ptr, starts_ptr, shared,
+    table_stride, wide, narrow, half, rows: tl.constexpr, shares: tl.constexpr,
     wide_block: tl.constexpr, narrow_block: tl.constexpr, half_block: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -301,19 +325,23 @@ def _join_rope_backward(
     head = tl.arange(0, narrow_block)[:, None]
     inside = (head < narrow) & known
     offset = head * 2 * half + place
-    start = key_ptr + row * narrow * 2 * half + offset
-    first, second = _turn(
-        tl.load(start, mask=inside, other=0.0), tl.load(start + half, mask=inside, other=0.0),
-        cos, sin,
-    )  # fmt: skip
+    stride = narrow * 2 * half
+    a = _of_token(key_ptr, own_ptr, starts_ptr, offset, inside, row, stride, shared, rows, shares)
+    b = _of_token(
+        key_ptr, own_ptr, starts_ptr, offset + half, inside, row, stride, shared, rows, shares
+    )
     keys = out_ptr + wide * 2 * half + offset
-    tl.store(keys, first, mask=inside)
-    tl.store(keys + half, second, mask=inside)
+    kind = out_ptr.dtype.element_ty
+    tl.store(keys, (a * cos - b * sin).to(kind), mask=inside)
+    tl.store(keys + half, (b * cos + a * sin).to(kind), mask=inside)
 
-    start = value_ptr + row * narrow * 2 * half + offset
     values = out_ptr + (wide + narrow) * 2 * half + offset
-    tl.store(values, tl.load(start, mask=inside, other=0.0), mask=inside)
-    tl.store(values + half, tl.load(start + half, mask=inside, other=0.0), mask=inside)
+    a = _of_token(value_ptr, own_ptr, starts_ptr, offset, inside, row, stride, shared, rows, shares)
+    b = _of_token(
+        value_ptr, own_ptr, starts_ptr, offset + half, inside, row, stride, shared, rows, shares
+    )
+    tl.store(values, a.to(kind), mask=inside)
+    tl.store(values + half, b.to(kind), mask=inside)
 
 
 @triton.jit

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from medcot.engines.attention import Attention, RowStarts
+from medcot.engines.attention import Attention, Backward
 from medcot.engines.frozen import Group, Scratch
+from medcot.engines.packing import PackedRows
 from medcot.engines.pointwise import choose_functions
 
 
@@ -21,7 +22,7 @@ from medcot.engines.pointwise import choose_functions
 class Packed:
     """What all layers of one forward pass share."""
 
-    rows: RowStarts
+    rows: PackedRows
     cos: torch.Tensor  # [tokens, head_dim]
     sin: torch.Tensor  # [tokens, head_dim]
 
@@ -32,8 +33,8 @@ class Kept:
 
     scale_in: torch.Tensor  # [tokens]
     inner_qkv: torch.Tensor  # [tokens, 3 * rank]
-    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    mixed: torch.Tensor  # [tokens, heads, head_dim], with the attention's own graph behind it
+    mixed: torch.Tensor  # [tokens, heads, head_dim]
+    back_through_attention: Backward | None
     inner_o: torch.Tensor
     middle: torch.Tensor  # [tokens, width]
     scale_middle: torch.Tensor
@@ -77,22 +78,16 @@ class Layer:
         qkv, inner_qkv = self.qkv.forward(buffer)
         turned = self.heads[0] + self.heads[1]
         self.does.rope_(qkv, packed.cos, packed.sin, turned, self.head_dim)
-        query, key, value = (
-            part.requires_grad_(for_backward)
-            for part in qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
-        )
-        # The attention kernels know their own backward pass: autograd keeps what it needs.
-        with torch.set_grad_enabled(for_backward):
-            mixed = self.attend(query, key, value, packed.rows)
-        update, inner_o = self.o.forward(mixed.detach().flatten(1))
+        query, key, value = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
+        mixed, back = self.attend(query, key, value, packed.rows, for_backward)
+        update, inner_o = self.o.forward(mixed.flatten(1))
         buffer, normed = self.gate_up.input_buffer(len(hidden))
         middle, scale_middle = self.does.add_rms(
             hidden, update, self.norm_middle.weight, _eps(self.norm_middle), normed
         )
         gate_up, inner_gate_up = self.gate_up.forward(buffer)
         return Kept(
-            scale_in, inner_qkv, (query, key, value), mixed, inner_o,
-            middle, scale_middle, inner_gate_up, gate_up,
+            scale_in, inner_qkv, mixed, back, inner_o, middle, scale_middle, inner_gate_up, gate_up
         )  # fmt: skip
 
     def finish(self, kept: Kept) -> torch.Tensor:
@@ -108,11 +103,10 @@ class Layer:
         """Gradients of the layer's input (none for the ``first`` layer) and of its adapters."""
         to_middle, feed_forward = self._feed_forward_backward(gradient, kept)
         to_mixed, d_inner = self.o.input_gradient(to_middle)
-        of_o = self.o.adapter_gradients(
-            kept.mixed.detach().flatten(1), kept.inner_o, to_middle, d_inner
-        )
-        to_heads = torch.autograd.grad(kept.mixed, kept.qkv, to_mixed.view_as(kept.mixed))
-        to_qkv = self.does.join_rope_backward(*to_heads, packed.cos, packed.sin)
+        of_o = self.o.adapter_gradients(kept.mixed.flatten(1), kept.inner_o, to_middle, d_inner)
+        assert kept.back_through_attention is not None
+        to_heads = kept.back_through_attention(to_mixed.view_as(kept.mixed))
+        to_qkv = self.does.join_rope_backward(*to_heads, packed.cos, packed.sin, packed.rows)
         del to_mixed, to_heads
         normed = torch.empty_like(hidden)
         self.does.renorm(hidden, self.norm_in.weight, kept.scale_in, normed)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from medcot.engines.packing import PackedRows
+
 
 def rms(hidden: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
     """RMS norm of [tokens, width] into ``out``; gives 1/rms in float32 [tokens]."""
@@ -82,11 +84,25 @@ def join_rope_backward(
     values: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
+    rows: PackedRows,
 ) -> torch.Tensor:
-    """Gradients of queries, keys and values [tokens, heads, dim], turned back and side by side:
-    the inverse of a rotation is its transpose."""
+    """Gradients of queries [tokens, heads, dim] and of keys and values [keys, kv heads, dim],
+    turned back and side by side: the inverse of a rotation is its transpose. Keys that rows share
+    have a gradient from each of them."""
+    keys, values = (_of_tokens(gradient, rows) for gradient in (keys, values))
     parts = (_turned(queries, cos, -sin), _turned(keys, cos, -sin), values)
     return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def _of_tokens(gradient: torch.Tensor, rows: PackedRows) -> torch.Tensor:
+    """Gradients of keys as whole rows have them [keys, ...], summed to [tokens, ...]."""
+    if rows.own_keys is None:
+        return gradient
+    result = gradient.index_select(0, rows.own_keys)
+    parts = gradient.split(rows.key_lengths)
+    shared = torch.stack([part[: rows.shared].float() for part in parts]).sum(0)
+    result[: rows.shared] = shared.to(result.dtype)
+    return result
 
 
 def token_losses_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

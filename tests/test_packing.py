@@ -1,0 +1,105 @@
+"""What lies in a pass and where."""
+
+import random
+
+import torch
+from torch.utils.data import SequentialSampler
+
+from medcot.engines.packing import (
+    WORTH_SHARING,
+    BalancedSampler,
+    PackedCollator,
+    common_prefix,
+    pack,
+    share_out,
+    shared_tokens,
+)
+from medcot.tokens import IGNORED
+
+
+def example(ids, prompt):
+    return {"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]}
+
+
+def alike(shared, *own, prompt=2):
+    """Rows that begin with the same tokens, go on with other ones, and learn their last."""
+    begin = list(range(100, 100 + shared))
+    return [
+        example(begin + [10 * index + place for place in range(count)], shared + prompt)
+        for index, count in enumerate(own)
+    ]
+
+
+def test_common_tokens_are_there_once_and_positions_go_on_after_them():
+    shared = WORTH_SHARING
+    batch = PackedCollator()(alike(shared, 4, 3))
+    assert batch["rows"].shared == shared
+    ids = batch["input_ids"][0].tolist()
+    assert ids == [*range(100, 100 + shared), 0, 1, 2, 3, 10, 11, 12]
+    assert batch["position_ids"][0].tolist() == [
+        *range(shared + 4), *range(shared, shared + 3)
+    ]  # fmt: skip
+    assert batch["targets"].tolist() == [2, 3, 12]
+    before = [ids[place] for place in batch["label_positions"].tolist()]
+    assert before == [1, 2, 11]
+
+
+def test_keys_are_those_of_whole_rows_and_every_token_knows_its_own():
+    rows = pack((5, 4, 6), shared=2)
+    assert rows.query_lengths == (5, 2, 4)
+    tokens = torch.arange(sum(rows.query_lengths))
+    spread = rows.spread(tokens)
+    assert spread.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6, 0, 1, 7, 8, 9, 10]
+    assert spread[rows.own_keys].tolist() == tokens.tolist()
+    assert rows.query_starts.tolist() == [0, 5, 7, 11]
+    assert rows.key_starts.tolist() == [0, 5, 9, 15]
+
+
+def test_what_is_predicted_from_stays_with_its_row():
+    """A row whose prompt is hardly longer than the common tokens keeps the last of them."""
+    rows = alike(WORTH_SHARING + 4, 3, 3, prompt=0)
+    assert shared_tokens(rows) == WORTH_SHARING + 3
+
+
+def test_few_common_tokens_and_single_rows_are_left_alone():
+    assert shared_tokens(alike(WORTH_SHARING - 1, 4, 4)) == 0
+    assert shared_tokens(alike(WORTH_SHARING + 9, 4)[:1]) == 0
+    assert PackedCollator()(alike(3, 4, 4))["rows"].key_places is None
+
+
+def test_common_prefix_of_rows():
+    assert common_prefix([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2
+    assert common_prefix([[1, 2], [1, 2]]) == 2
+    assert common_prefix([[2], [1]]) == 0
+
+
+def test_a_batch_moves_as_a_whole():
+    moved = pack((3, 3), shared=1).to("meta")
+    assert moved.query_starts.is_meta
+    assert moved.key_places.is_meta
+    assert moved.key_lengths == (3, 3)
+
+
+def test_passes_of_a_step_get_equally_many_rows_and_about_as_many_tokens():
+    chance = random.Random(0)
+    lengths = [chance.randint(300, 1500) for _ in range(160)]
+    worst = 0.0
+    for start in range(0, 160, 16):
+        rows = list(range(start, start + 16))
+        groups = share_out(rows, lengths, 2)
+        assert sorted(groups[0] + groups[1]) == rows
+        assert [len(group) for group in groups] == [8, 8]
+        one, other = (sum(lengths[row] for row in group) for group in groups)
+        worst = max(worst, abs(one - other) / (one + other))
+    assert worst < 0.02
+
+
+def test_a_step_has_the_rows_that_it_would_have_had_and_an_epoch_all():
+    lengths = [100, 900, 200, 800, 300, 700, 400, 600, 500, 1]
+    order = list(BalancedSampler(SequentialSampler(lengths), lengths, 2, 2))
+    assert [sorted(order[start : start + 4]) for start in (0, 4, 8)] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]
+    ]  # fmt: skip
+    assert [sum(lengths[row] for row in order[start : start + 2]) for start in (0, 2)] == [
+        1000, 1000
+    ]  # fmt: skip
