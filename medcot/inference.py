@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Thread
 from typing import Any
+from weakref import WeakSet
 
 from medcot.config import RunConfig
 from medcot.engines import quiet
+from medcot.errors import one_line
 from medcot.evaluation import ModelTools
 from medcot.model import LoadedModel
 from medcot.records import Generation, Prompt, TokenLoss
@@ -18,6 +21,11 @@ LOGIT_TOKENS = {"cpu": 1024, "cuda": 4096}
 """Positions whose logits are held at once: 49,152 (SmolLM2) to 128,256 (Llama) floats each."""
 
 
+ROUNDS = {"cpu": 2, "cuda": 4}
+"""Handfuls of prompts asked for together: a slot whose answer has ended takes one of the next. With
+more, less of the machine idles, and more is asked again after a kill."""
+
+
 def model_tools(loaded: LoadedModel, config: RunConfig) -> ModelTools:
     """The callables that evaluation knows the model by."""
     return ModelTools(
@@ -25,13 +33,49 @@ def model_tools(loaded: LoadedModel, config: RunConfig) -> ModelTools:
         score=lambda pairs: score(loaded, pairs),
         score_options=lambda items: score_options(loaded, items),
         chat=loaded.chat,
-        answers_at_once=loaded.answer_rows,
+        answers_at_once=loaded.answer_rows * ROUNDS.get(loaded.device, 1),
     )
 
 
 def generate(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
-    """Greedy continuations of ``prompts``, batched by length, in the given order."""
+    """Greedy continuations of ``prompts`` in the given order, many at once.
+
+    In slots (:mod:`medcot.decoding`) where the model is known to work so, else in padded batches.
+    """
     ids = [encode_text(loaded.tokenizer, prompt) for prompt in prompts]
+    if ids and (answers := _generate_in_slots(loaded, ids, max_new_tokens)):
+        return [_as_generation(loaded.tokenizer, answer) for answer in answers]
+    return _generate_in_batches(loaded, ids, max_new_tokens)
+
+
+_unsuited: WeakSet[Any] = WeakSet()
+"""Models that failed in slots once."""
+
+
+def _generate_in_slots(
+    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int
+) -> list[list[int]] | None:
+    """The answers' ids, or None where this model, engine or machine needs the plain way."""
+    if loaded.engine not in ("transformers", "fused") or loaded.model in _unsuited:
+        return None
+    from medcot.decoding import decode, suits
+
+    if not suits(loaded.model) or not all(ids):
+        return None
+    end, limits = loaded.tokenizer.eos_token_id, [max_new_tokens] * len(ids)
+    try:
+        with _inference(loaded):
+            return decode(loaded.model, ids, limits, end, loaded.answer_rows)
+    except Exception as error:  # noqa: BLE001 - the plain way is slower, and sure
+        reason = one_line(f"{type(error).__name__}: {error}")
+    _unsuited.add(loaded.model)
+    warnings.warn(f"Answers are made the slower way: {reason}", stacklevel=3)
+    return None
+
+
+def _generate_in_batches(
+    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int
+) -> list[Generation]:
     results: list[Generation | None] = [None] * len(ids)
     by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     for start in range(0, len(by_length), loaded.answer_rows):
