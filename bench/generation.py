@@ -9,9 +9,9 @@ Answers are compared with those of one prompt at a time. Where the first token t
 numerical tie (the two tokens' logits, in a float32 pass over the same prefix, are nearer than twice
 the largest error of the model's own precision there) that is counted as such.
 
-Then answers of unequal lengths (a seeded draw of 100 to 900 tokens, or the model's own where it has
-real weights), and the same with an adapter. Every result is printed as soon as it is known; a way
-that fails is named; what ``--seconds`` leaves no time for is not run.
+Then answers of unequal lengths (a seeded draw of 100 to 900 tokens, each ended before by an end
+token where the weights are real), and the same with an adapter. Every result is printed as soon as
+it is known; a way that fails is named; what ``--seconds`` leaves no time for is not run.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ SMOLLM2_135M = {
 }  # fmt: skip
 SHAPES = {"8b": LLAMA_8B, "135m": SMOLLM2_135M}
 Answers = list[list[int]]
+COMPARING_S = 25
+"""What the comparison at the end may need."""
 
 
 class Bench:
     """One model, its prompts, and what was found so far."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.deadline = time.monotonic() + arguments.seconds
+        self.deadline = time.monotonic() + arguments.seconds - COMPARING_S
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.tokenizer, self.end = load(arguments, self.device)
         self.prompts = read_prompts(arguments, self.tokenizer)
@@ -64,16 +66,18 @@ class Bench:
         """Time ``way``, the first time apart; prints and keeps the result."""
         seconds: list[float] = []
         answers: Answers | None = None
+        busy = 0.0
         try:
             for _ in range(times):
-                if time.monotonic() > self.deadline - 5:
+                if time.monotonic() > self.deadline - 3:
                     break
                 with limited(self.deadline - time.monotonic()):
                     clear()
-                    started = time.perf_counter()
+                    started, busy = time.perf_counter(), time.process_time()
                     answers = way()
                     synchronize()
                     seconds.append(time.perf_counter() - started)
+                    busy = time.process_time() - busy
         except Exception as error:  # noqa: BLE001 - the other ways are worth having
             print(f"| {name} | failed: {type(error).__name__}: {str(error)[:300]!r} |", flush=True)
         if not seconds or answers is None:
@@ -83,13 +87,13 @@ class Bench:
         peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
         result = {
             "name": name, "prompts": len(answers), "tokens": tokens, "seconds": seconds,
-            "speed": tokens / seconds[-1], "peak_gib": peak,
+            "processor_s": busy, "speed": tokens / seconds[-1], "peak_gib": peak,
         }  # fmt: skip
         self.results.append(result)
         first = f"{seconds[0]:.1f}" if len(seconds) > 1 else ""
         size = f"{peak:.1f}" if peak else ""
         print(
-            f"| {name} | {len(answers)} | {tokens:,} | {first} | {seconds[-1]:.1f} |"
+            f"| {name} | {len(answers)} | {tokens:,} | {first} | {seconds[-1]:.1f} | {busy:.1f} |"
             f" {tokens / seconds[-1]:,.1f} | {size} |",
             flush=True,
         )
@@ -265,22 +269,31 @@ def equal_lengths(bench: Bench, count: int) -> None:
     ways["static cache"] = lambda: in_batches(
         bench, prompts, limits, rows, cache_implementation="static", disable_compile=True
     )
-    ways["continuous batching (transformers)"] = lambda: continuously(bench, None)
-    if cuda:
-        ways["continuous batching, CUDA graphs"] = lambda: continuously(bench, True)
-        ways["static cache, compiled"] = lambda: in_batches(
-            bench, prompts, limits, rows, cache_implementation="static"
-        )
     few = prompts[:count]
     bench.reference = (
         bench.measure(
             "one prompt at a time", lambda: in_batches(bench, few, limits, 1), times=1
         ) or []
     )  # fmt: skip
+    measure_all(bench, ways)
+
+
+def measure_all(bench: Bench, ways: dict[str, Callable[[], Answers]]) -> None:
     for name, way in ways.items():
-        answers = bench.measure(name, way, times=2 if cuda else 1)
+        answers = bench.measure(name, way, times=2 if bench.device.type == "cuda" else 1)
         if answers:
             bench.answers[name] = answers
+
+
+def of_transformers(bench: Bench) -> None:
+    """What transformers offers beside its plain way; last, as it may take long to start."""
+    ways = {"continuous batching (transformers)": lambda: continuously(bench, None)}
+    if bench.device.type == "cuda":
+        ways["continuous batching, CUDA graphs"] = lambda: continuously(bench, True)
+        ways["static cache, compiled"] = lambda: in_batches(
+            bench, bench.prompts, bench.limits, bench.rows, cache_implementation="static"
+        )
+    measure_all(bench, ways)
 
 
 def unequal_lengths(bench: Bench) -> None:
@@ -298,6 +311,28 @@ def unequal_lengths(bench: Bench) -> None:
     ]  # fmt: skip
     for name, way in ways:
         bench.measure(name, way, times=1)
+
+
+def profile(bench: Bench) -> None:
+    """Where the GPU's time goes while slots answer, by kernel."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    steps = 33
+    with (
+        limited(bench.deadline - time.monotonic()),
+        record(activities=[ProfilerActivity.CUDA]) as seen,
+    ):
+        started = time.perf_counter()
+        in_slots(bench, bench.prompts, [steps] * len(bench.prompts), bench.rows)
+        synchronize()
+        seconds = time.perf_counter() - started
+    events = sorted(seen.key_averages(), key=lambda one: -one.self_device_time_total)
+    busy = sum(event.self_device_time_total for event in events) / 1e3
+    print(f"{steps} steps and reading the prompts: {seconds * 1e3:.0f} ms, GPU busy {busy:.0f} ms")
+    for event in events[:22]:
+        print(f"{event.self_device_time_total / 1e3:9.2f} ms {event.count:6d} {event.key[:100]}")
+    print(flush=True)
 
 
 def with_adapter(bench: Bench) -> None:
@@ -385,11 +420,20 @@ def main() -> None:
         bench = Bench(arguments)
         print_heading(bench, arguments)
         equal_lengths(bench, arguments.reference)
-        if not arguments.only_equal:
-            with_adapter(bench)
-            unequal_lengths(bench)
+        stages = [] if arguments.only_equal else [with_adapter, unequal_lengths]
+        if bench.device.type == "cuda":
+            stages.insert(0, profile)
+        for stage in (*stages, of_transformers):
+            guarded(bench, stage)
         if bench.reference:
             compare(bench)
+
+
+def guarded(bench: Bench, stage: Callable[[Bench], None]) -> None:
+    try:
+        stage(bench)
+    except Exception as error:  # noqa: BLE001 - the rest is worth having
+        print(f"{stage.__name__}: {type(error).__name__}: {str(error)[:300]}", flush=True)
 
 
 def print_heading(bench: Bench, arguments: argparse.Namespace) -> None:
@@ -404,8 +448,8 @@ def print_heading(bench: Bench, arguments: argparse.Namespace) -> None:
         f" {len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens,"
         f" {bench.rows} at once, at most {arguments.tokens} new tokens\n"
     )
-    print("| way | prompts | tokens | first time, s | s | tokens/s | peak GiB |")
-    print("| --- | --: | --: | --: | --: | --: | --: |", flush=True)
+    print("| way | prompts | tokens | first time, s | s | processor, s | tokens/s | peak GiB |")
+    print("| --- | --: | --: | --: | --: | --: | --: | --: |", flush=True)
 
 
 if __name__ == "__main__":

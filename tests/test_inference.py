@@ -4,12 +4,13 @@ from fakes import make_case
 
 from medcot.config import make_config
 from medcot.hardware import detect_machine
-from medcot.inference import generate, score, score_options, stream
+from medcot.inference import generate, stream
 from medcot.model import load_base
 from medcot.plan import make_plan
 from medcot.prompts import render
+from medcot.scoring import score, score_options
 from medcot.shapes import model_shape
-from medcot.tokens import encode
+from medcot.tokens import encode, encode_text
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,25 @@ def test_letters_score_as_they_do_as_continuations(loaded, pairs):
     for one, other in zip(fast, slow, strict=True):
         for a, b in zip(one, other, strict=False):
             assert a.total == pytest.approx(b.total, rel=1e-4)
+
+
+def test_options_after_a_prompt_read_once_score_as_whole_rows(loaded, pairs):
+    items = [
+        (pairs[0].text, [" yes", " no, it is not", " perhaps in some of them"]),
+        (pairs[1].text, [" the second of two", " B"]),
+        ("A", [" short one."]),
+    ]
+    together = score_options(loaded, items)
+    for (prompt, texts), losses in zip(items, together, strict=True):
+        start = encode_text(loaded.tokenizer, prompt)
+        for text, loss in zip(texts, losses, strict=True):
+            ids = loaded.tokenizer(text, add_special_tokens=False).input_ids
+            with torch.no_grad():
+                logits = loaded.model(input_ids=torch.tensor([start + ids])).logits[0]
+            alone = torch.log_softmax(logits, -1)[len(start) - 1 : -1]
+            expected = -alone.gather(1, torch.tensor(ids)[:, None]).sum().item()
+            assert loss.total == pytest.approx(expected, rel=1e-5)
+            assert loss.tokens == len(ids)
 
 
 def test_generation_stops_at_the_end_token(loaded, pairs):

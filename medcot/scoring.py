@@ -1,0 +1,182 @@
+"""The losses of texts that are given: completions after prompts, options beside one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from medcot.engines import quiet
+from medcot.model import LoadedModel
+from medcot.records import Prompt, TokenLoss
+from medcot.tokens import encode, encode_text
+
+LOGIT_TOKENS = {"cpu": 1024, "cuda": 4096}
+"""Positions whose logits are held at once: 49,152 (SmolLM2) to 128,256 (Llama) floats each."""
+
+
+def score(loaded: LoadedModel, pairs: Sequence[Prompt]) -> list[TokenLoss]:
+    """The loss of each completion given its prompt, its end-of-sequence token included."""
+    rows = encode(loaded.tokenizer, {str(index): pair for index, pair in enumerate(pairs)})
+    return _score_ids(loaded, [(row.prompt_ids, row.completion_ids) for row in rows])
+
+
+def score_options(
+    loaded: LoadedModel, items: Sequence[tuple[str, Sequence[str]]]
+) -> list[list[TokenLoss]]:
+    """The loss of each continuation after its prompt, without end-of-sequence.
+
+    Where all continuations are one token, as letters are, one forward pass of the prompt
+    scores them all. Elsewhere the prompt is read once, and each of them after it.
+    """
+    prompts = [encode_text(loaded.tokenizer, prompt) for prompt, _ in items]
+    options = [
+        [loaded.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        for _, texts in items
+    ]
+    if all(len(ids) == 1 for texts in options for ids in texts):
+        return _score_next_token(loaded, prompts, options)
+    if loaded.engine != "unsloth" and all(ids for texts in options for ids in texts):
+        return _score_after_prompt(loaded, prompts, options)
+    # unsloth's own attention takes no cache of several tokens.
+    flat = [(prompt, ids) for prompt, texts in zip(prompts, options, strict=True) for ids in texts]
+    losses = iter(_score_ids(loaded, flat))
+    return [[next(losses) for _ in texts] for texts in options]
+
+
+def _score_next_token(
+    loaded: LoadedModel, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]
+) -> list[list[TokenLoss]]:
+    import torch
+
+    results: list[list[TokenLoss]] = [[] for _ in prompts]
+    for chosen in _batches([len(prompt) for prompt in prompts], 4096, 16):
+        batch = left_padded(loaded, [prompts[index] for index in chosen])
+        with inference(loaded):
+            logits = loaded.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1]
+            log_probs = torch.log_softmax(logits.float(), dim=-1)
+        for row, index in enumerate(chosen):
+            results[index] = [
+                TokenLoss(-log_probs[row, ids[0]].item(), 1) for ids in options[index]
+            ]
+    return results
+
+
+def _score_after_prompt(
+    loaded: LoadedModel, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]
+) -> list[list[TokenLoss]]:
+    results: list[list[TokenLoss]] = [[] for _ in prompts]
+    logits, kept = LOGIT_TOKENS.get(loaded.device, 1024), 4 * LOGIT_TOKENS.get(loaded.device, 1024)
+    # Each share of what may be held at once, in thousandths: logits, and keys of every option.
+    sizes = [
+        1 + int(1000 * len(texts) * max(max(map(len, texts)) / logits, len(prompt) / kept))
+        for prompt, texts in zip(prompts, options, strict=True)
+    ]
+    for chosen in _batches(sizes, 1000, 16):
+        losses = _score_options_of(
+            loaded, [prompts[index] for index in chosen], [options[index] for index in chosen]
+        )
+        for index, found in zip(chosen, losses, strict=True):
+            results[index] = found
+    return results
+
+
+def _score_options_of(
+    loaded: LoadedModel, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]
+) -> list[list[TokenLoss]]:
+    """One pass over the prompts, then one over all options, with the prompts' keys and values."""
+    import torch
+
+    owners = [row for row, texts in enumerate(options) for _ in texts]
+    flat = [ids for texts in options for ids in texts]
+    width = max(map(len, flat))
+    batch = left_padded(loaded, prompts)
+    device = batch["input_ids"].device
+    chosen = torch.tensor(owners, device=device)
+    padded = torch.tensor([(ids + [ids[0]] * width)[:width] for ids in flat], device=device)
+    with inference(loaded):
+        first = loaded.model(**batch, logits_to_keep=1, use_cache=True)
+        known = first.past_key_values
+        known.batch_select_indices(chosen)
+        mask = torch.cat([batch["attention_mask"][chosen], torch.ones_like(padded)], dim=1)
+        later = loaded.model(
+            input_ids=padded, attention_mask=mask, past_key_values=known, use_cache=True
+        ).logits
+        logits = torch.cat([first.logits[chosen], later[:, :-1]], dim=1)
+        losses = torch.nn.functional.cross_entropy(
+            logits.float().transpose(1, 2), padded, reduction="none"
+        ).tolist()
+    scored = iter(
+        TokenLoss(sum(row[: len(ids)]), len(ids)) for row, ids in zip(losses, flat, strict=True)
+    )
+    return [[next(scored) for _ in texts] for texts in options]
+
+
+def _score_ids(
+    loaded: LoadedModel, pairs: Sequence[tuple[list[int], list[int]]]
+) -> list[TokenLoss]:
+    results: list[TokenLoss | None] = [None] * len(pairs)
+    limit = LOGIT_TOKENS.get(loaded.device, 1024)
+    for chosen in _batches([len(completion) for _, completion in pairs], limit, 64):
+        losses = _score_batch(loaded, [pairs[index] for index in chosen])
+        for index, loss in zip(chosen, losses, strict=True):
+            results[index] = loss
+    return [result for result in results if result is not None]
+
+
+def _score_batch(
+    loaded: LoadedModel, pairs: Sequence[tuple[list[int], list[int]]]
+) -> list[TokenLoss]:
+    import torch
+
+    batch = left_padded(loaded, [prompt + completion for prompt, completion in pairs])
+    longest = max(len(completion) for _, completion in pairs)
+    with inference(loaded):
+        # Padding stands on the left, so every completion is among the last positions.
+        logits = loaded.model(**batch, logits_to_keep=longest + 1, use_cache=False).logits
+    results: list[TokenLoss] = []
+    for row, (_, completion) in enumerate(pairs):
+        count = len(completion)
+        targets = torch.tensor(completion, device=logits.device)
+        losses = torch.nn.functional.cross_entropy(
+            logits[row, -count - 1 : -1].float(), targets, reduction="sum"
+        )
+        results.append(TokenLoss(losses.item(), count))
+    return results
+
+
+def _batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
+    """Indices in groups of like length whose padded size stays within ``tokens`` and ``rows``."""
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if group and (len(group) == rows or lengths[index] * (len(group) + 1) > tokens):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def left_padded(loaded: LoadedModel, ids: Sequence[list[int]]) -> dict[str, Any]:
+    import torch
+
+    width = max(len(row) for row in ids)
+    pad = loaded.tokenizer.pad_token_id
+    device = next(loaded.model.parameters()).device
+    padded = [[pad] * (width - len(row)) + row for row in ids]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in ids]
+    return {
+        "input_ids": torch.tensor(padded, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+@contextmanager
+def inference(loaded: LoadedModel) -> Iterator[None]:
+    import torch
+
+    loaded.model.eval()
+    # What a split model gathers in inference mode could not be trained with afterwards.
+    mode = torch.no_grad() if loaded.engine == "split" else torch.inference_mode()
+    with mode, quiet():
+        yield
