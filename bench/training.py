@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
@@ -39,8 +40,13 @@ STEPS = 20
 """Of the learning rate's schedule; some stacks are stopped earlier."""
 
 # name, settings beyond the tutorial's, memory limit in GiB
+FP8 = {"quantization": "fp8", "checkpointing": "off"}
 SIXTEEN_BIT = [
     ("8 x 1", {"micro_batch": 8, "checkpointing": "off"}, None),
+    ("fp8, 8 x 1", FP8 | {"micro_batch": 8}, None),
+    ("fp8, 8 x 2", FP8 | {"micro_batch": 8, "batch": 16}, None),
+    ("fp8, 4 x 2", FP8 | {"micro_batch": 4}, None),
+    ("fp8, 8 x 1, all recomputed", FP8 | {"micro_batch": 8, "checkpointing": "on"}, None),
     ("16 x 1", {"micro_batch": 16, "batch": 16, "checkpointing": "off"}, None),
     ("8 x 2", {"micro_batch": 8, "batch": 16, "checkpointing": "off"}, None),
     ("8 x 1, all recomputed", {"micro_batch": 8, "checkpointing": "on"}, None),
@@ -149,46 +155,72 @@ def train_fused(bench: Bench, prepared: Any, loaded: Any, variants: list[Any], s
     """Each variant by ``fit`` up to step ``stop``, beside what the planner says of it."""
     import torch
 
+    for variant in variants:
+        guarded(bench, train_variant, bench, prepared, loaded, variant, stop)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def train_variant(
+    bench: Bench, prepared: Any, loaded: Any, variant: Any, stop: int, hear: Any = None
+) -> None:
+    """One variant; with ``hear``, which is told of every step, its times are not kept."""
+    import torch
+
     from medcot import model as models
+    from medcot.rundir import RunDirectory
+    from medcot.training import fit
+
+    name, changes, limit = variant
+    total_gib = torch.cuda.mem_get_info()[1] / 2**30
+    config = prepared.config.model_copy(update=changes)
+    plan = plan_of(config, prepared, limit, total_gib)
+    if hasattr(loaded.model, "unload"):
+        loaded.model = loaded.model.unload()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (limit or total_gib) / total_gib))
+    directory = RunDirectory(
+        bench.folder / "runs" / f"{bench.name} {name}{' watched' * bool(hear)}"
+    )
+    directory.create(config)
+    models.add_adapter(loaded, config, plan)
+    events: list[Any] = []
+
+    def on_event(event: Any) -> None:
+        events.append(event)
+        if hear:
+            hear()
+
+    try:
+        result = fit(
+            loaded, prepared.rows, config, plan, directory, on_event, lambda: len(events) >= stop
+        )
+        changed = result.plan != plan
+    except Exception as error:  # noqa: BLE001 - the next variant may do
+        bench.say(name, type(error).__name__, str(error)[:300])
+        changed = True
+    if not hear:
+        note(bench, name, plan, events, changed)
+
+
+def plan_of(config: Any, prepared: Any, limit: float | None, total_gib: float) -> Any:
+    """The plan for the whole GPU or a part of it: not what is free now, with a model in it."""
     from medcot.choices import CUDA_CONTEXT_GIB
     from medcot.hardware import detect_machine
     from medcot.plan import make_plan
-    from medcot.rundir import RunDirectory
     from medcot.shapes import model_shape
-    from medcot.training import fit
+    from medcot.tokens import common_prefix
 
-    machine, total_gib = detect_machine(), torch.cuda.mem_get_info()[1] / 2**30
+    machine = detect_machine()
+    room = limit + CUDA_CONTEXT_GIB if limit else total_gib
+    here = replace(machine, gpus=tuple(replace(gpu, memory_gib=room) for gpu in machine.gpus))
+    rows = [row.prompt_ids for row in prepared.rows]
     lengths = [len(row) for row in prepared.rows]
-    for name, changes, limit in variants:
-        config = prepared.config.model_copy(update=changes)
-        # Not what is free now, with this model in it already.
-        room = limit + CUDA_CONTEXT_GIB if limit else total_gib
-        here = replace(machine, gpus=tuple(replace(gpu, memory_gib=room) for gpu in machine.gpus))
-        plan = make_plan(
-            config, here, model_shape(config), len(lengths), sum(lengths) / len(lengths),
-            max(lengths),
-        )  # fmt: skip
-        if hasattr(loaded.model, "unload"):
-            loaded.model = loaded.model.unload()
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (limit or total_gib) / total_gib))
-        directory = RunDirectory(bench.folder / "runs" / f"{bench.name} {name}")
-        directory.create(config)
-        models.add_adapter(loaded, config, plan)
-        events: list[Any] = []
-        try:
-            result = fit(
-                loaded, prepared.rows, config, plan, directory, events.append,
-                lambda events=events: len(events) >= stop,
-            )  # fmt: skip
-            changed = result.plan != plan
-        except Exception as error:  # noqa: BLE001 - the next variant may do
-            bench.say(name, type(error).__name__, str(error)[:300])
-            changed = True
-        note(bench, name, plan, events, changed)
-    torch.cuda.set_per_process_memory_fraction(1.0)
+    return make_plan(
+        config, here, model_shape(config), len(lengths), sum(lengths) / len(lengths),
+        max(lengths), common_prefix(rows),
+    )  # fmt: skip
 
 
 def note(bench: Bench, name: str, plan: Any, events: list[Any], changed: bool) -> None:
@@ -233,8 +265,9 @@ def work_fused(bench: Bench, dtype: str, quantized: bool, variants: list[Any], s
     device = torch.device("cuda", torch.cuda.current_device())
     bench.say("attention", choose_attention_name(device, dtype))
     train_fused(bench, prepared, loaded, variants[:1], stop)
+    guarded(bench, profile, bench, prepared, loaded, variants[0][1], variants[0][0])
     if not quantized:
-        guarded(bench, profile, bench, prepared, loaded)
+        guarded(bench, profile, bench, prepared, loaded, variants[1][1], variants[1][0])
         guarded(bench, answer_together, bench, prepared, loaded)
     train_fused(bench, prepared, loaded, variants[1:], 6)
 
@@ -279,104 +312,30 @@ def work_both(bench: Bench) -> None:
 def guarded(bench: Bench, work: Any, *arguments: Any) -> None:
     try:
         work(*arguments)
-    except Exception as error:  # noqa: BLE001 - the rest is worth having
-        bench.say(work.__name__, type(error).__name__, str(error)[:500])
+    except Exception:  # noqa: BLE001 - the rest is worth having
+        bench.say(work.__name__, traceback.format_exc()[-1500:])
 
 
-def profile(bench: Bench, prepared: Any, loaded: Any) -> None:
-    """Where a step's time on the GPU goes, by kind of kernel, and a large product's ceiling."""
-    import torch
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as record
+def profile(bench: Bench, prepared: Any, loaded: Any, changes: dict[str, Any], name: str) -> None:
+    """Where a step's time goes, and a large product's ceiling."""
+    from profiles import StepProfile, ceiling_tflops, print_python_time
 
     from medcot.engines.fused import fused_forward
     from medcot.engines.packing import PackedCollator
 
-    rows = [row.as_row() for row in prepared.rows[:8]]
+    watch = StepProfile()
+    train_variant(bench, prepared, loaded, (name, changes, None), 6, watch.step_ended)
+    found = watch.describe(bench.say) | {"ceiling_tflops": ceiling_tflops()}
+    ids = prepared.rows[0].as_row()["input_ids"][:64]
     batch = {
-        key: value.cuda() if isinstance(value, torch.Tensor) else value
-        for key, value in PackedCollator()(rows).items()
-    }
-    with fused_forward(loaded.model, 0):
-        for _ in range(3):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            (loaded.model(**batch) / 5000).backward()
-            end.record()
-            loaded.model.zero_grad()
-        launched = time.perf_counter()
-        (loaded.model(**batch) / 5000).backward()
-        launched = time.perf_counter() - launched
-        torch.cuda.synchronize()
-        loaded.model.zero_grad()
-        with record(activities=[ProfilerActivity.CUDA]) as seen:
-            (loaded.model(**batch) / 5000).backward()
-            torch.cuda.synchronize()
-    loaded.model.zero_grad()
-    print_python_time(loaded.model, {**batch}, fused_forward)
-    kinds: dict[str, float] = {}
-    for event in seen.key_averages():
-        kind = kind_of(event.key)
-        kinds[kind] = kinds.get(kind, 0.0) + event.self_device_time_total / 1000
-        if event.self_device_time_total > 1500:
-            bench.say(
-                f"{event.self_device_time_total / 1000:8.2f} ms {event.count:4d}", event.key[:90]
-            )
-    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
-    times = []
-    for _ in range(13):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        a @ b
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    bench.results["profile"] = {
-        "tokens": batch["input_ids"].numel(), "pass_ms": begin.elapsed_time(end),
-        "launch_ms": launched * 1000, "kinds_ms": kinds,
-        "ceiling_tflops": 2 * 8192**3 / sorted(times)[6] / 1e9,
-    }  # fmt: skip
-    bench.say("profile", json.dumps(bench.results["profile"]))
-    bench.keep()
-
-
-def print_python_time(model: Any, batch: dict[str, Any], fused_forward: Any) -> None:
-    """Where the processor spends a pass over one short row, which the GPU is soon done with."""
-    import cProfile
-    import pstats
-
-    import torch
-
-    from medcot.engines.packing import PackedCollator
-
-    ids = batch["input_ids"][0, :64].tolist()
-    short = {
-        key: value.cuda() if isinstance(value, torch.Tensor) else value
+        key: value.to("cuda") if hasattr(value, "to") else value
         for key, value in PackedCollator()([{"input_ids": ids, "labels": ids}]).items()
     }
-    with fused_forward(model, 0):
-        for _ in range(2):
-            model(**short).backward()
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        model(**short).backward()
-        torch.cuda.synchronize()
-        print(f"one short row: {(time.perf_counter() - started) * 1000:.0f} ms", flush=True)
-        with cProfile.Profile() as seen:
-            model(**short).backward()
-    model.zero_grad()
-    pstats.Stats(seen).sort_stats("tottime").print_stats(22)
-
-
-def kind_of(kernel: str) -> str:
-    name = kernel.lower()
-    if "flash" in name or "fmha" in name:
-        return "attention"
-    if "nvjet" in name or "gemm" in name or "cutlass" in name or "splitk" in name:
-        return "matrix products"
-    if name.startswith("_"):
-        return "norms, gates, rotations, loss"
-    return "the rest"
+    with fused_forward(loaded.model, 0, changes.get("quantization") == "fp8"):
+        found["short_pass_ms"] = print_python_time(loaded.model, batch)
+    bench.results.setdefault("profiles", {})[name] = found
+    bench.say("profile", json.dumps(found))
+    bench.keep()
 
 
 def prompts_of(prepared: Any, tokenizer: Any, count: int) -> list[str]:

@@ -13,7 +13,7 @@ from medcot.memory import Setting, longest_pass, predict_memory
 from medcot.shapes import ModelShape
 from medcot.speed import fixed_step_s, micro_step_s
 
-EXACTNESS = ("none", "8bit", "4bit")
+EXACTNESS = ("none", "fp8", "8bit", "4bit")
 """Weights from the most exact to the least."""
 
 CLOSE = {"fused": 1.03, "unsloth": 1.1, "transformers": 1.1}
@@ -29,6 +29,7 @@ class Work:
     shape: ModelShape
     mean_tokens: float
     longest_tokens: int
+    shared_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def _candidates(work: Work, ground: Ground) -> Iterator[Candidate]:
                 recomputed_layers=0,
                 optimizer=work.config.optimizer,
                 by_row=ground.by_row,
+                shared_tokens=work.shared_tokens if ground.engine == "fused" else 0,
                 shards=ground.processes if ground.split else 1,
             )
             accumulation = work.config.batch // ground.processes // micro_batch

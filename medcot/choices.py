@@ -7,7 +7,7 @@ from typing import Any
 
 from medcot.config import PRESETS, RunConfig, option_name
 from medcot.errors import InputError
-from medcot.hardware import Machine, capability, supports_bf16, usable_gpus
+from medcot.hardware import Machine, capability, supports_bf16, supports_fp8, usable_gpus
 from medcot.memory import Device, Engine, Precision, Quantization
 from medcot.shapes import ModelShape
 
@@ -77,7 +77,9 @@ def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Gro
         split=machine.split,
         limit_gib=_limit(machine, device),
         can_quantize=can_quantize,
-        quantizations=_quantizations(config, device, can_quantize, reasons),
+        quantizations=_quantizations(
+            config, device, can_quantize, _no_fp8(machine, shape, engine, precision), reasons
+        ),
         checkpointings={"auto": (False, True), "on": (True,), "off": (False,)}[
             config.checkpointing
         ],
@@ -249,22 +251,35 @@ def _processes(
 
 
 def _quantizations(
-    config: RunConfig, device: Device, can: bool, reasons: list[str]
+    config: RunConfig, device: Device, can: bool, no_fp8: str, reasons: list[str]
 ) -> tuple[Quantization, ...]:
     if config.quantization == "none":
         return ("none",)
     if config.quantization != "auto":
         if device != "cuda":
             raise _refuse(config, "quantization", NO_CUDA, "--quantization none")
-        if not can:
+        if config.quantization == "fp8" and no_fp8:
+            raise _refuse(config, "quantization", no_fp8, "--quantization none")
+        if config.quantization != "fp8" and not can:
             raise _refuse(config, "quantization", "without bitsandbytes", GPU_EXTRA)
         reasons.append(f"Weights {config.quantization}: as asked for.")
         return (config.quantization,)
-    if not can:
-        if device == "cuda":
-            reasons.append("Weights in 16 bits: 4-bit needs bitsandbytes, which is not installed.")
-        return ("none",)
-    return ("none", "4bit")
+    if not can and device == "cuda":
+        reasons.append("Weights not in 4 bits: that needs bitsandbytes, which is not installed.")
+    return ("none", *(() if no_fp8 else ("fp8",)), *(("4bit",) if can else ()))
+
+
+def _no_fp8(machine: Machine, shape: ModelShape, engine: Engine, precision: Precision) -> str:
+    """Why frozen weights cannot be multiplied in 8-bit floats here; empty where they can."""
+    if engine != "fused":
+        return f"with the {engine} engine"
+    if not usable_gpus(machine) or not supports_fp8(usable_gpus(machine)[0]):
+        return "on a GPU below compute capability 8.9"
+    if precision != "bf16":
+        return f"with --precision {precision}"
+    if any(size % 16 for sizes in shape.linear_sizes.values() for size in sizes):
+        return "with layers whose width is no multiple of 16"
+    return ""
 
 
 def _require_8bit_optimizer(config: RunConfig, machine: Machine, device: Device) -> None:

@@ -52,7 +52,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     engine: Literal["auto", "fused", "unsloth", "transformers"] = _field(
         "auto", "what loads and speeds up the model", shown=False
     )
-    quantization: Literal["auto", "4bit", "8bit", "none"] = _field(
+    quantization: Literal["auto", "4bit", "8bit", "fp8", "none"] = _field(
         "auto", "precision of the frozen weights", shown=False
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _field(

@@ -76,6 +76,11 @@ def supports_bf16(gpu: Gpu) -> bool:
     return gpu.compute_capability >= (8, 0)
 
 
+def supports_fp8(gpu: Gpu) -> bool:
+    """Whether the GPU multiplies 8-bit floats."""
+    return gpu.compute_capability >= (8, 9)
+
+
 def is_usable(gpu: Gpu) -> bool:
     """Whether the GPU is new enough to train on."""
     return gpu.compute_capability >= OLDEST_CAPABILITY

@@ -21,6 +21,7 @@ from medcot.gpus import (
     is_usable,
     recognise_gpu,
     supports_bf16,
+    supports_fp8,
 )
 from medcot.ram import available_memory_gib
 
@@ -33,6 +34,7 @@ __all__ = [
     "detect_machine",
     "named_machine",
     "supports_bf16",
+    "supports_fp8",
     "usable_gpus",
 ]
 

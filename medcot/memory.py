@@ -14,7 +14,7 @@ from typing import Literal
 from medcot.shapes import ModelShape
 
 Engine = Literal["fused", "unsloth", "transformers"]
-Quantization = Literal["4bit", "8bit", "none"]
+Quantization = Literal["4bit", "8bit", "fp8", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["cuda", "cpu", "mps"]
 
@@ -36,9 +36,11 @@ CPU_LOGIT_TOKENS = 256
 
 CPU_WORKSPACE_GIB = 0.85
 """The interpreter with torch and its libraries loaded."""
-FUSED_WORKSPACE_GIB = {"none": 0.8, "8bit": 0.3, "4bit": 0.3}
+FUSED_WORKSPACE_GIB = {"none": 0.8, "fp8": 0.8, "4bit": 0.3}
 """Matrix products' scratch space, joined weights' adapter columns, what the allocator cannot fill.
 """
+FP8_COPIES = 2
+"""Bytes per weight: one copy for the way there, one for the way back."""
 WORKSPACE_GIB = {"unsloth": 0.2, "transformers": 0.4}
 
 
@@ -49,7 +51,8 @@ class Setting:
     ``recomputed_layers`` keep nothing but their input for the backward pass: all or none of
     them, except where the engine is ``fused``. Its attention goes ``by_row`` where there is no
     kernel for rows of different length, and then keeps keys and values once per query head. Of
-    ``shards`` processes each keeps its part of the frozen weights.
+    ``shards`` processes each keeps its part of the frozen weights. The first ``shared_tokens`` are
+    the same in all rows, and a pass computes them once.
     """
 
     engine: Engine
@@ -62,6 +65,7 @@ class Setting:
     optimizer: str
     by_row: bool = False
     shards: int = 1
+    shared_tokens: int = 0
 
     @property
     def checkpointing(self) -> bool:
@@ -119,9 +123,11 @@ def _predict_fused(setting: Setting, shape: ModelShape, rank: int, tokens: int) 
     else:
         largest = 2 * shape.hidden * shape.intermediate
         workspace = FUSED_WORKSPACE_GIB[setting.quantization] * GIB
-        workspace += 0 if setting.quantization == "none" else largest * width
+        workspace += largest * width if setting.quantization == "4bit" else 0
+    # Beside the weights themselves, which answers are given by.
+    copies = FP8_COPIES * shape.linear_parameters if setting.quantization == "fp8" else 0
     parts = {
-        "weights": weight_bytes(shape, setting.quantization, width),
+        "weights": weight_bytes(shape, setting.quantization, width) + copies,
         # The masters, and the copies that the products read.
         "adapters": trainable * (_ADAPTER_BYTES + width),
         "gradients": trainable * _ADAPTER_BYTES,
@@ -189,7 +195,8 @@ def longest_pass(setting: Setting, mean_tokens: float, longest_tokens: int) -> i
         return rows * longest_tokens
     certain = 1.0 if rows == 1 else 0.8
     excess = certain * math.sqrt(rows) * max(0.0, longest_tokens - mean_tokens)
-    return min(rows * longest_tokens, math.ceil(rows * mean_tokens + excess))
+    packed = min(rows * longest_tokens, math.ceil(rows * mean_tokens + excess))
+    return packed - (rows - 1) * setting.shared_tokens
 
 
 def _fused_activation_bytes(

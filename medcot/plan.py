@@ -64,18 +64,19 @@ def make_plan(
     rows: int,
     mean_tokens: float,
     longest_tokens: int,
+    shared_tokens: int = 0,
 ) -> Plan:
     """Choose the fastest settings that fit ``machine``; what the config fixes stays fixed.
 
     ``rows`` training rows of ``mean_tokens`` on average, ``longest_tokens`` at most, prompts and
-    answers together.
+    answers together; their first ``shared_tokens`` are the same in all.
 
     Raises:
         InputError: something that the config fixes is impossible here, or nothing fits.
     """
     longest = max(1, min(longest_tokens, config.max_length))
     mean = max(1.0, min(mean_tokens, float(longest)))
-    work = Work(config, machine, shape, mean, longest)
+    work = Work(config, machine, shape, mean, longest, shared_tokens)
     ground = settle_ground(config, machine, shape)
     found = list_candidates(work, ground)
     fitting = [one for one in found if one.peak_gib <= ground.limit_gib]
@@ -153,6 +154,7 @@ def describe(plan: Plan) -> list[str]:
     weights = {
         "4bit": "4-bit weights",
         "8bit": "8-bit weights",
+        "fp8": f"{plan.precision} weights multiplied in fp8",
         "none": f"{plan.precision} weights",
     }
     switches = f"packing {_on(plan.packing)}, checkpointing {_on(plan.checkpointing)}"

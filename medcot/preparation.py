@@ -28,8 +28,12 @@ from medcot.quick_tokenizer import quick_tokenizer
 from medcot.records import Case, Dataset, Dropped, Event, Prompt, Split
 from medcot.rundir import RunDirectory
 from medcot.shapes import model_shape
-from medcot.tokens import Encoded, chat_template, encode
+from medcot.tokens import Encoded, chat_template, common_prefix, encode
 from medcot.withholding import evaluation_texts, withhold
+
+
+ROWS_COMPARED = 256
+"""What these begin with in common, nearly all rows do."""
 
 
 class Listener:
@@ -132,8 +136,9 @@ def _decide(
         raise InputError("--max-length", str(config.max_length), "a length that keeps some rows")
     lengths = [len(row) for row in rows]
     plan = make_plan(
-        config, machine, model_shape(config), len(rows), sum(lengths) / len(rows), max(lengths)
-    )
+        config, machine, model_shape(config), len(rows), sum(lengths) / len(rows), max(lengths),
+        common_prefix([row.prompt_ids for row in rows[:ROWS_COMPARED]]),
+    )  # fmt: skip
     dropped = (*dataset.dropped, *dropped)
     return Prepared(
         config, directory, plan, dataset, split, rows, examination, dropped, leaks, withheld

@@ -15,7 +15,12 @@ from medcot.memory import Setting
 from medcot.shapes import SMOLLM2_135M, known_shape
 from medcot.speed import is_measured
 
-_WEIGHTS = {"none": "16-bit weights", "8bit": "8-bit weights", "4bit": "4-bit weights"}
+_WEIGHTS = {
+    "none": "16-bit weights",
+    "fp8": "products in 8-bit floats",
+    "8bit": "8-bit weights",
+    "4bit": "4-bit weights",
+}
 _CHECKPOINTING = {True: "recomputing activations", False: "keeping all activations"}
 
 SMALLER_MODELS = ("unsloth/Qwen2.5-3B-Instruct", "unsloth/Qwen2.5-1.5B-Instruct")
@@ -26,10 +31,12 @@ def explain_choice(ground: Ground, best: Candidate, found: Sequence[Candidate]) 
     setting, limit = best.setting, ground.limit_gib
     if len(ground.quantizations) > 1:
         rivals = [one for one in found if one.setting.quantization != setting.quantization]
-        other = _WEIGHTS[rivals[0].setting.quantization]
+        other = rivals[0].setting.quantization
+        rivals = [one for one in rivals if one.setting.quantization == other]
         exact = EXACTNESS.index(setting.quantization) == 0
         merit = "and they are the published ones" if exact else "in less memory"
-        yield _compare(_WEIGHTS[setting.quantization], other, merit, best, rivals, limit)
+        chosen = _WEIGHTS[setting.quantization]
+        yield _compare(chosen, _WEIGHTS[other], merit, best, rivals, limit)
     if len(ground.checkpointings) > 1 and setting.engine == "fused":
         yield _explain_recomputation(ground, best, found)
     elif len(ground.checkpointings) > 1:

@@ -103,6 +103,16 @@ def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[Encoded]:
     return rows
 
 
+def common_prefix(rows: Sequence[list[int]]) -> int:
+    """How many leading tokens all ``rows`` have in common."""
+    # Whatever all rows begin with, the least and the greatest of them do.
+    least, greatest = min(rows), max(rows)
+    for index, (one, other) in enumerate(zip(least, greatest, strict=False)):
+        if one != other:
+            return index
+    return min(len(least), len(greatest))
+
+
 def check_labels(tokenizer: Any, labels: Sequence[Sequence[int]], rows: Sequence[Encoded]) -> None:
     """The template gate: what the trainer would learn from is whole completions, nothing else.
 

@@ -23,7 +23,8 @@ def training_pass(loaded: LoadedModel, plan: Plan) -> Iterator[None]:
         return
     from medcot.engines.fused import fused_forward, unhurried_optimizer
 
-    with fused_forward(loaded.model, plan.recomputed_layers), unhurried_optimizer():
+    fp8 = plan.quantization == "fp8"
+    with fused_forward(loaded.model, plan.recomputed_layers, fp8), unhurried_optimizer():
         yield
 
 

@@ -10,7 +10,7 @@ from training_stand import Training, make_rows
 from transformers import AutoModelForCausalLM
 
 from medcot.config import TARGET_MODULES
-from medcot.engines import layer
+from medcot.engines import layer, pointwise
 from medcot.engines.attention import attend_by_row, choose_attention
 from medcot.engines.fused import Stack, fast_functions_agree, fused_forward
 from medcot.engines.packing import PackedCollator, pack
@@ -109,7 +109,7 @@ def with_function(**changes):
     from medcot.engines import pointwise
 
     names = ("rms", "add_rms", "renorm", "rms_backward", "swiglu", "swiglu_backward", "rope_",
-             "join_rope_backward", "token_losses_")  # fmt: skip
+             "join_rope_backward", "token_losses_", "quantize_rows")  # fmt: skip
     return SimpleNamespace(**({name: getattr(pointwise, name) for name in names} | changes))
 
 
@@ -282,3 +282,63 @@ def test_out_of_memory_recomputes_layers_before_it_halves_the_rows(tmp_path, tin
         layer.Layer.run = original
     assert (result.plan.micro_batch, result.plan.recomputed_layers) == (4, 2)
     assert result.steps == 6
+
+
+def test_products_in_8_bit_floats_are_nearly_those_of_16(folder):
+    """Exactly computed from rounded numbers: 3 bits behind the leading one, so 2 to 3 % each."""
+    examples = make_examples(20)
+    for dtype in (torch.float32, torch.bfloat16):
+        model, batch = make_adapted(folder, dtype), PackedCollator()(examples)
+        weights = {name: p.clone() for name, p in model.named_parameters()}
+        with fused_forward(model, 1):
+            wanted = model(**batch)
+            wanted.backward()
+        expected = gradients(model)
+        model.zero_grad()
+        with fused_forward(model, 1, fp8=True):
+            got = model(**batch)
+            got.backward()
+        assert got.item() != wanted.item()
+        assert got.item() == pytest.approx(wanted.item(), rel=0.01)
+        for name, gradient in gradients(model).items():
+            off = (gradient - expected[name]).norm() / expected[name].norm()
+            assert off < 0.2, (name, off)
+        assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+def test_a_row_of_zeros_and_a_large_number_survive_rounding_to_8_bits():
+    from medcot.engines.fp8 import Fp8Weight
+    from medcot.engines.pointwise import quantize_rows
+
+    x = torch.randn(3, 32)
+    x[0], x[1, 5] = 0.0, 3e4
+    rows, scales = quantize_rows(x, 16)
+    assert rows.shape == (16, 32)
+    back = rows[:3].float() * scales[:3, None]
+    assert torch.equal(back[0], x[0])
+    assert back[1, 5] == pytest.approx(3e4, rel=1e-3)
+    assert (back[2] - x[2]).abs().max() <= x[2].abs().max() / 16
+    weight = torch.randn(48, 32)
+    product = Fp8Weight([weight[:32], weight[32:]], pointwise).forward(x, pointwise)
+    assert product.shape == (3, 48)
+    assert torch.equal(product[0], torch.zeros(48))
+
+
+def test_where_8_bit_products_fail_the_pass_says_so_and_goes_on_in_16(folder, monkeypatch):
+    def missing(*_, **__):
+        raise RuntimeError("torch._scaled_mm is only supported on CUDA devices with 8.9")
+
+    monkeypatch.setattr(torch, "_scaled_mm", missing)
+    model, examples = make_adapted(folder), make_examples()
+    with pytest.warns(UserWarning, match="in 16 bits"), fused_forward(model, 0, fp8=True):
+        got = model(**PackedCollator()(examples))
+    torch.testing.assert_close(got, plain_loss(model, examples), rtol=1e-5, atol=1e-4)
+
+
+def test_a_training_in_8_bit_floats_has_the_loss_curve_of_the_plain_engine(
+    plain_run, tmp_path, tiny_model, rows
+):
+    training = FusedTraining(tmp_path / "run", tiny_model, rows)
+    training.fit(plan=replace(training.plan, quantization="fp8"))
+    assert training.losses() == pytest.approx(plain_run.losses(), abs=1e-2)
+    assert training.losses() != pytest.approx(plain_run.losses(), abs=1e-6)

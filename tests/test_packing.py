@@ -9,12 +9,11 @@ from medcot.engines.packing import (
     WORTH_SHARING,
     BalancedSampler,
     PackedCollator,
-    common_prefix,
     pack,
     share_out,
     shared_tokens,
 )
-from medcot.tokens import IGNORED
+from medcot.tokens import IGNORED, common_prefix
 
 
 def example(ids, prompt):

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from medcot.engines.fp8 import Fp8Weight
+
 ADAPTER = "default"
 
 
@@ -21,13 +23,21 @@ class Group:
     ``parameters`` are their A and B in turn (float32 masters); ``load_adapters`` refreshes the
     copies that the products of all groups use. With ``beside``, 16-bit weights carry the adapters'
     B in extra columns and the input their inner states, so that one product does both: adding
-    them up afterwards would read and write every output once more, and round it before.
+    them up afterwards would read and write every output once more, and round it before. With
+    ``fp8`` the frozen weights' products are those of 8-bit floats, by ``does`` (:mod:`pointwise`
+    or its Triton twin); the modules' own weights stay as they are.
     """
 
     def __init__(
-        self, modules: Sequence[Any], dtype: torch.dtype, scratch: Scratch, beside: bool
+        self,
+        modules: Sequence[Any],
+        dtype: torch.dtype,
+        scratch: Scratch,
+        does: Any,
+        beside: bool,
+        fp8: bool,
     ) -> None:
-        self.dtype, self.scratch = dtype, scratch
+        self.dtype, self.scratch, self.does = dtype, scratch, does
         self.bases = [module.get_base_layer() for module in modules]
         self.parameters: list[torch.nn.Parameter] = []
         for module in modules:
@@ -40,8 +50,9 @@ class Group:
         device = self.parameters[0].device
         self.down = torch.zeros(self.inner_width, self.width, dtype=dtype, device=device)
         self.quantized = any(is_quantized(base) for base in self.bases)
-        self.beside = beside and not self.quantized
-        self.joined = self._join_weights() if not self.quantized else None
+        self.fp8 = Fp8Weight([base.weight for base in self.bases], does) if fp8 else None
+        self.beside = beside and not self.quantized and not fp8
+        self.joined = self._join_weights() if not self.quantized and not fp8 else None
         if self.joined is not None and self.beside:
             self.up = self.joined[:, self.width :]
         else:
@@ -67,7 +78,7 @@ class Group:
             inner = inner.contiguous()
         else:
             inner = buffer @ self.down.T
-            y = (buffer @ self._weight().T).addmm_(inner, self.up.T)
+            y = self._product(buffer).addmm_(inner, self.up.T)
         return (y if self.bias is None else y.add_(self.bias)), inner
 
     def inner(self, x: torch.Tensor) -> torch.Tensor:
@@ -79,7 +90,7 @@ class Group:
         if self.beside:
             dx, d_inner = (dy @ self._weight()).split([self.width, self.inner_width], dim=1)
         else:
-            dx, d_inner = dy @ self._weight(), dy @ self.up
+            dx, d_inner = self._product_back(dy), dy @ self.up
         return dx.addmm_(d_inner, self.down), d_inner
 
     def inner_gradient(self, dy: torch.Tensor) -> torch.Tensor:
@@ -98,6 +109,14 @@ class Group:
         for a, b in zip(self._rows(down), self._blocks(up), strict=True):
             gradients += [a, b.float().contiguous()]
         return gradients
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` times the frozen weights alone."""
+        return self.fp8.forward(x, self.does) if self.fp8 else x @ self._weight().T
+
+    def _product_back(self, dy: torch.Tensor) -> torch.Tensor:
+        """The frozen weights' part of the input's gradient."""
+        return self.fp8.backward(dy, self.does) if self.fp8 else dy @ self._weight()
 
     def _weight(self) -> torch.Tensor:
         """[output, input] and, where they stand beside it, the adapters' columns."""

@@ -19,10 +19,12 @@ from medcot.config import RunConfig
 from medcot.engines import pointwise
 from medcot.engines import transformers as plain
 from medcot.engines.attention import choose_attention
+from medcot.engines.fp8 import fp8_works
 from medcot.engines.frozen import Scratch, load_adapters
 from medcot.engines.layer import Layer, LayerFunction, Packed
 from medcot.engines.loss import HeadLoss
 from medcot.engines.packing import PackedRows, pack
+from medcot.engines.pointwise import choose_functions
 from medcot.model import LoadedModel, Location
 from medcot.plan import Plan
 
@@ -48,13 +50,15 @@ def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
 
 
 @contextmanager
-def fused_forward(model: Any, recomputed_layers: int) -> Iterator[None]:
+def fused_forward(model: Any, recomputed_layers: int, fp8: bool = False) -> Iterator[None]:
     """Within, calling the peft ``model`` with a batch of :class:`PackedCollator` gives the sum of
     the losses of its labelled tokens, differentiable by the adapters.
 
     The first ``recomputed_layers`` keep their input alone and are computed again on the way back.
+    With ``fp8`` the frozen weights' products are computed in 8-bit floats, from copies beside the
+    weights.
     """
-    stack = Stack(model, recomputed_layers)
+    stack = Stack(model, recomputed_layers, fp8)
 
     # No bound method: accelerate would bind what is beneath it to the model.
     def forward(**batch: Any) -> torch.Tensor:
@@ -72,7 +76,7 @@ def fused_forward(model: Any, recomputed_layers: int) -> Iterator[None]:
 class Stack:
     """The layers of a peft model, ready for packed training."""
 
-    def __init__(self, model: Any, recomputed_layers: int) -> None:
+    def __init__(self, model: Any, recomputed_layers: int, fp8: bool = False) -> None:
         causal = model.get_base_model()
         backbone = causal.model
         self.embed, self.rotary, self.norm = (
@@ -83,13 +87,16 @@ class Stack:
         self.recomputed_layers = recomputed_layers
         head_dim = backbone.layers[0].self_attn.head_dim
         attend, scratch = choose_attention(device, dtype, head_dim), Scratch(dtype)
-        self.layers = [Layer(module, attend, dtype, scratch) for module in backbone.layers]
+        if fp8 and not fp8_works(self.head, choose_functions(device)):
+            warnings.warn("8-bit products fail here: training goes on in 16 bits", stacklevel=3)
+            fp8 = False
+        self.layers = [Layer(module, attend, dtype, scratch, fp8) for module in backbone.layers]
         self.groups = [group for layer in self.layers for group in layer.groups]
         load_adapters(self.groups)
         if not fast_functions_agree(self.layers[0], self.rotary):
             warnings.warn("Triton's kernels fail here: training goes on without them", stacklevel=2)
             for layer in self.layers:
-                layer.does = pointwise
+                layer.use(pointwise)
 
     def total_loss(
         self,
@@ -131,7 +138,8 @@ def fast_functions_agree(layer: Layer, rotary: Any) -> bool:
     fast, results = layer.does, []
     try:
         with torch.no_grad():
-            for layer.does in (fast, pointwise):
+            for does in (fast, pointwise):
+                layer.use(does)
                 kept = layer.run(hidden, packed := Packed(rows, cos[0], sin[0]), for_backward=True)
                 output = layer.finish(kept)
                 results.append((output, layer.backward(hidden, hidden, kept, packed, False)[0]))
@@ -140,7 +148,7 @@ def fast_functions_agree(layer: Layer, rotary: Any) -> bool:
     except Exception:  # noqa: BLE001 - whatever a compiler raises, the plain functions work
         return False
     finally:
-        layer.does = fast
+        layer.use(fast)
     return all(
         (one - other).norm() <= 0.05 * other.norm() for one, other in zip(*results, strict=True)
     )

@@ -13,10 +13,12 @@ import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
+from medcot.engines import pointwise
 from medcot.engines.packing import PackedRows
 
 STRETCH = 2048
 """Elements of a row that one program of an elementwise kernel takes."""
+SMALLEST, LARGEST = tl.constexpr(pointwise.SMALLEST), tl.constexpr(pointwise.LARGEST)
 WORDS_AT_ONCE = 8192
 """Logits of a row that the loss reads at a time."""
 
@@ -127,6 +129,17 @@ def join_rope_backward(
         half_block=triton.next_power_of_2(half),
     )  # fmt: skip
     return result
+
+
+def quantize_rows(x: torch.Tensor, padded: int) -> tuple[torch.Tensor, torch.Tensor]:
+    count, width = x.shape
+    rows = torch.empty(padded, width, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(padded, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(width)
+    _quantize_rows[(count,)](
+        x, rows, scales, x.stride(0), width, block=block, num_warps=_warps(block)
+    )
+    return rows, scales
 
 
 def token_losses_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -342,6 +355,17 @@ def _join_rope_backward(
     )
     tl.store(values, a.to(kind), mask=inside)
     tl.store(values + half, b.to(kind), mask=inside)
+
+
+@triton.jit
+def _quantize_rows(x_ptr, out_ptr, scales_ptr, stride, width, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    places = tl.arange(0, block)
+    inside = places < width
+    x = tl.load(x_ptr + row * stride + places, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(x), axis=0), SMALLEST) / LARGEST
+    tl.store(scales_ptr + row, scale)
+    tl.store(out_ptr + row * width + places, (x / scale).to(tl.float8e4nv), mask=inside)
 
 
 @triton.jit

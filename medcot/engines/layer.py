@@ -47,21 +47,28 @@ class Layer:
     """The parts of one decoder layer, taken from transformers' and peft's modules."""
 
     def __init__(
-        self, module: Any, attend: Attention, dtype: torch.dtype, scratch: Scratch
+        self, module: Any, attend: Attention, dtype: torch.dtype, scratch: Scratch, fp8: bool
     ) -> None:
         attention, mlp = module.self_attn, module.mlp
         self.attend = attend
         self.head_dim = attention.head_dim
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv = Group(projections, dtype, scratch, beside=True)
-        # What attention gives lies in a tensor of its own: copying it would cost what is saved.
-        self.o = Group([attention.o_proj], dtype, scratch, beside=False)
-        self.gate_up = Group([mlp.gate_proj, mlp.up_proj], dtype, scratch, beside=True)
-        self.down = Group([mlp.down_proj], dtype, scratch, beside=True)
-        self.heads = [width // self.head_dim for width in self.qkv.widths]
         self.norm_in = module.input_layernorm
         self.norm_middle = module.post_attention_layernorm
-        self.does = choose_functions(self.norm_in.weight.device)
+        self.does = does = choose_functions(self.norm_in.weight.device)
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.qkv = Group(projections, dtype, scratch, does, beside=True, fp8=fp8)
+        # What attention gives lies in a tensor of its own: copying it would cost what is saved.
+        self.o = Group([attention.o_proj], dtype, scratch, does, beside=False, fp8=fp8)
+        feed_forward = [mlp.gate_proj, mlp.up_proj]
+        self.gate_up = Group(feed_forward, dtype, scratch, does, beside=True, fp8=fp8)
+        self.down = Group([mlp.down_proj], dtype, scratch, does, beside=True, fp8=fp8)
+        self.heads = [width // self.head_dim for width in self.qkv.widths]
+
+    def use(self, does: Any) -> None:
+        """Compute by the functions of ``does`` from now on."""
+        self.does = does
+        for group in self.groups:
+            group.does = does
 
     @property
     def groups(self) -> tuple[Group, ...]:

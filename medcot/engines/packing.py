@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from medcot.tokens import IGNORED
+from medcot.tokens import IGNORED, common_prefix
 
 WORTH_SHARING = 16
 """Tokens that rows must have in common for a pass to compute them once."""
@@ -136,16 +136,6 @@ def shared_tokens(examples: Sequence[dict[str, Any]]) -> int:
     count = common_prefix([example["input_ids"] for example in examples])
     shared = min(most, count)
     return shared if shared >= WORTH_SHARING else 0
-
-
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all ``rows`` have in common."""
-    # Whatever all rows begin with, the least and the greatest of them do.
-    least, greatest = min(rows), max(rows)
-    for index, (one, other) in enumerate(zip(least, greatest, strict=False)):
-        if one != other:
-            return index
-    return min(len(least), len(greatest))
 
 
 def _first_learnt(labels: Sequence[int]) -> int:

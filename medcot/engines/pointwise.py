@@ -14,6 +14,11 @@ import torch
 
 from medcot.engines.packing import PackedRows
 
+LARGEST = 448.0
+"""The largest number of the 8-bit float format e4m3."""
+SMALLEST = 1e-12
+"""Stands in for the largest of a row of zeros."""
+
 
 def rms(hidden: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
     """RMS norm of [tokens, width] into ``out``; gives 1/rms in float32 [tokens]."""
@@ -103,6 +108,19 @@ def _of_tokens(gradient: torch.Tensor, rows: PackedRows) -> torch.Tensor:
     shared = torch.stack([part[: rows.shared].float() for part in parts]).sum(0)
     result[: rows.shared] = shared.to(result.dtype)
     return result
+
+
+def quantize_rows(x: torch.Tensor, padded: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of [rows, width] as 8-bit floats (e4m3), and what to multiply each with: float32 [rows].
+
+    ``padded`` rows are given; what lies in those beyond ``x`` means nothing.
+    """
+    rows = torch.zeros(padded, x.shape[1], dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.ones(padded, dtype=torch.float32, device=x.device)
+    wide = x.float()
+    scales[: len(x)] = wide.abs().amax(-1).clamp_(min=SMALLEST) / LARGEST
+    rows[: len(x)] = (wide / scales[: len(x), None]).to(rows.dtype)
+    return rows, scales
 
 
 def token_losses_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ def current_device(plan: Plan) -> str:
 
 
 def _quantization(plan: Plan, dtype: Any) -> Any:
-    if plan.quantization == "none":
+    if plan.quantization in ("none", "fp8"):
         return None
     from transformers import BitsAndBytesConfig
 
