@@ -446,7 +446,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with a tokenizer")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=3600, help="stop in time for this")
-    parser.add_argument("--worker", choices=[*WORKERS, "save"])
+    parser.add_argument("--stacks", nargs="+", choices=[*WORKERS], default=[*WORKERS])
+    parser.add_argument("--worker", choices=[*WORKERS, "save"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker == "save":
         save_model(arguments)
@@ -464,15 +465,20 @@ def orchestrate(arguments: argparse.Namespace) -> None:
     deadline = time.monotonic() + arguments.seconds
     arguments.folder.mkdir(parents=True, exist_ok=True)
     save = start(arguments, "save", "0")
-    workers = {name: start(arguments, name, "0") for name in FIRST_LANE}
-    workers |= {name: start(arguments, name, str(gpus - 1)) for name in SECOND_LANE}
-    if gpus == 2:
+    wanted = arguments.stacks
+    first, second = (
+        tuple(name for name in lane if name in wanted) for lane in (FIRST_LANE, SECOND_LANE)
+    )
+    both = gpus == 2 and "both" in wanted
+    workers = {name: start(arguments, name, "0") for name in first}
+    workers |= {name: start(arguments, name, str(gpus - 1)) for name in second}
+    if both:
         workers["both"] = start(arguments, "both", "0,1")
     while save.poll() is None and not (arguments.folder / "described").exists():
         time.sleep(0.2)
-    lanes = [FIRST_LANE, SECOND_LANE] if gpus == 2 else [(*FIRST_LANE, *SECOND_LANE)]
+    lanes = [first, second] if gpus == 2 else [(*first, *second)]
     not_run: list[str] = []
-    last = deadline - (BOTH_S if gpus == 2 else 0)
+    last = deadline - (BOTH_S if both else 0)
     threads = [
         Thread(target=take_turns, args=(arguments.folder, lane, workers, save, last, not_run))
         for lane in lanes
@@ -481,7 +487,7 @@ def orchestrate(arguments: argparse.Namespace) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    if gpus == 2:
+    if both:
         take_turns(arguments.folder, ("both",), workers, save, deadline, not_run)
     report(arguments.folder, not_run)
 
