@@ -476,6 +476,8 @@ def orchestrate(arguments: argparse.Namespace) -> None:
         workers["both"] = start(arguments, "both", "0,1")
     while save.poll() is None and not (arguments.folder / "described").exists():
         time.sleep(0.2)
+    if not second:
+        save.terminate()  # the others make the weights themselves
     lanes = [first, second] if gpus == 2 else [(*first, *second)]
     not_run: list[str] = []
     last = deadline - (BOTH_S if both else 0)
