@@ -9,18 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from medcot import prompts
-from medcot.answers import (
-    ModelTools,
-    Row,
-    ask_by_likelihood,
-    ask_by_reasoning,
-    ask_cases,
-    make_row,
-)
+from medcot.answers import ModelTools, Row, make_row
 from medcot.config import RunConfig
+from medcot.groups import Ask, Key, ask_groups, groups_of
 from medcot.known_sets import label_sets
 from medcot.records import Case, Question, Style
 from medcot.statistics import rate_interval
@@ -38,10 +31,6 @@ __all__ = [
 ]
 
 Method = Literal["likelihood", "generate"]
-Item = TypeVar("Item")
-
-SCORED_AT_ONCE = 32
-"""Rows scored by loss or likelihood between two writes, and lost at most when killed."""
 
 CASES, FIXED = "test rows", "fixed question"
 """What the rows that are no question set are called beside the sets' names."""
@@ -100,19 +89,26 @@ def examine(
     done: Iterable[Row],
     save: Callable[[Row], None],
     on_progress: Callable[[int, int], None] | None = None,
+    ask: Ask = ask_groups,
 ) -> list[Row]:
     """Ask everything that is not in ``done``; one row for each item, in the examination's order.
 
     ``save`` gets each new row at once. Items go to the model by length, so that a batch wastes
     little on padding, and always in the same groups (a half-saved one is asked again), so that a
-    resumed examination gives the rows of an uninterrupted one to the last digit.
+    resumed examination gives the rows of an uninterrupted one to the last digit. ``ask`` has the
+    groups answered, in this process or elsewhere.
     """
     order = list(_keys(examination))
     rows = {_key(row): row for row in done if _key(row) in set(order)}
-    for group, answer in _groups(examination, tools):
-        wanted = {key for key, _ in group if key not in rows}
-        for row in answer([item for _, item in group]) if wanted else ():
-            if _key(row) in wanted:
+    groups = [
+        [key for key, _ in group if key not in rows] for group, _ in groups_of(examination, tools)
+    ]
+    open_groups = [index for index, wanted in enumerate(groups) if wanted]
+    if on_progress and rows:
+        on_progress(len(rows), len(order))
+    for index, answered in zip(open_groups, ask(examination, tools, open_groups), strict=True):
+        for row in answered:
+            if _key(row) in groups[index]:
                 rows[_key(row)] = row
                 save(row)
         if on_progress:
@@ -187,10 +183,6 @@ def _choose(questions: Sequence[Question], count: int, seed: int) -> tuple[Quest
     return tuple(questions[index] for index in chosen)
 
 
-Key = tuple[str, str, str]
-Group = tuple[list[tuple[Key, Any]], Callable[[list[Any]], Iterator[Row]]]
-
-
 def _key(row: Row) -> Key:
     return (row["kind"], row["set"], row["id"])
 
@@ -201,46 +193,6 @@ def _keys(examination: Examination) -> Iterator[Key]:
         yield ("fixed", "", examination.fixed.id)
     for name, asked in examination.questions.items():
         yield from (("mcq", name, question.id) for question in asked)
-
-
-def _groups(examination: Examination, tools: ModelTools) -> Iterator[Group]:
-    """The items in handfuls of like length, each with the function that answers them."""
-    style, in_full = examination.style, {case.id for case in examination.generated}
-    at_once = max(1, tools.answers_at_once)
-
-    def cases_of(kind: str, answered: bool) -> Callable[[list[Case]], Iterator[Row]]:
-        return lambda group: ask_cases(group, kind, answered, style, tools)
-
-    full = [case for case in examination.cases if case.id in in_full]
-    rest = [case for case in examination.cases if case.id not in in_full]
-    for group in _by_length(full, _case_length, at_once):
-        yield [(("case", "", case.id), case) for case in group], cases_of("case", True)
-    for group in _by_length(rest, _case_length, SCORED_AT_ONCE):
-        yield [(("case", "", case.id), case) for case in group], cases_of("case", False)
-    if fixed := examination.fixed:
-        yield [(("fixed", "", fixed.id), fixed)], cases_of("fixed", True)
-    likely = examination.mcq_method == "likelihood"
-    for name, asked in examination.questions.items():
-        size = SCORED_AT_ONCE if likely else at_once
-        for group in _by_length(asked, lambda one: len(prompts.choice_cue(one)), size):
-            keyed = [(("mcq", name, question.id), question) for question in group]
-            if likely:
-                yield keyed, lambda group, name=name: ask_by_likelihood(group, name, tools)
-            else:
-                yield keyed, lambda group, name=name: ask_by_reasoning(group, name, style, tools)
-
-
-def _by_length(
-    items: Sequence[Item], length: Callable[[Item], int], size: int
-) -> Iterator[list[Item]]:
-    """Longest first: what does not fit shows at once."""
-    ordered = sorted(items, key=length, reverse=True)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def _case_length(case: Case) -> int:
-    return len(case.question) + len(case.thought) + len(case.response)
 
 
 def _accuracy(rows: Sequence[Row]) -> Row:
