@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
+from medcot.case_list import CaseList, add_to_fingerprint
 from medcot.formats import Fault, Row, Values, describe_type
 from medcot.records import Case, Claim, Dropped, Language
 from medcot.texts import find_flaw, normalise, printable
@@ -16,15 +17,22 @@ QUESTION, THOUGHT, RESPONSE = "Question", "Complex_CoT", "Response"
 REQUIRED = (QUESTION, THOUGHT, RESPONSE)
 """The columns of FreedomIntelligence/medical-o1-reasoning-SFT, which others are named after."""
 
+_HAN = re.compile("[\u4e00-\u9fff]")
+
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 
 @dataclass(slots=True)
 class Gathered:
-    """What became of a source's rows: ``rows`` = cases + duplicates + rows with faults."""
+    """What became of a source's rows: ``rows`` = cases + duplicates + rows with faults.
+
+    Of the cases, so many have a question with Chinese characters and so many say they are Chinese.
+    """
 
     rows: int = 0
-    cases: list[Case] = field(default_factory=list[Case])
+    cases: CaseList = field(default_factory=CaseList)
+    written_chinese: int = 0
+    said_chinese: int = 0
     duplicates: list[Dropped] = field(default_factory=list[Dropped])
     faulty: list[Dropped] = field(default_factory=list[Dropped])
     faults: list[Fault] = field(default_factory=list[Fault])
@@ -37,25 +45,33 @@ def gather_cases(rows: Iterable[Row], language: Language) -> Gathered:
     or not its answer differs: the first one stays.
     """
     found = Gathered()
-    by_question: dict[bytes, Case] = {}
+    by_question: dict[bytes, int] = {}
+    answers = bytearray()
     ids: set[str] = set()
     for row in rows:
         found.rows += 1
         case, faults = _read_case(row, language)
         if case is not None:
             key = question_digest(case.question)
-            if earlier := by_question.get(key):
-                found.duplicates.append(Dropped(case.id, _repeats(earlier, case)))
+            if (earlier := by_question.get(key)) is not None:
+                same = _answer_digest(case) == answers[16 * earlier : 16 * earlier + 16]
+                answer = "and answer" if same else "with another answer"
+                reason = f"same question as {found.cases.ids[earlier]}, {answer}"
+                found.duplicates.append(Dropped(case.id, reason))
                 continue
             if case.id in ids:
                 got = f"{printable(case.id)!r}, which an earlier row has"
                 faults = [Fault(row.where, "id", got, "an id of its own, or none")]
             else:
-                by_question[key] = case
+                by_question[key] = len(found.cases)
                 ids.add(case.id)
-                found.cases.append(case)
+                answers += _answer_digest(case)
+                found.cases.add(case, key)
+                found.written_chinese += _HAN.search(case.question) is not None
+                found.said_chinese += case.language == "zh"
         if faults:
             _note_faults(found, row, faults)
+    found.cases.finish()
     return found
 
 
@@ -68,8 +84,7 @@ def fingerprint(cases: Iterable[Case]) -> str:
     """SHA-256 over everything of the cases that a run can depend on, in their order."""
     digest = hashlib.sha256()
     for case in cases:
-        parts = (case.id, case.language, case.question, case.thought, case.response)
-        digest.update("\x1f".join((*parts, case.reference, repr(case.claims), "\x1e")).encode())
+        add_to_fingerprint(digest, case)
     return digest.hexdigest()
 
 
@@ -166,10 +181,10 @@ def _read_claim(value: Any) -> Claim:
     return Claim(text, tuple(states), tuple(contradicts))
 
 
-def _repeats(earlier: Case, later: Case) -> str:
-    same = (earlier.thought, earlier.response) == (later.thought, later.response)
-    answer = "and answer" if same else "with another answer"
-    return f"same question as {earlier.id}, {answer}"
+def _answer_digest(case: Case) -> bytes:
+    """16 bytes by which two answers are compared; the earlier one's text may be on disk by then."""
+    text = f"{case.thought}\x1f{case.response}"
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
 def _note_faults(found: Gathered, row: Row, faults: list[Fault]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from medcot.cases import Gathered, fingerprint, gather_cases, question_digest
+from medcot import stored_cases
+from medcot.case_list import CaseList, ids_of, place_of
+from medcot.cases import Gathered, gather_cases, question_digest
 from medcot.config import RunConfig
 from medcot.errors import InputError
 from medcot.hub import load_hub_rows
@@ -19,8 +20,6 @@ VALIDATION_FRACTION = 0.05
 """Share of questions between the test and the training part."""
 
 SYNTHETIC = "synthetic, not clinically reviewed"
-
-_HAN = re.compile("[\u4e00-\u9fff]")
 
 
 def load_dataset(config: RunConfig) -> Dataset:
@@ -38,15 +37,14 @@ def load_dataset(config: RunConfig) -> Dataset:
         local = kind_of(config.dataset) != "hub"
         if found.faults and (local or not found.cases):
             raise _first_fault(found, config.dataset)
-    cases = tuple(found.cases)
     return Dataset(
         name=config.dataset,
-        cases=cases,
+        cases=found.cases,
         dropped=(*found.faulty, *found.duplicates),
         revision=revision,
-        fingerprint=fingerprint(cases),
+        fingerprint=found.cases.fingerprint,
         synthetic=config.dataset == "sample",
-        notes=(*notes, *_shortfalls(cases, config), *_language_notes(cases)),
+        notes=(*notes, *_shortfalls(found.cases, config), *_language_notes(found)),
     )
 
 
@@ -57,14 +55,15 @@ def gather_source(config: RunConfig) -> tuple[Gathered, str, tuple[str, ...]]:
         rows = read_files(sample_files("cases", config.language))
         return gather_cases(rows, config.language), "", (f"bundled samples: {SYNTHETIC}",)
     if kind == "file":
-        return gather_cases(read_file(Path(config.dataset)), config.language), "", ()
+        return stored_cases.gather_file(Path(config.dataset), config.language), "", ()
     loaded = load_hub_rows(
         config.dataset,
         config.dataset_config or config.language,
         config.dataset_revision,
         asked=bool(config.dataset_config),
     )
-    return gather_cases(loaded.rows, config.language), loaded.revision, loaded.notes
+    found = stored_cases.gather_hub(loaded, config)
+    return found, loaded.revision, loaded.notes
 
 
 def split_cases(cases: Sequence[Case], config: RunConfig) -> Split:
@@ -79,7 +78,7 @@ def split_cases(cases: Sequence[Case], config: RunConfig) -> Split:
         InputError: nothing is left to train on, or nothing to test on.
     """
     held_out = config.test_fraction + VALIDATION_FRACTION
-    placed = [(place(case.question), case.id) for case in cases]
+    placed = list(zip(_places_of(cases), ids_of(cases), strict=True))
     test = sorted(pair for pair in placed if pair[0] < config.test_fraction)
     validation = sorted(pair for pair in placed if config.test_fraction <= pair[0] < held_out)
     train = [row_id for at, row_id in placed if at >= held_out]
@@ -97,7 +96,13 @@ def split_cases(cases: Sequence[Case], config: RunConfig) -> Split:
 
 def place(question: str) -> float:
     """Where a question falls in [0, 1): the first 8 bytes of its digest (see cases)."""
-    return int.from_bytes(question_digest(question)[:8], "big") / 2**64
+    return place_of(question_digest(question))
+
+
+def _places_of(cases: Sequence[Case]) -> Sequence[float]:
+    if isinstance(cases, CaseList):
+        return cases.places
+    return [place(case.question) for case in cases]
 
 
 def drop_overlong(
@@ -147,10 +152,9 @@ def _first_fault(found: Gathered, name: str) -> InputError:
     return InputError(f"{first.where}, {first.field}", first.got, needs)
 
 
-def _shortfalls(cases: Sequence[Case], config: RunConfig) -> Iterator[str]:
-    places = [place(case.question) for case in cases]
-    test = sum(at < config.test_fraction for at in places)
-    train = sum(at >= config.test_fraction + VALIDATION_FRACTION for at in places)
+def _shortfalls(cases: CaseList, config: RunConfig) -> Iterator[str]:
+    test = sum(at < config.test_fraction for at in cases.places)
+    train = sum(at >= config.test_fraction + VALIDATION_FRACTION for at in cases.places)
     for have, want, option in (
         (train, config.samples, "--samples"),
         (test, config.test_samples, "--test-samples"),
@@ -159,12 +163,11 @@ def _shortfalls(cases: Sequence[Case], config: RunConfig) -> Iterator[str]:
             yield f"{option} {want}: {config.dataset} has only {have} such rows, all are taken"
 
 
-def _language_notes(cases: Sequence[Case]) -> Iterator[str]:
+def _language_notes(found: Gathered) -> Iterator[str]:
     """Rows that say another language than they are written in get the wrong prompt."""
-    chinese = sum(_HAN.search(case.question) is not None for case in cases)
-    said = sum(case.language == "zh" for case in cases)
-    if abs(chinese - said) > len(cases) / 2:
+    written, said, count = found.written_chinese, found.said_chinese, len(found.cases)
+    if abs(written - said) > count / 2:
         yield (
-            f"{chinese} of {len(cases)} questions are written in Chinese, {said} are taken for it:"
+            f"{written} of {count} questions are written in Chinese, {said} are taken for it:"
             " see --language and --dataset-config"
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medcot.errors import InputError
+from medcot.json_list import BrokenList, once_each, read_elements, trouble
 from medcot.records import Problem
 
 LONGEST_CELL = 16_000_000
@@ -62,26 +63,23 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         try:
             value = _parse_json(line.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
-            got = f"broken JSON ({_json_trouble(error)})"
+            got = f"broken JSON ({trouble(error)})"
             yield Row(count, where, fault=Fault(where, "row", got, "one JSON object per line"))
         else:
             yield _object_row(count, where, value)
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    try:
-        rows = _parse_json(_decode(path.read_bytes(), path))
-    except (ValueError, RecursionError) as error:
-        needs = "one JSON list of objects"
-        if str(error).startswith("Extra data"):
-            needs += " (JSON Lines belong in a .jsonl file)"
-        got = f"broken JSON ({_json_trouble(error)})"
-        raise InputError(f"{path}, line {getattr(error, 'lineno', 1)}", got, needs) from None
-    if not isinstance(rows, list):
-        got = f"JSON {describe_type(rows)}"
-        raise InputError(f"{path}, line 1", got, "one JSON list of objects")
-    for number, value in enumerate(rows, 1):
-        yield _object_row(number, f"{path}, row {number}", value)
+    with path.open("rb") as file:
+        start = file.readline(4)
+        _decode(start, path)
+        file.seek(3 if start.startswith(b"\xef\xbb\xbf") else 0)
+        try:
+            for number, value in enumerate(read_elements(file), 1):
+                yield _object_row(number, f"{path}, row {number}", value)
+        except BrokenList as error:
+            where = f"{path}, line {error.line}"
+            raise InputError(where, error.got, error.needs) from None
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -181,19 +179,4 @@ def _object_row(number: int, where: str, value: Any) -> Row:
 
 
 def _parse_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_once_each)
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {repeated!r} twice")
-    return values
-
-
-def _json_trouble(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return json.loads(text, object_pairs_hook=once_each)

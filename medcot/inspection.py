@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from medcot.cases import QUESTION, RESPONSE, THOUGHT, fingerprint
+from medcot.cases import QUESTION, RESPONSE, THOUGHT
 from medcot.config import RunConfig
 from medcot.data import gather_source, option_named
 from medcot.errors import one_line
@@ -109,11 +110,15 @@ def _holds_questions(name: str) -> bool:
 
 def _inspect_cases(config: RunConfig) -> Inspection:
     found, revision, notes = gather_source(config)
-    texts = {
-        QUESTION: [case.question for case in found.cases],
-        THOUGHT: [case.thought for case in found.cases],
-        RESPONSE: [case.response for case in found.cases],
-    }
+    lengths = {name: array("q") for name in (QUESTION, THOUGHT, RESPONSE)}
+    languages, specialties, sources = Counter[str](), Counter[str](), Counter[str]()
+    for case in found.cases:
+        texts = (case.question, case.thought, case.response)
+        for column, text in zip(lengths.values(), texts, strict=True):
+            column.append(len(text))
+        languages[case.language] += 1
+        specialties[case.specialty] += 1
+        sources[case.source] += 1
     return Inspection(
         name=config.dataset,
         kind="cases",
@@ -121,12 +126,12 @@ def _inspect_cases(config: RunConfig) -> Inspection:
         kept=len(found.cases),
         problems=tuple(fault.problem for fault in found.faults),
         duplicates=tuple(found.duplicates),
-        lengths=_lengths(texts),
-        languages=_counts(case.language for case in found.cases),
-        specialties=_counts(case.specialty for case in found.cases),
-        sources=_counts(case.source for case in found.cases),
+        lengths=_lengths(lengths),
+        languages=_counts(languages),
+        specialties=_counts(specialties),
+        sources=_counts(sources),
         example=_example(found.cases[0]) if found.cases else {},
-        fingerprint=fingerprint(found.cases),
+        fingerprint=found.cases.fingerprint,
         revision=revision,
         notes=notes,
     )
@@ -135,10 +140,10 @@ def _inspect_cases(config: RunConfig) -> Inspection:
 def _inspect_questions(config: RunConfig) -> Inspection:
     found = gather_set(config.dataset, config.language)
     questions = found.questions
-    texts = {
-        "question": [question.question for question in questions],
-        "context": [question.context for question in questions if question.context],
-        "options": ["".join(question.options.values()) for question in questions],
+    lengths = {
+        "question": [len(question.question) for question in questions],
+        "context": [len(question.context) for question in questions if question.context],
+        "options": [sum(map(len, question.options.values())) for question in questions],
     }
     return Inspection(
         name=config.dataset,
@@ -147,10 +152,10 @@ def _inspect_questions(config: RunConfig) -> Inspection:
         kept=len(questions),
         problems=tuple(fault.problem for fault in found.faults),
         duplicates=(),
-        lengths=_lengths(texts),
-        languages=_counts(question.language for question in questions),
+        lengths=_lengths(lengths),
+        languages=_counts(Counter(question.language for question in questions)),
         specialties={},
-        sources=_counts(question.source for question in questions),
+        sources=_counts(Counter(question.source for question in questions)),
         example=_question_example(questions[0]) if questions else {},
         fingerprint=hashlib.sha256(repr([asdict(q) for q in questions]).encode()).hexdigest(),
         revision=found.revision,
@@ -158,21 +163,21 @@ def _inspect_questions(config: RunConfig) -> Inspection:
     )
 
 
-def _lengths(texts: Mapping[str, Sequence[str]]) -> dict[str, Lengths]:
-    return {name: _measure(column) for name, column in texts.items() if column}
+def _lengths(columns: Mapping[str, Sequence[int]]) -> dict[str, Lengths]:
+    return {name: _measure(column) for name, column in columns.items() if column}
 
 
-def _measure(column: Sequence[str]) -> Lengths:
+def _measure(column: Sequence[int]) -> Lengths:
     """Median and 95th percentile are lengths that occur (nearest rank)."""
-    lengths = sorted(map(len, column))
+    lengths = sorted(column)
     last = len(lengths) - 1
     middle, high = lengths[last // 2], lengths[min(last, -(-95 * len(lengths) // 100) - 1)]
     return Lengths(round(fmean(lengths), 1), middle, high, lengths[last])
 
 
-def _counts(names: Iterator[str]) -> dict[str, int]:
+def _counts(names: Counter[str]) -> dict[str, int]:
     """How often each name occurs, the commonest first; rows without one are not counted."""
-    return dict(Counter(name for name in names if name).most_common())
+    return {name: count for name, count in names.most_common() if name}
 
 
 def _example(case: Case) -> dict[str, str]:

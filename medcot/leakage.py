@@ -7,7 +7,7 @@ polynomial hashes, all at once, so that the work grows with the characters and n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -62,14 +62,24 @@ def find_leaks(
 
     ``evaluation_texts``: set name to (id, question) pairs.
     """
-    index = _Index(evaluation_texts)
-    leaks: list[Leak] = []
-    for chunk in _chunks(cases):
-        texts = [normalise(case.question) for case in chunk]
-        shared = _shared_windows(texts, index)
-        for number, (case, text) in enumerate(zip(chunk, texts, strict=True)):
-            leaks += _worst_per_set(case.id, text, shared.get(number), index)
-    return leaks
+    return LeakFinder(evaluation_texts).find(cases)
+
+
+class LeakFinder:
+    """:func:`find_leaks` for cases that come in parts: the evaluation texts are hashed once."""
+
+    def __init__(self, evaluation_texts: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+        self._index = _Index(evaluation_texts)
+
+    def find(self, cases: Iterable[Case]) -> list[Leak]:
+        """The worst hit of each case in each evaluation set, in the order of the cases."""
+        leaks: list[Leak] = []
+        for chunk in _chunks(cases):
+            texts = [normalise(case.question) for case in chunk]
+            shared = _shared_windows(texts, self._index)
+            for number, (case, text) in enumerate(zip(chunk, texts, strict=True)):
+                leaks += _worst_per_set(case.id, text, shared.get(number), self._index)
+        return leaks
 
 
 class _Index:
@@ -171,7 +181,7 @@ def _worst_per_set(case_id: str, text: str, windows: _Windows | None, index: _In
     return list(worst.values())
 
 
-def _chunks(cases: Sequence[Case]) -> Iterator[list[Case]]:
+def _chunks(cases: Iterable[Case]) -> Iterator[list[Case]]:
     chunk: list[Case] = []
     size = 0
     for case in cases:

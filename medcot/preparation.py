@@ -8,29 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from medcot import model as models
+from medcot.case_list import Picked, cases_with, ids_of
 from medcot.config import RunConfig
-from medcot.data import (
-    drop_overlong,
-    load_dataset,
-    load_fixed_question,
-    load_questions,
-    split_cases,
-)
+from medcot.data import load_dataset, load_fixed_question, load_questions, split_cases
 from medcot.environment import describe_environment
 from medcot.errors import InputError
 from medcot.evaluation import Examination, make_examination
 from medcot.hardware import Machine, detect_machine
 from medcot.judge import check_judge
-from medcot.leakage import Leak, find_leaks
+from medcot.leakage import Leak
 from medcot.plan import Plan, make_plan
-from medcot.prompts import render
 from medcot.quick_tokenizer import quick_tokenizer
-from medcot.records import Case, Dataset, Dropped, Event, Prompt, Split
+from medcot.records import Dataset, Dropped, Event, Split
+from medcot.row_choice import choose_rows
 from medcot.rundir import RunDirectory
 from medcot.shapes import model_shape
-from medcot.tokens import Encoded, chat_template, common_prefix, encode
+from medcot.token_rows import ids_of_rows, lengths_of
+from medcot.tokens import Encoded, common_prefix
 from medcot.withholding import evaluation_texts, withhold
-
 
 ROWS_COMPARED = 256
 """What these begin with in common, nearly all rows do."""
@@ -65,11 +60,12 @@ class Prepared:
     plan: Plan
     dataset: Dataset
     split: Split
-    rows: tuple[Encoded, ...]
+    rows: Sequence[Encoded]
     examination: Examination
     dropped: tuple[Dropped, ...]
     leaks: tuple[Leak, ...]
     withheld: tuple[Leak, ...] = ()
+    kept_note: str = ""
 
 
 def prepare(
@@ -121,27 +117,41 @@ def _decide(
 ) -> Prepared:
     # All training rows, in order: those left out below are replaced by the ones that follow.
     split = split_cases(dataset.cases, config.model_copy(update={"samples": len(dataset.cases)}))
-    by_id = {case.id: case for case in dataset.cases}
+    at = {row_id: position for position, row_id in enumerate(ids_of(dataset.cases))}
     questions = {name: load_questions(name, config.language) for name in config.mcq}
     fixed = load_fixed_question(config.language)
-    test_cases = [by_id[row_id] for row_id in split.test]
+    test_cases = [dataset.cases[at[row_id]] for row_id in split.test]
     examination, withheld = withhold(
         make_examination(config, test_cases, fixed, questions),
-        [case for case in dataset.cases if case.id in trained],
+        cases_with(dataset.cases, trained),
     )
-    rows, dropped, leaks = _choose_rows(
-        [by_id[row_id] for row_id in split.train], examination, config, tokenizer
+    choice = choose_rows(
+        Picked(dataset.cases, (at[row_id] for row_id in split.train)),
+        dataset.fingerprint,
+        evaluation_texts(examination),
+        config,
+        tokenizer,
     )
+    rows = choice.rows
     if not rows:
         raise InputError("--max-length", str(config.max_length), "a length that keeps some rows")
-    lengths = [len(row) for row in rows]
+    lengths = lengths_of(rows)
     plan = make_plan(
         config, machine, model_shape(config), len(rows), sum(lengths) / len(rows), max(lengths),
         common_prefix([row.prompt_ids for row in rows[:ROWS_COMPARED]]),
     )  # fmt: skip
-    dropped = (*dataset.dropped, *dropped)
     return Prepared(
-        config, directory, plan, dataset, split, rows, examination, dropped, leaks, withheld
+        config=config,
+        directory=directory,
+        plan=plan,
+        dataset=dataset,
+        split=split,
+        rows=rows,
+        examination=examination,
+        dropped=(*dataset.dropped, *choice.dropped),
+        leaks=choice.leaks,
+        withheld=withheld,
+        kept_note=choice.note,
     )
 
 
@@ -150,51 +160,6 @@ def _trained(directory: RunDirectory) -> frozenset[str]:
     if not directory.has("training.json"):
         return frozenset()
     return frozenset(directory.read_json("split.json")["train"])
-
-
-ROWS_AT_ONCE = 1024
-
-
-def _choose_rows(
-    cases: Sequence[Case], examination: Examination, config: RunConfig, tokenizer: Any
-) -> tuple[tuple[Encoded, ...], tuple[Dropped, ...], tuple[Leak, ...]]:
-    """The first ``config.samples`` rows that are neither leaked nor too long, and the others."""
-    texts = evaluation_texts(examination)
-    kept: list[Encoded] = []
-    dropped: list[Dropped] = []
-    leaks: list[Leak] = []
-    for start in range(0, len(cases), ROWS_AT_ONCE):
-        part = cases[start : start + ROWS_AT_ONCE]
-        found = find_leaks(part, texts)
-        leaked = {leak.case_id for leak in found}
-        rows, overlong = _encode_cases(
-            [case for case in part if case.id not in leaked], config, tokenizer
-        )
-        place = {case.id: index for index, case in enumerate(part)}
-        # Only what stands before the last row taken was left out; the rest was not looked at.
-        taken = rows[: config.samples - len(kept)]
-        kept.extend(taken)
-        full = len(kept) == config.samples
-        end = place[taken[-1].id] if full else len(part)
-        dropped.extend(row for row in overlong if place[row.id] < end)
-        leaks.extend(leak for leak in found if place[leak.case_id] < end)
-        if full:
-            break
-    return tuple(kept), tuple(dropped), tuple(leaks)
-
-
-def _encode_cases(
-    cases: Sequence[Case], config: RunConfig, tokenizer: Any
-) -> tuple[tuple[Encoded, ...], tuple[Dropped, ...]]:
-    chat = chat_template(tokenizer) if config.style == "chat" else None
-    if config.style == "chat" and chat is None:
-        raise InputError(
-            "--style", "chat with a model that has no chat template", "--style tutorial"
-        )
-    pairs: dict[str, Prompt] = {case.id: render(case, config.style, chat) for case in cases}
-    rows = {row.id: row for row in encode(tokenizer, pairs)}
-    kept, overlong = drop_overlong(cases, lambda case: len(rows[case.id]), config.max_length)
-    return tuple(rows[case.id] for case in kept), overlong
 
 
 def _write_decisions(prepared: Prepared, machine: Machine) -> None:
@@ -207,7 +172,7 @@ def _write_decisions(prepared: Prepared, machine: Machine) -> None:
                 f"{dataset.name}, which changed since the run began",
                 "the same rows, or a new --out",
             )
-    kept = tuple(row.id for row in prepared.rows)
+    kept = tuple(ids_of_rows(prepared.rows))
     directory.write_json("split.json", replace(prepared.split, train=kept))
     directory.write_json("plan.json", prepared.plan)
     config = prepared.config
@@ -234,4 +199,6 @@ def _announcements(prepared: Prepared) -> Iterator[str]:
         yield f"{len(leaked)} training rows left out because an evaluation set has them too."
     if prepared.withheld:
         yield f"{len(prepared.withheld)} questions left out because they were trained on."
+    if prepared.kept_note:
+        yield prepared.kept_note
     yield from prepared.plan.warnings

@@ -158,7 +158,7 @@ class Dataset:
     """
 
     name: str
-    cases: tuple[Case, ...]
+    cases: Sequence[Case]
     dropped: tuple[Dropped, ...] = ()
     revision: str = ""
     fingerprint: str = ""

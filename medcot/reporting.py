@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from medcot.case_list import cases_with
 from medcot.evaluation import Row
 from medcot.judge import judge_answers
 from medcot.leakage import Leak
 from medcot.preparation import Listener, Prepared
 from medcot.report import build_report, render_markdown, write_figures
+from medcot.token_rows import ids_of_rows
 from medcot.withholding import withhold_rows
 
 JUDGED = "evaluation/judge.jsonl"
@@ -25,8 +27,7 @@ def write_report(prepared: Prepared, listener: Listener) -> dict[str, Any]:
     directory, config = prepared.directory, prepared.config
     directory.set_stage("report")
     listener.stage("report")
-    trained = {row.id for row in prepared.rows}
-    cases = [case for case in prepared.dataset.cases if case.id in trained]
+    cases = cases_with(prepared.dataset.cases, ids_of_rows(prepared.rows))
     before, withheld = withhold_rows(_rows(prepared, "before"), prepared.examination, cases)
     after, _ = withhold_rows(_rows(prepared, "after"), prepared.examination, cases)
     facts = _facts(prepared, (*prepared.withheld, *withheld))

@@ -17,6 +17,7 @@ from medcot.plan import Plan
 from medcot.recorder import Recorder
 from medcot.records import OnEvent
 from medcot.rundir import RunDirectory
+from medcot.token_rows import as_training_data
 from medcot.tokens import IGNORED, Encoded, check_labels, gate_refusal
 from medcot.trainers import make_arguments, make_trainer, training_pass
 
@@ -86,7 +87,6 @@ def _train(
     should_stop: Callable[[], bool],
 ) -> Recorder:
     import torch
-    from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -99,7 +99,7 @@ def _train(
     recorder.step = first_step
     loaded.model.config.use_cache = False
     arguments = make_arguments(config, plan, steps, directory.checkpoints)
-    data = Dataset.from_list([row.as_row() for row in rows])
+    data = as_training_data(rows)
     with training_pass(loaded, plan), quiet():
         lengths = [len(row) for row in rows]
         trainer = make_trainer(loaded, arguments, data, lengths, recorder)
