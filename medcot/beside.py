@@ -1,4 +1,7 @@
-"""What the processes beside the main one do in a run: their part of the training."""
+"""What the processes beside the main one do in a run: their part of the training.
+
+Where the model is split they take part in its evaluation, too.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from medcot.errors import InputError
 from medcot.plan import Plan
 from medcot.preparation import Listener, Prepared, prepare
 from medcot.rundir import RunDirectory
+from medcot.together import Step, Use, load_adapter, use_alike
 from medcot.token_rows import lengths_of
 
 
@@ -42,33 +46,56 @@ def take_part(listener: Listener) -> None:
         InputError: this host's data are not those of the main process.
         Cancelled, RunFailed: as in the main process.
     """
-    while (task := processes.hear(listener.should_stop)) is not None:
-        with tempfile.TemporaryDirectory(prefix="medcot-") as scratch:
-            _take_part_in(task, RunDirectory(Path(scratch) / "run"), listener)
+    part: _Part | None = None
+    with tempfile.TemporaryDirectory(prefix="medcot-") as scratch:
+        while (said := processes.hear(listener.should_stop)) is not None:
+            if not isinstance(said, Task):
+                assert part is not None
+                part.do(said)
+                continue
+            part = None
+            if said.plan.split or said.train:
+                folder = tempfile.mkdtemp(dir=scratch)
+                part = _Part(said, RunDirectory(Path(folder) / "run"), listener)
+            if part and not said.plan.split:
+                part.do("train")
+                models.release(part.loaded)
 
 
-def _take_part_in(task: Task, scratch: RunDirectory, listener: Listener) -> None:
-    if not task.train:
-        return
-    from medcot.training import fit
+class _Part:
+    """This process's model in one run."""
 
-    prepared = prepare(task.config, scratch, Listener())
-    if _rows_of(prepared) != task.rows:
-        host = socket.gethostname()
-        got = f"other rows on {host} than in the main process"
-        raise InputError(f"--dataset {task.config.dataset}", got, "the same data on every host")
-    loaded = models.load_base(task.config, task.plan)
-    models.add_adapter(loaded, task.config, task.plan)
-    fit(
-        loaded,
-        prepared.rows,
-        task.config,
-        task.plan,
-        scratch,
-        on_event=Listener().event,
-        should_stop=listener.should_stop,
-    )
-    models.release(loaded)
+    def __init__(self, task: Task, scratch: RunDirectory, listener: Listener) -> None:
+        self.task, self.scratch, self.listener = task, scratch, listener
+        self.prepared = prepare(task.config, scratch, Listener())
+        if _rows_of(self.prepared) != task.rows:
+            host = socket.gethostname()
+            got = f"other rows on {host} than in the main process"
+            raise InputError(f"--dataset {task.config.dataset}", got, "the same data on every host")
+        self.loaded = models.load_base(task.config, task.plan)
+
+    def do(self, step: Step) -> None:
+        """What the main process does at the same time."""
+        if isinstance(step, Use):
+            use_alike(step, self.loaded, self.task.config)
+        elif step == "train":
+            self._train()
+        else:
+            load_adapter(self.loaded, self.task.config, self.task.plan, None)
+
+    def _train(self) -> None:
+        from medcot.training import fit
+
+        models.add_adapter(self.loaded, self.task.config, self.task.plan)
+        fit(
+            self.loaded,
+            self.prepared.rows,
+            self.task.config,
+            self.task.plan,
+            self.scratch,
+            on_event=Listener().event,
+            should_stop=self.listener.should_stop,
+        )
 
 
 def _rows_of(prepared: Prepared) -> tuple[str, int, int]:

@@ -30,7 +30,7 @@ class LoadedModel:
     """A causal language model with its tokenizer, and what loaded them.
 
     ``model`` is a transformers model, or a peft model once it has an adapter. ``answer_rows`` are
-    answered at once.
+    answered at once. Where the ``engine`` is "split", all processes must use it alike.
     """
 
     model: Any
@@ -139,7 +139,7 @@ def load_base(config: RunConfig, plan: Plan) -> LoadedModel:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        loaded = _engine(plan.engine).load_base(
+        loaded = _engine("split" if plan.split else plan.engine).load_base(
             config, plan, locate(config.model, config.model_revision)
         )
     loaded.chat = chat_template(loaded.tokenizer)

@@ -19,6 +19,7 @@ from medcot.records import Event
 from medcot.reporting import write_report
 from medcot.rundir import Phase, RunDirectory
 from medcot.tasks import ready_tasks, score_tasks
+from medcot.together import announce, load_adapter, tools_of
 from medcot.tracking import Tracker, start_tracking
 
 
@@ -96,10 +97,14 @@ def evaluate_only(
         prepared = prepare(config, directory, listener, resume=True)
         if added:
             directory.write_json("config.json", config.model_dump(mode="json"))
+        if tasks and prepared.plan.split:
+            needs = "a process that holds the whole model"
+            raise InputError("--lm-eval", f"{tasks[0].name} with weights split (FSDP)", needs)
+        hand_out(prepared)
         loaded = models.load_base(config, prepared.plan)
         score(prepared, loaded, "before", listener)
         score_tasks(prepared, loaded, "before", tasks, listener)
-        models.load_adapter(loaded, directory.adapter)
+        load_adapter(loaded, config, prepared.plan, directory.adapter)
         score(prepared, loaded, "after", listener)
         score_tasks(prepared, loaded, "after", tasks, listener)
         models.release(loaded)
@@ -121,8 +126,6 @@ def score(
     prepared: Prepared, loaded: models.LoadedModel, phase: Phase, listener: Listener
 ) -> list[dict[str, Any]]:
     """Hold the examination and keep every row at once; rows on disk are not computed again."""
-    from medcot.inference import model_tools
-
     directory = prepared.directory
     directory.set_stage(phase)
     listener.stage(phase)
@@ -135,7 +138,7 @@ def score(
 
     return examine(
         prepared.examination,
-        model_tools(loaded, prepared.config),
+        tools_of(loaded, prepared.config),
         done=list(directory.rows(path)),
         save=lambda row: directory.append(path, row),
         on_progress=progress,
@@ -150,7 +153,7 @@ def train(
 
     directory, config = prepared.directory, prepared.config
     if directory.has("training.json"):
-        models.load_adapter(loaded, directory.adapter)
+        load_adapter(loaded, config, prepared.plan, directory.adapter)
         return
     directory.set_stage("training")
     listener.stage("training")
@@ -159,6 +162,7 @@ def train(
         tracker.log(event)
         listener.event(event)
 
+    announce(loaded, "train")
     models.add_adapter(loaded, config, prepared.plan)
     result = fit(
         loaded, prepared.rows, config, prepared.plan, directory, on_event, listener.should_stop

@@ -11,12 +11,11 @@ from medcot.plan import Plan
 
 def load_base(_config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
     """Load the model in the plan's precision on the plan's device. Safetensors only."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)
     settle_pad_token(tokenizer)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[plan.precision]
+    dtype = dtype_of(plan)
     model = AutoModelForCausalLM.from_pretrained(
         where.source,
         **where.options,
@@ -61,6 +60,13 @@ def current_device(plan: Plan) -> str:
         if plan.device == "cuda"
         else plan.device
     )
+
+
+def dtype_of(plan: Plan) -> Any:
+    """The torch dtype of the plan's precision."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[plan.precision]
 
 
 def _quantization(plan: Plan, dtype: Any) -> Any:

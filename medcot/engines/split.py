@@ -1,0 +1,224 @@
+"""A model split over processes: each keeps its part of every frozen weight (FSDP2, `fully_shard`).
+
+Before a layer is used its weights are gathered, and let go after it. So a model trains that fits no
+single GPU. Adapters are small; every process holds them whole and their gradients are averaged, as
+without the split: checkpoints, float32 masters and 8-bit optimizers are the usual ones.
+
+Every process reads the files by itself, one layer at a time, and quantises it before it is split:
+none ever holds more than its part and one layer. Two of accelerate's ways were left out: its FSDP2
+loads all 4-bit weights on every GPU first, and its FSDP1 is deprecated.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from medcot.config import RunConfig
+from medcot.engines import transformers
+from medcot.engines.checkpoint import Checkpoint
+from medcot.engines.transformers import current_device, dtype_of
+from medcot.model import LoadedModel, Location, settle_pad_token
+from medcot.plan import Plan
+
+BLOCK = 64
+"""Weights per scale of NF4."""
+PATIENCE = timedelta(hours=2)
+"""How long a process may be ahead of another in a collective: loading takes as long as disks do.
+What fails says so by itself, see ``medcot.launcher``."""
+
+
+class PackedLinear(nn.Linear):
+    """A frozen linear layer in NF4, its packed weights stored as numbers of the compute dtype.
+
+    FSDP splits floating-point parameters alone. ``state`` holds the scales, which are not split
+    (an eighth of a bit per weight).
+    """
+
+    def __init__(self, packed: torch.Tensor, state: Any, bias: torch.Tensor | None) -> None:
+        rows, columns = state.shape
+        super().__init__(columns, rows, bias=False, device="meta")
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.state = state
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., columns] -> [..., rows], in the dtype that autocast asks for, else the input's."""
+        import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]
+
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return bnb.matmul_4bit(x, self.weight.t(), quant_state=self.state, bias=bias)
+
+
+def load_base(_config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
+    """Load this process's part of the model, in the plan's precision, on the plan's device.
+
+    Raises:
+        OSError, KeyError: files or tensors are missing.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)
+    settle_pad_token(tokenizer)
+    shape = AutoConfig.from_pretrained(where.source, **where.options)
+    device = torch.device(current_device(plan))
+    # accelerate would split the model again, its own way, where it finds this.
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    model = build_split(shape, Checkpoint(where), plan, dtype_of(plan), device)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return LoadedModel(model, tokenizer, "split", plan.device, plan.answer_rows)
+
+
+def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
+    """A peft model with a fresh adapter in float32, whole in every process."""
+    model = transformers.add_adapter(loaded, config, plan)
+    # DDP averages the adapter's gradients and has no business with the split weights.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        model, [name for name, value in model.named_parameters() if not value.requires_grad]
+    )
+    return model
+
+
+def read_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Path | None) -> Any:
+    """A peft model with the adapter in ``folder``, which the main process alone needs to see."""
+    from peft import set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    model = add_adapter(loaded, config, plan)
+    if folder is not None:
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device=plan.device))
+    for value in model.parameters():
+        if value.requires_grad:
+            distributed.broadcast(value.data, src=0)
+    return model.eval()
+
+
+def build_split(
+    config: Any, weights: Any, plan: Plan, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """The model of ``config`` from ``weights``, a :class:`Checkpoint` or what reads like one."""
+    model = _without_weights(config, plan, dtype)
+    backbone, head = model.model, model.lm_head
+    tied = bool(config.tie_word_embeddings)
+    # The buffers of the rotary embedding are in no file.
+    with device:
+        backbone.rotary_emb = type(backbone.rotary_emb)(config=model.config)
+    mesh = _mesh(device) if plan.gpus > 1 else None
+    source = _Source(weights, dtype, device, plan.quantization == "4bit")
+
+    def settle(module: nn.Module, name: str, *, split: bool = True) -> None:
+        source.fill(module, name)
+        if split and mesh is not None:
+            from torch.distributed.fsdp import fully_shard
+
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+    # Tied embeddings are the head's too, which is not the backbone's to gather: they stay whole.
+    settle(backbone.embed_tokens, "model.embed_tokens", split=not tied)
+    for index, layer in enumerate(backbone.layers):
+        settle(layer, f"model.layers.{index}")
+    if tied:
+        head.weight = backbone.embed_tokens.weight
+    else:
+        settle(head, "lm_head")
+    source.fill(backbone, "model")
+    if mesh is not None:
+        from torch.distributed.fsdp import fully_shard
+
+        kept = {backbone.embed_tokens.weight} if tied else set()
+        fully_shard(backbone, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
+    # So transformers ends a generation in all processes at once.
+    model._is_fsdp_managed_module = mesh is not None
+    return model.requires_grad_(False).eval()
+
+
+class _Source:
+    """Fills modules from files: on the device, in the dtype, linear layers of blocks in NF4."""
+
+    def __init__(
+        self, weights: Any, dtype: torch.dtype, device: torch.device, quantize: bool
+    ) -> None:
+        self.weights, self.dtype, self.device = weights, dtype, device
+        # Files that are packed already say by themselves which layers are.
+        self.quantize = quantize and not any(_is_state(name) for name in weights.names("model."))
+
+    def fill(self, module: nn.Module, name: str) -> None:
+        """Replace all parameters of ``module`` that have no values yet."""
+        for path, part in list(module.named_modules()):
+            full = f"{name}.{path}" if path else name
+            if isinstance(part, nn.Linear) and part.weight.is_meta and self._is_packed(full):
+                module.set_submodule(path, self._packed(part, full))
+                continue
+            for leaf, parameter in list(part.named_parameters(recurse=False)):
+                if parameter.is_meta:
+                    value = nn.Parameter(self._read(f"{full}.{leaf}"), requires_grad=False)
+                    setattr(part, leaf, value)
+
+    def _is_packed(self, name: str) -> bool:
+        return name.startswith("model.layers.") and (
+            self.quantize or any(map(_is_state, self.weights.names(f"{name}.weight.")))
+        )
+
+    def _packed(self, linear: nn.Linear, name: str) -> PackedLinear:
+        from bitsandbytes.functional import (  # pyright: ignore[reportMissingImports]
+            QuantState,
+            quantize_4bit,
+        )
+
+        bias = None if linear.bias is None else self._read(f"{name}.bias")
+        if self.quantize:
+            packed, state = quantize_4bit(
+                self._read(f"{name}.weight"),
+                blocksize=BLOCK,
+                quant_type="nf4",
+                compress_statistics=True,
+                quant_storage=self.dtype,
+            )
+            return PackedLinear(packed, state, bias)
+        prefix = f"{name}.weight."
+        stored = {
+            part.removeprefix(f"{name}."): self.weights.read(part, self.device)
+            for part in self.weights.names(prefix)
+        }
+        packed = self.weights.read(f"{name}.weight", self.device)
+        state = QuantState.from_dict(stored, device=self.device)
+        state.dtype = self.dtype
+        return PackedLinear(packed.view(-1).view(self.dtype).view(-1, 1), state, bias)
+
+    def _read(self, name: str) -> torch.Tensor:
+        return self.weights.read(name, self.device).to(self.dtype).contiguous()
+
+
+def _is_state(name: str) -> bool:
+    return ".weight.quant_state." in name
+
+
+def _without_weights(config: Any, plan: Plan, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=plan.attention
+        )
+
+
+def _mesh(device: torch.device) -> Any:
+    """All processes in one row."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE)
+    return init_device_mesh(device.type, (distributed.get_world_size(),))
