@@ -296,21 +296,30 @@ def of_transformers(bench: Bench) -> None:
     measure_all(bench, ways)
 
 
-def unequal_lengths(bench: Bench) -> None:
-    """Where the rows of a batch end at different times."""
+def unequal_limits(bench: Bench) -> list[int]:
     draw = random.Random(0)
-    limits = [draw.randint(100, 900) for _ in bench.prompts]
-    prompts = bench.prompts
-    few = max(1, bench.rows // 4)
-    ways: list[tuple[str, Callable[[], Answers]]] = [
-        (f"100 to 900 tokens, {bench.rows} slots",
-         lambda: in_slots(bench, prompts, limits, bench.rows)),
-        (f"100 to 900 tokens, {few} slots", lambda: in_slots(bench, prompts, limits, few)),
-        (f"100 to 900 tokens, batches of {bench.rows}",
-         lambda: in_batches(bench, prompts, limits, bench.rows)),
-    ]  # fmt: skip
-    for name, way in ways:
-        bench.measure(name, way, times=1)
+    return [draw.randint(100, 900) for _ in bench.prompts]
+
+
+def unequal_lengths(bench: Bench) -> None:
+    """Where slots become free at different times."""
+    limits = unequal_limits(bench)
+    for count in (bench.rows, max(1, bench.rows // 4)):
+        bench.measure(
+            f"100 to 900 tokens, {count} slots",
+            lambda count=count: in_slots(bench, bench.prompts, limits, count),
+            times=1,
+        )
+
+
+def unequal_batches(bench: Bench) -> None:
+    """Where all rows of a batch wait for the longest."""
+    limits = unequal_limits(bench)
+    bench.measure(
+        f"100 to 900 tokens, batches of {bench.rows}",
+        lambda: in_batches(bench, bench.prompts, limits, bench.rows),
+        times=1,
+    )
 
 
 def profile(bench: Bench) -> None:
@@ -420,10 +429,12 @@ def main() -> None:
         bench = Bench(arguments)
         print_heading(bench, arguments)
         equal_lengths(bench, arguments.reference)
-        stages = [] if arguments.only_equal else [with_adapter, unequal_lengths]
+        stages = [of_transformers]
+        if not arguments.only_equal:
+            stages = [with_adapter, unequal_lengths, of_transformers, unequal_batches]
         if bench.device.type == "cuda":
             stages.insert(0, profile)
-        for stage in (*stages, of_transformers):
+        for stage in stages:
             guarded(bench, stage)
         if bench.reference:
             compare(bench)

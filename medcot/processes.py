@@ -21,8 +21,9 @@ from medcot.errors import Cancelled, RunFailed
 from medcot.launcher import Failure, Link, connect, is_main, leave, rank, world_size
 
 __all__ = [
-    "Failure", "any_of", "close", "error_elsewhere", "fail", "from_main", "hear", "is_main",
-    "leave", "on_failure", "rank", "stop_requested", "tell", "total", "world_size",
+    "Failure", "any_of", "close", "error_elsewhere", "fail", "from_main", "hand_in", "hear",
+    "is_main", "leave", "on_failure", "rank", "stop_requested", "take", "tell", "total",
+    "world_size",
 ]  # fmt: skip
 
 Value = TypeVar("Value")
@@ -55,13 +56,44 @@ def hear(should_stop: Callable[[], bool] = _never) -> Any:
     """
     link = _link()
     link.turn += 1
-    key, asked = f"main/{link.turn}", False
-    while not link.store.check([key]):
-        if ended := link.failure():
-            raise ended.as_error()
+    asked = False
+
+    def ask_once() -> None:
+        nonlocal asked
         if should_stop() and not asked:
             link.store.set("stop", "1")
             asked = True
+
+    return _wait_for(link, f"main/{link.turn}", ask_once)
+
+
+def hand_in(name: str, value: Any) -> None:
+    """Give ``value`` to the main process, which asks for it by ``name`` in :func:`take`."""
+    _link().store.set(f"in/{name}", pickle.dumps(value))
+
+
+def take(name: str, should_stop: Callable[[], bool] = _never) -> Any:
+    """Wait for what another process hands in by ``name``; it can be taken once.
+
+    Raises:
+        Cancelled: ``should_stop``, or another process was asked to stop.
+        RunFailed: some process failed.
+    """
+
+    def end_if_asked() -> None:
+        if should_stop() or stop_requested():
+            raise Cancelled
+
+    value = _wait_for(_link(), f"in/{name}", end_if_asked)
+    _link().store.delete_key(f"in/{name}")
+    return value
+
+
+def _wait_for(link: Link, key: str, meanwhile: Callable[[], None]) -> Any:
+    while not link.store.check([key]):
+        if ended := link.failure():
+            raise ended.as_error()
+        meanwhile()
         time.sleep(POLL_S)
     return pickle.loads(link.store.get(key))
 

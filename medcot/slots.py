@@ -100,9 +100,9 @@ class Slots(Cache):
         rows, heads, _one, size = query.shape
         if self.by_length:
             output = self._attend_by_length(query[:, :, 0], key, value, scaling)
-            return output.view(rows, 1, heads, size), None
+            return output.reshape(rows, 1, heads, size), None
         # The heads that share keys stand in for several tokens: nothing is copied for them.
-        shared = query.view(rows, key.shape[1], heads // key.shape[1], size)
+        shared = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
         output = scaled_dot_product_attention(
             shared, key, value, attention_mask.expand(-1, key.shape[1], shared.shape[2], -1),
             scale=scaling,

@@ -1,0 +1,77 @@
+"""An examination that several processes answer, each with the whole model.
+
+They take the groups in turn. A group is answered exactly as one process would answer it, so the
+rows are the same; the main process gets and writes them in the order of the groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from medcot import processes
+from medcot.evaluation import Examination, ModelTools, Row
+from medcot.groups import ask_groups
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What the other processes are told: the examination, and which of its groups are asked.
+
+    ``answers_at_once`` is the main process's, since groups depend on it; ``turn`` tells one
+    examination of a run from the next.
+    """
+
+    turn: int
+    examination: Examination
+    answers_at_once: int
+    wanted: tuple[int, ...]
+
+
+def share_out(
+    tell: Callable[[Share], None],
+    turn: int,
+    should_stop: Callable[[], bool],
+) -> Callable[[Examination, ModelTools, Sequence[int]], Iterator[list[Row]]]:
+    """How the main process asks: its own groups itself, for the others' it waits."""
+
+    def ask(
+        examination: Examination, tools: ModelTools, wanted: Sequence[int]
+    ) -> Iterator[list[Row]]:
+        share = Share(turn, examination, tools.answers_at_once, tuple(wanted))
+        if wanted:
+            tell(share)
+        own = answer(share, tools)
+        for place in range(len(wanted)):
+            if place % processes.world_size() == 0:
+                yield next(own)
+            else:
+                yield processes.take(_name(share, place), should_stop)
+
+    return ask
+
+
+def take_share(share: Share, tools: ModelTools, should_stop: Callable[[], bool]) -> None:
+    """Answer this process's groups and hand them in.
+
+    Raises:
+        Cancelled, RunFailed: another process ended.
+    """
+    places = range(processes.rank(), len(share.wanted), processes.world_size())
+    tools = replace(tools, answers_at_once=share.answers_at_once)
+    for place, rows in zip(places, answer(share, tools), strict=True):
+        processes.hand_in(_name(share, place), rows)
+        if error := processes.error_elsewhere():
+            raise error
+        if should_stop():
+            return
+
+
+def answer(share: Share, tools: ModelTools) -> Iterator[list[Row]]:
+    """The rows of this process's groups, one after the other."""
+    own = share.wanted[processes.rank() :: processes.world_size()]
+    return ask_groups(share.examination, tools, own)
+
+
+def _name(share: Share, place: int) -> str:
+    return f"rows/{share.turn}/{place}"
