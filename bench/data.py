@@ -1,11 +1,13 @@
 """How fast rows are loaded, checked, split, compared with evaluation sets and made into tokens.
 
-    python bench/data.py [ROWS ...]
+    python bench/data.py [ROWS ...]          # 25,000 and 100,000 unless told; 1000000 takes minutes
 
-Writes synthetic rows of the length that medical-o1-reasoning-SFT's have into a scratch folder and
-prints one line per stage and size: the median of three runs in this process with the fastest and
-the slowest, the growth against the size before (1.0 is linear), and the highest memory of a process
-that did nothing else. The words are those of the bundled cases, so that tokens are of usual length.
+Writes synthetic rows of the length that medical-o1-reasoning-SFT's have into a scratch folder
+(12 KiB of disk a row, with the cache) and prints a line for each size, first with an empty cache
+and then with the one that this left: seconds of each stage, the growth against the size before
+(1.0 is linear) and the highest resident memory. Every measurement is a process of its own that does
+nothing else; up to 25,000 rows the median of three. The words are those of the bundled cases, so
+that tokens are of usual length.
 """
 
 from __future__ import annotations
@@ -15,87 +17,102 @@ import os
 import platform
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from medcot.bundled import bundled_model
+from medcot.case_list import Picked, ids_of
 from medcot.config import make_config
 from medcot.data import load_dataset, split_cases
-from medcot.leakage import find_leaks
-from medcot.prompts import render
 from medcot.quick_tokenizer import quick_tokenizer
-from medcot.records import Case, Dataset
+from medcot.row_choice import choose_rows
 from medcot.sources import sample_files
-from medcot.tokens import Encoded, encode
 
-SIZES = (5_000, 25_000)
-REPEATS = 3
+SIZES = (25_000, 100_000)
+REPEATED_TO = 25_000
+"""Rows up to which each measurement is made three times."""
+
 EVALUATION_TEXTS = 2_000
-ROWS_AT_ONCE = 1_024
-"""As a run takes them."""
 LEAKED = 0.01
 """Share of rows whose question is put into the evaluation set, reworded at its end."""
 
 LENGTHS = {"Question": 80, "Complex_CoT": 330, "Response": 130}
 """Words per field: about 3,200 characters a row."""
 
+STAGES = ("load, validate, deduplicate", "split", "leak check, render, tokenise")
+
 
 def main(sizes: list[int]) -> None:
     """Measure each size and print the table."""
     print(f"{_device()}, {datetime.now(UTC):%Y-%m-%d}\n")
-    print("| rows | stage | seconds (median) | fastest to slowest | rows/s | growth | peak MiB |")
-    print("| ---: | --- | ---: | :-: | ---: | ---: | ---: |")
+    titles = (
+        "rows",
+        "cache",
+        *STAGES,
+        "all",
+        "fastest to slowest",
+        "growth",
+        "peak MiB",
+        "disk MiB",
+    )
+    print(f"| {' | '.join(titles)} |")
+    print("| ---: | --- |" + " ---: |" * (len(titles) - 2))
     before: dict[str, tuple[int, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for rows in sizes:
-            path = Path(folder) / f"{rows}.jsonl"
-            evaluation = write_rows(path, rows)
-            for stage, times in measure(path, evaluation).items():
-                seconds = statistics.median(times)
-                past_rows, past_seconds = before.get(stage, (rows, seconds))
+    for rows in sizes:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            evaluation = write_rows(folder / "rows.jsonl", rows)
+            (folder / "evaluation.json").write_text(json.dumps(evaluation))
+            for cache, runs in measure(folder, 3 if rows <= REPEATED_TO else 1).items():
+                seconds = statistics.median(_total(run) for run in runs)
+                past_rows, past_seconds = before.get(cache, (rows, seconds))
                 growth = (seconds / past_seconds) / (rows / past_rows)
-                peak = _peak_mib(path) if stage == "all" else None
-                print(
-                    f"| {rows:,} | {stage} | {seconds:.2f} | {min(times):.2f} to {max(times):.2f}"
-                    f" | {rows / seconds:,.0f} | {growth:.2f} | {f'{peak:.0f}' if peak else ''} |",
-                    flush=True,
-                )
-                before[stage] = rows, seconds
-            path.unlink()
+                before[cache] = rows, seconds
+                print(_line(rows, cache, runs, growth, folder / "cache" / "data"), flush=True)
 
 
-def measure(path: Path, evaluation: list[tuple[str, str]]) -> dict[str, list[float]]:
-    """Seconds of each stage in each of ``REPEATS`` runs, and of all stages together."""
-    config = make_config("demo", {"dataset": str(path), "samples": 1_000_000})
-    dataset: Dataset | None = None
-
-    def load() -> None:
-        nonlocal dataset
-        dataset = load_dataset(config)
-
-    times = {"load, validate, deduplicate": list(_seconds(load))}
-    assert dataset is not None
-    cases = dataset.cases
-    times["split"] = list(_seconds(lambda: split_cases(cases, config)))
-    times["leak check"] = list(_seconds(lambda: find_leaks(cases, {"evaluation": evaluation})))
-    times["render, tokenise"] = list(_seconds(lambda: tokenise(cases)))
-    return times | {"all": [sum(run) for run in zip(*times.values(), strict=True)]}
+def measure(folder: Path, repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Runs with an empty cache, and with the one that they left."""
+    cache = folder / "cache"
+    runs: dict[str, list[dict[str, Any]]] = {"cold": [], "warm": []}
+    for _ in range(repeats):
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir()
+        (cache / bundled_model().name).symlink_to(bundled_model())
+        runs["cold"].append(_run_alone(folder))
+    runs["warm"] = [_run_alone(folder) for _ in range(repeats)]
+    assert len({run["digest"] for some in runs.values() for run in some}) == 1
+    return runs
 
 
-def tokenise(cases: tuple[Case, ...]) -> list[Encoded]:
-    """All cases as a run makes tokens of them, by the bundled model's tokenizer."""
+def prepare(folder: Path) -> dict[str, Any]:
+    """What a run does with its rows, once: seconds by stage, and this process's peak in MiB."""
+    times: dict[str, float] = {}
+    config = make_config("demo", {"dataset": str(folder / "rows.jsonl"), "samples": 1_000_000})
+    evaluation = json.loads((folder / "evaluation.json").read_text())
     tokenizer = quick_tokenizer(bundled_model())
-    rows: list[Encoded] = []
-    for start in range(0, len(cases), ROWS_AT_ONCE):
-        part = cases[start : start + ROWS_AT_ONCE]
-        rows += encode(tokenizer, {case.id: render(case, "tutorial") for case in part})
-    return rows
+    with _timed(times, STAGES[0]):
+        data = load_dataset(config)
+    with _timed(times, STAGES[1]):
+        split = split_cases(data.cases, config)
+    with _timed(times, STAGES[2]):
+        at = {row_id: position for position, row_id in enumerate(ids_of(data.cases))}
+        train = Picked(data.cases, (at[row_id] for row_id in split.train))
+        texts = {"evaluation": evaluation}
+        choice = choose_rows(train, data.fingerprint, texts, config, tokenizer)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    some = [choice.rows[at] for at in range(0, len(choice.rows), 997)]
+    digest = repr((len(choice.rows), len(choice.leaks), some))
+    return {"seconds": times, "peak_mib": peak, "digest": digest}
 
 
 def write_rows(path: Path, rows: int) -> list[tuple[str, str]]:
@@ -119,29 +136,35 @@ def _sentence(dice: random.Random, words: list[str], length: int) -> str:
     return " ".join(dice.choices(words, k=dice.randint(length // 2, length * 3 // 2))) + "."
 
 
-def _seconds(work: Callable[[], object]) -> Iterator[float]:
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        yield time.perf_counter() - start
+@contextmanager
+def _timed(times: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    times[stage] = time.perf_counter() - start
 
 
-def _peak_mib(path: Path) -> float:
-    """The highest resident memory of a new process that loads and splits ``path``."""
-    code = f"import runpy; runpy.run_path({__file__!r})['hold']({str(path)!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+def _run_alone(folder: Path) -> dict[str, Any]:
+    """:func:`prepare` in a process of its own, with the cache that is in ``folder``."""
+    code = f"import json, pathlib, runpy; run = runpy.run_path({__file__!r})['prepare']\n"
+    code += f"print(json.dumps(run(pathlib.Path({str(folder)!r}))))"
+    own = os.environ | {"MEDCOT_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=own, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
 
 
-def hold(path: str) -> None:
-    """Load, split and leak-check ``path`` once and print this process's peak memory in MiB."""
-    config = make_config("demo", {"dataset": path, "samples": 1_000_000})
-    cases = load_dataset(config).cases
-    split_cases(cases, config)
-    find_leaks(cases, {"evaluation": [(c.id, c.question) for c in cases[:EVALUATION_TEXTS]]})
-    rows = tokenise(cases)
-    assert len(rows) == len(cases)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+def _total(run: dict[str, Any]) -> float:
+    return sum(run["seconds"].values())
+
+
+def _line(rows: int, cache: str, runs: list[dict[str, Any]], growth: float, kept: Path) -> str:
+    totals = [_total(run) for run in runs]
+    seconds = [statistics.median(run["seconds"][stage] for run in runs) for stage in STAGES]
+    cells = [f"{rows:,}", cache, *(f"{one:.2f}" for one in (*seconds, statistics.median(totals)))]
+    cells.append(f"{min(totals):.2f} to {max(totals):.2f}" if len(runs) > 1 else "one run")
+    disk = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
+    cells += [f"{growth:.2f}", f"{max(run['peak_mib'] for run in runs):,.0f}"]
+    return f"| {' | '.join([*cells, f'{disk / 2**20:,.0f}'])} |"
 
 
 def _device() -> str:
