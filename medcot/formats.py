@@ -23,6 +23,9 @@ LONGEST_CELL = 16_000_000
 BATCH = 512
 """Parquet rows decoded at a time."""
 
+BUFFER = 1 << 20
+"""Bytes of a Parquet column read at a time."""
+
 Values = Mapping[str, Any]
 
 
@@ -112,7 +115,8 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        # Else whole row groups are read at once, and writers like to put all rows into one.
+        with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=BATCH):
                 for values in python_rows(batch):
                     number += 1

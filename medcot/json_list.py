@@ -12,7 +12,7 @@ CHUNK = 1 << 20
 """Bytes read at a time, at first; an element that is longer doubles it."""
 
 NEAR_END = 64
-"""An error so near to the end of what was read may come from its being cut there."""
+"""What ends or fails so near to the end of what was read may do so because it is cut there."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -102,7 +102,8 @@ class _Text:
         while True:
             try:
                 found, end = self._parser.raw_decode(self._text, self._at)
-                if end < len(self._text) or self._ended:
+                # "1." is a number and a rest until the next digit has been read.
+                if end < len(self._text) - NEAR_END or self._ended:
                     self._at = end
                     return found
             except json.JSONDecodeError as error:

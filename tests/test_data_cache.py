@@ -31,6 +31,7 @@ from medcot.hub import HubRows
 from medcot.inspection import inspect_dataset
 from medcot.quick_tokenizer import quick_tokenizer
 from medcot.row_choice import choose_rows
+from medcot.sources import read_file
 from medcot.stored_cases import gather_hub
 from medcot.token_rows import TokenRows, as_training_data, ids_of_rows, lengths_of
 from medcot.tokens import Encoded
@@ -427,6 +428,22 @@ def test_a_broken_json_list_is_refused_where_the_standard_parser_refuses_it(
             list(json_list.read_elements(io.BytesIO(text.encode())))
     assert refusal.value.line == expected.lineno
     assert f"{expected.msg} at column {expected.colno}" in refusal.value.got
+
+
+def test_a_parquet_file_of_one_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    texts = [f"{number} " * 500 for number in range(8_000)]
+    pq.write_table(pa.table({"Question": texts}), path, compression="none", use_dictionary=False)
+    before = pa.total_allocated_bytes()
+    with pq.ParquetFile(path) as file:
+        assert file.num_row_groups == 1
+    rows = read_file(path)
+    assert next(rows).values["Question"] == texts[0]
+    assert pa.total_allocated_bytes() - before < path.stat().st_size / 3
+    assert sum(1 for _ in rows) == 7_999
 
 
 def test_a_json_list_is_not_held_in_memory(tmp_path: Path) -> None:
