@@ -45,7 +45,10 @@ TINY = LLAMA_8B | {
     "num_key_value_heads": 2,
 }
 CAP_GIB = 40.0
-CONFIG = Path(__file__).resolve().parent.parent / "configs/accelerate/fsdp-qlora.yaml"
+NEEDS_S = 25.0
+"""Without so much time left no job is begun."""
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs/accelerate/fsdp-qlora.yaml"
 OPTIONS = {
     "preset": "tutorial",
     "wandb": "off",
@@ -58,7 +61,7 @@ OPTIONS = {
     "save_steps": 1000,
     "test_samples": 4,
     "generate_samples": 2,
-    "max_new_tokens": 16,
+    "max_new_tokens": 8,
     "mcq": "sample",
     "mcq_samples": 4,
 }
@@ -91,13 +94,21 @@ class Bench:
     def remaining(self) -> float:
         return self.arguments.seconds - (time.monotonic() - self.started)
 
-    def run(self, *jobs: Job, needs_s: float) -> None:
-        """Side by side, if ``needs_s`` seconds are left."""
-        if self.remaining() < needs_s:
-            self.left += [job.name for job in jobs]
-            return
-        running = [(job, self._start(job)) for job in jobs]
-        for job, process in running:
+    def run_beside(self, *lanes: list[Job]) -> None:
+        """Lanes side by side, the jobs of one one after the other."""
+        threads = [Thread(target=self.run, args=(lane,)) for lane in lanes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def run(self, jobs: list[Job]) -> None:
+        """One after the other, as long as time is left."""
+        for job in jobs:
+            if self.remaining() < NEEDS_S:
+                self.left.append(job.name)
+                continue
+            process = self._start(job)
             try:
                 code = process.wait(timeout=max(1.0, self.remaining()))
                 self.say(f"{job.name}: exit {code}")
@@ -118,9 +129,11 @@ class Bench:
         if len(job.gpus) > 1:
             launcher += ["-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
             launcher += ["--num_processes", str(len(job.gpus))]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
         process = subprocess.Popen(
             [*launcher, *worker, "--", job.command, *words],
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, job.gpus))},
+            env=os.environ
+            | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, job.gpus)), "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -316,15 +329,17 @@ def main() -> None:
     alone = Job("70B on one, 80 GB", "large", (1,), 4, made=True)
     files_both = Job("8B files on two", "little", (0, 1), 6, command="run")
     files_alone = Job("8B files on one", "little", (0,), 6, command="run")
-    writer = Thread(target=make_files, args=(bench.folder / "little",), daemon=True)
-    bench.run(both, needs_s=40)
-    # One GPU finds out that it is too small, and the files are written, while the other one trains.
-    writer.start()
-    bench.run(capped, alone, needs_s=60)
-    writer.join()
-    bench.say("files of the 8B are written")
-    bench.run(files_both, needs_s=30)
-    bench.run(files_alone, needs_s=30)
+    code = f"import fsdp, pathlib; fsdp.make_files(pathlib.Path({str(bench.folder / 'little')!r}))"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path, str(ROOT)])},
+    )
+    bench.run([both])
+    bench.say(f"files of the 8B are written: exit {writer.wait()}")
+    # While one GPU trains the large model, the other one finds out that 40 GiB are too little.
+    bench.run_beside([alone], [capped, files_alone])
+    bench.run([files_both])
     import torch
 
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
