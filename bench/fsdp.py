@@ -51,6 +51,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs/accelerate/fsdp-qlora.yaml"
 OPTIONS = {
     "preset": "tutorial",
+    "engine": "transformers",
     "wandb": "off",
     "samples": 64,
     "batch": 4,
@@ -121,7 +122,6 @@ class Bench:
         options = OPTIONS | {"model": str(self.folder / job.model), "dataset": self.arguments.data}
         options |= {"steps": job.steps, "out": str(self.folder / "runs" / job.name)}
         options |= {"preset": "demo"} if small else {"quantization": "4bit"}
-        options |= {"engine": "transformers"} if len(job.gpus) == 1 else {}
         worker = [str(Path(__file__)), "--worker", job.name, "--folder", str(self.folder)]
         worker += ["--cap", str(job.cap_gib)] + ["--made"] * job.made + ["--small"] * small
         words = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]

@@ -139,7 +139,9 @@ def _engine(
         raise _refuse(config, "engine", "which is not installed", needs)
     if machine.split:
         if config.engine not in ("auto", "transformers"):
-            raise _refuse(config, "engine", BESIDE_SPLIT, "--engine transformers")
+            # Also where a preset names the engine: another engine is the remedy, no other preset.
+            got = f"{config.engine} {BESIDE_SPLIT}"
+            raise InputError("--engine", got, "--engine transformers")
         reasons.append("Engine transformers: the only one whose weights can be split (FSDP).")
         return "transformers"
     if config.engine != "auto":
