@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medcot import processes
 from medcot.config import RunConfig
@@ -14,35 +14,46 @@ from medcot.model import LoadedModel
 from medcot.plan import Plan
 from medcot.recorder import Recorder
 
+if TYPE_CHECKING:
+    from medcot.engines.adapters import Adapters
+
 
 @contextmanager
-def training_pass(loaded: LoadedModel, plan: Plan) -> Iterator[None]:
-    """Within, the model's forward pass is the one that its engine trains by."""
+def training_pass(loaded: LoadedModel, plan: Plan) -> Iterator[Adapters | None]:
+    """Within, the model's forward pass is the one that its engine trains by; gives what it trains
+    where that is not the model's parameters one by one."""
     if loaded.engine != "fused":
-        yield
+        yield None
         return
     from medcot.engines.fused import fused_forward, unhurried_optimizer
 
     fp8 = plan.quantization == "fp8"
-    with fused_forward(loaded.model, plan.recomputed_layers, fp8), unhurried_optimizer():
-        yield
+    forward = fused_forward(loaded.model, plan.recomputed_layers, fp8)
+    with forward as stack, unhurried_optimizer():
+        yield stack.adapters
 
 
 def make_trainer(
-    loaded: LoadedModel, arguments: Any, data: Any, lengths: Sequence[int], recorder: Recorder
+    loaded: LoadedModel,
+    adapters: Adapters | None,
+    arguments: Any,
+    data: Any,
+    lengths: Sequence[int],
+    recorder: Recorder,
 ) -> Any:
     """A trainer of ``data`` (rows of token ids and labels) that ``recorder`` hears of.
 
-    ``lengths`` are the rows' tokens, in the order of ``data``.
+    ``adapters`` are those of :func:`training_pass`, ``lengths`` the rows' tokens, in the order of
+    ``data``.
     """
     from medcot.engines.loss import provide_loss
 
     provide_loss()
-    if loaded.engine == "fused":
+    if adapters is not None:
         from medcot.engines.packed_trainer import make_packed_trainer
 
         trainer = make_packed_trainer(
-            loaded.model, arguments, data, lengths, loaded.tokenizer, recorder
+            loaded.model, arguments, adapters, data, lengths, loaded.tokenizer, recorder
         )
     else:
         trainer = _make_plain_trainer(loaded, arguments, data, recorder)

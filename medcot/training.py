@@ -17,7 +17,7 @@ from medcot.plan import Plan
 from medcot.recorder import Recorder
 from medcot.records import OnEvent
 from medcot.rundir import RunDirectory
-from medcot.token_rows import as_training_data
+from medcot.token_rows import as_training_data, lengths_of
 from medcot.tokens import IGNORED, Encoded, check_labels, gate_refusal
 from medcot.trainers import make_arguments, make_trainer, training_pass
 
@@ -100,9 +100,9 @@ def _train(
     loaded.model.config.use_cache = False
     arguments = make_arguments(config, plan, steps, directory.checkpoints)
     data = as_training_data(rows)
-    with training_pass(loaded, plan), quiet():
-        lengths = [len(row) for row in rows]
-        trainer = make_trainer(loaded, arguments, data, lengths, recorder)
+    with training_pass(loaded, plan) as adapters, quiet():
+        lengths = lengths_of(rows)
+        trainer = make_trainer(loaded, adapters, arguments, data, lengths, recorder)
         for parameter in loaded.model.parameters():
             if parameter.requires_grad:
                 # TRL casts QLoRA adapters to bf16, which fp16's gradient scaler refuses; and

@@ -35,12 +35,12 @@ def attend_by_row(
     for_backward: bool,
 ) -> tuple[torch.Tensor, Backward | None]:
     """One call per row: exact on every device, and no score outside a row is ever computed."""
-    leaves = [
+    query, key, value = leaves = tuple(
         tensor.detach().requires_grad_(for_backward)
         for tensor in (query, rows.spread(key), rows.spread(value))
-    ]
+    )
     with torch.set_grad_enabled(for_backward):
-        output = _each_row(*leaves, rows)
+        output = _each_row(query, key, value, rows)
 
     def backward(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         to_query, to_key, to_value = torch.autograd.grad(output, leaves, gradient)

@@ -41,7 +41,7 @@ class Fp8Weight:
 def _product(x: torch.Tensor, weight: tuple[torch.Tensor, torch.Tensor], does: Any) -> torch.Tensor:
     padded = -(-len(x) // ROWS_AT_A_TIME) * ROWS_AT_A_TIME
     rows, scales = does.quantize_rows(x, padded)
-    product = torch._scaled_mm(
+    product = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
         rows, weight[0].T, scale_a=scales[:, None], scale_b=weight[1][None], out_dtype=x.dtype,
         use_fast_accum=True,
     )  # fmt: skip

@@ -20,12 +20,13 @@ ADAPTER = "default"
 class Group:
     """``modules`` are peft LoRA layers of equal input width, without dropout.
 
-    ``parameters`` are their A and B in turn (float32 masters); ``load_adapters`` refreshes the
-    copies that the products of all groups use. With ``beside``, 16-bit weights carry the adapters'
-    B in extra columns and the input their inner states, so that one product does both: adding
-    them up afterwards would read and write every output once more, and round it before. With
-    ``fp8`` the frozen weights' products are those of 8-bit floats, by ``does`` (:mod:`pointwise`
-    or its Triton twin); the modules' own weights stay as they are.
+    ``parameters`` are all their A, then all their B; :class:`medcot.engines.adapters.Adapters`
+    refreshes the ``copies`` that products use and says where ``gradients`` are added up. With
+    ``beside``, 16-bit weights carry the adapters' B in extra columns and the input their inner
+    states, so that one product does both: adding them up afterwards would read and write every
+    output once more, and round it before. With ``fp8`` the frozen weights' products are those of
+    8-bit floats, by ``does`` (:mod:`pointwise` or its Triton twin); the modules' own weights stay
+    as they are.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class Group:
     ) -> None:
         self.dtype, self.scratch, self.does = dtype, scratch, does
         self.bases = [module.get_base_layer() for module in modules]
-        self.parameters: list[torch.nn.Parameter] = []
-        for module in modules:
-            self.parameters += [module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight]
+        self.parameters: list[torch.nn.Parameter] = [
+            *(module.lora_A[ADAPTER].weight for module in modules),
+            *(module.lora_B[ADAPTER].weight for module in modules),
+        ]
         self.scaling = float(modules[0].scaling[ADAPTER])
         self.widths = [base.out_features for base in self.bases]
         self.width = self.bases[0].in_features
@@ -58,9 +60,9 @@ class Group:
         else:
             self.up = torch.zeros(sum(self.widths), self.inner_width, dtype=dtype, device=device)
         self.bias = _join_biases(self.bases, self.widths, dtype)
-        pairs = zip(self._rows(self.down), self._blocks(self.up), strict=True)
-        # Where the products read A and B in turn, in the order of ``parameters``.
-        self.copies = [copy for pair in pairs for copy in pair]
+        # Where the products read all A and each B, as ``gradients`` has theirs.
+        self.copies = [self.down[: len(modules) * self.rank], *self._blocks(self.up)]
+        self.gradients: list[torch.Tensor] | None = None
 
     def input_buffer(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What :meth:`forward` reads, and the part of it that the input is to be written to."""
@@ -97,18 +99,17 @@ class Group:
         """Gradient of the inner states alone."""
         return dy @ self.up
 
-    def adapter_gradients(
+    def add_gradients(
         self, x: torch.Tensor, inner: torch.Tensor, dy: torch.Tensor, d_inner: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """Gradients of A and B in turn, in float32."""
-        down = (d_inner.T @ x).float()
-        if self.scaling != 1.0:
-            down *= self.scaling
-        up = dy.T @ inner
-        gradients: list[torch.Tensor] = []
-        for a, b in zip(self._rows(down), self._blocks(up), strict=True):
-            gradients += [a, b.float().contiguous()]
-        return gradients
+    ) -> None:
+        """Add the gradients of A and B to ``gradients``."""
+        if self.gradients is None:
+            return
+        to_down, *to_ups = self.gradients
+        down, up = d_inner.T @ x, dy.T @ inner
+        to_down.add_(down[: len(to_down)], alpha=self.scaling)
+        for to_up, block in zip(to_ups, self._blocks(up), strict=True):
+            to_up.add_(block)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` times the frozen weights alone."""
@@ -138,30 +139,12 @@ class Group:
             base.weight.data = part
         return joined
 
-    def _rows(self, down: torch.Tensor) -> list[torch.Tensor]:
-        """Each module's own A in ``down``."""
-        return [
-            down[index * self.rank : (index + 1) * self.rank] for index in range(len(self.bases))
-        ]
-
     def _blocks(self, up: torch.Tensor) -> list[torch.Tensor]:
         """Each module's own B in ``up``: the blocks on its diagonal."""
         rows = up.split(self.widths)
         return [
             row[:, index * self.rank : (index + 1) * self.rank] for index, row in enumerate(rows)
         ]
-
-
-def load_adapters(groups: Sequence[Group]) -> None:
-    """Copy the masters to where the products read them; alpha/rank goes into A."""
-    copies = [copy for group in groups for copy in group.copies]
-    masters = [master.detach() for group in groups for master in group.parameters]
-    with torch.no_grad():
-        # Hundreds of small tensors: one call costs less than launching each from Python.
-        torch._foreach_copy_(copies, masters)  # pyright: ignore[reportPrivateImportUsage]
-        for group in groups:
-            if group.scaling != 1.0:
-                group.down.mul_(group.scaling)
 
 
 class Scratch:

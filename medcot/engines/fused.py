@@ -14,15 +14,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from medcot.config import RunConfig
 from medcot.engines import pointwise
 from medcot.engines import transformers as plain
+from medcot.engines.adapters import Adapters
 from medcot.engines.attention import choose_attention
 from medcot.engines.fp8 import fp8_works
-from medcot.engines.frozen import Scratch, load_adapters
-from medcot.engines.layer import Layer, LayerFunction, Packed
-from medcot.engines.loss import HeadLoss
+from medcot.engines.frozen import Scratch
+from medcot.engines.layer import Kept, Layer, Packed
+from medcot.engines.loss import head_loss
 from medcot.engines.packing import PackedRows, pack
 from medcot.engines.pointwise import choose_functions
 from medcot.model import LoadedModel, Location
@@ -50,7 +52,7 @@ def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
 
 
 @contextmanager
-def fused_forward(model: Any, recomputed_layers: int, fp8: bool = False) -> Iterator[None]:
+def fused_forward(model: Any, recomputed_layers: int, fp8: bool = False) -> Iterator[Stack]:
     """Within, calling the peft ``model`` with a batch of :class:`PackedCollator` gives the sum of
     the losses of its labelled tokens, differentiable by the adapters.
 
@@ -66,8 +68,9 @@ def fused_forward(model: Any, recomputed_layers: int, fp8: bool = False) -> Iter
 
     model.forward = forward
     try:
-        yield
+        yield stack
     finally:
+        stack.adapters.release()
         # accelerate may have wrapped it meanwhile; what lies beneath is the class's own.
         model.__dict__.pop("forward", None)
         model.__dict__.pop("_original_forward", None)
@@ -91,8 +94,8 @@ class Stack:
             warnings.warn("8-bit products fail here: training goes on in 16 bits", stacklevel=3)
             fp8 = False
         self.layers = [Layer(module, attend, dtype, scratch, fp8) for module in backbone.layers]
-        self.groups = [group for layer in self.layers for group in layer.groups]
-        load_adapters(self.groups)
+        self.adapters = Adapters([group for layer in self.layers for group in layer.groups])
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
         if not fast_functions_agree(self.layers[0], self.rotary):
             warnings.warn("Triton's kernels fail here: training goes on without them", stacklevel=2)
             for layer in self.layers:
@@ -108,17 +111,63 @@ class Stack:
         **_: Any,
     ) -> torch.Tensor:
         """Summed loss of ``targets`` [labelled], each after its place in ``label_positions``."""
-        device = input_ids.device.type
-        load_adapters(self.groups)
-        with torch.autocast(device, enabled=False):
+        for_backward = torch.is_grad_enabled()
+        self.adapters.open(for_backward)
+        with torch.autocast(input_ids.device.type, enabled=False):
             hidden = self.embed(input_ids[0])
             cos, sin = self.rotary(hidden[None], position_ids)
             packed = Packed(rows, cos[0], sin[0])
-            for index, layer in enumerate(self.layers):
-                keep = index >= self.recomputed_layers
-                hidden = LayerFunction.apply(hidden, layer, packed, keep, *layer.parameters)
-            does = self.layers[0].does
-            return HeadLoss.apply(hidden, self.norm, self.head, label_positions, targets, does)
+            return TotalLoss.apply(
+                self.anchor, hidden, self, packed, label_positions, targets, for_backward
+            )
+
+
+class TotalLoss(torch.autograd.Function):
+    """All layers and the loss as autograd sees them: one step there, one step back.
+
+    What it differentiates by are the adapters, whose gradients it adds up itself; the ``anchor``
+    only makes autograd call the way back.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        _anchor: torch.Tensor,
+        hidden: torch.Tensor,
+        stack: Stack,
+        packed: Packed,
+        positions: torch.Tensor,
+        targets: torch.Tensor,
+        for_backward: bool,
+    ) -> torch.Tensor:
+        passed: list[tuple[torch.Tensor, Kept | None]] = []
+        for index, layer in enumerate(stack.layers):
+            keep = for_backward and index >= stack.recomputed_layers
+            kept = layer.run(hidden, packed, for_backward=keep)
+            if for_backward:
+                passed.append((hidden, kept if keep else None))
+            hidden = layer.finish(kept)
+        chosen = hidden.index_select(0, positions)
+        does = stack.layers[0].does
+        total, slope = head_loss(chosen, stack.norm, stack.head, targets, does, for_backward)
+        ctx.stack, ctx.packed, ctx.passed = stack, packed, passed
+        ctx.positions, ctx.slope = positions, slope
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        stack, packed, passed = ctx.stack, ctx.packed, ctx.passed
+        scaled = (ctx.slope.float() * gradient).to(ctx.slope.dtype)
+        to_hidden = scaled.new_zeros(len(passed[-1][0]), scaled.shape[1])
+        to_hidden.index_copy_(0, ctx.positions, scaled)
+        ctx.slope = None
+        for layer in reversed(stack.layers):
+            hidden, kept = passed.pop()
+            if kept is None:
+                kept = layer.run(hidden, packed, for_backward=True)
+            to_hidden = layer.backward(to_hidden, hidden, kept, packed, first=not passed)
+        return (None,) * 7
 
 
 def fast_functions_agree(layer: Layer, rotary: Any) -> bool:
@@ -142,7 +191,7 @@ def fast_functions_agree(layer: Layer, rotary: Any) -> bool:
                 layer.use(does)
                 kept = layer.run(hidden, packed := Packed(rows, cos[0], sin[0]), for_backward=True)
                 output = layer.finish(kept)
-                results.append((output, layer.backward(hidden, hidden, kept, packed, False)[0]))
+                results.append((output, layer.backward(hidden, hidden, kept, packed, False)))
     except torch.OutOfMemoryError:
         raise
     except Exception:  # noqa: BLE001 - whatever a compiler raises, the plain functions work

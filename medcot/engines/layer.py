@@ -74,10 +74,6 @@ class Layer:
     def groups(self) -> tuple[Group, ...]:
         return self.qkv, self.o, self.gate_up, self.down
 
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for group in self.groups for parameter in group.parameters]
-
     def run(self, hidden: torch.Tensor, packed: Packed, for_backward: bool) -> Kept:
         """Everything up to the feed-forward network's gate and up projections."""
         buffer, normed = self.qkv.input_buffer(len(hidden))
@@ -106,11 +102,12 @@ class Layer:
 
     def backward(
         self, gradient: torch.Tensor, hidden: torch.Tensor, kept: Kept, packed: Packed, first: bool
-    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Gradients of the layer's input (none for the ``first`` layer) and of its adapters."""
-        to_middle, feed_forward = self._feed_forward_backward(gradient, kept)
+    ) -> torch.Tensor | None:
+        """Gradient of the layer's input (none for the ``first`` layer); its adapters' are added to
+        what they have."""
+        to_middle = self._feed_forward_backward(gradient, kept)
         to_mixed, d_inner = self.o.input_gradient(to_middle)
-        of_o = self.o.adapter_gradients(kept.mixed.flatten(1), kept.inner_o, to_middle, d_inner)
+        self.o.add_gradients(kept.mixed.flatten(1), kept.inner_o, to_middle, d_inner)
         assert kept.back_through_attention is not None
         to_heads = kept.back_through_attention(to_mixed.view_as(kept.mixed))
         to_qkv = self.does.join_rope_backward(*to_heads, packed.cos, packed.sin, packed.rows)
@@ -125,56 +122,21 @@ class Layer:
             to_hidden = self.does.rms_backward(
                 to_normed, hidden, self.norm_in.weight, kept.scale_in, to_middle
             )
-        of_qkv = self.qkv.adapter_gradients(normed, kept.inner_qkv, to_qkv, d_inner)
-        return to_hidden, [*of_qkv, *of_o, *feed_forward]
+        self.qkv.add_gradients(normed, kept.inner_qkv, to_qkv, d_inner)
+        return to_hidden
 
-    def _feed_forward_backward(
-        self, gradient: torch.Tensor, kept: Kept
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _feed_forward_backward(self, gradient: torch.Tensor, kept: Kept) -> torch.Tensor:
         to_active, d_inner = self.down.input_gradient(gradient)
         to_gate_up, active = self.does.swiglu_backward(to_active, kept.gate_up)
         inner = kept.inner_down if kept.inner_down is not None else self.down.inner(active)
-        of_down = self.down.adapter_gradients(active, inner, gradient, d_inner)
+        self.down.add_gradients(active, inner, gradient, d_inner)
         del active, to_active, d_inner
         to_normed, d_inner = self.gate_up.input_gradient(to_gate_up)
         weight = self.norm_middle.weight
         normed = torch.empty_like(kept.middle)
         self.does.renorm(kept.middle, weight, kept.scale_middle, normed)
-        of_gate_up = self.gate_up.adapter_gradients(normed, kept.inner_gate_up, to_gate_up, d_inner)
-        to_middle = self.does.rms_backward(
-            to_normed, kept.middle, weight, kept.scale_middle, gradient
-        )
-        return to_middle, [*of_gate_up, *of_down]
-
-
-class LayerFunction(torch.autograd.Function):
-    """A :class:`Layer` as autograd sees it: hidden states and adapters in, hidden states out."""
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,
-        hidden: torch.Tensor,
-        layer: Layer,
-        packed: Packed,
-        keep: bool,
-        *_parameters: torch.Tensor,
-    ) -> torch.Tensor:
-        kept = layer.run(hidden, packed, for_backward=keep)
-        output = layer.finish(kept)
-        ctx.layer, ctx.packed, ctx.kept = layer, packed, kept if keep else None
-        ctx.save_for_backward(hidden)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (hidden,) = ctx.saved_tensors
-        layer, packed, kept = ctx.layer, ctx.packed, ctx.kept
-        ctx.kept = None
-        if kept is None:
-            kept = layer.run(hidden, packed, for_backward=True)
-        first = not ctx.needs_input_grad[0]
-        to_hidden, adapters = layer.backward(gradient, hidden, kept, packed, first)
-        return (to_hidden, None, None, None, *adapters)
+        self.gate_up.add_gradients(normed, kept.inner_gate_up, to_gate_up, d_inner)
+        return self.does.rms_backward(to_normed, kept.middle, weight, kept.scale_middle, gradient)
 
 
 def _eps(norm: Any) -> float:

@@ -80,44 +80,33 @@ def provide_loss() -> None:
 
 
 HEAD_TOKENS = 1024
-"""Rows of logits that :class:`HeadLoss` holds at a time: 0.25 GiB for 128,256 words in 16 bits."""
+"""Rows of logits that :func:`head_loss` holds at a time: 0.25 GiB for 128,256 words in 16 bits."""
 
 
-class HeadLoss(torch.autograd.Function):
-    """Summed loss of the next tokens after ``positions``, from the last layer's hidden states.
+def head_loss(
+    hidden: torch.Tensor,
+    norm: Any,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    does: Any,
+    for_backward: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Summed loss of ``targets`` [tokens], each predicted from the last layer's ``hidden`` [tokens,
+    width], and its gradient by those.
 
-    Norm, output head and cross-entropy in one, for the labelled tokens alone. The gradient is
-    taken while the logits are there, so that the head is multiplied with twice, not three times.
-    ``does`` is :mod:`medcot.engines.pointwise` or its Triton twin.
+    Norm, output head (``weight`` [words, width]) and cross-entropy in one. The gradient is taken
+    while the logits are there, so that the head is multiplied with twice, not three times. ``does``
+    is :mod:`medcot.engines.pointwise` or its Triton twin.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,  # [tokens, width]
-        norm: Any,
-        weight: torch.Tensor,  # [words, width]
-        positions: torch.Tensor,  # [labelled]
-        targets: torch.Tensor,  # [labelled]
-        does: Any,
-    ) -> torch.Tensor:
-        chosen = hidden.index_select(0, positions)
-        normed, slope = torch.empty_like(chosen), torch.empty_like(chosen)
-        scale = does.rms(chosen, norm.weight, norm.variance_epsilon, normed)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(targets), HEAD_TOKENS):
-            part = slice(start, start + HEAD_TOKENS)
-            logits = normed[part] @ weight.T
-            total += does.token_losses_(logits, targets[part]).sum()
+    normed, slope = torch.empty_like(hidden), torch.empty_like(hidden)
+    scale = does.rms(hidden, norm.weight, norm.variance_epsilon, normed)
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(targets), HEAD_TOKENS):
+        part = slice(start, start + HEAD_TOKENS)
+        logits = normed[part] @ weight.T
+        total += does.token_losses_(logits, targets[part]).sum()
+        if for_backward:
             torch.mm(logits, weight, out=slope[part])
-        slope = does.rms_backward(slope, chosen, norm.weight, scale, None)
-        ctx.save_for_backward(slope, positions)
-        ctx.tokens = len(hidden)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        slope, positions = ctx.saved_tensors
-        scaled = (slope.float() * gradients[0]).to(slope.dtype)
-        output = slope.new_zeros(ctx.tokens, slope.shape[1])
-        return (output.index_copy_(0, positions, scaled), None, None, None, None, None)
+    if not for_backward:
+        return total, None
+    return total, does.rms_backward(slope, hidden, norm.weight, scale, None)

@@ -9,6 +9,7 @@ import torch
 from torch import distributed
 from trl.trainer.sft_trainer import SFTTrainer
 
+from medcot.engines.adapters import Adapters
 from medcot.engines.packing import BalancedSampler, PackedCollator
 from medcot.recorder import Recorder, StepReadings
 
@@ -23,7 +24,8 @@ class PackedTrainer(SFTTrainer):
     device after each forward pass (entropy, accuracy, token counts) is left out.
     """
 
-    row_lengths: Sequence[int] = ()
+    adapters: Adapters
+    row_lengths: Sequence[int]
     step_loss: torch.Tensor | None = None
     grad_norm: torch.Tensor | None = None
     learning_rate = 0.0
@@ -46,7 +48,7 @@ class PackedTrainer(SFTTrainer):
         """The trainer's own, with the rows of each step shared out evenly over its passes."""
         loader = super().get_train_dataloader()
         # Inside of accelerate's shares, so that the order is that of every other engine.
-        batches = loader.batch_sampler
+        batches: Any = loader.batch_sampler
         batches = getattr(batches, "batch_sampler", batches)
         passes = self.args.gradient_accumulation_steps * self.accelerator.num_processes
         batches.sampler = BalancedSampler(
@@ -59,11 +61,26 @@ class PackedTrainer(SFTTrainer):
         with self.accelerator.no_sync(model):
             return super().training_step(model, *arguments, **options)
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The optimizer of all adapters as one parameter; each of their weights decays."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            group = {"params": [self.adapters.gather()], "weight_decay": self.args.weight_decay}
+            self.optimizer = kind([group], **options)
+        return self.optimizer
+
     def _clip_grad_norm(self, model: Any) -> Any:
+        master = self.adapters.gather()
         if self.accelerator.num_processes > 1:
-            _add_up_gradients(model)
-        self.grad_norm = super()._clip_grad_norm(model)
+            # At once: DDP would do it in dozens of pieces during the backward pass.
+            distributed.all_reduce(master.grad)
+        limit = self.args.max_grad_norm
+        self.grad_norm = self.accelerator.clip_grad_norm_([master], limit)
         return self.grad_norm
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None that anyone reads: to count the model's parameters takes milliseconds."""
+        return 0
 
     def _get_learning_rate(self) -> float:
         self.learning_rate = super()._get_learning_rate()
@@ -83,32 +100,19 @@ class PackedTrainer(SFTTrainer):
         return values
 
 
-def _add_up_gradients(model: Any) -> None:
-    """The sum over all processes, of all adapters at once.
-
-    DDP would do it in dozens of pieces during the backward pass, which here ends within one call
-    per layer: its bookkeeping takes longer than the exchange.
-    """
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    together = torch.cat([gradient.flatten() for gradient in gradients])
-    distributed.all_reduce(together)
-    parts = together.split([gradient.numel() for gradient in gradients])
-    with torch.no_grad():
-        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-            gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
-        )
-
-
 def make_packed_trainer(
     model: Any,
     arguments: Any,
+    adapters: Adapters,
     rows: Any,
     lengths: Sequence[int],
     tokenizer: Any,
     recorder: Recorder,
 ) -> PackedTrainer:
-    """A trainer of ``rows`` of ``lengths`` tokens; ``recorder`` hears of its steps, one step late
-    on a GPU."""
+    """A trainer of the ``adapters`` of ``model`` by ``rows`` of ``lengths`` tokens.
+
+    ``recorder`` hears of its steps, one step late on a GPU.
+    """
     trainer = PackedTrainer(
         model=model,
         args=arguments,
@@ -116,7 +120,7 @@ def make_packed_trainer(
         processing_class=tokenizer,
         data_collator=PackedCollator(),
     )
-    trainer.row_lengths = lengths
+    trainer.adapters, trainer.row_lengths = adapters, lengths
     trainer.add_callback(_as_callback(trainer, recorder))
     return trainer
 
