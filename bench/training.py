@@ -179,6 +179,7 @@ def train_variant(
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
+    bench.say(f"{torch.cuda.memory_allocated() / 2**30:.2f} GiB before {name}")
     torch.cuda.set_per_process_memory_fraction(min(1.0, (limit or total_gib) / total_gib))
     directory = RunDirectory(
         bench.folder / "runs" / f"{bench.name} {name}{' watched' * bool(hear)}"
@@ -304,7 +305,11 @@ def work_both(bench: Bench) -> None:
     if not processes.is_main():
         bench.name += " (second)"
     prepared, loaded = begin_fused(bench, "bfloat16", quantized=False)
-    variants = [("8 x 1 on each", {"batch": 16, "micro_batch": 8, "checkpointing": "off"}, None)]
+    here = {"batch": 16, "micro_batch": 8, "checkpointing": "off"}
+    variants = [
+        ("8 x 1 on each", here, None),
+        ("fp8, 8 x 1 on each", here | {"quantization": "fp8"}, None),
+    ]
     train_fused(bench, prepared, loaded, variants, 12)
     processes.close()
 
@@ -436,7 +441,7 @@ WORKERS = {
 }
 FIRST_LANE = ("fused-16bit", "fused-4bit-bf16", "fused-4bit-fp16")
 SECOND_LANE = ("unsloth", "plain")
-BOTH_S = 45
+BOTH_S = 60
 """What the last stage may need."""
 
 
