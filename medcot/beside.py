@@ -1,7 +1,4 @@
-"""What the processes beside the main one do in a run: their part of the training.
-
-Where the model is split they take part in its evaluation, too.
-"""
+"""What the processes beside the main one do in a run: their part of training and evaluation."""
 
 from __future__ import annotations
 
@@ -14,10 +11,13 @@ from medcot import model as models
 from medcot import processes
 from medcot.config import RunConfig
 from medcot.errors import InputError
+from medcot.hardware import detect_machine
+from medcot.inference import model_tools
 from medcot.plan import Plan
 from medcot.preparation import Listener, Prepared, prepare
 from medcot.rundir import RunDirectory
-from medcot.together import Step, Use, load_adapter, use_alike
+from medcot.sharing import Share, take_share
+from medcot.together import Adapter, Step, Use, load_adapter_too, use_alike
 from medcot.token_rows import lengths_of
 
 
@@ -49,17 +49,13 @@ def take_part(listener: Listener) -> None:
     part: _Part | None = None
     with tempfile.TemporaryDirectory(prefix="medcot-") as scratch:
         while (said := processes.hear(listener.should_stop)) is not None:
-            if not isinstance(said, Task):
-                assert part is not None
-                part.do(said)
-                continue
-            part = None
-            if said.plan.split or said.train:
+            if isinstance(said, Task):
+                part = None
                 folder = tempfile.mkdtemp(dir=scratch)
                 part = _Part(said, RunDirectory(Path(folder) / "run"), listener)
-            if part and not said.plan.split:
-                part.do("train")
-                models.release(part.loaded)
+            else:
+                assert part is not None
+                part.do(said)
 
 
 class _Part:
@@ -67,21 +63,31 @@ class _Part:
 
     def __init__(self, task: Task, scratch: RunDirectory, listener: Listener) -> None:
         self.task, self.scratch, self.listener = task, scratch, listener
-        self.prepared = prepare(task.config, scratch, Listener())
-        if _rows_of(self.prepared) != task.rows:
-            host = socket.gethostname()
-            got = f"other rows on {host} than in the main process"
-            raise InputError(f"--dataset {task.config.dataset}", got, "the same data on every host")
+        if task.train:
+            self.prepared = prepare(task.config, scratch, Listener())
+            self._compare_rows()
+        else:
+            models.prepare_engine(task.config, detect_machine())
         self.loaded = models.load_base(task.config, task.plan)
 
     def do(self, step: Step) -> None:
         """What the main process does at the same time."""
+        config, plan = self.task.config, self.task.plan
         if isinstance(step, Use):
-            use_alike(step, self.loaded, self.task.config)
-        elif step == "train":
-            self._train()
+            use_alike(step, self.loaded, config)
+        elif isinstance(step, Share):
+            take_share(step, model_tools(self.loaded, config), self.listener.should_stop)
+        elif isinstance(step, Adapter):
+            load_adapter_too(step, self.loaded, config, plan)
         else:
-            load_adapter(self.loaded, self.task.config, self.task.plan, None)
+            self._train()
+
+    def _compare_rows(self) -> None:
+        if _rows_of(self.prepared) != self.task.rows:
+            host = socket.gethostname()
+            got = f"other rows on {host} than in the main process"
+            needs = "the same data on every host"
+            raise InputError(f"--dataset {self.task.config.dataset}", got, needs)
 
     def _train(self) -> None:
         from medcot.training import fit

@@ -19,7 +19,7 @@ from medcot.records import Event
 from medcot.reporting import write_report
 from medcot.rundir import Phase, RunDirectory
 from medcot.tasks import ready_tasks, score_tasks
-from medcot.together import announce, load_adapter, tools_of
+from medcot.together import announce, ask_of, load_adapter, tools_of
 from medcot.tracking import Tracker, start_tracking
 
 
@@ -142,6 +142,7 @@ def score(
         done=list(directory.rows(path)),
         save=lambda row: directory.append(path, row),
         on_progress=progress,
+        ask=ask_of(loaded, phase, listener.should_stop),
     )
 
 
@@ -162,7 +163,7 @@ def train(
         tracker.log(event)
         listener.event(event)
 
-    announce(loaded, "train")
+    announce("train")
     models.add_adapter(loaded, config, prepared.plan)
     result = fit(
         loaded, prepared.rows, config, prepared.plan, directory, on_event, listener.should_stop

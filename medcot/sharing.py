@@ -11,34 +11,30 @@ from dataclasses import dataclass, replace
 
 from medcot import processes
 from medcot.evaluation import Examination, ModelTools, Row
-from medcot.groups import ask_groups
+from medcot.groups import Ask, ask_groups
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
     """What the other processes are told: the examination, and which of its groups are asked.
 
-    ``answers_at_once`` is the main process's, since groups depend on it; ``turn`` tells one
-    examination of a run from the next.
+    ``answers_at_once`` is the main process's, since groups depend on it; ``phase`` tells one
+    examination of a run from the other.
     """
 
-    turn: int
+    phase: str
     examination: Examination
     answers_at_once: int
     wanted: tuple[int, ...]
 
 
-def share_out(
-    tell: Callable[[Share], None],
-    turn: int,
-    should_stop: Callable[[], bool],
-) -> Callable[[Examination, ModelTools, Sequence[int]], Iterator[list[Row]]]:
+def share_out(tell: Callable[[Share], None], phase: str, should_stop: Callable[[], bool]) -> Ask:
     """How the main process asks: its own groups itself, for the others' it waits."""
 
     def ask(
         examination: Examination, tools: ModelTools, wanted: Sequence[int]
     ) -> Iterator[list[Row]]:
-        share = Share(turn, examination, tools.answers_at_once, tuple(wanted))
+        share = Share(phase, examination, tools.answers_at_once, tuple(wanted))
         if wanted:
             tell(share)
         own = answer(share, tools)
@@ -74,4 +70,4 @@ def answer(share: Share, tools: ModelTools) -> Iterator[list[Row]]:
 
 
 def _name(share: Share, place: int) -> str:
-    return f"rows/{share.turn}/{place}"
+    return f"rows/{share.phase}/{place}"

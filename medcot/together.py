@@ -1,6 +1,7 @@
-"""What all processes do alike with a model that is split: the main one says it, all do it.
+"""What all processes do with their models: the main one says it, all do it.
 
 A forward pass of a split model gathers its weights from all processes, so none can do one alone.
+Where each has the whole model they share an examination's work (:mod:`medcot.sharing`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from medcot import processes
 from medcot.config import RunConfig
 from medcot.errors import InputError, one_line
 from medcot.evaluation import ModelTools
+from medcot.groups import Ask, ask_groups
 from medcot.inference import model_tools
 from medcot.plan import Plan
+from medcot.sharing import Share, share_out
 
 USES = ("generate", "score", "score_options")
 
@@ -29,7 +32,14 @@ class Use:
     argument: Any
 
 
-Step = Use | Literal["train", "adapter"]
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Put the trained adapter in ``folder`` on the model; only the main process may see it."""
+
+    folder: str
+
+
+Step = Use | Share | Adapter | Literal["train"]
 
 
 def is_split(loaded: models.LoadedModel) -> bool:
@@ -37,10 +47,16 @@ def is_split(loaded: models.LoadedModel) -> bool:
     return loaded.engine == "split"
 
 
-def announce(loaded: models.LoadedModel, step: Step) -> None:
-    """Tell the other processes what to do with their part of the model, just before doing it."""
-    if is_split(loaded):
-        processes.tell(step)
+def announce(step: Step) -> None:
+    """Tell the other processes what to do with their model, just before doing it."""
+    processes.tell(step)
+
+
+def ask_of(loaded: models.LoadedModel, phase: str, should_stop: Callable[[], bool]) -> Ask:
+    """Who answers an examination's groups: this process alone, or each process its share."""
+    if processes.world_size() == 1 or is_split(loaded):
+        return ask_groups
+    return share_out(announce, phase, should_stop)
 
 
 def tools_of(loaded: models.LoadedModel, config: RunConfig) -> ModelTools:
@@ -51,7 +67,7 @@ def tools_of(loaded: models.LoadedModel, config: RunConfig) -> ModelTools:
 
     def announced(name: str) -> Callable[[Any], Any]:
         def call(argument: Any) -> Any:
-            announce(loaded, Use(name, argument))
+            announce(Use(name, argument))
             return getattr(tools, name)(argument)
 
         return call
@@ -64,21 +80,32 @@ def use_alike(use: Use, loaded: models.LoadedModel, config: RunConfig) -> None:
     getattr(model_tools(loaded, config), use.name)(use.argument)
 
 
-def load_adapter(
-    loaded: models.LoadedModel, config: RunConfig, plan: Plan, folder: Path | None
-) -> None:
-    """Put a trained adapter on the model. ``folder`` is None in the processes beside the main one.
+def load_adapter(loaded: models.LoadedModel, config: RunConfig, plan: Plan, folder: Path) -> None:
+    """Put a trained adapter on the model, in all processes.
 
     Raises:
         InputError: there is no adapter, or it belongs to another model.
     """
+    announce(Adapter(str(folder.resolve())))
+    _load_adapter(loaded, config, plan, folder)
+
+
+def load_adapter_too(
+    step: Adapter, loaded: models.LoadedModel, config: RunConfig, plan: Plan
+) -> None:
+    """What the main process does in :func:`load_adapter`, in the others."""
+    _load_adapter(loaded, config, plan, None if is_split(loaded) else Path(step.folder))
+
+
+def _load_adapter(
+    loaded: models.LoadedModel, config: RunConfig, plan: Plan, folder: Path | None
+) -> None:
     if not is_split(loaded):
         assert folder is not None
         models.load_adapter(loaded, folder)
         return
     from medcot.engines.split import read_adapter
 
-    announce(loaded, "adapter") if folder is not None else None
     try:
         loaded.model = read_adapter(loaded, config, plan, folder)
     except (OSError, RuntimeError, ValueError) as error:

@@ -7,14 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from medcot import processes
 from medcot.config import make_config
-from medcot.preparation import Listener
-from medcot.run import train_only
+from medcot.run import run
 from medcot.rundir import RunDirectory
 
 SETTINGS = {
@@ -50,6 +50,38 @@ def trouble(module, arguments):
 model.add_adapter = add_adapter
 launcher.GRACE_S = 1.0
 main(sys.argv[2:])
+"""
+
+
+SHARED = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from fakes import make_case
+from medcot import processes
+from medcot.config import make_config
+from medcot.evaluation import ModelTools, examine, make_examination
+from medcot.records import Generation, TokenLoss
+from medcot.sharing import share_out, take_share
+
+def generate(prompts):
+    return [Generation(f"by process {processes.rank()}", 1, True) for _ in prompts]
+
+tools = ModelTools(generate, lambda pairs: [TokenLoss(len(p.text), 1) for p in pairs], None)
+tools = ModelTools(generate, tools.score, tools.score_options, answers_at_once=2)
+if processes.is_main():
+    config = make_config("demo", {"test_samples": 12, "generate_samples": 10, "style": "tutorial"})
+    asked = make_examination(config, [make_case(n) for n in range(12)], None, {})
+    ask = share_out(processes.tell, "before", lambda: False)
+    whole, rest, saved = [], [], []
+    examine(asked, tools, [], whole.append, ask=ask)
+    examine(asked, tools, whole[:3] + whole[6:], rest.append, ask=ask)
+    examine(asked, tools, whole, saved.append, ask=ask)
+    processes.tell(None)
+    print(json.dumps([whole, rest, saved]))
+else:
+    while share := processes.hear():
+        take_share(share, tools, lambda: False)
+processes.close()
 """
 
 
@@ -112,7 +144,7 @@ def alone(tiny_model, tmp_path_factory):
     """The same training by one process."""
     directory = RunDirectory(tmp_path_factory.mktemp("alone") / "run")
     values = SETTINGS | {"model": str(tiny_model)}
-    train_only(make_config("demo", values), directory, Listener())
+    run(make_config("demo", values), directory)
     return directory
 
 
@@ -130,6 +162,33 @@ def assert_same_training(folder, alone):
         assert theirs[name] == pytest.approx(weights, abs=1e-4), name
 
 
+def assert_same_rows(folder, alone):
+    """Of the untuned model: the tuned ones' last digits differ."""
+    one, two = (rows(path / "evaluation" / "before.jsonl") for path in (alone.path, folder))
+    assert len(one) > SETTINGS["test_samples"]
+    for ours, theirs in zip(one, two, strict=True):
+        losses = [row.pop("option_losses", None) or {} for row in (ours, theirs)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        for name in ("nll", "nll_sum"):
+            assert (theirs.pop(name) or 0) == pytest.approx(ours.pop(name) or 0, rel=1e-5)
+        assert theirs == ours
+
+
+def test_groups_of_rows_go_round_the_processes_and_are_saved_in_order(tmp_path):
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    here = str(Path(__file__).parent)
+    (code, said, errors), other = finish(start_two([str(script), here], tmp_path))
+    assert (code, other[0]) == (0, 0), errors + other[2]
+    whole, rest, saved = json.loads(said)
+    by = [row["output"] and row["output"][-1] for row in whole]
+    assert by == [*"0011001100", None, None]
+    assert [row["id"] for row in rest] == [row["id"] for row in whole[3:6]]
+    # A half-saved group is asked again, the first of these by the main process.
+    assert [row["output"][-1] for row in rest] == [*"011"]
+    assert saved == []
+
+
 def test_two_processes_give_the_run_of_one_and_the_main_one_alone_writes(tmp_path, options, alone):
     program = ["-m", "medcot", "run", *options, "--out", "run"]
     (code, said, errors), other = finish(start_two(program, tmp_path))
@@ -142,6 +201,7 @@ def test_two_processes_give_the_run_of_one_and_the_main_one_alone_writes(tmp_pat
     assert json.loads((folder / "status.json").read_text())["stage"] == "done"
     assert json.loads((folder / "plan.json").read_text())["gpus"] == 2
     assert_same_training(folder, alone)
+    assert_same_rows(folder, alone)
     assert sorted(p.name for p in (folder / "checkpoints" / "checkpoint-6").glob("rng*")) == [
         "rng_state_0.pth"
     ]
