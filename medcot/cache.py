@@ -15,9 +15,10 @@ import tempfile
 import time
 import weakref
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 
 from medcot.bundled import cache_folder
@@ -49,23 +50,36 @@ class Scratch:
         self.path = Path(made)
         self._remove = weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
 
-    def keep(self, name: str) -> bool:
-        """Make this the entry ``name``, and say whether it is.
+    def keep(self, name: str, more: Mapping[str, bytes]) -> bool:
+        """Add the files ``more`` and make this the entry ``name``; whether it is.
 
         It is not where another process was quicker, or where the cache folder cannot be written.
         Open files of the folder stay readable either way.
         """
-        files = sorted(path for path in self.path.iterdir() if path.name != SEAL)
-        seal = {path.name: mark for path, mark in zip(files, _marks(files), strict=True)}
         try:
+            for file, content in more.items():
+                (self.path / file).write_bytes(content)
+            paths = sorted(self.path.iterdir())
+            seal = {path.name: mark for path, mark in zip(paths, _marks(paths), strict=True)}
             (self.path / SEAL).write_text(json.dumps(seal), encoding="utf-8")
             self.path.rename(data_cache() / name)
         except OSError:
             return False
         self.path = data_cache() / name
         self._remove.detach()
-        _make_room(self.path)
+        with suppress(OSError):
+            _make_room(self.path)
         return True
+
+    def hold(self, path: Path) -> Path:
+        """A second name, here, for a file: it stays when the entry that it is of goes.
+
+        Where the disk has no second names, the first one is all there is.
+        """
+        with suppress(OSError):
+            os.link(path, self.path / path.name)
+            return self.path / path.name
+        return path
 
 
 def data_cache() -> Path:
@@ -76,14 +90,12 @@ def data_cache() -> Path:
 def find_entry(name: str) -> Path | None:
     """The folder of a whole entry; one that does not match its seal is removed."""
     folder = data_cache() / name
-    if not folder.exists():
-        return None
     try:
+        if not folder.exists():
+            return None
         seal = json.loads((folder / SEAL).read_bytes())
-        files = [folder / file for file in seal]
-        if {path.name for path in folder.iterdir()} == {*seal, SEAL} and _marks(files) == list(
-            seal.values()
-        ):
+        there = {path.name for path in folder.iterdir()} == {*seal, SEAL}
+        if there and _marks([folder / file for file in seal]) == list(seal.values()):
             with suppress(OSError):
                 os.utime(folder)
             return folder
@@ -111,12 +123,10 @@ def key_of(*parts: str | bytes) -> str:
 
 
 def source_of(*modules: str) -> str:
-    """SHA-256 of the modules' source: an entry of other code is another entry."""
+    """SHA-256 of the source of medcot's modules: an entry of other code is another entry."""
     digest = hashlib.sha256()
     for name in modules:
-        spec = find_spec(name)
-        if spec is not None and spec.origin:
-            digest.update(Path(spec.origin).read_bytes())
+        digest.update(files("medcot").joinpath(f"{name}.py").read_bytes())
     return digest.hexdigest()
 
 
@@ -126,10 +136,10 @@ def digest_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _marks(files: list[Path]) -> list[list[int]]:
+def _marks(paths: list[Path]) -> list[list[int]]:
     """[bytes, CRC-32] of each file; both cores read, as neither lets the other wait."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return list(pool.map(_mark, files))
+        return list(pool.map(_mark, paths))
 
 
 def _mark(path: Path) -> list[int]:

@@ -21,7 +21,7 @@ from medcot.row_file import RowFile
 IN_MEMORY = 1 << 24
 """Characters of cases held in memory; more of them, about 5,000 cases, go to a file."""
 
-FILE, INDEX = "cases.arrow", "index.json"
+FILE, INDEX, PLACES = "cases.arrow", "index.json", "places.f64"
 
 _COLUMNS = ("id", "question", "thought", "response", "language", "source", "specialty", "reference")
 
@@ -105,10 +105,8 @@ class CaseList(Sequence[Case]):
             "file": self._file.places,
             "facts": facts,
         }
-        folder = self._scratch.path
-        (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
-        (folder / "places.f64").write_bytes(self.places.tobytes())
-        self._scratch.keep(name)
+        more = {INDEX: json.dumps(index).encode(), PLACES: self.places.tobytes()}
+        self._scratch.keep(name, more)
 
     @classmethod
     def kept(cls, folder: Path) -> tuple[CaseList, dict[str, Any]]:
@@ -120,7 +118,7 @@ class CaseList(Sequence[Case]):
         index = json.loads((folder / INDEX).read_bytes())
         found = cls()
         found.ids, found._fingerprint = index["ids"], index["fingerprint"]
-        found.places.frombytes((folder / "places.f64").read_bytes())
+        found.places.frombytes((folder / PLACES).read_bytes())
         found._file, found._digest = CaseFile(folder / FILE, index["file"]), None
         return found, index["facts"]
 
@@ -136,6 +134,9 @@ class CaseList(Sequence[Case]):
     def __getitem__(self, index: slice) -> list[Case]: ...
     def __getitem__(self, index: int | slice) -> Case | list[Case]:
         return self._held[index] if self._file is None else self._file[index]
+
+    def __deepcopy__(self, memo: Any) -> CaseList:
+        return self
 
     def _move_to_file(self) -> None:
         self._scratch = Scratch()

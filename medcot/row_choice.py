@@ -178,7 +178,7 @@ def _name(
     ids = [*encode_texts(tokenizer, [probe.text]), tokenizer(_PROBE).input_ids]
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.eos_token)
     numbers = (config.samples, config.max_length, config.style, ids, special)
-    code = source_of(*(f"medcot.{name}" for name in CODE))
+    code = source_of(*CODE)
     return "tokens-" + key_of(
         fingerprint,
         cases.positions.tobytes(),

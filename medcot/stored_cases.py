@@ -82,7 +82,7 @@ def _restored(folder: Path) -> Gathered:
 
 
 def _key(*parts: str) -> str:
-    code = source_of(*(f"medcot.{name}" for name in CODE))
+    code = source_of(*CODE)
     return f"cases-{key_of(*parts, code, unicodedata.unidata_version)}"
 
 

@@ -55,12 +55,17 @@ class TokenFile(RowFile[Encoded]):
 
 
 class TokenRows(Sequence[Encoded]):
-    """Rows on disk, with what is asked of all of them at hand: ids and lengths in tokens."""
+    """Rows on disk, with what is asked of all of them at hand: ids and lengths in tokens.
+
+    ``path`` is the file, an Arrow stream of ``input_ids`` and ``labels``, once it is finished.
+    """
+
+    path: Path
 
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.lengths = array("i")
-        self._scratch: Scratch | None = Scratch()
+        self._scratch = Scratch()
         self._file = TokenFile(self._scratch.path / FILE)
 
     def extend(self, rows: Sequence[Encoded]) -> None:
@@ -73,24 +78,21 @@ class TokenRows(Sequence[Encoded]):
     def finish(self) -> None:
         """Nothing is added after this."""
         self._file.finish()
-
-    @property
-    def path(self) -> Path:
-        """The file, an Arrow stream of ``input_ids`` and ``labels``."""
-        folder = self._scratch.path if self._scratch else self._file.path.parent
-        return folder / FILE
+        self.path = self._scratch.path / FILE
 
     def keep(self, name: str, facts: dict[str, Any]) -> bool:
         """Leave the finished rows and ``facts`` in the cache; whether they are there now."""
-        assert self._scratch is not None
         index = {
             "ids": self.ids,
             "lengths": self.lengths.tolist(),
             "file": self._file.places,
             "facts": facts,
         }
-        (self._scratch.path / INDEX).write_text(json.dumps(index), encoding="utf-8")
-        return self._scratch.keep(name)
+        made = self._scratch
+        if not made.keep(name, {INDEX: json.dumps(index).encode()}):
+            return False
+        self._hold(made.path)
+        return True
 
     @classmethod
     def kept(cls, folder: Path) -> tuple[TokenRows, dict[str, Any]]:
@@ -102,9 +104,14 @@ class TokenRows(Sequence[Encoded]):
         index = json.loads((folder / INDEX).read_bytes())
         found = cls.__new__(cls)
         found.ids, found.lengths = index["ids"], array("i", index["lengths"])
-        found._scratch = None
         found._file = TokenFile(folder / FILE, index["file"])
+        found._hold(folder)
         return found, index["facts"]
+
+    def _hold(self, entry: Path) -> None:
+        """Training maps the file by its name, and ``datasets`` may write beside it."""
+        self._scratch = Scratch()
+        self.path = self._scratch.hold(entry / FILE)
 
     def __len__(self) -> int:
         return len(self.ids)

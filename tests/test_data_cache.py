@@ -229,8 +229,7 @@ def test_the_cache_forgets_what_was_not_used_for_longest(
 ) -> None:
     def keep(name: str, age_s: float) -> None:
         scratch = cache.Scratch()
-        (scratch.path / "file").write_bytes(bytes(10_000))
-        assert scratch.keep(name)
+        assert scratch.keep(name, {"file": bytes(10_000)})
         os.utime(cache.data_cache() / name, (time.time() - age_s,) * 2)
 
     keep("a-old", 300)
@@ -367,6 +366,39 @@ def test_training_reads_rows_from_the_file_and_learns_the_same(
     assert plain.losses() == lazy.losses()
     adapters = [one.directory.adapter / "adapter_model.safetensors" for one in (plain, lazy)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_training_needs_an_entry_no_more_once_it_was_found_and_writes_nothing_into_it(
+    large: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    everything(large)
+    (name,) = (one for one in entries() if one.startswith("tokens-"))
+    rows, _ = TokenRows.kept(cache.data_cache() / name)
+    data = as_training_data(rows)
+    longer = data.map(lambda row: {"labels": row["labels"][:3]})
+    assert len(longer[0]["labels"]) == 3
+    assert cache.find_entry(name)
+    cache.remove_entry(cache.data_cache() / name)
+    assert list(as_training_data(rows)) == [row.as_row() for row in rows]
+
+
+def test_a_cache_that_may_not_be_read_is_as_good_as_none(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _ = everything(large)
+    user = os.geteuid()
+    try:
+        if user == 0:  # root reads everything, so be somebody else for a moment
+            for folder in (*large.parents[:3], large.parent):
+                folder.chmod(0o755)
+            cache.cache_folder().chmod(0)
+            os.seteuid(65534)
+        assert cache.find_entry("tokens-x") is None
+        assert cache.Scratch().path.exists()
+    finally:
+        os.seteuid(user)
+        cache.cache_folder().chmod(0o755)
+    assert everything(large)[0] == plain
 
 
 def test_batches_of_any_size_give_their_rows(
