@@ -97,9 +97,9 @@ def make_arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path)
         padding_free=plan.packing and not fused,
         completion_only_loss=True,
         gradient_checkpointing=plan.checkpointing and not fused,
-        # The fused pass chooses its own dtypes; fp16 alone needs the trainer, for loss scaling.
+        # The fused pass chooses its own dtypes, and scales its losses where fp16 needs it.
         bf16=plan.precision == "bf16" and not on_cpu and not fused,
-        fp16=plan.precision == "fp16" and not on_cpu,
+        fp16=plan.precision == "fp16" and not on_cpu and not fused,
         use_cpu=on_cpu,
         seed=config.seed,
         data_seed=config.seed,

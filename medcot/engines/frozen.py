@@ -12,9 +12,14 @@ from typing import Any
 
 import torch
 
+from medcot.engines.four_bit import FourBitWeight, Scratch, is_quantized
 from medcot.engines.fp8 import Fp8Weight
 
 ADAPTER = "default"
+LOSS_SCALE = 4096.0
+"""What losses are multiplied with on the way back in fp16, whose smallest number is 6e-8. A step's
+loss is a mean over thousands of tokens, so that each one's share is of the order of 1 again; sums
+over tokens are divided by it in float32. Nothing here comes near the largest, 65504."""
 
 
 class Group:
@@ -38,13 +43,14 @@ class Group:
         beside: bool,
         fp8: bool,
     ) -> None:
-        self.dtype, self.scratch, self.does = dtype, scratch, does
+        self.dtype, self.does = dtype, does
         self.bases = [module.get_base_layer() for module in modules]
         self.parameters: list[torch.nn.Parameter] = [
             *(module.lora_A[ADAPTER].weight for module in modules),
             *(module.lora_B[ADAPTER].weight for module in modules),
         ]
         self.scaling = float(modules[0].scaling[ADAPTER])
+        self.loss_scale = LOSS_SCALE if dtype == torch.float16 else 1.0
         self.widths = [base.out_features for base in self.bases]
         self.width = self.bases[0].in_features
         self.rank = self.parameters[0].shape[0]
@@ -52,6 +58,7 @@ class Group:
         device = self.parameters[0].device
         self.down = torch.zeros(self.inner_width, self.width, dtype=dtype, device=device)
         self.quantized = any(is_quantized(base) for base in self.bases)
+        self.four_bit = FourBitWeight(self.bases, scratch) if self.quantized else None
         self.fp8 = Fp8Weight([base.weight for base in self.bases], does) if fp8 else None
         self.beside = beside and not self.quantized and not fp8
         self.joined = self._join_weights() if not self.quantized and not fp8 else None
@@ -102,14 +109,14 @@ class Group:
     def add_gradients(
         self, x: torch.Tensor, inner: torch.Tensor, dy: torch.Tensor, d_inner: torch.Tensor
     ) -> None:
-        """Add the gradients of A and B to ``gradients``."""
+        """Add the gradients of A and B to ``gradients``; ``dy`` is too large by ``loss_scale``."""
         if self.gradients is None:
             return
         to_down, *to_ups = self.gradients
         down, up = d_inner.T @ x, dy.T @ inner
-        to_down.add_(down[: len(to_down)], alpha=self.scaling)
+        to_down.add_(down[: len(to_down)], alpha=self.scaling / self.loss_scale)
         for to_up, block in zip(to_ups, self._blocks(up), strict=True):
-            to_up.add_(block)
+            to_up.add_(block, alpha=1 / self.loss_scale)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` times the frozen weights alone."""
@@ -123,7 +130,8 @@ class Group:
         """[output, input] and, where they stand beside it, the adapters' columns."""
         if self.joined is not None:
             return self.joined
-        return self.scratch.dequantize(self.bases, self.widths)
+        assert self.four_bit is not None
+        return self.four_bit.unpack()
 
     def _join_weights(self) -> torch.Tensor:
         """One matrix of which each module's weight becomes a view."""
@@ -145,38 +153,6 @@ class Group:
         return [
             row[:, index * self.rank : (index + 1) * self.rank] for index, row in enumerate(rows)
         ]
-
-
-class Scratch:
-    """One buffer that every group's weights are de-quantised into, one group at a time."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._buffer: torch.Tensor | None = None
-
-    def dequantize(self, bases: Sequence[Any], widths: Sequence[int]) -> torch.Tensor:
-        from bitsandbytes.functional import (  # pyright: ignore[reportMissingImports]
-            dequantize_4bit,
-        )
-
-        width = bases[0].in_features
-        size = sum(widths) * width
-        if self._buffer is None or self._buffer.numel() < size:
-            self._buffer = torch.empty(size, dtype=self.dtype, device=bases[0].weight.device)
-        joined = self._buffer[:size].view(sum(widths), width)
-        for base, part in zip(bases, joined.split(list(widths)), strict=True):
-            state = base.weight.quant_state
-            # Straight into its place, unless the weights were packed from another dtype.
-            if part.is_cuda and state.dtype == part.dtype:
-                dequantize_4bit(base.weight.data, state, out=part)
-            else:
-                part.copy_(dequantize_4bit(base.weight.data, state))
-        return joined
-
-
-def is_quantized(base: Any) -> bool:
-    """Whether a linear layer holds 4-bit weights of bitsandbytes."""
-    return type(base).__name__ == "Linear4bit"
 
 
 def _padded(rank: int) -> int:

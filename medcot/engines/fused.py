@@ -21,8 +21,8 @@ from medcot.engines import pointwise
 from medcot.engines import transformers as plain
 from medcot.engines.adapters import Adapters
 from medcot.engines.attention import choose_attention
+from medcot.engines.four_bit import Scratch
 from medcot.engines.fp8 import fp8_works
-from medcot.engines.frozen import Scratch
 from medcot.engines.layer import Kept, Layer, Packed
 from medcot.engines.loss import head_loss
 from medcot.engines.packing import PackedRows, pack
@@ -158,7 +158,8 @@ class TotalLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         stack, packed, passed = ctx.stack, ctx.packed, ctx.passed
-        scaled = (ctx.slope.float() * gradient).to(ctx.slope.dtype)
+        scale = stack.adapters.groups[0].loss_scale
+        scaled = (ctx.slope.float() * (gradient * scale)).to(ctx.slope.dtype)
         to_hidden = scaled.new_zeros(len(passed[-1][0]), scaled.shape[1])
         to_hidden.index_copy_(0, ctx.positions, scaled)
         ctx.slope = None

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from medcot.engines.attention import Attention, Backward
-from medcot.engines.frozen import Group, Scratch
+from medcot.engines.four_bit import Scratch
+from medcot.engines.frozen import Group
 from medcot.engines.packing import PackedRows
 from medcot.engines.pointwise import choose_functions
 
