@@ -106,9 +106,9 @@ def _make(
     }
     note = ""
     if name and len(rows) and rows.keep(name, facts):
-        size = rows.path.stat().st_size / 2**30
+        size = rows.path.stat().st_size / 2**20
         note = (
-            f"The tokens of {len(rows)} rows are kept for the next run ({size:.1f} GiB in"
+            f"The tokens of {len(rows)} rows are kept for the next run ({size:,.0f} MiB in"
             f" {data_cache()}, which may be removed at any time)."
         )
     return Choice(rows, dropped, leaks, note)
