@@ -133,6 +133,12 @@ def attending(model: Any, slots: Slots) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = usual
+        # What is registered stays, and with it the slots would: gigabytes that training needs.
+        AttentionInterface.register(ATTENTION, _no_slots)
+
+
+def _no_slots(*_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+    raise RuntimeError("attention over slots outside of `attending`")
 
 
 def reads_by_length(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:

@@ -1,5 +1,8 @@
 """Answers in slots are those of one prompt at a time, whatever ends when."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from fakes import make_tiny_model
@@ -75,6 +78,16 @@ def test_a_finished_decoder_leaves_the_models_own_attention(model):
     with torch.no_grad():
         Decoder(model, PROMPTS, LIMITS, NEVER, 4).run()
     assert model.config._attn_implementation == usual
+
+
+@torch.no_grad()
+def test_the_slots_are_gone_once_the_answers_are_there(model):
+    decoder = Decoder(model, PROMPTS, LIMITS, NEVER, 4)
+    decoder.run()
+    slots = weakref.ref(decoder.slots)
+    del decoder
+    gc.collect()
+    assert slots() is None
 
 
 def test_a_model_with_rules_or_windows_of_its_own_is_answered_the_plain_way(model, tmp_path):
