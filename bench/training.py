@@ -268,9 +268,13 @@ def work_fused(bench: Bench, dtype: str, quantized: bool, variants: list[Any], s
     train_fused(bench, prepared, loaded, variants[:1], stop)
     guarded(bench, profile, bench, prepared, loaded, variants[0][1], variants[0][0])
     if not quantized:
+        train_fused(bench, prepared, loaded, variants[1:2], stop)
         guarded(bench, profile, bench, prepared, loaded, variants[1][1], variants[1][0])
+        variants = variants[1:]
         guarded(bench, answer_together, bench, prepared, loaded)
-    train_fused(bench, prepared, loaded, variants[1:], 6)
+    # Longer where both GPUs together are compared with it.
+    for variant in variants[1:]:
+        train_fused(bench, prepared, loaded, [variant], 12 if variant[0].endswith("8 x 2") else 6)
 
 
 def begin_fused(bench: Bench, dtype: str, quantized: bool) -> tuple[Any, Any]:
@@ -439,8 +443,9 @@ WORKERS = {
     "plain": work_plain,
     "both": work_both,
 }
-FIRST_LANE = ("fused-16bit", "fused-4bit-bf16", "fused-4bit-fp16")
-SECOND_LANE = ("unsloth", "plain")
+FIRST_LANE = ("fused-16bit", "fused-4bit-bf16")
+SECOND_LANE = ("unsloth", "fused-4bit-fp16", "plain")
+FROM_FILES = ("unsloth", "plain")
 BOTH_S = 60
 """What the last stage may need."""
 
@@ -481,7 +486,7 @@ def orchestrate(arguments: argparse.Namespace) -> None:
         workers["both"] = start(arguments, "both", "0,1")
     while save.poll() is None and not (arguments.folder / "described").exists():
         time.sleep(0.2)
-    if not second:
+    if not set(wanted) & set(FROM_FILES):
         save.terminate()  # the others make the weights themselves
     lanes = [first, second] if gpus == 2 else [(*first, *second)]
     not_run: list[str] = []
@@ -517,7 +522,7 @@ def take_turns(
     not_run: list[str],
 ) -> None:
     for name in lane:
-        if name in SECOND_LANE:
+        if name in FROM_FILES:
             save.wait()
         try:
             (folder / f"go-{name}").touch()
@@ -558,19 +563,37 @@ def report(folder: Path, not_run: list[str]) -> None:
                 f" {run['speed']:,.0f} | {run['low']:,.0f} to {run['high']:,.0f} | {ratio} |"
                 f" {run['peak_gib']:.2f} | {plan['peak_gib']:.2f} | {planned:,.0f} |"
             )
-    curves = {
-        f"{name}, {result['runs'][0]['name']}": result["runs"][0]["losses"]
-        for name, result in results.items()
-        if result["runs"]
-    }
-    print("\n| losses of | step 1 | last common step | largest difference to the tutorial's |")
-    print("| --- | --: | --: | --: |")
-    wanted = next((c for n, c in curves.items() if n.startswith("unsloth")), None)
-    for name, losses in curves.items():
-        common = min(len(losses), len(wanted or losses))
-        gap = max(abs(a - b) for a, b in zip(losses, wanted or losses, strict=False))
-        print(f"| {name} | {losses[0]:.4f} | {losses[common - 1]:.4f} | {gap:.4f} |")
+    compare_losses(
+        {(name, run["name"]): run["losses"] for name, r in results.items() for run in r["runs"]}
+    )
     print("\nNot run:", ", ".join(not_run) or "nothing")
+
+
+RECIPE = ("unsloth", "unsloth, the tutorial's settings")
+LIKE = [
+    (("plain", "transformers, the tutorial's settings"), RECIPE),
+    (("fused-4bit-bf16", "4 x 2, none recomputed"), RECIPE),
+    (("fused-4bit-fp16", "8 x 1"), RECIPE),
+    (("fused-16bit", "8 x 1"), RECIPE),
+    (("fused-16bit", "fp8, 8 x 1"), RECIPE),
+    (("fused-16bit", "fp8, 8 x 1"), ("fused-16bit", "8 x 1")),
+    (("both", "8 x 1 on each"), ("fused-16bit", "8 x 2")),
+    (("both", "fp8, 8 x 1 on each"), ("fused-16bit", "fp8, 8 x 2")),
+]
+"""Runs that see the same rows at every step."""
+
+
+def compare_losses(curves: dict[tuple[str, str], list[float]]) -> None:
+    print("\n| losses of | against | steps | last of both | largest difference |")
+    print("| --- | --- | --: | :-: | --: |")
+    for one, other in LIKE:
+        if one in curves and other in curves:
+            pairs = list(zip(curves[one], curves[other], strict=False))
+            gap = max(abs(a - b) for a, b in pairs)
+            print(
+                f"| {one[0]}, {one[1]} | {other[0]}, {other[1]} | {len(pairs)} |"
+                f" {pairs[-1][0]:.4f}, {pairs[-1][1]:.4f} | {gap:.4f} |"
+            )
 
 
 if __name__ == "__main__":
