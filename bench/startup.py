@@ -3,7 +3,8 @@
     python bench/startup.py
 
 One line per command: the median of five runs with the fastest and the slowest, the highest resident
-memory, and which of the heavy libraries the command imported.
+memory, and which of the heavy libraries the command imported. Then what passes until the first
+optimizer step of a demo run is done, part by part, once.
 """
 
 from __future__ import annotations
@@ -28,20 +29,37 @@ COMMANDS = {
     "medcot plan --preset demo": ["-m", "medcot", "plan", "--preset", "demo"],
     "medcot doctor": ["-m", "medcot", "doctor"],
 }
-LOAD = """
-import time
-start = time.perf_counter()
-from medcot import model
+RUN = """
+import sys, tempfile, time
+from pathlib import Path
+clock, seen = time.perf_counter, {"start": time.perf_counter()}
+from medcot import model as models
 from medcot.config import make_config
-from medcot.hardware import detect_machine
-from medcot.plan import make_plan
-from medcot.shapes import model_shape
-config = make_config("demo")
-plan = make_plan(config, detect_machine(), model_shape(config), 32, 300.0, 900)
-import torch, transformers
-imported = time.perf_counter()
-model.load_base(config, plan)
-print(f"importing {imported - start:.1f} s, loading {time.perf_counter() - imported:.1f} s")
+from medcot.preparation import Listener, prepare
+from medcot.rundir import RunDirectory
+folder = tempfile.mkdtemp()
+config = make_config("demo", {"steps": 1, "wandb": "off"})
+directory = RunDirectory(Path(folder) / "run")
+prepared = prepare(config, directory, Listener())
+seen["reading data, making tokens, planning"] = clock()
+import torch
+import transformers.models.llama.modeling_llama
+seen["importing torch and transformers"] = clock()
+loaded = models.load_base(config, prepared.plan)
+seen["loading the bundled model, converted before"] = clock()
+from medcot.training import fit
+import medcot.trainers, peft, trl.trainer.sft_trainer
+seen["importing peft and trl"] = clock()
+models.add_adapter(loaded, config, prepared.plan)
+steps = []
+fit(loaded, prepared.rows, config, prepared.plan, directory,
+    lambda event: steps.append(clock()), lambda: False)
+seen["to the end of the first optimizer step"] = steps[0]
+times = list(seen.values())
+for (name, end), begin in zip(list(seen.items())[1:], times):
+    print(f"| {name} | {end - begin:.1f} |")
+print(f"| all | {times[-1] - times[0]:.1f} |")
+print("| heavy modules then | " + ", ".join(m for m in sys.argv[1:] if m in sys.modules) + " |")
 """
 
 
@@ -59,8 +77,11 @@ def main() -> None:
         heavy = ", ".join(heavy_imports(arguments)) or "none"
         facts = f"{statistics.median(seconds):.2f} | {spread} | {runs[0][1]:.0f} | {heavy}"
         print(f"| `{name}` | {facts} |", flush=True)
-    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)
-    print(f"\nThe bundled model, converted before: {done.stdout.strip()}.")
+    print("\n| a run of `--preset demo`, one process | seconds |\n| --- | ---: |", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, *HEAVY], capture_output=True, text=True, check=True
+    )
+    print("\n".join(line for line in done.stdout.splitlines() if line.startswith("|")))
 
 
 def heavy_imports(arguments: list[str]) -> list[str]:
