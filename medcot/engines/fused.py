@@ -143,10 +143,7 @@ class TotalLoss(torch.autograd.Function):
         passed: list[tuple[torch.Tensor, Kept | None]] = []
         for index, layer in enumerate(stack.layers):
             keep = for_backward and index >= stack.recomputed_layers
-            kept = layer.run(hidden, packed, for_backward=keep)
-            if for_backward:
-                passed.append((hidden, kept if keep else None))
-            hidden = layer.finish(kept)
+            hidden = _go_through(layer, hidden, packed, keep, passed if for_backward else None)
         chosen = hidden.index_select(0, positions)
         does = stack.layers[0].does
         total, slope = head_loss(chosen, stack.norm, stack.head, targets, does, for_backward)
@@ -169,6 +166,20 @@ class TotalLoss(torch.autograd.Function):
                 kept = layer.run(hidden, packed, for_backward=True)
             to_hidden = layer.backward(to_hidden, hidden, kept, packed, first=not passed)
         return (None,) * 7
+
+
+def _go_through(
+    layer: Layer,
+    hidden: torch.Tensor,
+    packed: Packed,
+    keep: bool,
+    passed: list[tuple[torch.Tensor, Kept | None]] | None,
+) -> torch.Tensor:
+    """The layer's output; what is not kept is gone before the next layer needs memory."""
+    kept = layer.run(hidden, packed, for_backward=keep)
+    if passed is not None:
+        passed.append((hidden, kept if keep else None))
+    return layer.finish(kept)
 
 
 def fast_functions_agree(layer: Layer, rotary: Any) -> bool:
