@@ -2,15 +2,17 @@
 
     python bench/fsdp.py --data cot.jsonl --tokenizer DIR --folder /tmp/fsdp
 
-Needs two CUDA GPUs of 80 GB and bitsandbytes. Two models with random weights, trained by `medcot`
-under `accelerate launch --config_file configs/accelerate/fsdp-qlora.yaml` and by one process:
+Needs two CUDA GPUs of 80 GB and bitsandbytes. Models of Llama's shape in NF4 with random weights,
+made on the GPU as they are read, trained by `medcot train` in one process and in two, as torchrun
+starts them:
 
-- of 70B shape in NF4, its weights made on the GPU as they are read: on both GPUs with 40 GiB each,
-  on one with 40 GiB, where it cannot fit, and on one with all of its memory;
-- of 8B shape, from files: on both GPUs, and on one by the engine `transformers` as it always was.
+- 70B on both GPUs with 40 GiB each, on one with 40 GiB, which the planner is to refuse, and on one
+  with all of its memory;
+- 8B on one GPU, and split over both.
 
-Prints what is known as soon as it is, and a Markdown table at the end; runs that no time is left
-for are named. `--small` trains models of a few thousand weights on CPUs, to try this file itself.
+Importing takes longer than training, so all processes start at once and wait for their turn. Prints
+what is known as soon as it is, and a Markdown table at the end; runs that no time is left for are
+named. `--small` trains models of a few thousand weights on CPUs, to try this file itself.
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 from engines import LLAMA_8B
@@ -45,30 +49,28 @@ TINY = LLAMA_8B | {
     "num_key_value_heads": 2,
 }
 CAP_GIB = 40.0
-NEEDS_S = 25.0
+NEEDS_S = 15.0
 """Without so much time left no job is begun."""
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "configs/accelerate/fsdp-qlora.yaml"
 OPTIONS = {
     "preset": "tutorial",
     "engine": "transformers",
     "wandb": "off",
     "samples": 64,
-    "batch": 4,
     "micro_batch": 2,
     "checkpointing": "on",
     "max_length": 768,
     "warmup_steps": 1,
     "save_steps": 1000,
     "test_samples": 4,
-    "generate_samples": 2,
-    "max_new_tokens": 8,
-    "mcq": "sample",
-    "mcq_samples": 4,
 }
 
 
-@dataclass(frozen=True)
+SAID = ("train ", "score", "medcot:", "rank ", "Error", "GiB of")
+"""Lines of a job that are printed have one of these."""
+
+
+@dataclass
 class Job:
     """One training: which model, by how many processes on which GPUs, within how much memory."""
 
@@ -76,9 +78,9 @@ class Job:
     model: str
     gpus: tuple[int, ...]
     steps: int
+    batch: int = 4
     cap_gib: float = 0.0
-    made: bool = False
-    command: str = "train"
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
 
 class Bench:
@@ -88,68 +90,92 @@ class Bench:
         self.arguments, self.folder = arguments, arguments.folder
         self.started = time.monotonic()
         self.left: list[str] = []
+        self._speaks = Lock()
 
     def say(self, *words: Any) -> None:
-        print(f"[{time.monotonic() - self.started:6.1f}]", *words, flush=True)
+        with self._speaks:
+            print(f"[{time.monotonic() - self.started:6.1f}]", *words, flush=True)
 
     def remaining(self) -> float:
         return self.arguments.seconds - (time.monotonic() - self.started)
 
-    def run_beside(self, *lanes: list[Job]) -> None:
-        """Lanes side by side, the jobs of one one after the other."""
-        threads = [Thread(target=self.run, args=(lane,)) for lane in lanes]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def run(self, jobs: list[Job]) -> None:
-        """One after the other, as long as time is left."""
+    def start(self, jobs: list[Job]) -> None:
+        """Start the processes of all: they import what they need, and wait."""
         for job in jobs:
-            if self.remaining() < NEEDS_S:
-                self.left.append(job.name)
-                continue
-            process = self._start(job)
-            try:
-                code = process.wait(timeout=max(1.0, self.remaining()))
-                self.say(f"{job.name}: exit {code}")
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                self.say(f"{job.name}: ended, out of time")
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = str(free.getsockname()[1])
+            for rank in range(len(job.gpus)):
+                process = self._start(job, rank, port)
+                job.processes.append(process)
+                Thread(target=self._echo, args=(job, rank, process), daemon=True).start()
 
-    def _start(self, job: Job) -> subprocess.Popen[str]:
+    def run(self, *jobs: Job) -> None:
+        """Let jobs begin, side by side, and wait for the first of them to end."""
+        if self.remaining() < NEEDS_S:
+            self.left += [job.name for job in jobs]
+            return
+        for job in jobs:
+            self._turn(job).touch()
+            self.say(f"{job.name}: begins")
+        self.wait(jobs[0])
+
+    def wait(self, job: Job) -> None:
+        """Wait for a job that began."""
+        if not self._turn(job).exists():
+            return
+        try:
+            codes = [one.wait(timeout=max(1.0, self.remaining())) for one in job.processes]
+            self.say(f"{job.name}: exit {codes}")
+        except subprocess.TimeoutExpired:
+            self.say(f"{job.name}: ended, out of time")
+            self.end([job])
+
+    def end(self, jobs: list[Job]) -> None:
+        """End what still runs or waits."""
+        for process in (process for job in jobs for process in job.processes):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def _turn(self, job: Job) -> Path:
+        return self.folder / f"{job.name}.go"
+
+    def _start(self, job: Job, rank: int, port: str) -> subprocess.Popen[str]:
         small = self.arguments.small
         options = OPTIONS | {"model": str(self.folder / job.model), "dataset": self.arguments.data}
-        options |= {"steps": job.steps, "out": str(self.folder / "runs" / job.name)}
+        options |= {"steps": job.steps, "batch": job.batch}
+        options |= {"out": str(self.folder / "runs" / job.name)}
         options |= {"preset": "demo"} if small else {"quantization": "4bit"}
         worker = [str(Path(__file__)), "--worker", job.name, "--folder", str(self.folder)]
-        worker += ["--cap", str(job.cap_gib)] + ["--made"] * job.made + ["--small"] * small
+        worker += ["--cap", str(job.cap_gib)] + ["--small"] * small
         words = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-        launcher = [sys.executable]
-        if len(job.gpus) > 1:
-            launcher += ["-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
-            launcher += ["--num_processes", str(len(job.gpus))]
         path = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
-        process = subprocess.Popen(
-            [*launcher, *worker, "--", job.command, *words],
-            env=os.environ
-            | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, job.gpus)), "PYTHONPATH": path},
+        settings = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, job.gpus)), "PYTHONPATH": path}
+        settings |= {"PYTHONUNBUFFERED": "1"}
+        if len(job.gpus) > 1:
+            count = str(len(job.gpus))
+            settings |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count}
+            settings |= {"LOCAL_WORLD_SIZE": count, "OMP_NUM_THREADS": "1"}
+            settings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            settings |= {"ACCELERATE_USE_FSDP": "true"}
+        return subprocess.Popen(
+            [sys.executable, *worker, "--", "train", *words],
+            env=os.environ | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
-        Thread(target=self._echo, args=(job.name, process), daemon=True).start()
-        return process
 
-    def _echo(self, name: str, process: subprocess.Popen[str]) -> None:
+    def _echo(self, job: Job, rank: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        with (self.folder / f"{name}.log").open("w") as log:
+        with (self.folder / f"{job.name}.{rank}.log").open("w") as log:
             for line in process.stdout:
                 log.write(line)
                 log.flush()
-                if any(word in line for word in ("score", "train ", "medcot:", "rank ", "Error")):
-                    self.say(f"{name}: {line.rstrip()[:300]}")
+                if any(word in line for word in SAID):
+                    self.say(f"{job.name}: {line.rstrip()[:300]}")
 
     def events(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / "runs" / name / "events.jsonl"
@@ -167,13 +193,16 @@ def table(bench: Bench, jobs: list[Job]) -> None:
         if not facts:
             continue
         loaded = ", ".join(f"{one['loaded_gib']:.1f}" for one in facts)
-        peak = ", ".join(f"{one['peak_gib']:.1f}" for one in facts)
+        # The facts of a job that was ended are those after loading.
+        seen = max((event["memory_gib"] for event in events), default=0.0)
+        peaks = [facts[0]["peak_gib"] or seen, *(one["peak_gib"] for one in facts[1:])]
         speeds = sorted(event["tokens_per_second"] for event in events[1:])
         speed = f"{speeds[len(speeds) // 2]:,.0f}" if speeds else "-"
         path = bench.folder / "runs" / job.name / "plan.json"
         planned = f"{json.loads(path.read_text())['peak_gib']:.1f}" if path.exists() else "-"
         losses = " ".join(f"{event['loss']:.4f}" for event in events)
         losses = losses or facts[0]["error"][:100]
+        peak = ", ".join(f"{one:.1f}" for one in peaks)
         print(f"| {job.name} | {loaded} | {peak} | {planned} | {speed} | {losses} |")
 
 
@@ -189,16 +218,22 @@ def compare(bench: Bench, one: Job, two: Job) -> None:
 
 
 def write_config(folder: Path, shape: dict[str, Any], tokenizer: Path) -> None:
-    """A model's folder without weights."""
-    from transformers import AutoTokenizer, LlamaConfig
+    """A model's folder without weights. transformers would take seconds to import for this."""
+    from tokenizers import Tokenizer
 
-    tokens = AutoTokenizer.from_pretrained(tokenizer)
-    ids = {
-        f"{name}_token_id": getattr(tokens, f"{name}_token_id") for name in ("bos", "eos", "pad")
-    }
-    config = LlamaConfig(**shape, **ids, dtype="bfloat16", architectures=["LlamaForCausalLM"])
-    config.save_pretrained(folder)
-    tokens.save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (tokenizer / name).exists():
+            shutil.copy(tokenizer / name, folder / name)
+    tokens = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    named = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    config = shape | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    config["dtype"] = "bfloat16"
+    for name in ("bos", "eos", "pad"):
+        token = named.get(f"{name}_token")
+        token = token["content"] if isinstance(token, dict) else token
+        config[f"{name}_token_id"] = token and tokens.token_to_id(token)
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 class RandomWeights:
@@ -225,82 +260,94 @@ class RandomWeights:
         return value.normal_(0, 0.02, generator=seed)
 
 
-def make_files(folder: Path) -> None:
-    """Write the weights of a folder's config, in parts of 2 GB, from the GPU."""
-    import torch
-    from safetensors.torch import save_file
-
-    from medcot.model import Location
-
-    weights = RandomWeights(Location(str(folder)))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    part: dict[str, Any] = {}
-    index: dict[str, str] = {}
-    size, number = 0, 0
-    for name in weights.names(""):
-        part[name] = weights.read(name, device).to("cpu", torch.bfloat16)
-        size += part[name].numel() * 2
-        index[name] = f"model-{number}.safetensors"
-        if size > 2e9:
-            save_file(part, folder / index[name], metadata={"format": "pt"})
-            part, size, number = {}, 0, number + 1
-    if part:
-        save_file(part, folder / f"model-{number}.safetensors", metadata={"format": "pt"})
-    text = json.dumps({"metadata": {}, "weight_map": index})
-    (folder / "model.safetensors.index.json").write_text(text)
-
-
-def work(arguments: argparse.Namespace) -> None:
+class Worker:
     """In a process that a job started: `medcot`, with what it took of this GPU written down."""
-    import torch
 
-    from medcot.__main__ import main as medcot
-    from medcot.engines import split, transformers
-    from medcot.model import LoadedModel, Location
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.began = arguments, time.monotonic()
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.facts: dict[str, Any] = {"loaded_gib": 0.0, "peak_gib": 0.0, "error": ""}
 
-    rank = int(os.environ.get("RANK", "0"))
-    cuda = torch.cuda.is_available() and not arguments.small
-    facts: dict[str, Any] = {"rank": rank, "loaded_gib": 0.0, "peak_gib": 0.0, "error": ""}
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        total = torch.cuda.get_device_properties().total_memory
-        if arguments.cap:
-            torch.cuda.set_per_process_memory_fraction(arguments.cap * 2**30 / total)
-    if arguments.made:
+    def say(self, words: str) -> None:
+        passed = time.monotonic() - self.began
+        line = f"rank {self.rank}: {words}, {passed:.1f} s after its start"
+        print(line, file=sys.stderr, flush=True)
+
+    def save(self) -> None:
+        path = self.arguments.folder / f"{self.arguments.worker}.rank-{self.rank}.json"
+        path.write_text(json.dumps(self.facts))
+
+    def prepare(self) -> None:
+        """Import what training needs, and wait for this job's turn."""
+        import peft  # noqa: F401
+        import torch
+        import trl.trainer.sft_trainer  # noqa: F401
+
+        import medcot.training  # noqa: F401
+        from medcot.engines import split, split_trainer, transformers  # noqa: F401
+
+        self.cuda = torch.cuda.is_available() and not self.arguments.small
+        self.facts |= {"device": "CPU", "torch": torch.__version__}
+        self.say("imported")
+        while not (self.arguments.folder / f"{self.arguments.worker}.go").exists():
+            time.sleep(0.1)
+        self.began = time.monotonic()
+        if self.cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            self.facts["device"] = torch.cuda.get_device_name()
+            if self.arguments.cap:
+                self._cap()
         split.Checkpoint = RandomWeights  # pyright: ignore[reportAttributeAccessIssue]
-        transformers.load_base = split.load_base
-    chosen = {"split": split.load_base, "transformers": transformers.load_base}
-    began = time.monotonic()
+        split.load_base = transformers.load_base = self._loading(split.load_base)
 
-    def load_by(name: str) -> Any:
-        def load(config: Any, plan: Any, where: Location) -> LoadedModel:
+    def _cap(self) -> None:
+        """Let torch and the planner see no more of the GPU than was asked for."""
+        import torch
+
+        from medcot import hardware
+
+        cap, usual = self.arguments.cap, hardware._detect_gpus
+        total = torch.cuda.get_device_properties().total_memory
+        torch.cuda.set_per_process_memory_fraction(cap * 2**30 / total)
+        hardware._detect_gpus = lambda: tuple(
+            replace(gpu, memory_gib=min(gpu.memory_gib, cap)) for gpu in usual()
+        )
+
+    def _loading(self, usual: Any) -> Any:
+        def load(*given: Any) -> Any:
+            import torch
+
             start = time.monotonic()
-            loaded = chosen[name](config, plan, where)
-            if cuda:
-                facts["loaded_gib"] = torch.cuda.memory_allocated() / 2**30
-            facts["load_s"] = round(time.monotonic() - start, 1)
-            line = f"rank {rank}: loaded in {facts['load_s']} s, {facts['loaded_gib']:.1f} GiB"
-            print(f"{line}, {start - began:.1f} s after the start", file=sys.stderr, flush=True)
+            loaded = usual(*given)
+            if self.cuda:
+                self.facts["loaded_gib"] = torch.cuda.memory_allocated() / 2**30
+            took = time.monotonic() - start
+            self.say(f"loaded in {took:.1f} s, {self.facts['loaded_gib']:.1f} GiB")
+            self.save()
             return loaded
 
         return load
 
-    split.load_base, transformers.load_base = load_by("split"), load_by("transformers")
-    try:
-        medcot(arguments.rest)
-    except SystemExit as ended:
-        facts["error"] = f"exit {ended.code}"
-        raise
-    except BaseException as error:
-        facts["error"] = f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        if cuda:
-            facts["peak_gib"] = torch.cuda.max_memory_reserved() / 2**30
-            facts["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        path = arguments.folder / f"{arguments.worker}.rank-{rank}.json"
-        path.write_text(json.dumps(facts))
-        print(f"rank {rank}: {json.dumps(facts)}", file=sys.stderr, flush=True)
+    def work(self) -> None:
+        import torch
+
+        from medcot.__main__ import main as medcot
+
+        self.prepare()
+        try:
+            medcot(self.arguments.rest)
+        except SystemExit as ended:
+            self.facts["error"] = f"exit {ended.code}" if ended.code else ""
+            raise
+        except BaseException as error:
+            self.facts["error"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            if self.cuda:
+                self.facts["peak_gib"] = torch.cuda.max_memory_reserved() / 2**30
+                self.facts["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            self.save()
+            self.say(json.dumps(self.facts))
 
 
 def main() -> None:
@@ -308,45 +355,41 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--data", default="sample", help="rows to train on")
     parser.add_argument("--tokenizer", type=Path, help="a folder with a tokenizer")
-    parser.add_argument("--seconds", type=float, default=175.0, help="start nothing after these")
+    parser.add_argument("--seconds", type=float, default=110.0, help="end all after these")
     parser.add_argument("--small", action="store_true", help="tiny models on CPUs")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--cap", type=float, default=0.0, help=argparse.SUPPRESS)
-    parser.add_argument("--made", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if arguments.worker:
-        return work(arguments)
+        return Worker(arguments).work()
     bench = Bench(arguments)
-    (bench.folder / "runs").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(bench.folder, ignore_errors=True)
+    (bench.folder / "runs").mkdir(parents=True)
     large, little = (TINY, TINY) if arguments.small else (LLAMA_70B, LLAMA_8B)
     write_config(bench.folder / "large", large, arguments.tokenizer)
     write_config(bench.folder / "little", little, arguments.tokenizer)
-    both = Job("70B on two, 40 GiB each", "large", (0, 1), 4, CAP_GIB, made=True, command="run")
-    capped = Job("70B on one, 40 GiB", "large", (0,), 4, CAP_GIB, made=True)
-    alone = Job("70B on one, 80 GB", "large", (1,), 4, made=True)
-    files_both = Job("8B files on two", "little", (0, 1), 6, command="run")
-    files_alone = Job("8B files on one", "little", (0,), 6, command="run")
-    code = f"import fsdp, pathlib; fsdp.make_files(pathlib.Path({str(bench.folder / 'little')!r}))"
-    writer = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path, str(ROOT)])},
-    )
-    bench.run([both])
-    bench.say(f"files of the 8B are written: exit {writer.wait()}")
-    # While one GPU trains the large model, the other one finds out that 40 GiB are too little.
-    bench.run_beside([alone], [capped, files_alone])
-    bench.run([files_both])
-    import torch
-
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"\n{name}, {date.today()}, torch {torch.__version__}")
-    table(bench, [both, capped, alone, files_both, files_alone])
+    both = Job("70B-on-two-40GiB", "large", (0, 1), 4, cap_gib=CAP_GIB)
+    capped = Job("70B-on-one-40GiB", "large", (0,), 4, cap_gib=CAP_GIB)
+    little_one = Job("8B-on-one", "little", (1,), 6, batch=8, cap_gib=80 - CAP_GIB - 5)
+    little_two = Job("8B-on-two", "little", (0, 1), 6, batch=8)
+    alone = Job("70B-on-one-80GB", "large", (0,), 4)
+    jobs = [both, capped, little_one, little_two, alone]
+    bench.start(jobs)
+    # The two that need little are done before the large one trains.
+    bench.run(both, capped, little_one)
+    bench.wait(capped)
+    bench.wait(little_one)
+    bench.run(little_two)
+    bench.run(alone)
+    bench.end(jobs)
+    device, torch = ((bench.facts(both.name) or [{}])[0].get(key) for key in ("device", "torch"))
+    print(f"\n{device}, {date.today()}, torch {torch}")
+    table(bench, jobs)
     compare(bench, alone, both)
-    compare(bench, files_alone, files_both)
+    compare(bench, little_one, little_two)
     if bench.left:
         print("\nNot run, no time was left:", ", ".join(bench.left))
     return None

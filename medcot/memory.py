@@ -36,12 +36,15 @@ CPU_LOGIT_TOKENS = 256
 
 CPU_WORKSPACE_GIB = 0.85
 """The interpreter with torch and its libraries loaded."""
-FUSED_WORKSPACE_GIB = {"none": 0.8, "fp8": 0.8, "4bit": 0.3}
+FUSED_WORKSPACE_GIB = {"none": 0.9, "fp8": 1.2, "4bit": 0.3}
 """Matrix products' scratch space, joined weights' adapter columns, what the allocator cannot fill.
 """
-FP8_COPIES = 2
-"""Bytes per weight: one copy for the way there, one for the way back."""
+COPIES = {"fp8": 2.0, "4bit": 4 / 64}
+"""Bytes per weight that the fused pass keeps beside it: a copy for the way there and one for the way
+back in 8 bits; the scale of each block of 64 in 32 bits."""
 WORKSPACE_GIB = {"unsloth": 0.2, "transformers": 0.4}
+LARGE_WORKSPACE_GIB = 0.18
+"""Of ``transformers`` beside three times the largest weight, where that is more."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _predict_fused(setting: Setting, shape: ModelShape, rank: int, tokens: int) 
         workspace = FUSED_WORKSPACE_GIB[setting.quantization] * GIB
         workspace += largest * width if setting.quantization == "4bit" else 0
     # Beside the weights themselves, which answers are given by.
-    copies = FP8_COPIES * shape.linear_parameters if setting.quantization == "fp8" else 0
+    copies = COPIES.get(setting.quantization, 0.0) * shape.linear_parameters
     parts = {
         "weights": weight_bytes(shape, setting.quantization, width) + copies,
         # The masters, and the copies that the products read.
@@ -193,8 +196,7 @@ def longest_pass(setting: Setting, mean_tokens: float, longest_tokens: int) -> i
     rows = setting.micro_batch
     if not setting.packing:
         return rows * longest_tokens
-    certain = 1.0 if rows == 1 else 0.8
-    excess = certain * math.sqrt(rows) * max(0.0, longest_tokens - mean_tokens)
+    excess = math.sqrt(rows) * max(0.0, longest_tokens - mean_tokens)
     packed = min(rows * longest_tokens, math.ceil(rows * mean_tokens + excess))
     return packed - (rows - 1) * setting.shared_tokens
 
@@ -256,7 +258,11 @@ def _workspace_bytes(setting: Setting, shape: ModelShape, width: float) -> float
     """Scratch space: matrix products, and the largest layer's weights when de-quantised."""
     if setting.device != "cuda":
         return CPU_WORKSPACE_GIB * GIB
-    largest = max(a * b for a, b in shape.linear_sizes.values())
-    return WORKSPACE_GIB[setting.engine] * GIB + (
-        0 if setting.quantization == "none" else largest * width
-    )
+    largest = max(a * b for a, b in shape.linear_sizes.values()) * width
+    once = WORKSPACE_GIB[setting.engine] * GIB
+    if setting.quantization == "none":
+        return once
+    if setting.engine != "transformers":
+        return once + largest
+    # What passes through a layer on the way back grows with it: seen at 8B and at 70B.
+    return max(once + largest, LARGE_WORKSPACE_GIB * GIB + 3 * largest)

@@ -63,9 +63,12 @@ def make_trainer(
 
 
 def _make_plain_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder: Recorder) -> Any:
-    from trl.trainer.sft_trainer import SFTTrainer
+    if loaded.engine == "split" and processes.world_size() > 1:
+        from medcot.engines.split_trainer import SplitTrainer as Trainer
+    else:
+        from trl.trainer.sft_trainer import SFTTrainer as Trainer
 
-    trainer = SFTTrainer(
+    trainer = Trainer(
         model=loaded.model, args=arguments, train_dataset=data, processing_class=loaded.tokenizer
     )
     trainer.add_callback(_as_callback(recorder))

@@ -12,7 +12,7 @@ from medcot.config import make_config
 from medcot.errors import InputError
 from medcot.gpus import GPU_MODELS
 from medcot.hardware import Machine, detect_machine
-from medcot.memory import Setting, kept_weight_bytes, weight_bytes
+from medcot.memory import Setting, kept_weight_bytes, predict_memory, weight_bytes
 from medcot.plan import make_plan
 from medcot.run import run
 from medcot.rundir import RunDirectory
@@ -26,6 +26,15 @@ from medcot.config import make_config
 from medcot.preparation import Listener
 from medcot.run import evaluate_only, run
 from medcot.rundir import RunDirectory
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
+
+def refuse(*arguments, **options):
+    raise AssertionError("DDP was asked to wrap a split model")
+
+# accelerate checks for what DDP refuses on GPUs alone; here it takes the processes for such.
+Accelerator.multi_device = property(lambda self: True)
+DistributedDataParallel.__init__ = refuse
 
 def again():
     # As the launcher set it: each of these is a command of its own.
@@ -110,7 +119,7 @@ def untied_model(tmp_path_factory):
 def test_split_weights_give_the_run_of_one_process_also_when_resumed(
     tmp_path, untied_model, monkeypatch
 ):
-    settings = SETTINGS | {"model": str(untied_model)}
+    settings = SETTINGS | {"model": str(untied_model), "micro_batch": 1, "checkpointing": "on"}
     alone = RunDirectory(tmp_path / "alone")
     expected = run(make_config("demo", settings), alone)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -123,6 +132,7 @@ def test_split_weights_give_the_run_of_one_process_also_when_resumed(
         folder = tmp_path / "process-0" / name
         plan = json.loads((folder / "plan.json").read_text())
         assert (plan["split"], plan["gpus"], plan["engine"]) == (True, 2, "transformers")
+        assert (plan["accumulation"], plan["checkpointing"]) == (2, True)
         assert_same_training(folder, alone)
         report = json.loads((folder / "report.json").read_text())
         for phase in ("before", "after"):
@@ -174,6 +184,12 @@ def test_the_planner_counts_a_part_of_the_weights_and_the_layer_at_hand():
     assert plan.memory_gib["weights"] == pytest.approx(whole / 2**30 / 2, rel=0.06)
     layer = LLAMA_70B.linear_parameters / 80 / 2 / 2**30
     assert plan.memory_gib["workspace"] > 2 * layer
+
+
+def test_the_plan_of_a_large_model_is_not_below_what_it_was_seen_to_use():
+    setting = Setting("transformers", "cuda", "4bit", "bf16", 2, False, 80, "adamw_8bit")
+    planned = sum(predict_memory(setting, LLAMA_70B, 16, 2 * 768).values())
+    assert 42.8 <= planned <= 1.03 * 42.8
 
 
 def test_a_model_that_fits_split_alone_is_refused_with_the_command_that_splits_it():

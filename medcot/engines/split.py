@@ -1,8 +1,9 @@
 """A model split over processes: each keeps its part of every frozen weight (FSDP2, `fully_shard`).
 
 Before a layer is used its weights are gathered, and let go after it. So a model trains that fits no
-single GPU. Adapters are small; every process holds them whole and their gradients are averaged, as
-without the split: checkpoints, float32 masters and 8-bit optimizers are the usual ones.
+single GPU. Adapters are small; every process holds them whole, and their gradients are averaged
+(:mod:`medcot.engines.split_trainer`): checkpoints, float32 masters and 8-bit optimizers are the
+usual ones.
 
 Every process reads the files by itself, one layer at a time, and quantises it before it is split:
 none ever holds more than its part and one layer. Two of accelerate's ways were left out: its FSDP2
@@ -18,8 +19,8 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from medcot import processes
 from medcot.config import RunConfig
 from medcot.engines import transformers
 from medcot.engines.checkpoint import Checkpoint
@@ -78,13 +79,8 @@ def load_base(_config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
 
 
 def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
-    """A peft model with a fresh adapter in float32, whole in every process."""
-    model = transformers.add_adapter(loaded, config, plan)
-    # DDP averages the adapter's gradients and has no business with the split weights.
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-        model, [name for name, value in model.named_parameters() if not value.requires_grad]
-    )
-    return model
+    """A peft model with a fresh adapter in float32, whole in every process and the same."""
+    return _with_common_adapter(transformers.add_adapter(loaded, config, plan))
 
 
 def read_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Path | None) -> Any:
@@ -92,13 +88,20 @@ def read_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Pat
     from peft import set_peft_model_state_dict
     from peft.utils import load_peft_weights
 
-    model = add_adapter(loaded, config, plan)
+    model = transformers.add_adapter(loaded, config, plan)
     if folder is not None:
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), device=plan.device))
-    for value in model.parameters():
-        if value.requires_grad:
-            distributed.broadcast(value.data, src=0)
-    return model.eval()
+        stored = load_peft_weights(str(folder), device=current_device(plan))
+        set_peft_model_state_dict(model, stored)
+    return _with_common_adapter(model).eval()
+
+
+def _with_common_adapter(model: Any) -> Any:
+    """Give the adapter of the main process's ``model`` to all."""
+    if processes.world_size() > 1:
+        for value in model.parameters():
+            if value.requires_grad:
+                distributed.broadcast(value.data, src=0)
+    return model
 
 
 def build_split(
@@ -219,6 +222,7 @@ def _mesh(device: torch.device) -> Any:
     if not distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # Of the few numbers that the trainer exchanges, some may lie on the CPU.
+        backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE)
     return init_device_mesh(device.type, (distributed.get_world_size(),))
