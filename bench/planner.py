@@ -16,7 +16,7 @@ def main() -> None:
     print("| --- | --: | --: | --: | --: | --: | --: |")
     for run in measured_runs():
         peak, speed = predict(run)
-        weights = {"none": "16-bit", "4bit": "4-bit"}[run["quantization"]]
+        weights = {"none": "16-bit", "fp8": "fp8", "4bit": "4-bit"}[run["quantization"]]
         gpus = f", {run['gpus']} GPUs" if run["gpus"] > 1 else ""
         name = (
             f"{run['engine']}, {weights}, {run['precision']},"

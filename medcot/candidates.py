@@ -63,6 +63,8 @@ def peak_gib(work: Work, setting: Setting) -> float:
 def _candidates(work: Work, ground: Ground) -> Iterator[Candidate]:
     for quantization in ground.quantizations:
         for micro_batch in ground.micro_batches:
+            accumulation = work.config.batch // ground.processes // micro_batch
+            fused = ground.engine == "fused"
             setting = Setting(
                 engine=ground.engine,
                 device=ground.device,
@@ -73,10 +75,10 @@ def _candidates(work: Work, ground: Ground) -> Iterator[Candidate]:
                 recomputed_layers=0,
                 optimizer=work.config.optimizer,
                 by_row=ground.by_row,
-                shared_tokens=work.shared_tokens if ground.engine == "fused" else 0,
                 shards=ground.processes if ground.split else 1,
+                shared_tokens=work.shared_tokens if fused else 0,
+                balanced_passes=accumulation * ground.processes if fused else 1,
             )
-            accumulation = work.config.batch // ground.processes // micro_batch
             for layers in _recomputable(work, ground, setting):
                 one = replace(setting, recomputed_layers=layers)
                 yield _cost(work, one, accumulation, ground.processes)

@@ -24,6 +24,8 @@ def predict(run: dict[str, Any]) -> tuple[float, float]:
     setting = Setting(
         run["engine"], "cuda", run["quantization"], run["precision"], run["micro_batch"],
         run["packing"], run["recomputed_layers"], "adamw_8bit",
+        shared_tokens=own["shared_tokens"] if run["engine"] == "fused" else 0,
+        balanced_passes=run["accumulation"] * run["gpus"] if run["engine"] == "fused" else 1,
     )  # fmt: skip
     tokens = longest_pass(setting, mean, longest)
     peak = sum(predict_memory(setting, shape, run["rank"], tokens).values())

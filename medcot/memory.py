@@ -36,7 +36,7 @@ CPU_LOGIT_TOKENS = 256
 
 CPU_WORKSPACE_GIB = 0.85
 """The interpreter with torch and its libraries loaded."""
-FUSED_WORKSPACE_GIB = {"none": 0.9, "fp8": 1.2, "4bit": 0.3}
+FUSED_WORKSPACE_GIB = {"none": 1.2, "fp8": 1.5, "4bit": 0.2}
 """Matrix products' scratch space, joined weights' adapter columns, what the allocator cannot fill.
 """
 COPIES = {"fp8": 2.0, "4bit": 4 / 64}
@@ -55,7 +55,8 @@ class Setting:
     them, except where the engine is ``fused``. Its attention goes ``by_row`` where there is no
     kernel for rows of different length, and then keeps keys and values once per query head. Of
     ``shards`` processes each keeps its part of the frozen weights. The first ``shared_tokens`` are
-    the same in all rows, and a pass computes them once.
+    the same in all rows, and a pass computes them once. The rows of a step are shared out over
+    ``balanced_passes`` so that each has about as many tokens.
     """
 
     engine: Engine
@@ -69,6 +70,7 @@ class Setting:
     by_row: bool = False
     shards: int = 1
     shared_tokens: int = 0
+    balanced_passes: int = 1
 
     @property
     def checkpointing(self) -> bool:
@@ -189,14 +191,15 @@ def answer_rows(shape: ModelShape, width: float, tokens: int, free_gib: float) -
 def longest_pass(setting: Setting, mean_tokens: float, longest_tokens: int) -> int:
     """Tokens of the longest micro-batch to expect, padding included.
 
-    Packed, the sum of n rows stays within n means and sqrt(n) times the longest row's excess,
-    of which four fifths are taken for more than one: two or three standard deviations, which
-    the rows of one run hardly go beyond.
+    Packed, the sum of n rows stays within n means and sqrt(n) times the longest row's excess: about
+    three standard deviations, which the rows of one run hardly go beyond. Of a step whose rows are
+    shared out evenly, each pass has its part of the step's excess.
     """
     rows = setting.micro_batch
     if not setting.packing:
         return rows * longest_tokens
-    excess = math.sqrt(rows) * max(0.0, longest_tokens - mean_tokens)
+    spread = max(0.0, longest_tokens - mean_tokens)
+    excess = math.sqrt(rows / setting.balanced_passes) * spread
     packed = min(rows * longest_tokens, math.ceil(rows * mean_tokens + excess))
     return packed - (rows - 1) * setting.shared_tokens
 

@@ -85,12 +85,20 @@ def test_passes_of_a_step_get_equally_many_rows_and_about_as_many_tokens():
     worst = 0.0
     for start in range(0, 160, 16):
         rows = list(range(start, start + 16))
-        groups = share_out(rows, lengths, 2)
+        groups = share_out(rows, lengths, 8)
         assert sorted(groups[0] + groups[1]) == rows
         assert [len(group) for group in groups] == [8, 8]
         one, other = (sum(lengths[row] for row in group) for group in groups)
         worst = max(worst, abs(one - other) / (one + other))
     assert worst < 0.02
+
+
+def test_rows_that_fill_no_step_are_shared_out_too():
+    lengths = [900, 850, 800, 100, 90, 80, 70]
+    assert [len(group) for group in share_out(range(7), lengths, 3)] == [3, 3, 1]
+    assert (
+        max(sum(lengths[row] for row in group) for group in share_out(range(7), lengths, 3)) < 1100
+    )
 
 
 def test_a_step_has_the_rows_that_it_would_have_had_and_an_epoch_all():

@@ -237,9 +237,21 @@ def test_a_packed_pass_is_planned_for_its_tokens_and_a_padded_one_for_its_longes
     padded = Setting("unsloth", "cuda", "4bit", "fp16", 4, False, False, "adamw_8bit")
     packed = replace(padded, packing=True)
     assert longest_pass(padded, 700, 2000) == 8000
-    assert longest_pass(packed, 700, 2000) == 4 * 700 + 0.8 * 2 * 1300
+    assert longest_pass(packed, 700, 2000) == 4 * 700 + 2 * 1300
     assert longest_pass(replace(packed, micro_batch=1), 700, 2000) == 2000
     assert longest_pass(packed, 2000, 2000) == 8000
+
+
+def test_common_beginnings_and_even_shares_make_the_longest_pass_shorter() -> None:
+    alone = Setting("fused", "cuda", "4bit", "fp16", 4, True, 0, "adamw_8bit")
+    whole = longest_pass(alone, 700, 2000)
+    assert longest_pass(replace(alone, shared_tokens=60), 700, 2000) == whole - 3 * 60
+    assert longest_pass(replace(alone, balanced_passes=4), 700, 2000) == 4 * 700 + 1300
+    once, again = (
+        micro_step_s(replace(alone, shared_tokens=n), LLAMA_8B, named_machine("H100"), 700, 2000)
+        for n in (300, 0)
+    )
+    assert once < again
 
 
 def test_padding_costs_time() -> None:
@@ -310,11 +322,37 @@ def test_the_tutorial_preset_runs_as_the_tutorial_writes_it() -> None:
 
 
 def test_sixteen_bit_weights_are_kept_where_they_cost_no_time() -> None:
-    plan = plan_for("gpu-80g", named_machine("H100"))
+    plan = plan_for("gpu-80g", named_machine("A100"))
     assert plan.quantization == "none"
     assert not plan.checkpointing
     assert plan.precision == "bf16"
     assert plan.packing
+
+
+def test_products_go_in_8_bit_floats_where_the_gpu_has_them_and_that_is_said() -> None:
+    plan = plan_for("gpu-80g", named_machine("H100"))
+    assert plan.quantization == "fp8"
+    assert any("8-bit floats" in reason and "faster" in reason for reason in plan.reasons)
+    assert any("--quantization none" in reason for reason in plan.reasons)
+    exact = plan_for("gpu-80g", named_machine("H100"), quantization="none")
+    assert plan.tokens_per_second > 1.2 * exact.tokens_per_second
+    assert plan.memory_gib["weights"] == pytest.approx(exact.memory_gib["weights"] + 13.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "changes", "why"),
+    [
+        ("A100", {}, "below compute capability 8.9"),
+        ("H100", {"precision": "fp16"}, "--precision fp16"),
+        ("H100", {"engine": "transformers"}, "transformers engine"),
+    ],
+)
+def test_8_bit_floats_that_cannot_be_had_are_refused(
+    gpu: str, changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(InputError, match=why) as caught:
+        plan_for("gpu-80g", named_machine(gpu), quantization="fp8", **changes)
+    assert "--quantization" in str(caught.value)
 
 
 def test_four_bit_weights_are_taken_where_sixteen_bits_do_not_fit() -> None:
@@ -405,7 +443,7 @@ def test_what_the_config_fixes_stays_fixed(field: str, value: Any) -> None:
 
 
 def test_each_choice_has_its_reason() -> None:
-    plan = plan_for("gpu-80g", named_machine("H100"))
+    plan = plan_for("gpu-80g", named_machine("A100"))
     text = " ".join(plan.reasons)
     for topic in ("Device", "Engine", "Precision", "Attention", "Packing", "16-bit weights"):
         assert topic in text

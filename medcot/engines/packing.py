@@ -164,25 +164,29 @@ class BalancedSampler:
         for index in self.sampler:
             step.append(index)
             if len(step) == self.rows_per_pass * self.passes:
-                for rows in share_out(step, self.lengths, self.passes):
-                    yield from rows
+                yield from self._shared_out(step)
                 step = []
         # What is left of an epoch does not fill a step.
-        yield from step
+        yield from self._shared_out(step)
+
+    def _shared_out(self, step: list[int]) -> Iterator[int]:
+        for rows in share_out(step, self.lengths, self.rows_per_pass):
+            yield from rows
 
     def set_epoch(self, epoch: int) -> None:
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
 
-def share_out(rows: Sequence[int], lengths: Sequence[int], passes: int) -> list[list[int]]:
-    """``rows`` in ``passes`` groups of equal count and about equal tokens: the longest first, each
-    to the group that has the fewest tokens so far."""
-    room = len(rows) // passes
-    groups: list[list[int]] = [[] for _ in range(passes)]
-    tokens = [0] * passes
+def share_out(rows: Sequence[int], lengths: Sequence[int], rows_per_pass: int) -> list[list[int]]:
+    """``rows`` in groups of ``rows_per_pass``, the last one perhaps of fewer, and about equal tokens:
+    the longest first, each to the group that has the fewest tokens so far."""
+    rooms = [min(rows_per_pass, len(rows) - start) for start in range(0, len(rows), rows_per_pass)]
+    groups: list[list[int]] = [[] for _ in rooms]
+    tokens = [0] * len(rooms)
     for row in sorted(rows, key=lambda row: -lengths[row]):
-        place = min((p for p in range(passes) if len(groups[p]) < room), key=lambda p: tokens[p])
+        free = [place for place, room in enumerate(rooms) if len(groups[place]) < room]
+        place = min(free, key=lambda place: tokens[place])
         groups[place].append(row)
         tokens[place] += lengths[row]
     return groups
