@@ -359,7 +359,7 @@ def make_the_plan(chosen, config, machine_name, shape):
     # The fastest way to compute this run on that machine, of those that fit into its memory.
     machine = c.machine_of(machine_name.value)
     mo.stop(chosen.value is None or shape.value is None)
-    _size = (chosen.value.count, chosen.value.mean_tokens, chosen.value.longest_tokens)
+    _size = chosen.value.size
     planned = attempt(make_plan, config, machine, shape.value, *_size)
     plan = planned.value
     return plan, planned

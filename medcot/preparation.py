@@ -24,11 +24,8 @@ from medcot.row_choice import choose_rows
 from medcot.rundir import RunDirectory
 from medcot.shapes import model_shape
 from medcot.token_rows import ids_of_rows, lengths_of
-from medcot.tokens import Encoded, common_prefix
+from medcot.tokens import Encoded, common_beginning
 from medcot.withholding import evaluation_texts, withhold
-
-ROWS_COMPARED = 256
-"""What these begin with in common, nearly all rows do."""
 
 
 class Listener:
@@ -138,7 +135,7 @@ def _decide(
     lengths = lengths_of(rows)
     plan = make_plan(
         config, machine, model_shape(config), len(rows), sum(lengths) / len(rows), max(lengths),
-        common_prefix([row.prompt_ids for row in rows[:ROWS_COMPARED]]),
+        common_beginning(rows),
     )  # fmt: skip
     return Prepared(
         config=config,

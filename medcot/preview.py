@@ -25,7 +25,7 @@ from medcot.quick_tokenizer import quick_tokenizer
 from medcot.records import Case, Dataset, Dropped
 from medcot.shapes import model_shape
 from medcot.sources import kind_of
-from medcot.tokens import Encoded, chat_template, encode
+from medcot.tokens import Encoded, chat_template, common_beginning, encode
 
 TYPICAL_TOKENS = {MEDICAL_O1: (788.0, 2048)}
 """Mean and longest row of a set that was not loaded: the mean of medical-o1 with its prompt, as
@@ -75,7 +75,13 @@ class Rows:
     count: int
     mean_tokens: float
     longest_tokens: int
+    shared_tokens: int
     measured: bool
+
+    @property
+    def size(self) -> tuple[int, float, int, int]:
+        """What a plan needs to know of them: how many, mean, longest and common tokens."""
+        return self.count, self.mean_tokens, self.longest_tokens, self.shared_tokens
 
 
 def is_at_hand(config: RunConfig) -> bool:
@@ -156,9 +162,15 @@ def choose_rows(config: RunConfig, material: Material) -> Rows:
     leaks = tuple(leak for leak in material.leaks if leak.case_id in looked_at)
     lengths = [len(row) for row in kept]
     mean = sum(lengths) / len(lengths)
-    everything = (*material.dataset.dropped, *dropped)
     return Rows(
-        tuple(kept), everything, leaks, len(kept), mean, max(lengths), material.own_tokenizer
+        kept=tuple(kept),
+        dropped=(*material.dataset.dropped, *dropped),
+        leaks=leaks,
+        count=len(kept),
+        mean_tokens=mean,
+        longest_tokens=max(lengths),
+        shared_tokens=common_beginning(kept),
+        measured=material.own_tokenizer,
     )
 
 
@@ -166,7 +178,7 @@ def _typical_rows(config: RunConfig) -> Rows:
     """What is taken of a set that was not loaded."""
     mean, longest = TYPICAL_TOKENS.get(config.dataset, TYPICAL_TOKENS[MEDICAL_O1])
     longest = min(longest, config.max_length)
-    return Rows((), (), (), config.samples, min(mean, longest), longest, measured=False)
+    return Rows((), (), (), config.samples, min(mean, longest), longest, 0, measured=False)
 
 
 def _nothing_left(config: RunConfig, dropped: Sequence[Dropped]) -> InputError:
@@ -191,8 +203,8 @@ def usual_plans() -> list[tuple[str, RunConfig, Plan]]:
         machine = detect_machine() if place == "here" else named_machine(place)
         known = is_at_hand(config)
         rows = choose_rows(config, load_material(config)) if known else _typical_rows(config)
-        size = (rows.count, rows.mean_tokens, rows.longest_tokens)
-        found.append((place, config, make_plan(config, machine, model_shape(config), *size)))
+        plan = make_plan(config, machine, model_shape(config), *rows.size)
+        found.append((place, config, plan))
     return found
 
 

@@ -120,6 +120,15 @@ def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[Encoded]:
     return rows
 
 
+ROWS_COMPARED = 256
+"""What these begin with in common, nearly all rows do."""
+
+
+def common_beginning(rows: Sequence[Encoded]) -> int:
+    """How many leading tokens of their prompts nearly all ``rows`` have in common."""
+    return common_prefix([row.prompt_ids for row in rows[:ROWS_COMPARED]])
+
+
 def common_prefix(rows: Sequence[list[int]]) -> int:
     """How many leading tokens all ``rows`` have in common."""
     # Whatever all rows begin with, the least and the greatest of them do.

@@ -180,8 +180,7 @@ def test_the_quick_tokenizer_gives_the_librarys_tokens(style, language):
 def test_the_preview_plans_what_the_run_will(changes):
     config = make_config("demo", changes)
     rows = preview.choose_rows(config, preview.load_material(config))
-    size = (rows.count, rows.mean_tokens, rows.longest_tokens)
-    ours = make_plan(config, named_machine("H100"), model_shape(config), *size)
+    ours = make_plan(config, named_machine("H100"), model_shape(config), *rows.size)
     assert ours == plan_only(config, named_machine("H100"))
 
 
