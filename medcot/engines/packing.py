@@ -179,8 +179,10 @@ class BalancedSampler:
 
 
 def share_out(rows: Sequence[int], lengths: Sequence[int], rows_per_pass: int) -> list[list[int]]:
-    """``rows`` in groups of ``rows_per_pass``, the last one perhaps of fewer, and about equal tokens:
-    the longest first, each to the group that has the fewest tokens so far."""
+    """``rows`` in groups of ``rows_per_pass``, the last perhaps of fewer, and about equal tokens.
+
+    The longest first, each to the group that has the fewest tokens so far.
+    """
     rooms = [min(rows_per_pass, len(rows) - start) for start in range(0, len(rows), rows_per_pass)]
     groups: list[list[int]] = [[] for _ in rooms]
     tokens = [0] * len(rooms)
