@@ -40,8 +40,8 @@ FUSED_WORKSPACE_GIB = {"none": 1.2, "fp8": 1.5, "4bit": 0.2}
 """Matrix products' scratch space, joined weights' adapter columns, what the allocator cannot fill.
 """
 COPIES = {"fp8": 2.0, "4bit": 4 / 64}
-"""Bytes per weight that the fused pass keeps beside it: a copy for the way there and one for the way
-back in 8 bits; the scale of each block of 64 in 32 bits."""
+"""Bytes per weight that the fused pass keeps beside it: a copy for the way there and one for the
+way back in 8 bits; the scale of each block of 64 in 32 bits."""
 WORKSPACE_GIB = {"unsloth": 0.2, "transformers": 0.4}
 LARGE_WORKSPACE_GIB = 0.18
 """Of ``transformers`` beside three times the largest weight, where that is more."""
