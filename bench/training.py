@@ -72,7 +72,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.folder, self.name, self.turn = arguments.folder, arguments.worker, arguments.worker
         self.model = self.folder / "model"
-        self.data = arguments.data
+        self.data, self.variants = arguments.data, arguments.variants
         self.started = time.monotonic()
         self.results: dict[str, Any] = {"runs": []}
 
@@ -265,6 +265,10 @@ def work_fused(bench: Bench, dtype: str, quantized: bool, variants: list[Any], s
     prepared, loaded = begin_fused(bench, dtype, quantized)
     device = torch.device("cuda", torch.cuda.current_device())
     bench.say("attention", choose_attention_name(device, dtype))
+    if bench.variants:
+        chosen = [variant for variant in variants if variant[0] in bench.variants]
+        train_fused(bench, prepared, loaded, chosen, 6)
+        return
     train_fused(bench, prepared, loaded, variants[:1], stop)
     guarded(bench, profile, bench, prepared, loaded, variants[0][1], variants[0][0])
     if not quantized:
@@ -457,6 +461,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=3600, help="stop in time for this")
     parser.add_argument("--stacks", nargs="+", choices=[*WORKERS], default=[*WORKERS])
+    parser.add_argument("--variants", nargs="+", help="of this project's stacks, and no profile")
     parser.add_argument("--worker", choices=[*WORKERS, "save"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker == "save":
@@ -506,7 +511,8 @@ def orchestrate(arguments: argparse.Namespace) -> None:
 
 def start(arguments: argparse.Namespace, name: str, gpus: str) -> subprocess.Popen[bytes]:
     own = [__file__, "--data", str(arguments.data), "--tokenizer", str(arguments.tokenizer),
-           "--folder", str(arguments.folder), "--worker", name]  # fmt: skip
+           "--folder", str(arguments.folder), "--worker", name,
+           *(["--variants", *arguments.variants] if arguments.variants else [])]  # fmt: skip
     launcher = [sys.executable]
     if "," in gpus:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
