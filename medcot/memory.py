@@ -36,7 +36,7 @@ CPU_LOGIT_TOKENS = 256
 
 CPU_WORKSPACE_GIB = 0.85
 """The interpreter with torch and its libraries loaded."""
-FUSED_WORKSPACE_GIB = {"none": 1.2, "fp8": 1.5, "4bit": 0.2}
+FUSED_WORKSPACE_GIB = {"none": 1.35, "fp8": 1.8, "4bit": 0.45}
 """Matrix products' scratch space, joined weights' adapter columns, what the allocator cannot fill.
 """
 COPIES = {"fp8": 2.0, "4bit": 4 / 64}
@@ -191,15 +191,17 @@ def answer_rows(shape: ModelShape, width: float, tokens: int, free_gib: float) -
 def longest_pass(setting: Setting, mean_tokens: float, longest_tokens: int) -> int:
     """Tokens of the longest micro-batch to expect, padding included.
 
-    Packed, the sum of n rows stays within n means and sqrt(n) times the longest row's excess: about
-    three standard deviations, which the rows of one run hardly go beyond. Of a step whose rows are
-    shared out evenly, each pass has its part of the step's excess.
+    Packed, the sum of n rows stays within n means and sqrt(n) times the longest row's excess, of
+    which a part is taken for more than one: two or three standard deviations, which the rows of
+    one run hardly go beyond. Of a step whose rows are shared out evenly, each pass has its part of
+    the step's excess.
     """
     rows = setting.micro_batch
     if not setting.packing:
         return rows * longest_tokens
     spread = max(0.0, longest_tokens - mean_tokens)
-    excess = math.sqrt(rows / setting.balanced_passes) * spread
+    certain = 1.0 if rows == 1 else 0.85
+    excess = certain * math.sqrt(rows / setting.balanced_passes) * spread
     packed = min(rows * longest_tokens, math.ceil(rows * mean_tokens + excess))
     return packed - (rows - 1) * setting.shared_tokens
 

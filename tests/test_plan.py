@@ -237,7 +237,7 @@ def test_a_packed_pass_is_planned_for_its_tokens_and_a_padded_one_for_its_longes
     padded = Setting("unsloth", "cuda", "4bit", "fp16", 4, False, False, "adamw_8bit")
     packed = replace(padded, packing=True)
     assert longest_pass(padded, 700, 2000) == 8000
-    assert longest_pass(packed, 700, 2000) == 4 * 700 + 2 * 1300
+    assert longest_pass(packed, 700, 2000) == 4 * 700 + 0.85 * 2 * 1300
     assert longest_pass(replace(packed, micro_batch=1), 700, 2000) == 2000
     assert longest_pass(packed, 2000, 2000) == 8000
 
@@ -246,7 +246,7 @@ def test_common_beginnings_and_even_shares_make_the_longest_pass_shorter() -> No
     alone = Setting("fused", "cuda", "4bit", "fp16", 4, True, 0, "adamw_8bit")
     whole = longest_pass(alone, 700, 2000)
     assert longest_pass(replace(alone, shared_tokens=60), 700, 2000) == whole - 3 * 60
-    assert longest_pass(replace(alone, balanced_passes=4), 700, 2000) == 4 * 700 + 1300
+    assert longest_pass(replace(alone, balanced_passes=4), 700, 2000) == 4 * 700 + 0.85 * 1300
     once, again = (
         micro_step_s(replace(alone, shared_tokens=n), LLAMA_8B, named_machine("H100"), 700, 2000)
         for n in (300, 0)
@@ -592,7 +592,7 @@ OWN_RUNS = measured_runs()
 @pytest.mark.parametrize("run", OWN_RUNS, ids=[str(place) for place in range(len(OWN_RUNS))])
 def test_predictions_meet_the_projects_own_runs(run: dict[str, Any]) -> None:
     peak, speed = predict(run)
-    assert run["peak_gib"] <= peak < 1.085 * run["peak_gib"]
+    assert run["peak_gib"] <= peak < 1.07 * run["peak_gib"]
     if run["tokens_per_second"]:
         assert speed == pytest.approx(run["tokens_per_second"], rel=0.15)
 
