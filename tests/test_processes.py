@@ -207,6 +207,18 @@ def test_two_processes_give_the_run_of_one_and_the_main_one_alone_writes(tmp_pat
     ]
 
 
+def test_two_processes_of_the_fused_pass_give_the_training_of_one_plain_one(
+    tmp_path, options, alone
+):
+    program = ["-m", "medcot", "train", *options, "--engine", "fused", "--out", "run"]
+    (code, _, errors), other = finish(start_two(program, tmp_path))
+    assert code == 0, errors
+    assert other[0] == 0, other[2]
+    folder = tmp_path / "process-0" / "run"
+    assert json.loads((folder / "plan.json").read_text())["engine"] == "fused"
+    assert_same_training(folder, alone)
+
+
 def test_a_stop_under_torchrun_ends_all_and_resume_goes_on_to_the_same_end(
     tmp_path, options, alone
 ):

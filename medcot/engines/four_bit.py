@@ -60,8 +60,11 @@ class FourBitWeight:
         """Whether the layers are packed in one way, in whole blocks, for the dtype at hand."""
         states = [base.weight.quant_state for base in self.bases]
         first = states[0]
+        kernels = torch.ops.bitsandbytes
         return (
-            all(base.weight.is_cuda for base in self.bases)
+            hasattr(kernels, "dequantize_4bit")
+            and hasattr(kernels.dequantize_4bit, "out")
+            and all(base.weight.is_cuda for base in self.bases)
             and all(
                 (one.blocksize, one.quant_type, one.dtype)
                 == (first.blocksize, first.quant_type, self.scratch.dtype)
