@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 BUNDLE = ""  # SHA-256 of what the bundle holds; also the name of this push
-PAYLOAD = ""  # the packed bundle in base64; empty where a private data set carries it
+PAYLOAD = ""  # the packed bundle in base 85; empty where a private data set carries it
 
 ROOT = Path(os.environ.get("KAGGLE_ROOT", "/kaggle"))
 
@@ -26,7 +26,7 @@ ROOT = Path(os.environ.get("KAGGLE_ROOT", "/kaggle"))
 def read_payload() -> bytes:
     """The packed bundle: from this file, or from the mounted data set that carries it."""
     if PAYLOAD:
-        return base64.b64decode(PAYLOAD)
+        return base64.b85decode("".join(PAYLOAD.split()))
     for path in sorted((ROOT / "input").rglob(f"medcot-{BUNDLE[:16]}.bundle")):
         return path.read_bytes()
     sys.exit(f"medcot: no data set with bundle {BUNDLE[:16]} is mounted under {ROOT / 'input'}")
