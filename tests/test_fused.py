@@ -342,3 +342,30 @@ def test_a_training_in_8_bit_floats_has_the_loss_curve_of_the_plain_engine(
     training.fit(plan=replace(training.plan, quantization="fp8"))
     assert training.losses() == pytest.approx(plain_run.losses(), abs=1e-2)
     assert training.losses() != pytest.approx(plain_run.losses(), abs=1e-6)
+
+
+def test_adapters_are_one_tensor_within_and_their_own_again_afterwards(folder):
+    model, batch = make_adapted(folder), PackedCollator()(make_examples())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+
+    def storages():
+        return {p.untyped_storage().data_ptr() for p in trained}
+
+    with fused_forward(model, 0) as stack:
+        master = stack.adapters.gather()
+        model(**batch).backward()
+        assert len(storages()) == 1
+        norms = torch.stack([p.grad.norm() for p in trained])
+        torch.testing.assert_close(master.grad.norm(), norms.norm())
+        kept = master.grad.clone()
+        model(**batch).backward()
+        torch.testing.assert_close(master.grad, 2 * kept)
+        model.zero_grad()
+        model(**batch).backward()
+        torch.testing.assert_close(master.grad, kept)
+        with torch.no_grad():
+            master += 1
+    assert len(storages()) == len(trained)
+    assert all(torch.equal(p, old + 1) for p, old in zip(trained, before, strict=True))
+    assert all(p.grad is not None for p in trained)
