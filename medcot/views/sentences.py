@@ -18,6 +18,10 @@ _CHINESE = {
         "引擎 fused：本项目自己的训练实现，在 CUDA 上最快。"
     ),
     r"Engine unsloth: the fused one does not do (.+)\.": r"引擎 unsloth：fused 引擎不支持\1。",
+    r"Engine transformers: the only one whose weights .+": (
+        "引擎 transformers：只有它的权重可以分给多个进程（FSDP）。"
+    ),
+    r"Weights split: each process keeps 1/(\d+) .+": r"权重分开存放：每个进程保留 1/\1，用到哪一层就收集哪一层。",
     r"Engine transformers: unsloth is not installed\.": "引擎 transformers：没有安装 unsloth。",
     r"Engine transformers: unsloth needs a CUDA GPU\.": "引擎 transformers：unsloth 需要 CUDA。",
     r"Precision fp32: on this device .+": "精度 fp32：在这种设备上比 16 位更快，而且精确。",
@@ -28,7 +32,14 @@ _CHINESE = {
     r"Packing on: rows lie end to end.+": "打包：各行首尾相接，不需要填充。",
     r"Packing off: no attention kernel .+": "不打包：这里没有能低成本隔开各行的注意力实现。",
     r"(\d+) processes, each with (\d+) samples of a step\.": r"\1 个进程，每步各处理 \2 个样本。",
-    r"Weights in 16 bits: 4-bit needs .+": "权重用 16 位：4 位需要 bitsandbytes，这里没有安装。",
+    r"Weights not in 4 bits: that needs .+": "权重不用 4 位：那需要 bitsandbytes，这里没有安装。",
+    r"Rounding to 8 bits cost 3 % of what training won .+": (
+        "舍入到 8 位浮点数有代价：在实测过的 SmolLM2-135M 上，损失的改善因此少了 3 %，"
+        "4 位权重则损失得多得多；--quantization none 没有这个代价。"
+    ),
+    r"Times are estimates: how fast the weights are gathered .+": (
+        "时间是估计值：收集各进程的权重有多快，取决于它们之间的连接。"
+    ),
     r"(\d+) rows? per forward pass: .+": r"每次前向计算 \1 行：再多不会更快，或者放不下。",
     r"Keeping all activations: they fit, .+": "保留全部激活值：放得下，而重新计算要花时间。",
     r"Recomputing (\d+) of (\d+) layers: keeping all would take ([\d.]+) GiB of ([\d.]+) GiB\.": (
@@ -129,6 +140,8 @@ _WORDS = {
     "LoRA dropout": "LoRA 的随机失活（dropout）",
     "padded rows": "填充的行",
     "8-bit weights": "8 位权重",
+    "products in 8-bit floats": "8 位浮点乘法",
+    "Products in 8-bit floats": "8 位浮点乘法",
     "4-bit weights": "4 位权重",
     "Recomputing activations": "重新计算激活值",
     "recomputing activations": "重新计算激活值",
