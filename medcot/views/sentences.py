@@ -21,7 +21,9 @@ _CHINESE = {
     r"Engine transformers: the only one whose weights .+": (
         "引擎 transformers：只有它的权重可以分给多个进程（FSDP）。"
     ),
-    r"Weights split: each process keeps 1/(\d+) .+": r"权重分开存放：每个进程保留 1/\1，用到哪一层就收集哪一层。",
+    r"Weights split: each process keeps 1/(\d+) .+": (
+        r"权重分开存放：每个进程保留 1/\1，用到哪一层就收集哪一层。"
+    ),
     r"Engine transformers: unsloth is not installed\.": "引擎 transformers：没有安装 unsloth。",
     r"Engine transformers: unsloth needs a CUDA GPU\.": "引擎 transformers：unsloth 需要 CUDA。",
     r"Precision fp32: on this device .+": "精度 fp32：在这种设备上比 16 位更快，而且精确。",
