@@ -344,6 +344,17 @@ def test_a_training_in_8_bit_floats_has_the_loss_curve_of_the_plain_engine(
     assert training.losses() != pytest.approx(plain_run.losses(), abs=1e-6)
 
 
+def test_copies_of_weights_are_gone_after_the_training(folder):
+    from weakref import ref
+
+    model, batch = make_adapted(folder), PackedCollator()(make_examples())
+    with fused_forward(model, 0, fp8=True) as stack:
+        model(**batch).backward()
+        copies = [ref(group.fp8) for layer in stack.layers for group in layer.groups]
+    assert stack is not None
+    assert all(copy() is None for copy in copies)
+
+
 def test_adapters_are_one_tensor_within_and_their_own_again_afterwards(folder):
     model, batch = make_adapted(folder), PackedCollator()(make_examples())
     trained = [p for p in model.parameters() if p.requires_grad]

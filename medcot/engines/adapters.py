@@ -60,14 +60,14 @@ class Adapters:
             self._attach()
 
     def release(self) -> None:
-        """Give every parameter a tensor of its own again, and its gradient."""
+        """Give every parameter a tensor of its own again, and its gradient; forget the groups."""
         for parameter in self.parameters:
             parameter.data = parameter.data.clone()
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
-        self._master = None
-        for group in self.groups:
-            group.gradients = None
+        self._master, self._gradient = None, torch.empty(0)
+        self._values, self._gradients, self._copies, self._masters = [], [], [], []
+        self.groups = []
 
     def _attach(self) -> None:
         """Parameters without a gradient begin at zero, as ``zero_grad`` left them."""

@@ -70,7 +70,7 @@ def fused_forward(model: Any, recomputed_layers: int, fp8: bool = False) -> Iter
     try:
         yield stack
     finally:
-        stack.adapters.release()
+        stack.close()
         # accelerate may have wrapped it meanwhile; what lies beneath is the class's own.
         model.__dict__.pop("forward", None)
         model.__dict__.pop("_original_forward", None)
@@ -100,6 +100,14 @@ class Stack:
             warnings.warn("Triton's kernels fail here: training goes on without them", stacklevel=2)
             for layer in self.layers:
                 layer.use(pointwise)
+
+    def close(self) -> None:
+        """Give the adapters back and let go of all copies of weights.
+
+        However long the trainer that knows this stack may live: what answers next needs the memory.
+        """
+        self.adapters.release()
+        self.layers = []
 
     def total_loss(
         self,
