@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from medcot.config import PRESETS, RunConfig, option_name
+from medcot.config import RunConfig
 from medcot.errors import InputError
-from medcot.hardware import Machine, capability, supports_bf16, supports_fp8, usable_gpus
+from medcot.frozen_weights import obstacle_to_fp8, quantizations, require_8bit_optimizer
+from medcot.hardware import Machine, capability, supports_bf16, usable_gpus
 from medcot.memory import Device, Engine, Precision, Quantization
+from medcot.refusals import GPU_EXTRA, NO_CUDA, from_preset, refuse
 from medcot.shapes import ModelShape
 
-NO_CUDA = "without a CUDA GPU"
-GPU_EXTRA = "pip install 'medcot[gpu]'"
 CUDA_CONTEXT_GIB = 0.6
 """What the driver takes before the first tensor."""
 FILL = 0.93
@@ -45,7 +44,7 @@ class Ground:
     warnings: tuple[str, ...]
 
     def from_preset(self, field: str) -> bool:
-        return _from_preset(self.config, field)
+        return from_preset(self.config, field)
 
 
 def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Ground:
@@ -61,10 +60,11 @@ def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Gro
     precision = _precision(config, machine, device, reasons)
     attention = _attention(machine, device, engine, reasons)
     processes = _processes(config, machine, device, reasons, warnings)
+    no_fp8 = obstacle_to_fp8(machine, shape, engine, precision)
     can_quantize = device == "cuda" and "bitsandbytes" in machine.packages
-    _require_8bit_optimizer(config, machine, device)
+    require_8bit_optimizer(config, machine, device)
     if machine.split and config.quantization == "8bit":
-        raise _refuse(config, "quantization", BESIDE_SPLIT, "--quantization 4bit or none")
+        raise refuse(config, "quantization", BESIDE_SPLIT, "--quantization 4bit or none")
     return Ground(
         config=config,
         engine=engine,
@@ -77,8 +77,12 @@ def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Gro
         split=machine.split,
         limit_gib=_limit(machine, device),
         can_quantize=can_quantize,
-        quantizations=_quantizations(
-            config, device, can_quantize, _no_fp8(machine, shape, engine, precision), reasons
+        quantizations=quantizations(
+            config,
+            device,
+            can_quantize,
+            obstacle_to_fp8(machine, shape, engine, precision),
+            reasons,
         ),
         checkpointings={"auto": (False, True), "on": (True,), "off": (False,)}[
             config.checkpointing
@@ -87,23 +91,6 @@ def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Gro
         reasons=tuple(reasons),
         warnings=tuple(warnings),
     )
-
-
-def _refuse(config: RunConfig, field: str, why: str, needs: str) -> InputError:
-    """The error for a field that cannot be had here; it names the preset where that set it."""
-    value = getattr(config, field)
-    if not _from_preset(config, field):
-        return InputError(option_name(field), f"{value} {why}", needs)
-    got = f"{config.preset} ({option_name(field)} {value}) {why}"
-    # A preset is for a kind of machine: elsewhere another one is better than a changed one.
-    return InputError(
-        "--preset", got, f"{GPU_EXTRA if GPU_EXTRA in needs else 'a CUDA GPU'}, or --preset demo"
-    )
-
-
-def _from_preset(config: RunConfig, field: str) -> bool:
-    preset: dict[str, Any] = PRESETS.get(config.preset, {})
-    return field in preset and preset[field] == getattr(config, field)
 
 
 def _device(config: RunConfig, machine: Machine, reasons: list[str], warnings: list[str]) -> Device:
@@ -130,13 +117,13 @@ def _engine(
 ) -> Engine:
     obstacle = _not_fusible(config, shape)
     if config.engine == "fused" and obstacle:
-        raise _refuse(config, "engine", f"with {obstacle}", "--engine transformers")
+        raise refuse(config, "engine", f"with {obstacle}", "--engine transformers")
     installed = "unsloth" in machine.packages
     if config.engine == "unsloth" and device != "cuda":
-        raise _refuse(config, "engine", NO_CUDA, "--engine transformers")
+        raise refuse(config, "engine", NO_CUDA, "--engine transformers")
     if config.engine == "unsloth" and not installed:
         needs = f"{GPU_EXTRA}, or --engine transformers"
-        raise _refuse(config, "engine", "which is not installed", needs)
+        raise refuse(config, "engine", "which is not installed", needs)
     if machine.split:
         if config.engine not in ("auto", "transformers"):
             # Also where a preset names the engine: another engine is the remedy, no other preset.
@@ -173,12 +160,12 @@ def _precision(
     config: RunConfig, machine: Machine, device: Device, reasons: list[str]
 ) -> Precision:
     if config.precision == "fp16" and device != "cuda":
-        raise _refuse(config, "precision", NO_CUDA, "--precision fp32")
+        raise refuse(config, "precision", NO_CUDA, "--precision fp32")
     if config.precision == "bf16" and device == "cuda":
         gpu = usable_gpus(machine)[0]
         if not supports_bf16(gpu):
             why = f"on {gpu.name} (compute capability {capability(gpu)})"
-            raise _refuse(config, "precision", why, "--precision fp16, or 8.0 or more")
+            raise refuse(config, "precision", why, "--precision fp16, or 8.0 or more")
     if config.precision != "auto":
         reasons.append(f"Precision {config.precision}: as asked for.")
         return config.precision
@@ -217,7 +204,7 @@ def _packing(
     apart = device == "cuda" and (engine == "unsloth" or attention == "flash_attention_2")
     if config.packing == "on" and not apart:
         needs = "--packing auto, or CUDA with unsloth or flash-attn, which keep rows apart"
-        raise _refuse(config, "packing", f"with {engine} on {device}", needs)
+        raise refuse(config, "packing", f"with {engine} on {device}", needs)
     if config.packing != "auto":
         reasons.append(f"Packing {config.packing}: as asked for.")
         return config.packing == "on"
@@ -252,48 +239,6 @@ def _processes(
     return count
 
 
-def _quantizations(
-    config: RunConfig, device: Device, can: bool, no_fp8: str, reasons: list[str]
-) -> tuple[Quantization, ...]:
-    if config.quantization == "none":
-        return ("none",)
-    if config.quantization != "auto":
-        if device != "cuda":
-            raise _refuse(config, "quantization", NO_CUDA, "--quantization none")
-        if config.quantization == "fp8" and no_fp8:
-            raise _refuse(config, "quantization", no_fp8, "--quantization none")
-        if config.quantization != "fp8" and not can:
-            raise _refuse(config, "quantization", "without bitsandbytes", GPU_EXTRA)
-        reasons.append(f"Weights {config.quantization}: as asked for.")
-        return (config.quantization,)
-    if not can and device == "cuda":
-        reasons.append("Weights not in 4 bits: that needs bitsandbytes, which is not installed.")
-    return ("none", *(() if no_fp8 else ("fp8",)), *(("4bit",) if can else ()))
-
-
-def _no_fp8(machine: Machine, shape: ModelShape, engine: Engine, precision: Precision) -> str:
-    """Why frozen weights cannot be multiplied in 8-bit floats here; empty where they can."""
-    if engine != "fused":
-        return f"with the {engine} engine"
-    if not usable_gpus(machine) or not supports_fp8(usable_gpus(machine)[0]):
-        return "on a GPU below compute capability 8.9"
-    if precision != "bf16":
-        return f"with --precision {precision}"
-    if any(size % 16 for sizes in shape.linear_sizes.values() for size in sizes):
-        return "with layers whose width is no multiple of 16"
-    return ""
-
-
-def _require_8bit_optimizer(config: RunConfig, machine: Machine, device: Device) -> None:
-    if config.optimizer != "adamw_8bit":
-        return
-    if device != "cuda":
-        raise _refuse(config, "optimizer", NO_CUDA, "--optimizer adamw_torch")
-    if "bitsandbytes" not in machine.packages:
-        needs = f"{GPU_EXTRA}, or --optimizer adamw_torch"
-        raise _refuse(config, "optimizer", "without bitsandbytes", needs)
-
-
 def _micro_batches(config: RunConfig, processes: int) -> tuple[int, ...]:
     share = config.batch // processes
     if not config.micro_batch:
@@ -302,7 +247,7 @@ def _micro_batches(config: RunConfig, processes: int) -> tuple[int, ...]:
         of = f"with --batch {config.batch}" + (
             f" on {processes} processes" if processes > 1 else ""
         )
-        raise _refuse(config, "micro_batch", of, f"a divisor of {share}")
+        raise refuse(config, "micro_batch", of, f"a divisor of {share}")
     return (config.micro_batch,)
 
 
