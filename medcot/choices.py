@@ -77,13 +77,7 @@ def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Gro
         split=machine.split,
         limit_gib=_limit(machine, device),
         can_quantize=can_quantize,
-        quantizations=quantizations(
-            config,
-            device,
-            can_quantize,
-            obstacle_to_fp8(machine, shape, engine, precision),
-            reasons,
-        ),
+        quantizations=quantizations(config, device, can_quantize, no_fp8, reasons),
         checkpointings={"auto": (False, True), "on": (True,), "off": (False,)}[
             config.checkpointing
         ],
