@@ -1,8 +1,8 @@
 """How far the planner is off: its peak memory and speed against every measured run it knows.
 
     python bench/planner.py
-    python bench/planner.py --results /tmp/training/results.json           # runs measured anew
-    python bench/planner.py --results /tmp/training/results.json --write   # and keep them
+    python bench/planner.py --results FOLDER/results.json           # runs measured anew
+    python bench/planner.py --results FOLDER/results.json --write   # and keep them
 
 ``medcot/calibration.json`` holds the runs that the project knows; ``bench/training.py`` measures
 such runs and leaves ``results.json``. With ``--write`` they take the place of those in the table.

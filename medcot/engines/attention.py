@@ -62,14 +62,15 @@ def _each_row(
             strict=True,
         )
     ):
-        # The kernels know a causal mask of as many queries as keys; a few queries too many cost
-        # less than a mask.
-        before = query[: rows.shared] if index else query[:0]
+        before = rows.shared if index else 0
+        if before:
+            # The kernels know a causal mask of as many queries as keys; a few queries too many
+            # cost less than a mask.
+            q = torch.cat([query[:before], q])
         output = scaled_dot_product_attention(
-            _as_batch(torch.cat([before, q])), _as_batch(k, group), _as_batch(v, group),
-            is_causal=True,
-        )  # fmt: skip
-        outputs.append(output[0].transpose(0, 1)[len(before) :])
+            _as_batch(q), _as_batch(k, group), _as_batch(v, group), is_causal=True
+        )
+        outputs.append(output[0].transpose(0, 1)[before:])
     return torch.cat(outputs)
 
 
