@@ -91,7 +91,8 @@ class Bench:
         return make_config("tutorial", values | changes)
 
     def prepare(self, config: Any) -> Any:
-        from medcot.preparation import Listener, prepare
+        from medcot.listener import Listener
+        from medcot.preparation import prepare
         from medcot.rundir import RunDirectory
 
         return prepare(config, RunDirectory(self.folder / "runs" / self.name), Listener())

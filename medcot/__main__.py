@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medcot import __version__, processes
-from medcot.accounts import use_hub_token
+from medcot.credentials import use_hub_token
 from medcot.endings import endings
 from medcot.errors import InputError
 from medcot.flags import config_flags, resolve_flags
 from medcot.ram import keep_heap_small
 
 if TYPE_CHECKING:
+    from medcot.listener import Listener
     from medcot.options import Resolved
-    from medcot.preparation import Listener
     from medcot.rundir import RunDirectory
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

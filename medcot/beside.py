@@ -13,8 +13,9 @@ from medcot.config import RunConfig
 from medcot.errors import InputError
 from medcot.hardware import detect_machine
 from medcot.inference import model_tools
+from medcot.listener import Listener
 from medcot.plan import Plan
-from medcot.preparation import Listener, Prepared, prepare
+from medcot.preparation import Prepared, prepare
 from medcot.rundir import RunDirectory
 from medcot.sharing import Share, take_share
 from medcot.together import Adapter, Step, Use, load_adapter_too, use_alike

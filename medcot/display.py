@@ -22,7 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from medcot.preparation import Listener
+from medcot.listener import Listener
 from medcot.records import Event
 
 TITLES = {

@@ -12,10 +12,11 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-from medcot.accounts import has_hub_token, has_wandb_login
-from medcot.bundled import PACKAGE, cache_folder, find_gguf
+from medcot.bundled import PACKAGE, find_gguf
+from medcot.credentials import has_hub_token, has_wandb_login
 from medcot.gpus import capability, is_usable, supports_bf16
 from medcot.hardware import Machine, choose_preset, detect_machine, torch_cuda_version
+from medcot.paths import cache_folder
 from medcot.remote.login import find_login
 
 Status = Literal["ok", "missing", "problem"]

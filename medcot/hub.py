@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from medcot.credentials import TOKENS, hub_token
 from medcot.errors import InputError, RunFailed, nearest
 from medcot.formats import BATCH, Row, python_rows
-
-TOKENS = ("HF_TOKEN", "HUGGINGFACE_TOKEN")
-"""Where a token is looked for, before the client's own stored login."""
 
 LOOKUP_TIMEOUT_S = 20.0
 """How long the first, small request may take before the hub counts as out of reach."""
@@ -30,11 +27,6 @@ class HubRows:
     rows: Iterator[Row]
     revision: str
     notes: tuple[str, ...] = ()
-
-
-def hub_token() -> str | None:
-    """The token of the environment, or None: the client then looks for its stored login."""
-    return next((os.environ[name] for name in TOKENS if os.environ.get(name)), None)
 
 
 def load_hub_rows(

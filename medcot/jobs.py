@@ -18,8 +18,8 @@ from typing import Any, Literal
 from medcot.attempts import Failure, describe_error
 from medcot.config import RunConfig
 from medcot.errors import Cancelled, InputError, RunFailed
+from medcot.listener import Listener
 from medcot.model import release
-from medcot.preparation import Listener
 from medcot.prompts import ask, parse
 from medcot.records import Event
 from medcot.run import run

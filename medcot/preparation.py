@@ -17,35 +17,16 @@ from medcot.evaluation import Examination, make_examination
 from medcot.hardware import Machine, detect_machine
 from medcot.judge import check_judge
 from medcot.leakage import Leak
+from medcot.listener import Listener
 from medcot.plan import Plan, make_plan
 from medcot.quick_tokenizer import quick_tokenizer
-from medcot.records import Dataset, Dropped, Event, Split
+from medcot.records import Dataset, Dropped, Split
 from medcot.row_choice import choose_rows
 from medcot.rundir import RunDirectory
 from medcot.shapes import model_shape
 from medcot.token_rows import ids_of_rows, lengths_of
 from medcot.tokens import Encoded, common_beginning
 from medcot.withholding import evaluation_texts, withhold
-
-
-class Listener:
-    """What a front end hears of a run. The default hears nothing and never stops it."""
-
-    def say(self, line: str) -> None:
-        """One line for the user."""
-
-    def stage(self, name: str) -> None:
-        """A stage begins: before, training, after, report."""
-
-    def progress(self, done: int, total: int) -> None:
-        """Rows scored so far, of those of this stage."""
-
-    def event(self, event: Event) -> None:
-        """One optimizer step."""
-
-    def should_stop(self) -> bool:
-        """Whether to end after the step or row at hand, keeping everything."""
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from medcot.case_list import cases_with
 from medcot.evaluation import Row
 from medcot.judge import judge_answers
 from medcot.leakage import Leak
-from medcot.preparation import Listener, Prepared
+from medcot.listener import Listener
+from medcot.preparation import Prepared
 from medcot.report import build_report, render_markdown, write_figures
 from medcot.token_rows import ids_of_rows
 from medcot.withholding import withhold_rows

@@ -14,7 +14,8 @@ from medcot.beside import hand_out
 from medcot.config import RunConfig
 from medcot.errors import Cancelled, InputError, RunFailed, one_line
 from medcot.evaluation import examine
-from medcot.preparation import Listener, Prepared, prepare
+from medcot.listener import Listener
+from medcot.preparation import Prepared, prepare
 from medcot.records import Event
 from medcot.reporting import write_report
 from medcot.rundir import Phase, RunDirectory

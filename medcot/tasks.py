@@ -11,8 +11,9 @@ from medcot.config import RunConfig
 from medcot.evaluation import BY_LM_EVAL
 from medcot.formats import READERS
 from medcot.known_sets import label_sets
+from medcot.listener import Listener
 from medcot.model import LoadedModel
-from medcot.preparation import Listener, Prepared
+from medcot.preparation import Prepared
 from medcot.questions import load_questions
 from medcot.rundir import Phase, RunDirectory
 

@@ -16,7 +16,7 @@ from test_judge import endpoint, prefers
 from medcot.config import RunConfig, make_config
 from medcot.data import load_dataset
 from medcot.errors import InputError
-from medcot.preparation import Listener
+from medcot.listener import Listener
 from medcot.run import evaluate_only, report_only, run
 from medcot.rundir import RunDirectory
 

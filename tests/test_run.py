@@ -11,7 +11,7 @@ import pytest
 
 from medcot.config import make_config
 from medcot.errors import Cancelled, InputError, RunFailed
-from medcot.preparation import Listener
+from medcot.listener import Listener
 from medcot.run import evaluate_only, report_only, run, train_only
 from medcot.rundir import RunDirectory
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from medcot.accounts import has_hub_token, has_wandb_login, use_hub_token
 from medcot.config import make_config
+from medcot.credentials import has_hub_token, has_wandb_login, use_hub_token
 from medcot.records import Event
 from medcot.rundir import RunDirectory
 from medcot.tracking import start_tracking

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 
-from medcot.accounts import has_wandb_login
 from medcot.config import RunConfig
+from medcot.credentials import has_wandb_login
 from medcot.errors import InputError, RunFailed
 from medcot.remote.account import Account, connect
 from medcot.remote.build import FOLDER, Wishes, build

@@ -5,6 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+TOKENS = ("HF_TOKEN", "HUGGINGFACE_TOKEN")
+"""Where a token is looked for, before the client's own stored login."""
+
+
+def hub_token() -> str | None:
+    """The token of the environment, or None: the client then looks for its stored login."""
+    return next((os.environ[name] for name in TOKENS if os.environ.get(name)), None)
+
 
 def use_hub_token() -> None:
     """Let the hub's libraries see the token under the tutorial's name for it, too."""
