@@ -18,7 +18,7 @@ with app.setup(hide_code=True):
     from medcot import controls as c
     from medcot import history, jobs, preview, scripting, sending
     from medcot.attempts import attempt
-    from medcot.config import PRESETS, make_config
+    from medcot.config.presets import PRESETS, make_config
     from medcot.plan import make_plan
     from medcot.prompts import render
     from medcot.rundir import RunDirectory, new_run_path

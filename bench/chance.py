@@ -15,9 +15,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.evaluation import ModelTools, examine, make_examination, summarise
-from medcot.hardware import detect_machine
+from medcot.hardware.machine import detect_machine
 from medcot.inference import model_tools
 from medcot.model import load_base, load_tokenizer
 from medcot.plan import make_plan

@@ -31,7 +31,7 @@ from typing import Any
 
 from medcot.bundled import bundled_model
 from medcot.case_list import Picked, ids_of
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.data import load_dataset, split_cases
 from medcot.quick_tokenizer import quick_tokenizer
 from medcot.row_choice import choose_rows

@@ -304,12 +304,12 @@ class Worker:
         """Let torch and the planner see no more of the GPU than was asked for."""
         import torch
 
-        from medcot import hardware
+        from medcot.hardware import machine
 
-        cap, usual = self.arguments.cap, hardware._detect_gpus
+        cap, usual = self.arguments.cap, machine._detect_gpus
         total = torch.cuda.get_device_properties().total_memory
         torch.cuda.set_per_process_memory_fraction(cap * 2**30 / total)
-        hardware._detect_gpus = lambda: tuple(
+        machine._detect_gpus = lambda: tuple(
             replace(gpu, memory_gib=min(gpu.memory_gib, cap)) for gpu in usual()
         )
 

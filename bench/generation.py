@@ -160,7 +160,7 @@ def load(arguments: argparse.Namespace, device: torch.device) -> tuple[Any, Any,
 
 
 def read_prompts(arguments: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
-    from medcot.config import make_config
+    from medcot.config.presets import make_config
     from medcot.data import load_dataset
     from medcot.prompts import render
     from medcot.tokens import chat_template, encode_text
@@ -348,7 +348,7 @@ def with_adapter(bench: Bench) -> None:
     """A fresh adapter changes no answer, but every projection has two more products."""
     from peft import LoraConfig, get_peft_model
 
-    from medcot.config import TARGET_MODULES
+    from medcot.config.schema import TARGET_MODULES
 
     base = bench.model
     bench.model = get_peft_model(base, LoraConfig(r=16, target_modules=list(TARGET_MODULES))).eval()

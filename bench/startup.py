@@ -34,7 +34,7 @@ import sys, tempfile, time
 from pathlib import Path
 clock, seen = time.perf_counter, {"start": time.perf_counter()}
 from medcot import model as models
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.preparation import Listener, prepare
 from medcot.rundir import RunDirectory
 folder = tempfile.mkdtemp()

@@ -80,7 +80,7 @@ class Bench:
         print(f"[{self.name} {time.monotonic() - self.started:6.1f}]", *words, flush=True)
 
     def config(self, **changes: Any) -> Any:
-        from medcot.config import make_config
+        from medcot.config.presets import make_config
 
         values = {
             "model": str(self.model), "dataset": str(self.data), "samples": 1000, "wandb": "off",
@@ -209,7 +209,7 @@ def train_variant(
 def plan_of(config: Any, prepared: Any, limit: float | None, total_gib: float) -> Any:
     """The plan for the whole GPU or a part of it: not what is free now, with a model in it."""
     from medcot.choices import CUDA_CONTEXT_GIB
-    from medcot.hardware import detect_machine
+    from medcot.hardware.machine import detect_machine
     from medcot.plan import make_plan
     from medcot.shapes import model_shape
     from medcot.tokens import common_prefix
@@ -309,9 +309,9 @@ def choose_attention_name(device: Any, dtype: str) -> str:
 
 def work_both(bench: Bench) -> None:
     """Both GPUs together, each with 8 rows of a step."""
-    from medcot import processes
+    from medcot.distributed import comm
 
-    if not processes.is_main():
+    if not comm.is_main():
         bench.name += " (second)"
     prepared, loaded = begin_fused(bench, "bfloat16", quantized=False)
     here = {"batch": 16, "micro_batch": 8, "checkpointing": "off"}
@@ -320,7 +320,7 @@ def work_both(bench: Bench) -> None:
         ("fp8, 8 x 1 on each", here | {"quantization": "fp8"}, None),
     ]
     train_fused(bench, prepared, loaded, variants, 12)
-    processes.close()
+    comm.close()
 
 
 def guarded(bench: Bench, work: Any, *arguments: Any) -> None:

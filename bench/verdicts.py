@@ -18,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import bootstrap
 
-from medcot import power
-from medcot.statistics import compare_means, compare_rates
+from medcot.stats import power
+from medcot.stats.paired import compare_means, compare_rates
 
 RESAMPLES = 999
 ROWS = (8, 16, 50, 200)

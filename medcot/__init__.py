@@ -11,8 +11,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "RunConfig": "config",
-    "make_config": "config",
+    "RunConfig": "config.schema",
+    "make_config": "config.presets",
     "Case": "records",
     "Question": "records",
     "RunDirectory": "rundir",

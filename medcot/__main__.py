@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medcot import __version__, processes
+from medcot import __version__
 from medcot.credentials import use_hub_token
+from medcot.distributed import comm
 from medcot.endings import endings
 from medcot.errors import InputError
 from medcot.flags import config_flags, resolve_flags
-from medcot.ram import keep_heap_small
+from medcot.hardware.host_memory import keep_heap_small
 
 if TYPE_CHECKING:
+    from medcot.config.resolve import Resolved
     from medcot.listener import Listener
-    from medcot.options import Resolved
     from medcot.rundir import RunDirectory
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -64,7 +65,7 @@ def run_command(**flags: Any) -> None:
 )
 def plan_command(gpu: str | None, **flags: Any) -> None:
     """Parameters, memory and time, and what would be chosen and why."""
-    from medcot.hardware import detect_machine, named_machine
+    from medcot.hardware.machine import detect_machine, named_machine
     from medcot.plan import describe
     from medcot.preparation import plan_only
 
@@ -168,7 +169,7 @@ def ask_command(
 @JSON
 def data_command(source: str, as_json: bool, **options: str) -> None:
     """Validate and describe a data set: a hub name, a file or `sample`."""
-    from medcot.config import make_config
+    from medcot.config.presets import make_config
     from medcot.inspection import describe_inspection, inspect_dataset
 
     inspection = inspect_dataset(make_config("demo", {"dataset": source, **options}))
@@ -201,12 +202,12 @@ def main(arguments: list[str] | None = None) -> None:
     keep_heap_small()
     use_hub_token()
     with endings():
-        if processes.is_main():
+        if comm.is_main():
             cli.main(arguments, prog_name="medcot", standalone_mode=False)
-            processes.tell(None)
+            comm.tell(None)
         else:
             _beside()
-        processes.close()
+        comm.close()
 
 
 def _beside() -> None:

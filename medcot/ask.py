@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from medcot import model as models
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.environment import NOT_MEDICAL_ADVICE
 from medcot.errors import InputError
-from medcot.hardware import detect_machine
+from medcot.hardware.machine import detect_machine
 from medcot.plan import Plan, make_plan
 from medcot.prompts import CLOSE, parse
 from medcot.prompts import ask as ask_prompt

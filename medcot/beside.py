@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medcot import model as models
-from medcot import processes
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
+from medcot.distributed import comm
 from medcot.errors import InputError
-from medcot.hardware import detect_machine
+from medcot.hardware.machine import detect_machine
 from medcot.inference import model_tools
 from medcot.listener import Listener
 from medcot.plan import Plan
@@ -35,7 +35,7 @@ class Task:
 def hand_out(prepared: Prepared) -> None:
     """Tell the other processes what this run computes; they wait for it in :func:`take_part`."""
     trained = prepared.directory.has("training.json")
-    processes.tell(Task(prepared.config, prepared.plan, _rows_of(prepared), not trained))
+    comm.tell(Task(prepared.config, prepared.plan, _rows_of(prepared), not trained))
 
 
 def take_part(listener: Listener) -> None:
@@ -49,7 +49,7 @@ def take_part(listener: Listener) -> None:
     """
     part: _Part | None = None
     with tempfile.TemporaryDirectory(prefix="medcot-") as scratch:
-        while (said := processes.hear(listener.should_stop)) is not None:
+        while (said := comm.hear(listener.should_stop)) is not None:
             if isinstance(said, Task):
                 part = None
                 folder = tempfile.mkdtemp(dir=scratch)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from medcot.choices import Ground
-from medcot.config import RunConfig
-from medcot.hardware import Machine
+from medcot.config.schema import RunConfig
+from medcot.hardware.machine import Machine
 from medcot.memory import Setting, longest_pass, predict_memory
 from medcot.shapes import ModelShape
 from medcot.speed import fixed_step_s, micro_step_s

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.errors import InputError
 from medcot.frozen_weights import obstacle_to_fp8, quantizations, require_8bit_optimizer
-from medcot.hardware import Machine, capability, supports_bf16, usable_gpus
+from medcot.hardware.gpu_specs import capability, supports_bf16
+from medcot.hardware.machine import Machine, usable_gpus
 from medcot.memory import Device, Engine, Precision, Quantization
 from medcot.refusals import GPU_EXTRA, NO_CUDA, from_preset, refuse
 from medcot.shapes import ModelShape

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medcot.config import (
+from medcot.config.presets import make_config
+from medcot.config.resolve import PLACE_OPTIONS, from_text, resolve, value_type
+from medcot.config.schema import (
     BUNDLED_DATA,
     BUNDLED_MODEL,
     MEDICAL_O1,
     R1_LLAMA_8B,
     RunConfig,
     bounds,
-    make_config,
 )
 from medcot.errors import InputError, nearest
-from medcot.hardware import choose_preset, detect_machine, named_machine
-from medcot.options import PLACE_OPTIONS, from_text, resolve, value_type
+from medcot.hardware.machine import choose_preset, detect_machine, named_machine
 from medcot.records import Language
 from medcot.rundir import RunDirectory
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from medcot import stored_cases
 from medcot.case_list import CaseList, ids_of, place_of
 from medcot.cases import Gathered, gather_cases, question_digest
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.errors import InputError
 from medcot.hub import load_hub_rows
 from medcot.questions import load_questions as load_questions

@@ -14,8 +14,8 @@ from typing import Literal
 
 from medcot.bundled import PACKAGE, find_gguf
 from medcot.credentials import has_hub_token, has_wandb_login
-from medcot.gpus import capability, is_usable, supports_bf16
-from medcot.hardware import Machine, choose_preset, detect_machine, torch_cuda_version
+from medcot.hardware.gpu_specs import capability, is_usable, supports_bf16
+from medcot.hardware.machine import Machine, choose_preset, detect_machine, torch_cuda_version
 from medcot.paths import cache_folder
 from medcot.remote.login import find_login
 

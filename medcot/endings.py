@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from medcot import processes
+from medcot.distributed import comm
 from medcot.errors import Cancelled, InputError, RunFailed
 
 
@@ -31,18 +31,18 @@ def endings() -> Iterator[None]:
         sys.exit(1)
     except SystemExit as error:
         if error.code:
-            processes.fail(int(error.code), "see its own lines above.")
+            comm.fail(int(error.code), "see its own lines above.")
         raise
     except Exception as error:
-        processes.fail(1, f"{type(error).__name__}: {error}")
+        comm.fail(1, f"{type(error).__name__}: {error}")
         raise
 
 
 def _end(code: int, line: str) -> NoReturn:
     """Leave with ``code``. Of several processes the main one says why, wherever it happened."""
-    first = processes.fail(code, line)
-    if processes.is_main():
+    first = comm.fail(code, line)
+    if comm.is_main():
         click.echo(f"medcot: {line if first.rank == 0 else first.explain()}", err=True)
-    if processes.world_size() > 1:
-        processes.leave(first.code)
+    if comm.world_size() > 1:
+        comm.leave(first.code)
     sys.exit(first.code)

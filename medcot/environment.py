@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from medcot.config import RunConfig
-from medcot.hardware import Machine
+from medcot.config.schema import RunConfig
+from medcot.hardware.machine import Machine
 from medcot.records import Dataset
 
 NOT_MEDICAL_ADVICE = "Generated text; not medical advice, and not for use on patients."

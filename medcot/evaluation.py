@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medcot.answers import ModelTools, Row, make_row
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.groups import Ask, Key, ask_groups, groups_of
 from medcot.known_sets import label_sets
 from medcot.records import Case, Question, Style
-from medcot.statistics import rate_interval
+from medcot.stats.paired import rate_interval
 
 __all__ = [
     "Examination",

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from medcot.config import RunConfig, bounds, choices, option_name
-from medcot.options import Resolved, from_text, resolve, value_type
+from medcot.config.resolve import Resolved, from_text, resolve, value_type
+from medcot.config.schema import RunConfig, bounds, choices, option_name
 
 if TYPE_CHECKING:
-    from medcot.hardware import Machine
+    from medcot.hardware.machine import Machine
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -43,7 +43,7 @@ def resolve_flags(values: dict[str, Any], machine: Machine | None = None) -> Res
 
     ``auto`` chooses the preset for ``machine``, by default the one at hand.
     """
-    from medcot.hardware import choose_preset, detect_machine
+    from medcot.hardware.machine import choose_preset, detect_machine
 
     config_file = values.pop("config_file", None)
     given = {name: _value(name, value) for name, value in values.items() if _was_given(value)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from medcot.config import RunConfig
-from medcot.hardware import Machine, supports_fp8, usable_gpus
+from medcot.config.schema import RunConfig
+from medcot.hardware.gpu_specs import supports_fp8
+from medcot.hardware.machine import Machine, usable_gpus
 from medcot.memory import Device, Engine, Precision, Quantization
 from medcot.refusals import GPU_EXTRA, NO_CUDA, refuse
 from medcot.shapes import ModelShape

@@ -8,7 +8,7 @@ from threading import Thread
 from typing import Any
 from weakref import WeakSet
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.errors import one_line
 from medcot.evaluation import ModelTools
 from medcot.model import LoadedModel

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Literal
 
 from medcot.cases import QUESTION, RESPONSE, THOUGHT
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.data import gather_source, option_named
 from medcot.errors import one_line
 from medcot.known_sets import KNOWN_SETS

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medcot.attempts import Failure, describe_error
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.listener import Listener
 from medcot.model import release

@@ -17,10 +17,10 @@ from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.errors import InputError, one_line
 from medcot.evaluation import Examination, Row
-from medcot.statistics import LEVEL, sign_test
+from medcot.stats.paired import LEVEL, sign_test
 
 Ask = Callable[[str], str]
 Side = Literal["before", "after"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from medcot.hardware import named_machine
+from medcot.hardware.machine import named_machine
 from medcot.memory import Setting, longest_pass, predict_memory
 from medcot.shapes import known_shape
 from medcot.speed import calibration, fixed_step_s, micro_step_s

@@ -16,10 +16,10 @@ from typing import Any
 
 from medcot.bundled import bundled_model
 from medcot.choices import settle_ground
-from medcot.config import BUNDLED_MODEL, RunConfig
+from medcot.config.schema import BUNDLED_MODEL, RunConfig
 from medcot.engines.jupyter import deny_jupyter
 from medcot.errors import InputError, RunFailed, one_line
-from medcot.hardware import Machine
+from medcot.hardware.machine import Machine
 from medcot.hub import explain_hub_error, find_commit
 from medcot.plan import Plan
 from medcot.shapes import model_shape

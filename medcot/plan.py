@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from medcot.candidates import Candidate, Work, best_of, list_candidates
 from medcot.choices import Ground, settle_ground
-from medcot.config import RunConfig
-from medcot.hardware import Machine
+from medcot.config.schema import RunConfig
+from medcot.hardware.machine import Machine
 from medcot.memory import PRECISION_BYTES, answer_rows
 from medcot.reasons import explain_choice, explain_refusal, warn_of
 from medcot.shapes import ModelShape

@@ -9,12 +9,12 @@ from typing import Any
 
 from medcot import model as models
 from medcot.case_list import Picked, cases_with, ids_of
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.data import load_dataset, load_fixed_question, load_questions, split_cases
 from medcot.environment import describe_environment
 from medcot.errors import InputError
 from medcot.evaluation import Examination, make_examination
-from medcot.hardware import Machine, detect_machine
+from medcot.hardware.machine import Machine, detect_machine
 from medcot.judge import check_judge
 from medcot.leakage import Leak
 from medcot.listener import Listener

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from medcot.bundled import bundled_model
-from medcot.config import BUNDLED_DATA, BUNDLED_MODEL, MEDICAL_O1, RunConfig, make_config
+from medcot.config.presets import make_config
+from medcot.config.schema import BUNDLED_DATA, BUNDLED_MODEL, MEDICAL_O1, RunConfig
 from medcot.data import load_dataset, load_fixed_question, load_questions, split_cases
 from medcot.errors import InputError
-from medcot.hardware import detect_machine, named_machine
+from medcot.hardware.machine import detect_machine, named_machine
 from medcot.leakage import Leak, find_leaks
 from medcot.plan import Plan, make_plan
 from medcot.prompts import ChatTemplate, render

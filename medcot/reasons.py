@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from medcot.candidates import EXACTNESS, Candidate, Work, peak_gib
 from medcot.choices import Ground
-from medcot.config import BUNDLED_MODEL
+from medcot.config.schema import BUNDLED_MODEL
 from medcot.errors import InputError
-from medcot.hardware import usable_gpus
+from medcot.hardware.machine import usable_gpus
 from medcot.memory import Setting
 from medcot.shapes import SMOLLM2_135M, known_shape
 from medcot.speed import is_measured

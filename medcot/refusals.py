@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from medcot.config import PRESETS, RunConfig, option_name
+from medcot.config.presets import PRESETS
+from medcot.config.schema import RunConfig, option_name
 from medcot.errors import InputError
 
 NO_CUDA = "without a CUDA GPU"

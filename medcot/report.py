@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from medcot import power, statistics
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.errors import InputError
 from medcot.evaluation import (
     BY_LM_EVAL,
@@ -22,7 +21,9 @@ from medcot.figures import write_figures
 from medcot.page import render_markdown
 from medcot.records import Question
 from medcot.showcase import changed_questions, fixed_question, telling_rows
-from medcot.statistics import Paired
+from medcot.stats import paired as statistics
+from medcot.stats import power
+from medcot.stats.paired import Paired
 from medcot.wording import NOT_MEDICAL_ADVICE, say_verdict
 
 __all__ = ["build_report", "render_markdown", "write_figures"]

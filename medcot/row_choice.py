@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from medcot.cache import data_cache, find_entry, key_of, remove_entry, source_of
 from medcot.case_list import Picked
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.data import drop_overlong
 from medcot.errors import InputError
 from medcot.leakage import Leak, LeakFinder

@@ -9,9 +9,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from medcot import model as models
-from medcot import processes
 from medcot.beside import hand_out
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
+from medcot.distributed import comm
 from medcot.errors import Cancelled, InputError, RunFailed, one_line
 from medcot.evaluation import examine
 from medcot.listener import Listener
@@ -134,7 +134,7 @@ def score(
 
     def progress(done: int, total: int) -> None:
         listener.progress(done, total)
-        if (listener.should_stop() or processes.stop_requested()) and done < total:
+        if (listener.should_stop() or comm.stop_requested()) and done < total:
             raise Cancelled
 
     return examine(
@@ -178,19 +178,19 @@ def train(
 def recorded(directory: RunDirectory) -> Iterator[None]:
     """Leave ``status.json`` and, on failure, ``error.json`` behind, whatever happens inside."""
     directory.remove("error.json")
-    processes.on_failure(lambda ended: _record_failure(directory, ended.as_error()))
+    comm.on_failure(lambda ended: _record_failure(directory, ended.as_error()))
     try:
         yield
     except (Cancelled, KeyboardInterrupt):
         # A process that failed makes the others stop, which is then no wish of the user's.
-        _record_failure(directory, processes.error_elsewhere() or Cancelled())
-        raise processes.error_elsewhere() or Cancelled from None
+        _record_failure(directory, comm.error_elsewhere() or Cancelled())
+        raise comm.error_elsewhere() or Cancelled from None
     except InputError:
         raise
     except Exception as error:
         stage = (directory.stage() if directory.exists() else None) or "start"
         own = error if isinstance(error, RunFailed) else _unforeseen(stage, error)
-        failure = processes.error_elsewhere() or own
+        failure = comm.error_elsewhere() or own
         _record_failure(directory, failure)
         raise failure from error
 

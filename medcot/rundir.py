@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from medcot.config import RunConfig, build_config
+from medcot.config.schema import RunConfig, build_config
 from medcot.errors import InputError
 
 Phase = Literal["before", "after"]

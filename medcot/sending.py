@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.remote.build import Kernel, Wishes, build, owner_of_this_machine
 from medcot.remote.job import AccountCheck, check_account
 from medcot.remote.pushes import Push

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medcot.config import BUNDLED_MODEL, TARGET_MODULES, RunConfig
+from medcot.config.schema import BUNDLED_MODEL, TARGET_MODULES, RunConfig
 from medcot.errors import InputError, one_line
 
 

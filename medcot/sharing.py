@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from medcot import processes
+from medcot.distributed import comm
 from medcot.evaluation import Examination, ModelTools, Row
 from medcot.groups import Ask, ask_groups
 
@@ -39,10 +39,10 @@ def share_out(tell: Callable[[Share], None], phase: str, should_stop: Callable[[
             tell(share)
         own = answer(share, tools)
         for place in range(len(wanted)):
-            if place % processes.world_size() == 0:
+            if place % comm.world_size() == 0:
                 yield next(own)
             else:
-                yield processes.take(_name(share, place), should_stop)
+                yield comm.take(_name(share, place), should_stop)
 
     return ask
 
@@ -53,11 +53,11 @@ def take_share(share: Share, tools: ModelTools, should_stop: Callable[[], bool])
     Raises:
         Cancelled, RunFailed: another process ended.
     """
-    places = range(processes.rank(), len(share.wanted), processes.world_size())
+    places = range(comm.rank(), len(share.wanted), comm.world_size())
     tools = replace(tools, answers_at_once=share.answers_at_once)
     for place, rows in zip(places, answer(share, tools), strict=True):
-        processes.hand_in(_name(share, place), rows)
-        if error := processes.error_elsewhere():
+        comm.hand_in(_name(share, place), rows)
+        if error := comm.error_elsewhere():
             raise error
         if should_stop():
             return
@@ -65,7 +65,7 @@ def take_share(share: Share, tools: ModelTools, should_stop: Callable[[], bool])
 
 def answer(share: Share, tools: ModelTools) -> Iterator[list[Row]]:
     """The rows of this process's groups, one after the other."""
-    own = share.wanted[processes.rank() :: processes.world_size()]
+    own = share.wanted[comm.rank() :: comm.world_size()]
     return ask_groups(share.examination, tools, own)
 
 

@@ -9,8 +9,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from medcot.config import RunConfig
-from medcot.hardware import Machine, usable_gpus
+from medcot.config.schema import RunConfig
+from medcot.hardware.machine import Machine, usable_gpus
 from medcot.memory import Setting, weight_bytes
 from medcot.shapes import ModelShape
 

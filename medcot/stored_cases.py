@@ -15,7 +15,7 @@ from medcot import case_list
 from medcot.cache import digest_of_file, find_entry, key_of, remove_entry, source_of
 from medcot.case_list import CaseList
 from medcot.cases import Gathered, gather_cases
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.hub import HubRows
 from medcot.records import Dropped, Language
 from medcot.sources import read_file

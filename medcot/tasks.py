@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medcot import lm_eval_bridge as bridge
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.evaluation import BY_LM_EVAL
 from medcot.formats import READERS
 from medcot.known_sets import label_sets

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medcot import model as models
-from medcot import processes
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
+from medcot.distributed import comm
 from medcot.errors import InputError, one_line
 from medcot.evaluation import ModelTools
 from medcot.groups import Ask, ask_groups
@@ -49,12 +49,12 @@ def is_split(loaded: models.LoadedModel) -> bool:
 
 def announce(step: Step) -> None:
     """Tell the other processes what to do with their model, just before doing it."""
-    processes.tell(step)
+    comm.tell(step)
 
 
 def ask_of(loaded: models.LoadedModel, phase: str, should_stop: Callable[[], bool]) -> Ask:
     """Who answers an examination's groups: this process alone, or each process its share."""
-    if processes.world_size() == 1 or is_split(loaded):
+    if comm.world_size() == 1 or is_split(loaded):
         return ask_groups
     return share_out(announce, phase, should_stop)
 

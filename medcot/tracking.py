@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.credentials import has_wandb_login
 from medcot.errors import one_line
 from medcot.records import Event

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medcot import processes
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
+from medcot.distributed import comm
 from medcot.model import LoadedModel
 from medcot.plan import Plan
 from medcot.recorder import Recorder
@@ -63,7 +63,7 @@ def make_trainer(
 
 
 def _make_plain_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder: Recorder) -> Any:
-    if loaded.engine == "split" and processes.world_size() > 1:
+    if loaded.engine == "split" and comm.world_size() > 1:
         from medcot.engines.split_trainer import SplitTrainer as Trainer
     else:
         from trl.trainer.sft_trainer import SFTTrainer as Trainer
@@ -80,7 +80,7 @@ def make_arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path)
     from trl.trainer.sft_config import SFTConfig
 
     on_cpu, fused = plan.device == "cpu", plan.engine == "fused"
-    if on_cpu and processes.world_size() > 1:
+    if on_cpu and comm.world_size() > 1:
         # accelerate numbers CPUs, and torch.load then refuses "cpu:0" when a run is resumed.
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     return SFTConfig(
@@ -153,7 +153,7 @@ def _as_callback(recorder: Recorder) -> Any:
         ) -> None:
             if "loss" in logs:
                 own = recorder.take_tokens(args.gradient_accumulation_steps)
-                tokens = int(processes.total(own))
+                tokens = int(comm.total(own))
                 seconds = recorder.seconds_since_begin()
                 recorder.step_ended(state.global_step, tokens, logs, seconds)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medcot import processes
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
+from medcot.distributed import comm
 from medcot.engines import quiet
 from medcot.errors import InputError, RunFailed
 from medcot.model import LoadedModel, trainable_parameters
@@ -68,7 +68,7 @@ def fit(
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
-            if processes.world_size() > 1:
+            if comm.world_size() > 1:
                 raise _out_of_memory_beside_others(plan) from error
             plan = _with_less_memory(plan, loaded.model.config.num_hidden_layers)
     _save_adapter(loaded, directory.adapter)
@@ -122,16 +122,16 @@ def _common_checkpoint(directory: RunDirectory, should_stop: Callable[[], bool])
     Raises:
         InputError: this process does not see that folder.
     """
-    found = processes.from_main(lambda: directory.last_checkpoint(), should_stop)
+    found = comm.from_main(lambda: directory.last_checkpoint(), should_stop)
     if found is not None and not found.exists():
-        got = f"{found}, which process {processes.rank()} does not see"
+        got = f"{found}, which process {comm.rank()} does not see"
         raise InputError("--resume", got, "a run directory in a folder that all hosts share")
     return found
 
 
 def _stop_of_all(should_stop: Callable[[], bool]) -> Callable[[], bool]:
     """Asked by every process after every step: all stop after the same one."""
-    return lambda: processes.any_of(should_stop() or processes.stop_requested())
+    return lambda: comm.any_of(should_stop() or comm.stop_requested())
 
 
 def _check_gate(trainer: Any, loaded: LoadedModel, rows: Sequence[Encoded]) -> None:
@@ -193,7 +193,7 @@ def _out_of_memory_beside_others(plan: Plan) -> RunFailed:
     """The other processes are inside a collective by now, so none can simply try again."""
     fewer = _fewer_rows(plan)
     remedy = f"Go on with --resume --micro-batch {fewer}." if fewer else "Try --checkpointing on."
-    return RunFailed("training", f"process {processes.rank()} ran out of memory.", remedy)
+    return RunFailed("training", f"process {comm.rank()} ran out of memory.", remedy)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -204,7 +204,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _save_adapter(loaded: LoadedModel, folder: Path) -> None:
     """Adapter and tokenizer, so that plain peft and transformers load them."""
-    if not processes.is_main():
+    if not comm.is_main():
         return
     loaded.model.save_pretrained(str(folder), safe_serialization=True)
     loaded.tokenizer.save_pretrained(str(folder))

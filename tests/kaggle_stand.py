@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 
-from medcot.config import RunConfig, make_config
+from medcot.config.presets import make_config
+from medcot.config.schema import RunConfig
 from tests.kaggle_session import Session
 
 CONFIG = make_config("demo", {"steps": 2})

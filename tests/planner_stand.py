@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from medcot.config import make_config
-from medcot.hardware import Machine
+from medcot.config.presets import make_config
+from medcot.hardware.machine import Machine
 from medcot.plan import Plan, make_plan
 from medcot.shapes import known_shape, model_shape
 

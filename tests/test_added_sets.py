@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from test_judge import endpoint, prefers
 
-from medcot.config import RunConfig, make_config
+from medcot.config.presets import make_config
+from medcot.config.schema import RunConfig
 from medcot.data import load_dataset
 from medcot.errors import InputError
 from medcot.listener import Listener

@@ -13,9 +13,10 @@ from fakes import make_tiny_model
 from medcot import controls, jobs, preview
 from medcot.attempts import attempt
 from medcot.bundled import bundled_model
-from medcot.config import RunConfig, bounds, make_config
+from medcot.config.presets import make_config
+from medcot.config.schema import RunConfig, bounds
 from medcot.errors import InputError, RunFailed
-from medcot.hardware import detect_machine, named_machine
+from medcot.hardware.machine import detect_machine, named_machine
 from medcot.history import bundled_run, differing_fields, list_runs
 from medcot.plan import make_plan
 from medcot.preparation import plan_only

@@ -15,7 +15,7 @@ import pytest
 from conftest import REAL_CACHE
 from fakes import make_tiny_model
 
-from medcot.config import MEDICAL_O1
+from medcot.config.schema import MEDICAL_O1
 from medcot.history import bundled_run
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from planner_stand import LAPTOP, plan_for, without_unsloth
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.errors import InputError
-from medcot.hardware import Gpu, Machine, named_machine
+from medcot.hardware.gpu_specs import Gpu
+from medcot.hardware.machine import Machine, named_machine
 from medcot.memory import Setting, longest_pass, predict_memory
 from medcot.plan import make_plan
 from medcot.shapes import model_shape

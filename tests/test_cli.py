@@ -146,7 +146,7 @@ def test_the_short_help_fits_a_screen(capfd):
 
 
 def test_the_long_help_has_every_field(capfd):
-    from medcot.config import RunConfig, option_name
+    from medcot.config.schema import RunConfig, option_name
 
     _, out, _ = call(capfd, "run", "--help-all")
     assert all(f" {option_name(name)} " in out for name in RunConfig.model_fields)

@@ -1,6 +1,7 @@
 import pytest
 
-from medcot.config import PRESETS, TARGET_MODULES, RunConfig, bounds, describe_values, make_config
+from medcot.config.presets import PRESETS, make_config
+from medcot.config.schema import TARGET_MODULES, RunConfig, bounds, describe_values
 from medcot.errors import InputError
 
 RECIPE = {

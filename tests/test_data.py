@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medcot.config import RunConfig, make_config
+from medcot.config.presets import make_config
+from medcot.config.schema import RunConfig
 from medcot.data import (
     VALIDATION_FRACTION,
     drop_overlong,

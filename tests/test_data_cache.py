@@ -23,7 +23,7 @@ from medcot import cache, case_list, json_list, row_choice, row_file
 from medcot.bundled import bundled_model
 from medcot.case_list import CaseList, Picked, ids_of
 from medcot.cases import fingerprint
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.data import load_dataset, split_cases
 from medcot.errors import InputError, RunFailed
 from medcot.formats import Row
@@ -293,7 +293,7 @@ def test_a_full_disk_is_one_line_with_a_remedy(large: Path) -> None:
 
     code = (
         "from medcot import case_list; case_list.IN_MEMORY = 2000\n"
-        "from medcot.config import make_config; from medcot.data import load_dataset\n"
+        "from medcot.config.presets import make_config; from medcot.data import load_dataset\n"
         "from medcot.errors import RunFailed\n"
         f"try: load_dataset(make_config('demo', {{'dataset': {str(large)!r}}}))\n"
         "except RunFailed as error: print(error.stage, error.message, error.remedy)"
@@ -314,7 +314,7 @@ def peak_mib(work: str, count: int) -> float:
 
 LOAD = """
 import json, tempfile
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.data import load_dataset, split_cases
 with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
     for n in range(count):

@@ -9,7 +9,7 @@ from fakes import make_tiny_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from medcot.config import TARGET_MODULES
+from medcot.config.schema import TARGET_MODULES
 from medcot.decoding import Decoder, decode, suits
 from medcot.inference import generate
 from medcot.model import LoadedModel

@@ -2,8 +2,8 @@
 
 import pytest
 
-from medcot.config import make_config
-from medcot.hardware import Machine
+from medcot.config.presets import make_config
+from medcot.hardware.machine import Machine
 from medcot.preparation import plan_only
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from medcot import doctor
 from medcot.doctor import Finding, describe_findings, examine_machine
-from medcot.hardware import Gpu, Machine, named_machine
+from medcot.hardware.gpu_specs import Gpu
+from medcot.hardware.machine import Machine, named_machine
 
 LAPTOP = Machine((), 4, 12.0, "Linux x86_64")
 SECRET = "hf_verySecretToken0123456789"

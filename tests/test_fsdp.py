@@ -8,10 +8,10 @@ from fakes import make_tiny_model
 from safetensors.torch import load_file
 from test_processes import SETTINGS, assert_same_training, finish, rows, start_two
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.errors import InputError
-from medcot.gpus import GPU_MODELS
-from medcot.hardware import Machine, detect_machine
+from medcot.hardware.gpu_specs import GPU_MODELS
+from medcot.hardware.machine import Machine, detect_machine
 from medcot.memory import Setting, kept_weight_bytes, predict_memory, weight_bytes
 from medcot.plan import make_plan
 from medcot.run import run
@@ -20,9 +20,9 @@ from medcot.shapes import ModelShape
 
 STORY = """
 import json, os, shutil, sys
-from medcot import processes
+from medcot.distributed import comm
 from medcot.beside import take_part
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.preparation import Listener
 from medcot.run import evaluate_only, run
 from medcot.rundir import RunDirectory
@@ -40,7 +40,7 @@ def again():
     # As the launcher set it: each of these is a command of its own.
     os.environ["ACCELERATE_USE_FSDP"] = "true"
 
-if processes.is_main():
+if comm.is_main():
     directory = RunDirectory(os.path.abspath("run"))
     config = make_config("demo", json.loads(sys.argv[1]))
     run(config, directory)
@@ -55,17 +55,17 @@ if processes.is_main():
     (directory.path / "evaluation" / "after.jsonl").unlink()
     again()
     evaluate_only(directory, Listener())
-    processes.tell(None)
+    comm.tell(None)
 else:
     take_part(Listener())
-processes.close()
+comm.close()
 """
 
 IN_4_BITS = """
 import sys, types
 import torch
 from torch.distributed import is_initialized
-from medcot import processes
+from medcot.distributed import comm
 from medcot.engines.split import Checkpoint, PackedLinear, build_split
 from medcot.model import Location
 from transformers import AutoConfig

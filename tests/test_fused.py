@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from training_stand import Training, make_rows
 from transformers import AutoModelForCausalLM
 
-from medcot.config import TARGET_MODULES
+from medcot.config.schema import TARGET_MODULES
 from medcot.engines import layer, pointwise
 from medcot.engines.attention import attend_by_row, choose_attention
 from medcot.engines.fused import Stack, fast_functions_agree, fused_forward

@@ -9,22 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from medcot import hardware
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.errors import InputError
-from medcot.gpus import recognise_gpu
-from medcot.hardware import (
-    Gpu,
+from medcot.hardware import machine as hardware
+from medcot.hardware.gpu_specs import Gpu, recognise_gpu, supports_bf16
+from medcot.hardware.host_memory import available_memory_gib
+from medcot.hardware.machine import (
     Machine,
     available_cores,
     choose_preset,
     detect_machine,
     named_machine,
     read_gpus,
-    supports_bf16,
     usable_gpus,
 )
-from medcot.ram import available_memory_gib
 
 TWO_T4 = (
     "0, GPU-aaaa1111, Tesla T4, 15095, 7.5\n"
@@ -239,7 +237,7 @@ def test_the_heap_gives_freed_tensors_back_to_the_system() -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from medcot.ram import keep_heap_small\n"
+        "from medcot.hardware.host_memory import keep_heap_small\n"
         "if sys.argv[1] == 'small' and not keep_heap_small(): sys.exit(77)\n"
         "import ctypes\n"
         "libc = ctypes.CDLL(None)\n"

@@ -136,7 +136,7 @@ OFFLINE: dict[str, Options] = {
 CODE = """
 import json, os, sys, time
 from dataclasses import asdict
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.data import load_dataset
 from medcot.errors import InputError, RunFailed
 from medcot.inspection import inspect_dataset

@@ -2,8 +2,8 @@ import pytest
 import torch
 from fakes import make_case
 
-from medcot.config import make_config
-from medcot.hardware import detect_machine
+from medcot.config.presets import make_config
+from medcot.hardware.machine import detect_machine
 from medcot.inference import generate, stream
 from medcot.model import load_base
 from medcot.plan import make_plan

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.evaluation import Examination, make_examination, make_row
 from medcot.judge import Contest, check_judge, compare, judge_answers, tally

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.remote.build import Wishes, build, owner_of_this_machine
 from medcot.remote.bundle import Bundle, Orders, collect, pack, write_script

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
 from medcot.remote import client
 from medcot.remote.account import Account, connect

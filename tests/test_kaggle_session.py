@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from medcot.errors import RunFailed
-from medcot.hardware import Gpu, Machine
+from medcot.hardware.gpu_specs import Gpu
+from medcot.hardware.machine import Machine
 from medcot.remote import install, side_by_side
 from medcot.remote.account import Account
 from medcot.remote.build import Kernel, Wishes, build

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from medcot.config import RunConfig, make_config
+from medcot.config.presets import make_config
+from medcot.config.schema import RunConfig
 from medcot.remote.account import Account
 from medcot.remote.build import Wishes
 from medcot.remote.bundle import Orders, collect

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medcot import leakage
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.data import load_dataset, split_cases
 from medcot.leakage import LEAST_SHARE, WINDOW, Leak, find_leaks
 from medcot.questions import load_questions

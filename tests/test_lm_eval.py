@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.evaluation import examine, make_examination
 from medcot.lm_eval_bridge import check_names, export_task, read_samples, run_lm_eval

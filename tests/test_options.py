@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from medcot.config.resolve import resolve
 from medcot.errors import InputError
-from medcot.options import resolve
 
 
 def choose_demo():

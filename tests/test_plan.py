@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from planner_stand import GPU_PRESETS, GPUS, LAPTOP, LLAMA_8B, plan_for
 
 from medcot.candidates import Candidate, best_of
-from medcot.config import PRESETS, TARGET_MODULES, make_config
+from medcot.config.presets import PRESETS, make_config
+from medcot.config.schema import TARGET_MODULES
 from medcot.errors import InputError
-from medcot.hardware import named_machine
+from medcot.hardware.machine import named_machine
 from medcot.measured import measured_runs, predict
 from medcot.memory import Setting, longest_pass, predict_memory
 from medcot.plan import describe, make_plan
@@ -277,8 +278,9 @@ def test_a_plan_can_be_written_to_the_run_directory(tmp_path: Path) -> None:
 
 def test_planning_brings_no_torch() -> None:
     code = (
-        "import sys, medcot.plan as p, medcot.hardware as h, medcot.shapes as s, medcot.doctor\n"
-        "from medcot.config import make_config\n"
+        "import sys, medcot.plan as p, medcot.shapes as s, medcot.doctor\n"
+        "import medcot.hardware.machine as h\n"
+        "from medcot.config.presets import make_config\n"
         "c = make_config('demo')\n"
         "p.make_plan(c, h.detect_machine(), s.model_shape(c), 48, 700, 1000)\n"
         "h.named_machine('T4')\n"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from medcot import processes
-from medcot.config import make_config
+from medcot.config.presets import make_config
+from medcot.distributed import comm
 from medcot.run import run
 from medcot.rundir import RunDirectory
 
@@ -32,14 +32,15 @@ SETTINGS = {
 TROUBLE = """
 import sys, time
 import torch
-from medcot import launcher, model, processes
+from medcot.distributed import rendezvous, comm
+from medcot import model
 from medcot.__main__ import main
 
 usual = model.add_adapter
 
 def add_adapter(loaded, config, plan):
     usual(loaded, config, plan)
-    if processes.rank() == 1:
+    if comm.rank() == 1:
         loaded.model.register_forward_pre_hook(trouble)
 
 def trouble(module, arguments):
@@ -48,7 +49,7 @@ def trouble(module, arguments):
     time.sleep(1000)
 
 model.add_adapter = add_adapter
-launcher.GRACE_S = 1.0
+rendezvous.GRACE_S = 1.0
 main(sys.argv[2:])
 """
 
@@ -57,31 +58,31 @@ SHARED = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from fakes import make_case
-from medcot import processes
-from medcot.config import make_config
+from medcot.distributed import comm
+from medcot.config.presets import make_config
 from medcot.evaluation import ModelTools, examine, make_examination
 from medcot.records import Generation, TokenLoss
 from medcot.sharing import share_out, take_share
 
 def generate(prompts):
-    return [Generation(f"by process {processes.rank()}", 1, True) for _ in prompts]
+    return [Generation(f"by process {comm.rank()}", 1, True) for _ in prompts]
 
 tools = ModelTools(generate, lambda pairs: [TokenLoss(len(p.text), 1) for p in pairs], None)
 tools = ModelTools(generate, tools.score, tools.score_options, answers_at_once=2)
-if processes.is_main():
+if comm.is_main():
     config = make_config("demo", {"test_samples": 12, "generate_samples": 10, "style": "tutorial"})
     asked = make_examination(config, [make_case(n) for n in range(12)], None, {})
-    ask = share_out(processes.tell, "before", lambda: False)
+    ask = share_out(comm.tell, "before", lambda: False)
     whole, rest, saved = [], [], []
     examine(asked, tools, [], whole.append, ask=ask)
     examine(asked, tools, whole[:3] + whole[6:], rest.append, ask=ask)
     examine(asked, tools, whole, saved.append, ask=ask)
-    processes.tell(None)
+    comm.tell(None)
     print(json.dumps([whole, rest, saved]))
 else:
-    while share := processes.hear():
+    while share := comm.hear():
         take_share(share, tools, lambda: False)
-processes.close()
+comm.close()
 """
 
 
@@ -298,14 +299,14 @@ def test_commands_that_train_nothing_run_in_the_main_process_alone(tmp_path):
 
 def test_without_a_launcher_nothing_is_asked_of_a_store(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert processes.from_main(lambda: 5) == 5
-    assert processes.total(2.0) == 2.0
-    assert processes.any_of(True)
-    assert not processes.any_of(False)
-    assert processes.error_elsewhere() is None
-    assert processes.fail(2, "a line").line == "a line"
-    processes.tell(None)
-    processes.close()
+    assert comm.from_main(lambda: 5) == 5
+    assert comm.total(2.0) == 2.0
+    assert comm.any_of(True)
+    assert not comm.any_of(False)
+    assert comm.error_elsewhere() is None
+    assert comm.fail(2, "a line").line == "a line"
+    comm.tell(None)
+    comm.close()
 
 
 def test_a_resumed_run_may_take_fewer_rows_at_once(tmp_path, alone):

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.evaluation import Examination, make_examination, make_row
 from medcot.figures import can_draw

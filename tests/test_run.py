@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.listener import Listener
 from medcot.run import evaluate_only, report_only, run, train_only

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.rundir import RunDirectory, newest_run
 

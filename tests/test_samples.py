@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.data import load_dataset, load_fixed_question, load_questions
 from medcot.leakage import find_leaks
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.inspection import inspect_dataset
 from medcot.known_sets import KNOWN_SETS

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medcot import power
-from medcot.statistics import (
+from medcot.stats import power
+from medcot.stats.paired import (
     Paired,
     compare_means,
     compare_rates,

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.credentials import has_hub_token, has_wandb_login, use_hub_token
 from medcot.records import Event
 from medcot.rundir import RunDirectory

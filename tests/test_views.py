@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from medcot import history, preview
 from medcot.attempts import Failure, attempt
-from medcot.config import PRESETS, RunConfig, make_config
+from medcot.config.presets import PRESETS, make_config
+from medcot.config.schema import RunConfig
 from medcot.controls import MACHINES
-from medcot.hardware import named_machine
+from medcot.hardware.machine import named_machine
 from medcot.plan import make_plan
 from medcot.shapes import SMOLLM2_135M, model_shape
 from medcot.views import answers, charts, evidence, plans, rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medcot.config import make_config
+from medcot.config.presets import make_config
 from medcot.evaluation import Examination, make_examination, make_row
 from medcot.records import Case, Question
 from medcot.withholding import evaluation_texts, withhold, withhold_rows

@@ -4,8 +4,8 @@ from fakes import make_case
 from transformers import AutoTokenizer
 
 from medcot import model as models
-from medcot.config import make_config
-from medcot.hardware import detect_machine
+from medcot.config.presets import make_config
+from medcot.hardware.machine import detect_machine
 from medcot.plan import make_plan
 from medcot.prompts import render
 from medcot.rundir import RunDirectory

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.engines import pointwise
 from medcot.engines import transformers as plain
 from medcot.engines.adapters import Adapters

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from medcot import processes
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
+from medcot.distributed import comm
 from medcot.engines import transformers
 from medcot.engines.checkpoint import Checkpoint
 from medcot.engines.transformers import current_device, dtype_of
@@ -32,7 +32,7 @@ BLOCK = 64
 """Weights per scale of NF4."""
 PATIENCE = timedelta(hours=2)
 """How long a process may be ahead of another in a collective: loading takes as long as disks do.
-What fails says so by itself, see ``medcot.launcher``."""
+What fails says so by itself, see ``medcot.distributed.rendezvous``."""
 
 
 class PackedLinear(nn.Linear):
@@ -97,7 +97,7 @@ def read_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Pat
 
 def _with_common_adapter(model: Any) -> Any:
     """Give the adapter of the main process's ``model`` to all."""
-    if processes.world_size() > 1:
+    if comm.world_size() > 1:
         for value in model.parameters():
             if value.requires_grad:
                 distributed.broadcast(value.data, src=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from medcot.config import TARGET_MODULES, RunConfig
+from medcot.config.schema import TARGET_MODULES, RunConfig
 from medcot.model import LoadedModel, Location, settle_pad_token
 from medcot.plan import Plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from medcot.config import TARGET_MODULES, RunConfig
+from medcot.config.schema import TARGET_MODULES, RunConfig
 from medcot.errors import InputError
 from medcot.model import LoadedModel, Location, settle_pad_token
 from medcot.plan import Plan

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.errors import InputError
 from medcot.remote.bundle import (
     Orders,

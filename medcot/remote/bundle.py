@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
 from medcot.remote.leaks import Leak, Secret, find_leaks
 from medcot.remote.secrets import HUB_LABELS, WANDB_LABELS

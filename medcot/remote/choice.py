@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
 from medcot.flags import resolve_flags
-from medcot.hardware import named_machine
+from medcot.hardware.machine import named_machine
 from medcot.remote.account import Account, connect
 from medcot.remote.leaks import Redactor, known_secrets
 from medcot.remote.patience import Patience

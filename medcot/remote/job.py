@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.credentials import has_wandb_login
 from medcot.errors import InputError, RunFailed
 from medcot.remote.account import Account, connect

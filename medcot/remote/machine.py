@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from medcot.errors import RunFailed
-from medcot.hardware import OLDEST_CAPABILITY, Machine, capability
+from medcot.hardware.gpu_specs import OLDEST_CAPABILITY, capability
+from medcot.hardware.machine import Machine
 from medcot.remote.install import installed_version
 
 SHOWN = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medcot.errors import RunFailed, one_line
-from medcot.hardware import detect_machine
+from medcot.hardware.machine import detect_machine
 from medcot.remote.leaks import Redactor, Secret, known_secrets
 from medcot.remote.machine import describe
 from medcot.remote.manifest import STAMP, Manifest, Outcome, write_manifest

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medcot.errors import RunFailed
-from medcot.hardware import Machine, detect_machine
+from medcot.hardware.machine import Machine, detect_machine
 from medcot.remote import install
 from medcot.remote.machine import check_gpus, processes_for, training_command
 from medcot.remote.manifest import STAMP

@@ -6,7 +6,7 @@ from typing import Any
 
 import marimo as mo
 
-from medcot.config import RunConfig, choices
+from medcot.config.schema import RunConfig, choices
 from medcot.controls import DATASETS, MODELS, SLIDERS, length_field, marks, offered
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 from medcot.plan import Plan
 from medcot.shapes import ModelShape
 from medcot.views.markup import callout, details, facts, figure, items, join, small, table, text

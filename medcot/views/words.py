@@ -6,7 +6,7 @@ import tomllib
 from functools import cache
 from importlib.resources import files
 
-from medcot.config import RunConfig
+from medcot.config.schema import RunConfig
 
 
 @cache

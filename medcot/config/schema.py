@@ -132,65 +132,6 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         return max(1, round(self.epochs * -(-rows // self.batch)))
 
 
-_ON_A_GPU: dict[str, Any] = {
-    "model": R1_LLAMA_8B,
-    "dataset": MEDICAL_O1,
-    "samples": 500,
-    "rank": 16,
-    "alpha": 16,
-    "steps": 60,
-    "learning_rate": 2e-4,
-    "max_length": 2048,
-    "batch": 8,
-    "warmup_steps": 5,
-    "optimizer": "adamw_8bit",
-    "style": "tutorial",
-    "test_samples": 100,
-    "generate_samples": 16,
-    "max_new_tokens": 1200,
-    "wandb_project": "Fine-tune-DeepSeek-R1-Distill-Llama-8B on Medical COT Dataset",
-}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # The bundled Chinese cases take up to 2,742 tokens, since the bundled model's vocabulary is
-    # English.
-    "demo": {"mcq": ("sample",), "max_length": 3072},
-    "tutorial": _ON_A_GPU
-    | {
-        "engine": "unsloth",
-        "quantization": "4bit",
-        "micro_batch": 2,
-        "packing": "off",
-        "checkpointing": "on",
-        "wandb": "online",
-    },
-    "kaggle-t4": _ON_A_GPU | {"quantization": "4bit", "precision": "fp16", "wandb": "online"},
-    "kaggle-t4x2": _ON_A_GPU
-    | {"quantization": "4bit", "precision": "fp16", "samples": 1000, "wandb": "online"},
-    "gpu-24g": _ON_A_GPU | {"samples": 2000, "steps": None, "epochs": 1.0},
-    "gpu-80g": _ON_A_GPU
-    | {"samples": 10_000, "steps": None, "epochs": 1.0, "batch": 16, "test_samples": 400},
-}
-"""Each preset as its differences from the field defaults, which are those of ``demo``."""
-
-
-def make_config(preset: str, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """The config of ``preset`` (a resolved name, not ``auto``) with ``overrides`` on top.
-
-    Raises:
-        InputError: unknown preset or field, or a value out of bounds.
-    """
-    if preset not in PRESETS:
-        known = ["auto", *PRESETS]
-        raise InputError("--preset", preset, f"one of {', '.join(known)}{nearest(preset, known)}")
-    given = {k: v for k, v in (overrides or {}).items() if k != "preset"}
-    base = dict(PRESETS[preset])
-    if given.get("epochs") is not None or given.get("steps") is not None:
-        base.pop("steps", None)
-        base.pop("epochs", None)
-    return build_config(base | given | {"preset": preset})
-
-
 def build_config(values: dict[str, Any], where: str = "") -> RunConfig:
     """Validate ``values``; the first problem becomes one :class:`InputError`.
 

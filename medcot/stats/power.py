@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from medcot.statistics import LEVEL, changes, rate_interval, row_deviation
+from medcot.stats.paired import LEVEL, changes, rate_interval, row_deviation
 
 POWER = 0.80
 PLANNED = 0.90  # for means: interval and test must agree, and both are a little blunter than t

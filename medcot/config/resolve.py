@@ -11,7 +11,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin
 
-from medcot.config import PRESETS, RunConfig, build_config, make_config
+from medcot.config.presets import PRESETS, make_config
+from medcot.config.schema import RunConfig, build_config
 from medcot.errors import InputError, nearest
 
 ENVIRONMENT_ONLY = ("MEDCOT_CACHE", "MEDCOT_DEV_DATA")

@@ -17,8 +17,16 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
+from medcot.distributed.rendezvous import (
+    Failure,
+    Link,
+    connect,
+    is_main,
+    leave,
+    rank,
+    world_size,
+)
 from medcot.errors import Cancelled, RunFailed
-from medcot.launcher import Failure, Link, connect, is_main, leave, rank, world_size
 
 __all__ = [
     "Failure", "any_of", "close", "error_elsewhere", "fail", "from_main", "hand_in", "hear",

@@ -13,30 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from medcot.errors import InputError, nearest
-from medcot.gpus import (
+from medcot.hardware.gpu_specs import (
     GPU_MODELS,
-    OLDEST_CAPABILITY,
     Gpu,
     capability,
     is_usable,
     recognise_gpu,
-    supports_bf16,
-    supports_fp8,
 )
-from medcot.ram import available_memory_gib
-
-__all__ = [
-    "OLDEST_CAPABILITY",
-    "Gpu",
-    "Machine",
-    "capability",
-    "choose_preset",
-    "detect_machine",
-    "named_machine",
-    "supports_bf16",
-    "supports_fp8",
-    "usable_gpus",
-]
+from medcot.hardware.host_memory import available_memory_gib
 
 GPU_PACKAGES = ("bitsandbytes", "unsloth", "flash_attn")
 """Optional packages that decide what a GPU can be used for."""
