@@ -16,14 +16,15 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from medcot import controls as c
-    from medcot import history, jobs, preview, scripting, sending
+    from medcot import jobs, preview, scripting, sending
     from medcot.attempts import attempt
     from medcot.config.presets import PRESETS, make_config
+    from medcot.data.prompts import render
+    from medcot.data.tokenization import encode
     from medcot.plan import make_plan
-    from medcot.prompts import render
-    from medcot.rundir import RunDirectory, new_run_path
+    from medcot.runs import history
+    from medcot.runs.directory import RunDirectory, new_run_path
     from medcot.shapes import model_shape
-    from medcot.tokens import encode
     from medcot.views import answers, charts, evidence, pages, plans, rows, training
     from medcot.views.elements import make_elements
     from medcot.views.prose import read_prose

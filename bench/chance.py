@@ -16,12 +16,12 @@ from collections import Counter
 from pathlib import Path
 
 from medcot.config.presets import make_config
+from medcot.data.mcq import load_questions
 from medcot.evaluation import ModelTools, examine, make_examination, summarise
 from medcot.hardware.machine import detect_machine
 from medcot.inference import model_tools
 from medcot.model import load_base, load_tokenizer
 from medcot.plan import make_plan
-from medcot.questions import load_questions
 from medcot.shapes import model_shape
 
 HEADINGS = ("set", "questions", "right", "95 % interval", "by guessing", "holds it")

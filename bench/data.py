@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any
 
 from medcot.bundled import bundled_model
-from medcot.case_list import Picked, ids_of
 from medcot.config.presets import make_config
-from medcot.data import load_dataset, split_cases
-from medcot.quick_tokenizer import quick_tokenizer
-from medcot.row_choice import choose_rows
-from medcot.sources import sample_files
+from medcot.data.case_store import Picked, ids_of
+from medcot.data.dataset import load_dataset, split_cases
+from medcot.data.fast_tokenizer import quick_tokenizer
+from medcot.data.selection import choose_rows
+from medcot.data.sources import sample_files
 
 SIZES = (25_000, 100_000)
 REPEATED_TO = 25_000

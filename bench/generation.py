@@ -161,9 +161,9 @@ def load(arguments: argparse.Namespace, device: torch.device) -> tuple[Any, Any,
 
 def read_prompts(arguments: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
     from medcot.config.presets import make_config
-    from medcot.data import load_dataset
-    from medcot.prompts import render
-    from medcot.tokens import chat_template, encode_text
+    from medcot.data.dataset import load_dataset
+    from medcot.data.prompts import render
+    from medcot.data.tokenization import chat_template, encode_text
 
     cases = load_dataset(make_config("demo", {"dataset": arguments.data})).cases
     chat = chat_template(tokenizer)

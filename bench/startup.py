@@ -36,7 +36,7 @@ clock, seen = time.perf_counter, {"start": time.perf_counter()}
 from medcot import model as models
 from medcot.config.presets import make_config
 from medcot.preparation import Listener, prepare
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 folder = tempfile.mkdtemp()
 config = make_config("demo", {"steps": 1, "wandb": "off"})
 directory = RunDirectory(Path(folder) / "run")

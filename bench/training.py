@@ -93,7 +93,7 @@ class Bench:
     def prepare(self, config: Any) -> Any:
         from medcot.listener import Listener
         from medcot.preparation import prepare
-        from medcot.rundir import RunDirectory
+        from medcot.runs.directory import RunDirectory
 
         return prepare(config, RunDirectory(self.folder / "runs" / self.name), Listener())
 
@@ -168,7 +168,7 @@ def train_variant(
     import torch
 
     from medcot import model as models
-    from medcot.rundir import RunDirectory
+    from medcot.runs.directory import RunDirectory
     from medcot.training import fit
 
     name, changes, limit = variant
@@ -209,10 +209,10 @@ def train_variant(
 def plan_of(config: Any, prepared: Any, limit: float | None, total_gib: float) -> Any:
     """The plan for the whole GPU or a part of it: not what is free now, with a model in it."""
     from medcot.choices import CUDA_CONTEXT_GIB
+    from medcot.data.tokenization import common_prefix
     from medcot.hardware.machine import detect_machine
     from medcot.plan import make_plan
     from medcot.shapes import model_shape
-    from medcot.tokens import common_prefix
 
     machine = detect_machine()
     room = limit + CUDA_CONTEXT_GIB if limit else total_gib

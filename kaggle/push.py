@@ -35,7 +35,7 @@ from medcot.remote.leaks import Redactor, known_secrets
 from medcot.remote.pushes import last_push
 from medcot.remote.submit import push, url_of
 from medcot.remote.wait import wait
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

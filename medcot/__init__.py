@@ -15,8 +15,8 @@ _HOME = {
     "make_config": "config.presets",
     "Case": "records",
     "Question": "records",
-    "RunDirectory": "rundir",
-    "load_dataset": "data",
+    "RunDirectory": "runs.directory",
+    "load_dataset": "data.dataset",
     "make_plan": "plan",
 }
 

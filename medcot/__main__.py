@@ -24,7 +24,7 @@ from medcot.hardware.host_memory import keep_heap_small
 if TYPE_CHECKING:
     from medcot.config.resolve import Resolved
     from medcot.listener import Listener
-    from medcot.rundir import RunDirectory
+    from medcot.runs.directory import RunDirectory
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -170,7 +170,7 @@ def ask_command(
 def data_command(source: str, as_json: bool, **options: str) -> None:
     """Validate and describe a data set: a hub name, a file or `sample`."""
     from medcot.config.presets import make_config
-    from medcot.inspection import describe_inspection, inspect_dataset
+    from medcot.data.inspection import describe_inspection, inspect_dataset
 
     inspection = inspect_dataset(make_config("demo", {"dataset": source, **options}))
     if as_json:
@@ -224,7 +224,7 @@ def _beside() -> None:
 
 
 def _run_directory(resolved: Resolved) -> RunDirectory:
-    from medcot.rundir import RunDirectory, new_run_path, newest_run
+    from medcot.runs.directory import RunDirectory, new_run_path, newest_run
 
     if resolved.out is not None:
         return RunDirectory(resolved.out)
@@ -254,7 +254,7 @@ def _config_for(resolved: Resolved, directory: RunDirectory) -> Any:
 
 
 def _existing_run(path: str | None) -> RunDirectory:
-    from medcot.rundir import RunDirectory, newest_run
+    from medcot.runs.directory import RunDirectory, newest_run
 
     found = Path(path) if path else newest_run()
     if found is None:

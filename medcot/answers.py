@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from medcot import claims, conduct, letters, prompts
-from medcot.prompts import ChatTemplate
+from medcot import claims, conduct, letters
+from medcot.data import prompts
+from medcot.data.prompts import ChatTemplate
 from medcot.records import (
     Case,
     Generate,

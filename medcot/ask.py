@@ -7,13 +7,13 @@ from typing import Any
 
 from medcot import model as models
 from medcot.config.schema import RunConfig
-from medcot.environment import NOT_MEDICAL_ADVICE
+from medcot.data.prompts import CLOSE, parse
+from medcot.data.prompts import ask as ask_prompt
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
 from medcot.plan import Plan, make_plan
-from medcot.prompts import CLOSE, parse
-from medcot.prompts import ask as ask_prompt
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
+from medcot.runs.environment import NOT_MEDICAL_ADVICE
 from medcot.shapes import model_shape
 
 

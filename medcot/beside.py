@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medcot import model as models
 from medcot.config.schema import RunConfig
+from medcot.data.token_store import lengths_of
 from medcot.distributed import comm
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
@@ -16,10 +17,9 @@ from medcot.inference import model_tools
 from medcot.listener import Listener
 from medcot.plan import Plan
 from medcot.preparation import Prepared, prepare
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from medcot.sharing import Share, take_share
 from medcot.together import Adapter, Step, Use, load_adapter_too, use_alike
-from medcot.token_rows import lengths_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from medcot.config.schema import (
 from medcot.errors import InputError, nearest
 from medcot.hardware.machine import choose_preset, detect_machine, named_machine
 from medcot.records import Language
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 SLIDERS = ("rank", "alpha", "samples", "learning_rate", "max_length", "batch")
 """The fields that have a slider, besides the length of training (``steps`` or ``epochs``)."""

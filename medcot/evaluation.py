@@ -13,8 +13,8 @@ from typing import Literal
 
 from medcot.answers import ModelTools, Row, make_row
 from medcot.config.schema import RunConfig
+from medcot.data.mcq_catalog import label_sets
 from medcot.groups import Ask, Key, ask_groups, groups_of
-from medcot.known_sets import label_sets
 from medcot.records import Case, Question, Style
 from medcot.stats.paired import rate_interval
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from medcot import prompts
 from medcot.answers import ModelTools, Row, ask_by_likelihood, ask_by_reasoning, ask_cases
+from medcot.data import prompts
 from medcot.records import Case
 
 if TYPE_CHECKING:

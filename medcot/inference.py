@@ -9,12 +9,12 @@ from typing import Any
 from weakref import WeakSet
 
 from medcot.config.schema import RunConfig
+from medcot.data.tokenization import encode_text
 from medcot.errors import one_line
 from medcot.evaluation import ModelTools
 from medcot.model import LoadedModel
 from medcot.records import Generation
 from medcot.scoring import inference, left_padded, score, score_options
-from medcot.tokens import encode_text
 
 ROUNDS = {"cpu": 2, "cuda": 4}
 """Handfuls of prompts asked for together: a slot whose answer has ended takes one of the next. With

@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 from medcot.attempts import Failure, describe_error
 from medcot.config.schema import RunConfig
+from medcot.data.prompts import ask, parse
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.listener import Listener
 from medcot.model import release
-from medcot.prompts import ask, parse
 from medcot.records import Event
 from medcot.run import run
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 State = Literal["running", "done", "cancelled", "failed"]
 

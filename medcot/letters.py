@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 
-from medcot.prompts import CLOSE, OPEN
+from medcot.data.prompts import CLOSE, OPEN
 from medcot.records import Language, Question
 
 _LABELS = (

@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from medcot import letters, prompts
+from medcot import letters
+from medcot.data import prompts
 from medcot.errors import InputError, RunFailed, nearest, one_line
 from medcot.evaluation import Row, make_row
 from medcot.records import Question

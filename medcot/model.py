@@ -17,10 +17,10 @@ from typing import Any
 from medcot.bundled import bundled_model
 from medcot.choices import settle_ground
 from medcot.config.schema import BUNDLED_MODEL, RunConfig
+from medcot.data.hub import explain_hub_error, find_commit
 from medcot.engines.jupyter import deny_jupyter
 from medcot.errors import InputError, RunFailed, one_line
 from medcot.hardware.machine import Machine
-from medcot.hub import explain_hub_error, find_commit
 from medcot.plan import Plan
 from medcot.shapes import model_shape
 
@@ -133,7 +133,7 @@ def load_base(config: RunConfig, plan: Plan) -> LoadedModel:
         InputError: the model does not exist, may not be read or is no causal language model.
         RunFailed: it does not fit into memory.
     """
-    from medcot.tokens import chat_template
+    from medcot.data.tokenization import chat_template
 
     with _readable_errors(config):
         from transformers.utils import logging

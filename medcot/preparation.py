@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from medcot import model as models
-from medcot.case_list import Picked, cases_with, ids_of
 from medcot.config.schema import RunConfig
-from medcot.data import load_dataset, load_fixed_question, load_questions, split_cases
-from medcot.environment import describe_environment
+from medcot.data.case_store import Picked, cases_with, ids_of
+from medcot.data.contamination import Leak
+from medcot.data.dataset import load_dataset, load_fixed_question, load_questions, split_cases
+from medcot.data.fast_tokenizer import quick_tokenizer
+from medcot.data.selection import choose_rows
+from medcot.data.token_store import ids_of_rows, lengths_of
+from medcot.data.tokenization import Encoded, common_beginning
 from medcot.errors import InputError
 from medcot.evaluation import Examination, make_examination
 from medcot.hardware.machine import Machine, detect_machine
 from medcot.judge import check_judge
-from medcot.leakage import Leak
 from medcot.listener import Listener
 from medcot.plan import Plan, make_plan
-from medcot.quick_tokenizer import quick_tokenizer
 from medcot.records import Dataset, Dropped, Split
-from medcot.row_choice import choose_rows
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
+from medcot.runs.environment import describe_environment
 from medcot.shapes import model_shape
-from medcot.token_rows import ids_of_rows, lengths_of
-from medcot.tokens import Encoded, common_beginning
 from medcot.withholding import evaluation_texts, withhold
 
 

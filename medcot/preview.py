@@ -16,17 +16,17 @@ from typing import Any
 from medcot.bundled import bundled_model
 from medcot.config.presets import make_config
 from medcot.config.schema import BUNDLED_DATA, BUNDLED_MODEL, MEDICAL_O1, RunConfig
-from medcot.data import load_dataset, load_fixed_question, load_questions, split_cases
+from medcot.data.contamination import Leak, find_leaks
+from medcot.data.dataset import load_dataset, load_fixed_question, load_questions, split_cases
+from medcot.data.fast_tokenizer import quick_tokenizer
+from medcot.data.prompts import ChatTemplate, render
+from medcot.data.sources import kind_of
+from medcot.data.tokenization import Encoded, chat_template, common_beginning, encode
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine, named_machine
-from medcot.leakage import Leak, find_leaks
 from medcot.plan import Plan, make_plan
-from medcot.prompts import ChatTemplate, render
-from medcot.quick_tokenizer import quick_tokenizer
 from medcot.records import Case, Dataset, Dropped
 from medcot.shapes import model_shape
-from medcot.sources import kind_of
-from medcot.tokens import Encoded, chat_template, common_beginning, encode
 
 TYPICAL_TOKENS = {MEDICAL_O1: (788.0, 2048)}
 """Mean and longest row of a set that was not loaded: the mean of medical-o1 with its prompt, as

@@ -9,7 +9,7 @@ from typing import Any
 
 from medcot.errors import RunFailed
 from medcot.records import Event, OnEvent
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 
 class Recorder:

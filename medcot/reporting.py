@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from medcot.case_list import cases_with
+from medcot.data.case_store import cases_with
+from medcot.data.contamination import Leak
+from medcot.data.token_store import ids_of_rows
 from medcot.evaluation import Row
 from medcot.judge import judge_answers
-from medcot.leakage import Leak
 from medcot.listener import Listener
 from medcot.preparation import Prepared
 from medcot.report import build_report, render_markdown, write_figures
-from medcot.token_rows import ids_of_rows
 from medcot.withholding import withhold_rows
 
 JUDGED = "evaluation/judge.jsonl"

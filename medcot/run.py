@@ -18,7 +18,7 @@ from medcot.listener import Listener
 from medcot.preparation import Prepared, prepare
 from medcot.records import Event
 from medcot.reporting import write_report
-from medcot.rundir import Phase, RunDirectory
+from medcot.runs.directory import Phase, RunDirectory
 from medcot.tasks import ready_tasks, score_tasks
 from medcot.together import announce, ask_of, load_adapter, tools_of
 from medcot.tracking import Tracker, start_tracking

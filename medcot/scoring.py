@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from medcot.data.tokenization import encode, encode_text
 from medcot.engines import quiet
 from medcot.model import LoadedModel
 from medcot.records import Prompt, TokenLoss
-from medcot.tokens import encode, encode_text
 
 LOGIT_TOKENS = {"cpu": 1024, "cuda": 4096}
 """Positions whose logits are held at once: 49,152 (SmolLM2) to 128,256 (Llama) floats each."""

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from medcot.attempts import Failure
-from medcot.environment import NOT_MEDICAL_ADVICE
-from medcot.history import RunRecord
 from medcot.jobs import Job
+from medcot.runs.environment import NOT_MEDICAL_ADVICE
+from medcot.runs.history import RunRecord
 
 NOTEBOOK = "tutorial.py"
 

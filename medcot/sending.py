@@ -8,7 +8,7 @@ from medcot.config.schema import RunConfig
 from medcot.remote.build import Kernel, Wishes, build, owner_of_this_machine
 from medcot.remote.job import AccountCheck, check_account
 from medcot.remote.pushes import Push
-from medcot.rundir import RunDirectory, new_run_path
+from medcot.runs.directory import RunDirectory, new_run_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from pathlib import Path
 import click
 
 from medcot.errors import InputError, RunFailed
-from medcot.history import read_run
 from medcot.records import Language
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
+from medcot.runs.history import read_run
 from medcot.static_pages import (
     FILES,
     NOTEBOOK,

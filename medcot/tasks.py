@@ -8,14 +8,14 @@ from pathlib import Path
 
 from medcot import lm_eval_bridge as bridge
 from medcot.config.schema import RunConfig
+from medcot.data.mcq import load_questions
+from medcot.data.mcq_catalog import label_sets
+from medcot.data.readers import READERS
 from medcot.evaluation import BY_LM_EVAL
-from medcot.formats import READERS
-from medcot.known_sets import label_sets
 from medcot.listener import Listener
 from medcot.model import LoadedModel
 from medcot.preparation import Prepared
-from medcot.questions import load_questions
-from medcot.rundir import Phase, RunDirectory
+from medcot.runs.directory import Phase, RunDirectory
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from medcot.config.schema import RunConfig
 from medcot.credentials import has_wandb_login
 from medcot.errors import one_line
 from medcot.records import Event
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 
 class Tracker:

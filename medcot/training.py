@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medcot.config.schema import RunConfig
+from medcot.data.token_store import as_training_data, lengths_of
+from medcot.data.tokenization import IGNORED, Encoded, check_labels, gate_refusal
 from medcot.distributed import comm
 from medcot.engines import quiet
 from medcot.errors import InputError, RunFailed
@@ -16,9 +18,7 @@ from medcot.model import LoadedModel, trainable_parameters
 from medcot.plan import Plan
 from medcot.recorder import Recorder
 from medcot.records import OnEvent
-from medcot.rundir import RunDirectory
-from medcot.token_rows import as_training_data, lengths_of
-from medcot.tokens import IGNORED, Encoded, check_labels, gate_refusal
+from medcot.runs.directory import RunDirectory
 from medcot.trainers import make_arguments, make_trainer, training_pass
 
 GATE_ROWS = 8

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from medcot.data.contamination import Leak, find_leaks
 from medcot.evaluation import CASES, FIXED, Examination, Row
-from medcot.leakage import Leak, find_leaks
 from medcot.records import Case
 
 Texts = Mapping[str, Sequence[tuple[str, str]]]

@@ -13,7 +13,7 @@ import pytest
 from medcot.remote.account import Account, connect
 from medcot.remote.patience import Patience
 from medcot.remote.wheel import PROJECT
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import KaggleServer
 from tests.kaggle_stand import Lines, quick_session
 

@@ -15,11 +15,11 @@ from test_judge import endpoint, prefers
 
 from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig
-from medcot.data import load_dataset
+from medcot.data.dataset import load_dataset
 from medcot.errors import InputError
 from medcot.listener import Listener
 from medcot.run import evaluate_only, report_only, run
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # lm_eval's own imports warn
 

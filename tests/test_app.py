@@ -15,15 +15,15 @@ from medcot.attempts import attempt
 from medcot.bundled import bundled_model
 from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig, bounds
+from medcot.data.prompts import render
+from medcot.data.tokenization import chat_template, encode
 from medcot.errors import InputError, RunFailed
 from medcot.hardware.machine import detect_machine, named_machine
-from medcot.history import bundled_run, differing_fields, list_runs
 from medcot.plan import make_plan
 from medcot.preparation import plan_only
-from medcot.prompts import render
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
+from medcot.runs.history import bundled_run, differing_fields, list_runs
 from medcot.shapes import model_shape
-from medcot.tokens import chat_template, encode
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "apps" / "tutorial.py"

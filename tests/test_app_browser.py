@@ -16,7 +16,7 @@ from conftest import REAL_CACHE
 from fakes import make_tiny_model
 
 from medcot.config.schema import MEDICAL_O1
-from medcot.history import bundled_run
+from medcot.runs.history import bundled_run
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

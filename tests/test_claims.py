@@ -14,7 +14,9 @@ S, C, N = "states", "contradicts", "silent"
 
 
 def claims_of(question: str) -> list[Claim]:
-    text = files("medcot").joinpath("samples/fixed_questions.jsonl").read_text(encoding="utf-8")
+    text = (
+        files("medcot.data").joinpath("samples/fixed_questions.jsonl").read_text(encoding="utf-8")
+    )
     rows = {row["id"]: row for row in map(json.loads, text.splitlines())}
     return [
         Claim(claim["text"], tuple(claim["states"]), tuple(claim["contradicts"]))
@@ -121,7 +123,9 @@ def test_the_wrong_answer_that_reads_well_fails() -> None:
 
 @pytest.mark.parametrize("question", ["fixed-en", "fixed-zh"])
 def test_the_reference_and_the_bundled_response_pass(question: str) -> None:
-    text = files("medcot").joinpath("samples/fixed_questions.jsonl").read_text(encoding="utf-8")
+    text = (
+        files("medcot.data").joinpath("samples/fixed_questions.jsonl").read_text(encoding="utf-8")
+    )
     row = next(row for row in map(json.loads, text.splitlines()) if row["id"] == question)
     for answer in (row["reference"], row["Response"]):
         assert passes(check_claims(answer, claims_of(question))), answer

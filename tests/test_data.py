@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig
-from medcot.data import (
+from medcot.data.dataset import (
     VALIDATION_FRACTION,
     drop_overlong,
     load_dataset,
@@ -25,11 +25,11 @@ from medcot.data import (
     place,
     split_cases,
 )
+from medcot.data.inspection import describe_inspection, inspect_dataset
+from medcot.data.text import find_flaw, normalise
 from medcot.errors import InputError
-from medcot.inspection import describe_inspection, inspect_dataset
 from medcot.records import Case
-from medcot.rundir import RunDirectory
-from medcot.texts import find_flaw, normalise
+from medcot.runs.directory import RunDirectory
 
 GOOD = {"Question": "What is wrong?", "Complex_CoT": "Let me see.", "Response": "Nothing."}
 

@@ -19,22 +19,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_stand import Training, make_rows
 
-from medcot import cache, case_list, json_list, row_choice, row_file
 from medcot.bundled import bundled_model
-from medcot.case_list import CaseList, Picked, ids_of
-from medcot.cases import fingerprint
 from medcot.config.presets import make_config
-from medcot.data import load_dataset, split_cases
+from medcot.data import arrow_file, case_store, disk_cache, json_list, selection
+from medcot.data.case_cache import gather_hub
+from medcot.data.case_store import CaseList, Picked, ids_of
+from medcot.data.cases import fingerprint
+from medcot.data.dataset import load_dataset, split_cases
+from medcot.data.fast_tokenizer import quick_tokenizer
+from medcot.data.hub import HubRows
+from medcot.data.inspection import inspect_dataset
+from medcot.data.readers import Row
+from medcot.data.selection import choose_rows
+from medcot.data.sources import read_file
+from medcot.data.token_store import TokenRows, as_training_data, ids_of_rows, lengths_of
+from medcot.data.tokenization import Encoded
 from medcot.errors import InputError, RunFailed
-from medcot.formats import Row
-from medcot.hub import HubRows
-from medcot.inspection import inspect_dataset
-from medcot.quick_tokenizer import quick_tokenizer
-from medcot.row_choice import choose_rows
-from medcot.sources import read_file
-from medcot.stored_cases import gather_hub
-from medcot.token_rows import TokenRows, as_training_data, ids_of_rows, lengths_of
-from medcot.tokens import Encoded
 
 ROWS = 300
 TEXTS = {"set": [("e1", "Patient 7 has fever and a cough for many days. What is the cause?" * 2)]}
@@ -63,8 +63,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def large(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Some hundred rows in a file, and bounds beyond which they count as many."""
-    monkeypatch.setattr(case_list, "IN_MEMORY", 2_000)
-    monkeypatch.setattr(row_choice, "CACHED_FROM", 20)
+    monkeypatch.setattr(case_store, "IN_MEMORY", 2_000)
+    monkeypatch.setattr(selection, "CACHED_FROM", 20)
     path = own_cache.parent / "rows.jsonl"
     rows = [case_row(number) for number in range(ROWS)]
     rows += [case_row(3), case_row(4) | {"Response": "another"}]
@@ -91,7 +91,7 @@ def everything(path: Path, texts: Any = TEXTS, tokenizer: Any = None, **options:
 
 
 def entries() -> list[str]:
-    return sorted(path.name for path in cache.data_cache().glob("*"))
+    return sorted(path.name for path in disk_cache.data_cache().glob("*"))
 
 
 def test_in_memory_cold_warm_and_without_a_cache_all_is_the_same(
@@ -102,13 +102,13 @@ def test_in_memory_cold_warm_and_without_a_cache_all_is_the_same(
     warm, silent = everything(large)
     assert [name.partition("-")[0] for name in made] == ["cases", "tokens"]
     assert entries() == made
-    assert str(cache.data_cache()) in wrote
+    assert str(disk_cache.data_cache()) in wrote
     assert not silent
     monkeypatch.setenv("MEDCOT_CACHE", str(large))  # a file: nothing can be written below it
     none, silent = everything(large, tokenizer=quick_tokenizer(REAL_CACHE / bundled_name()))
     assert not silent
-    monkeypatch.setattr(case_list, "IN_MEMORY", 1 << 30)
-    monkeypatch.setattr(row_choice, "CACHED_FROM", 1 << 30)
+    monkeypatch.setattr(case_store, "IN_MEMORY", 1 << 30)
+    monkeypatch.setattr(selection, "CACHED_FROM", 1 << 30)
     plain, _ = everything(large, tokenizer=quick_tokenizer(REAL_CACHE / bundled_name()))
     assert plain["fingerprint"] == fingerprint(plain["cases"])
     assert len(plain["cases"]) == ROWS
@@ -165,32 +165,32 @@ def spoil(path: Path, how: str) -> None:
 def test_a_spoilt_entry_is_noticed_and_made_again(large: Path, how: str) -> None:
     whole, _ = everything(large)
     made = entries()
-    files = [path for name in made for path in sorted((cache.data_cache() / name).iterdir())]
+    files = [path for name in made for path in sorted((disk_cache.data_cache() / name).iterdir())]
     assert {path.name for path in files} >= {"seal.json", "index.json", "tokens.arrow"}
     for path in files:
         spoil(path, how)
         assert everything(large)[0] == whole, path
         assert entries() == made
-        assert cache.find_entry(path.parent.name), path
+        assert disk_cache.find_entry(path.parent.name), path
 
 
 def test_an_entry_of_another_shape_is_made_again(large: Path) -> None:
     whole, _ = everything(large)
     for name in entries():
-        folder = cache.data_cache() / name
+        folder = disk_cache.data_cache() / name
         (folder / "index.json").write_text("{}")
         seal = json.loads((folder / "seal.json").read_text())
-        seal["index.json"] = cache._mark(folder / "index.json")
+        seal["index.json"] = disk_cache._mark(folder / "index.json")
         (folder / "seal.json").write_text(json.dumps(seal))
         assert everything(large)[0] == whole
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(large: Path) -> None:
     config = make_config("demo", {"dataset": str(large)})
-    from medcot import stored_cases
+    from medcot.data import case_cache
 
-    key = stored_cases._key("file", ".jsonl", cache.digest_of_file(large), "en")
-    stored_cases._stored(key, lambda: stored_cases.gather_cases(iter([]), "en"), lambda: False)
+    key = case_cache._key("file", ".jsonl", disk_cache.digest_of_file(large), "en")
+    case_cache._stored(key, lambda: case_cache.gather_cases(iter([]), "en"), lambda: False)
     assert not entries()
     assert load_dataset(config).cases
 
@@ -211,7 +211,7 @@ print(hashlib.sha256(repr(known).encode("utf-8", "surrogatepass")).hexdigest())
     assert said[0] == said[1]
     assert len(said[0]) == 65
     assert [name.partition("-")[0] for name in entries()] == ["cases", "tokens"]
-    assert all(cache.find_entry(name) for name in entries())
+    assert all(disk_cache.find_entry(name) for name in entries())
 
 
 def test_who_reads_an_entry_reads_on_when_it_is_removed(large: Path) -> None:
@@ -219,7 +219,7 @@ def test_who_reads_an_entry_reads_on_when_it_is_removed(large: Path) -> None:
     load_dataset(config)
     data = load_dataset(config)
     for name in entries():
-        cache.remove_entry(cache.data_cache() / name)
+        disk_cache.remove_entry(disk_cache.data_cache() / name)
     assert not entries()
     assert data.cases[250].question.startswith("Patient 250 ")
 
@@ -228,27 +228,27 @@ def test_the_cache_forgets_what_was_not_used_for_longest(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def keep(name: str, age_s: float) -> None:
-        scratch = cache.Scratch()
+        scratch = disk_cache.Scratch()
         assert scratch.keep(name, {"file": bytes(10_000)})
-        os.utime(cache.data_cache() / name, (time.time() - age_s,) * 2)
+        os.utime(disk_cache.data_cache() / name, (time.time() - age_s,) * 2)
 
     keep("a-old", 300)
     keep("b-older", 400)
-    killed = cache.Scratch()
-    os.utime(killed.path, (time.time() - 2 * cache.ABANDONED_S,) * 2)
-    working = cache.Scratch()
-    monkeypatch.setattr(cache, "MOST_GIB", 30_000 / 2**30)
+    killed = disk_cache.Scratch()
+    os.utime(killed.path, (time.time() - 2 * disk_cache.ABANDONED_S,) * 2)
+    working = disk_cache.Scratch()
+    monkeypatch.setattr(disk_cache, "MOST_GIB", 30_000 / 2**30)
     keep("c-new", 100)
     assert [name for name in entries() if name[0] != "."] == ["a-old", "c-new"]
     assert working.path.exists()
     assert not killed.path.exists()
-    monkeypatch.setattr(cache, "MOST_GIB", 0.0)
+    monkeypatch.setattr(disk_cache, "MOST_GIB", 0.0)
     keep("d-newest", 0)
     assert [name for name in entries() if name[0] != "."] == ["d-newest"]
 
 
 def test_a_scratch_that_is_not_kept_goes_away(own_cache: Path) -> None:
-    scratch = cache.Scratch()
+    scratch = disk_cache.Scratch()
     assert scratch.path.exists()
     path = scratch.path
     del scratch
@@ -258,7 +258,7 @@ def test_a_scratch_that_is_not_kept_goes_away(own_cache: Path) -> None:
 def test_rows_from_the_hub_are_kept_by_their_commit(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(case_list, "IN_MEMORY", 2_000)
+    monkeypatch.setattr(case_store, "IN_MEMORY", 2_000)
     config = make_config("demo", {"dataset": "owner/name"})
 
     def gather(revision: str, count: int) -> list[Any]:
@@ -277,7 +277,7 @@ def test_an_inspection_says_the_same_of_cases_on_disk(
 ) -> None:
     config = make_config("demo", {"dataset": str(large)})
     on_disk = inspect_dataset(config)
-    monkeypatch.setattr(case_list, "IN_MEMORY", 1 << 30)
+    monkeypatch.setattr(case_store, "IN_MEMORY", 1 << 30)
     assert inspect_dataset(config) == on_disk
     assert on_disk.specialties == {"lungs": ROWS // 2}
 
@@ -292,8 +292,9 @@ def test_a_full_disk_is_one_line_with_a_remedy(large: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     code = (
-        "from medcot import case_list; case_list.IN_MEMORY = 2000\n"
-        "from medcot.config.presets import make_config; from medcot.data import load_dataset\n"
+        "from medcot.data import case_store; case_store.IN_MEMORY = 2000\n"
+        "from medcot.config.presets import make_config\n"
+        "from medcot.data.dataset import load_dataset\n"
         "from medcot.errors import RunFailed\n"
         f"try: load_dataset(make_config('demo', {{'dataset': {str(large)!r}}}))\n"
         "except RunFailed as error: print(error.stage, error.message, error.remedy)"
@@ -315,7 +316,7 @@ def peak_mib(work: str, count: int) -> float:
 LOAD = """
 import json, tempfile
 from medcot.config.presets import make_config
-from medcot.data import load_dataset, split_cases
+from medcot.data.dataset import load_dataset, split_cases
 with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
     for n in range(count):
         row = {"Question": f"Question {n}? " * 40, "Complex_CoT": f"t{n} " * 500, "Response": "r"}
@@ -328,8 +329,8 @@ with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
 """
 TOKENS = """
 from array import array
-from medcot.token_rows import TokenRows
-from medcot.tokens import Encoded
+from medcot.data.token_store import TokenRows
+from medcot.data.tokenization import Encoded
 rows = TokenRows()
 for n in range(count):
     rows.extend([Encoded(str(n), array("i", [n] * 100), array("i", [n] * 700))])
@@ -373,12 +374,12 @@ def test_training_needs_an_entry_no_more_once_it_was_found_and_writes_nothing_in
 ) -> None:
     everything(large)
     (name,) = (one for one in entries() if one.startswith("tokens-"))
-    rows, _ = TokenRows.kept(cache.data_cache() / name)
+    rows, _ = TokenRows.kept(disk_cache.data_cache() / name)
     data = as_training_data(rows)
     longer = data.map(lambda row: {"labels": row["labels"][:3]})
     assert len(longer[0]["labels"]) == 3
-    assert cache.find_entry(name)
-    cache.remove_entry(cache.data_cache() / name)
+    assert disk_cache.find_entry(name)
+    disk_cache.remove_entry(disk_cache.data_cache() / name)
     assert list(as_training_data(rows)) == [row.as_row() for row in rows]
 
 
@@ -391,20 +392,20 @@ def test_a_cache_that_may_not_be_read_is_as_good_as_none(
         if user == 0:  # root reads everything, so be somebody else for a moment
             for folder in (*large.parents[:3], large.parent):
                 folder.chmod(0o755)
-            cache.cache_folder().chmod(0)
+            disk_cache.cache_folder().chmod(0)
             os.seteuid(65534)
-        assert cache.find_entry("tokens-x") is None
-        assert cache.Scratch().path.exists()
+        assert disk_cache.find_entry("tokens-x") is None
+        assert disk_cache.Scratch().path.exists()
     finally:
         os.seteuid(user)
-        cache.cache_folder().chmod(0o755)
+        disk_cache.cache_folder().chmod(0o755)
     assert everything(large)[0] == plain
 
 
 def test_batches_of_any_size_give_their_rows(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_file, "BATCH_BYTES", 200_000)
+    monkeypatch.setattr(arrow_file, "BATCH_BYTES", 200_000)
     rows = TokenRows()
     some = [Encoded.of(str(n), [n], range(1 + (n % 300) * 10)) for n in range(700)]
     rows.extend(some)

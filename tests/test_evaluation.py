@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from medcot.config.presets import make_config
+from medcot.data.mcq_catalog import label_sets
+from medcot.data.prompts import choice_cue
 from medcot.evaluation import (
     Examination,
     ModelTools,
@@ -19,8 +21,6 @@ from medcot.evaluation import (
     make_examination,
     summarise,
 )
-from medcot.known_sets import label_sets
-from medcot.prompts import choice_cue
 from medcot.records import Case, Claim, Generation, Prompt, Question, TokenLoss
 
 CLOSED = "Some thought.\n</think>\n\nRest and fluids."

@@ -15,7 +15,7 @@ from medcot.hardware.machine import Machine, detect_machine
 from medcot.memory import Setting, kept_weight_bytes, predict_memory, weight_bytes
 from medcot.plan import make_plan
 from medcot.run import run
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from medcot.shapes import ModelShape
 
 STORY = """
@@ -25,7 +25,7 @@ from medcot.beside import take_part
 from medcot.config.presets import make_config
 from medcot.preparation import Listener
 from medcot.run import evaluate_only, run
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 

@@ -10,11 +10,11 @@ from training_stand import Training, make_rows
 from transformers import AutoModelForCausalLM
 
 from medcot.config.schema import TARGET_MODULES
+from medcot.data.tokenization import IGNORED
 from medcot.engines import layer, pointwise
 from medcot.engines.attention import attend_by_row, choose_attention
 from medcot.engines.fused import Stack, fast_functions_agree, fused_forward
 from medcot.engines.packing import PackedCollator, pack
-from medcot.tokens import IGNORED
 
 
 def make_adapted(folder, dtype=torch.float32, alpha=8, **changes):

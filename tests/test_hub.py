@@ -137,10 +137,10 @@ CODE = """
 import json, os, sys, time
 from dataclasses import asdict
 from medcot.config.presets import make_config
-from medcot.data import load_dataset
+from medcot.data.dataset import load_dataset
 from medcot.errors import InputError, RunFailed
-from medcot.inspection import inspect_dataset
-from medcot.questions import load_questions
+from medcot.data.inspection import inspect_dataset
+from medcot.data.mcq import load_questions
 
 NAMES = {"revision": "dataset_revision", "config": "dataset_config"}
 

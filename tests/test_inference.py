@@ -3,14 +3,14 @@ import torch
 from fakes import make_case
 
 from medcot.config.presets import make_config
+from medcot.data.prompts import render
+from medcot.data.tokenization import encode, encode_text
 from medcot.hardware.machine import detect_machine
 from medcot.inference import generate, stream
 from medcot.model import load_base
 from medcot.plan import make_plan
-from medcot.prompts import render
 from medcot.scoring import score, score_options
 from medcot.shapes import model_shape
-from medcot.tokens import encode, encode_text
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from medcot.remote.bundle import Bundle, Orders, collect, pack, write_script
 from medcot.remote.leaks import Redactor, Secret, find_leaks, known_secrets
 from medcot.remote.metadata import check_metadata, check_source, make_metadata, slug_of
 from medcot.remote.wheel import PROJECT, build_wheel
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from tests.kaggle_stand import CONFIG, config_with
 
 pytest_plugins = ["tests.kaggle_fixtures"]
@@ -63,7 +63,7 @@ def test_two_builds_on_two_folders_are_identical(tmp_path: Path) -> None:
 
 def test_the_bundle_is_under_300_kb_without_data(tmp_path: Path) -> None:
     project = checkout(tmp_path / "project")
-    for path in (project / "medcot" / "samples").glob("*.jsonl"):
+    for path in (project / "medcot" / "data" / "samples").glob("*.jsonl"):
         path.unlink()
     kernel = build(T4, RunDirectory(tmp_path / "run"), "ann", Wishes(), project)
     assert kernel.size < 300 * 1024

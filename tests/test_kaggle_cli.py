@@ -18,7 +18,7 @@ from medcot.doctor import Finding, examine_machine
 from medcot.remote.job import AccountCheck, check_account
 from medcot.remote.login import Login, find_login
 from medcot.remote.wheel import PROJECT
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from medcot.sending import look_at_account
 from tests.kaggle_server import KEY, USER, KaggleServer
 from tests.kaggle_session import Session

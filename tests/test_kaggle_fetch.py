@@ -14,7 +14,7 @@ from medcot.errors import RunFailed
 from medcot.remote.account import Account
 from medcot.remote.fetch import fetch, place_of
 from medcot.remote.pushes import Push
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import KaggleServer
 from tests.kaggle_session import Session
 from tests.kaggle_stand import CONFIG, Lines, end_session, idle_session

@@ -18,7 +18,7 @@ from medcot.remote.bundle import Orders
 from medcot.remote.patience import Patience
 from medcot.remote.pushes import last_push, read_pushes
 from medcot.remote.submit import push
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import TOKEN, USER, KaggleServer
 from tests.kaggle_stand import CONFIG, Lines, config_with, idle_session
 

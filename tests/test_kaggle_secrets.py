@@ -15,7 +15,7 @@ from medcot.errors import InputError
 from medcot.remote.account import Account
 from medcot.remote.build import Wishes
 from medcot.remote.job import run_on_kaggle
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import KaggleServer
 from tests.kaggle_session import Session
 from tests.kaggle_stand import Lines, config_with, end_session

@@ -32,7 +32,7 @@ from medcot.remote.pushes import runs_pushed
 from medcot.remote.secrets import NotAttached, look_up, needs
 from medcot.remote.submit import push
 from medcot.remote.wait import Ending, wait
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import USER, KaggleServer
 from tests.kaggle_session import Session
 from tests.kaggle_stand import CONFIG, Lines, config_with, end_session, quick_session

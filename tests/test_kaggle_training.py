@@ -22,7 +22,7 @@ from medcot.remote.job import run_on_kaggle
 from medcot.remote.machine import training_command
 from medcot.remote.process import Ended, run_command
 from medcot.remote.pushes import runs_pushed
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from tests.fakes import make_tiny_model
 from tests.kaggle_server import KaggleServer
 from tests.kaggle_session import Session

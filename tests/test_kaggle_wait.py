@@ -15,7 +15,7 @@ from medcot.remote.answers import Status
 from medcot.remote.client import log_lines
 from medcot.remote.pushes import Push
 from medcot.remote.wait import Ending, ending_of, wait
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import KaggleServer
 from tests.kaggle_session import Session
 from tests.kaggle_stand import CONFIG, Lines, end_session, idle_session

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medcot import leakage
 from medcot.config.presets import make_config
-from medcot.data import load_dataset, split_cases
-from medcot.leakage import LEAST_SHARE, WINDOW, Leak, find_leaks
-from medcot.questions import load_questions
+from medcot.data import contamination
+from medcot.data.contamination import LEAST_SHARE, WINDOW, Leak, find_leaks
+from medcot.data.dataset import load_dataset, split_cases
+from medcot.data.mcq import load_questions
+from medcot.data.text import normalise
 from medcot.records import Case
-from medcot.texts import normalise
 
 LONG = (
     "A 61-year-old woman with long-standing diabetes comes to the clinic with numb feet, a wound"
@@ -133,7 +133,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [case(f"{number} {LONG if number % 3 else OTHER}", str(number)) for number in range(9)]
     sets = {"set": [("e", LONG)]}
     whole = find_leaks(cases, sets)
-    monkeypatch.setattr(leakage, "CHUNK", 1)
+    monkeypatch.setattr(contamination, "CHUNK", 1)
     assert find_leaks(cases, sets) == whole
     assert {leak.case_id for leak in whole} == {"1", "2", "4", "5", "7", "8"}
 

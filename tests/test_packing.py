@@ -5,6 +5,7 @@ import random
 import torch
 from torch.utils.data import SequentialSampler
 
+from medcot.data.tokenization import IGNORED, common_prefix
 from medcot.engines.packing import (
     WORTH_SHARING,
     BalancedSampler,
@@ -13,7 +14,6 @@ from medcot.engines.packing import (
     share_out,
     shared_tokens,
 )
-from medcot.tokens import IGNORED, common_prefix
 
 
 def example(ids, prompt):

@@ -23,7 +23,7 @@ from medcot.hardware.machine import named_machine
 from medcot.measured import measured_runs, predict
 from medcot.memory import Setting, longest_pass, predict_memory
 from medcot.plan import describe, make_plan
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from medcot.shapes import SMOLLM2_135M, ModelShape, model_shape, read_shape
 from medcot.speed import calibration, micro_step_s
 

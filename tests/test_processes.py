@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from medcot.config.presets import make_config
 from medcot.distributed import comm
 from medcot.run import run
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 SETTINGS = {
     "samples": 12,

@@ -3,7 +3,14 @@ from fakes import make_case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcot.prompts import CLOSE, OPEN, ask, ask_choice, parse, render
+from medcot.data.prompts import (
+    CLOSE,
+    OPEN,
+    ask,
+    ask_choice,
+    parse,
+    render,
+)
 from medcot.records import Question
 
 TEXT = (

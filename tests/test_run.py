@@ -13,7 +13,7 @@ from medcot.config.presets import make_config
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.listener import Listener
 from medcot.run import evaluate_only, report_only, run, train_only
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 SMALL = {
     "samples": 12,
@@ -115,9 +115,9 @@ def test_plain_peft_gives_the_same_test_loss(finished, tiny_model):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from medcot.data import load_dataset
-    from medcot.prompts import render
-    from medcot.tokens import chat_template, encode
+    from medcot.data.dataset import load_dataset
+    from medcot.data.prompts import render
+    from medcot.data.tokenization import chat_template, encode
 
     directory, report, _ = finished
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -225,7 +225,7 @@ def test_the_parts_give_the_report_of_the_whole(finished, config, tmp_path):
 
 
 def test_data_that_changed_since_is_refused(config, tmp_path):
-    from medcot.data import load_dataset
+    from medcot.data.dataset import load_dataset
 
     cases = load_dataset(config).cases
     path = tmp_path / "rows.jsonl"
@@ -275,7 +275,7 @@ def test_zero_steps_change_exactly_nothing(config, tmp_path):
 @pytest.mark.real_model
 def test_a_spoilt_run_is_called_worse(tmp_path):
     """Each training question with another one's answer, the learning rate 50 times too high."""
-    from medcot.data import load_dataset, place
+    from medcot.data.dataset import load_dataset, place
 
     config = make_config("demo", {"samples": 8, "steps": 4, "test_samples": 8, "mcq": ()})
     config = config.model_copy(

@@ -4,7 +4,7 @@ import pytest
 
 from medcot.config.presets import make_config
 from medcot.errors import InputError
-from medcot.rundir import RunDirectory, newest_run
+from medcot.runs.directory import RunDirectory, newest_run
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from importlib.resources import files
 import pytest
 
 from medcot.config.presets import make_config
-from medcot.data import load_dataset, load_fixed_question, load_questions
-from medcot.leakage import find_leaks
+from medcot.data.contamination import find_leaks
+from medcot.data.dataset import load_dataset, load_fixed_question, load_questions
 
 
 @pytest.mark.parametrize(("language", "least"), [("en", 64), ("zh", 32)])
@@ -38,7 +38,7 @@ def test_questions_have_one_right_letter_and_no_favourite(language):
     assert max(letters.values()) <= 8
     assert any(question.context for question in questions)
     name = f"samples/questions_{language}.jsonl"
-    for line in (files("medcot") / name).read_text(encoding="utf-8").splitlines():
+    for line in (files("medcot.data") / name).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         assert row["answer"] == row["options"][row["answer_idx"]]
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from medcot.config.presets import make_config
+from medcot.data.inspection import inspect_dataset
+from medcot.data.mcq import load_questions
+from medcot.data.mcq_catalog import KNOWN_SETS
+from medcot.data.sources import kind_of
 from medcot.errors import InputError
-from medcot.inspection import inspect_dataset
-from medcot.known_sets import KNOWN_SETS
-from medcot.questions import load_questions
-from medcot.sources import kind_of
 
 OPTIONS = {"A": "Iron", "B": "Zinc", "C": "Lead"}
 
@@ -151,8 +151,8 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", KNOWN_SETS)
 def test_rows_of_known_sets_become_questions(name: str, tmp_path: Path) -> None:
-    from medcot.formats import Row
-    from medcot.questions import gather_questions
+    from medcot.data.mcq import gather_questions
+    from medcot.data.readers import Row
 
     raw, expected = ROWS[name]
     values = KNOWN_SETS[name].convert(raw)
@@ -210,7 +210,7 @@ def test_a_folder_named_like_a_hub_name_is_taken_for_what_it_is(
 
 def test_the_data_modules_load_nothing_heavy() -> None:
     code = (
-        "import sys, medcot.inspection, medcot.leakage\n"
+        "import sys, medcot.data.inspection, medcot.data.contamination\n"
         "heavy = {'torch', 'datasets', 'pyarrow', 'pandas', 'huggingface_hub', 'httpx'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

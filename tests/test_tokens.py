@@ -2,10 +2,10 @@ import pytest
 from fakes import make_case
 from transformers import AutoTokenizer
 
+from medcot.data.prompts import render
+from medcot.data.tokenization import IGNORED, chat_template, check_labels, encode, encode_text
 from medcot.errors import InputError, RunFailed
-from medcot.prompts import render
 from medcot.records import Prompt
-from medcot.tokens import IGNORED, chat_template, check_labels, encode, encode_text
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ from fakes import make_case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcot import history, preview
+from medcot import preview
 from medcot.attempts import Failure, attempt
 from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import RunConfig
 from medcot.controls import MACHINES
 from medcot.hardware.machine import named_machine
 from medcot.plan import make_plan
+from medcot.runs import history
 from medcot.shapes import SMOLLM2_135M, model_shape
 from medcot.views import answers, charts, evidence, plans, rows
 from medcot.views.elements import make_elements

@@ -5,12 +5,12 @@ from transformers import AutoTokenizer
 
 from medcot import model as models
 from medcot.config.presets import make_config
+from medcot.data.prompts import render
+from medcot.data.tokenization import chat_template, encode
 from medcot.hardware.machine import detect_machine
 from medcot.plan import make_plan
-from medcot.prompts import render
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 from medcot.shapes import model_shape
-from medcot.tokens import chat_template, encode
 from medcot.training import fit
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from medcot.tokens import IGNORED, common_prefix
+from medcot.data.tokenization import IGNORED, common_prefix
 
 WORTH_SHARING = 16
 """Tokens that rows must have in common for a pass to compute them once."""

@@ -30,7 +30,7 @@ from medcot.remote.metadata import (
     slug_of,
 )
 from medcot.remote.wheel import PROJECT
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 FOLDER = "kaggle"
 """Where a run directory keeps what concerns Kaggle."""

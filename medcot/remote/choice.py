@@ -17,7 +17,7 @@ from medcot.remote.leaks import Redactor, known_secrets
 from medcot.remote.patience import Patience
 from medcot.remote.pushes import Push
 from medcot.remote.wait import Ending, ending_of
-from medcot.rundir import RunDirectory, new_run_path, newest_run
+from medcot.runs.directory import RunDirectory, new_run_path, newest_run
 
 
 def choose_run(flags: dict[str, Any]) -> tuple[RunConfig, RunDirectory, bool]:

@@ -18,7 +18,7 @@ from medcot.remote.manifest import NAME, STAMP, Manifest, read_manifest, sha256
 from medcot.remote.patience import Patience, Refused, patiently
 from medcot.remote.process import Say
 from medcot.remote.pushes import Push
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 _CHUNK = 1 << 16
 """Bytes; what a cut connection loses is at most this."""

@@ -16,7 +16,7 @@ from medcot.remote.process import Say, run_command
 from medcot.remote.pushes import Push, record, runs_pushed
 from medcot.remote.submit import how_to_attach_secrets, push
 from medcot.remote.wait import Ending, wait
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from medcot.errors import InputError
 from medcot.remote.build import FOLDER, Kernel
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 STATE = f"{FOLDER}/state.json"
 

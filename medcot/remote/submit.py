@@ -16,7 +16,7 @@ from medcot.remote.metadata import check_metadata
 from medcot.remote.patience import Refused, retry_after
 from medcot.remote.process import Say
 from medcot.remote.pushes import Push, answered, intend, read_pushes
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 RUNNING = ("QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT")
 SHORTEST_H = 0.25

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medcot.history import RunRecord, differing_fields
+from medcot.runs.history import RunRecord, differing_fields
 from medcot.views.answers import compare_replies, disclaimer
 from medcot.views.charts import draw_accuracy, draw_differences, draw_losses
 from medcot.views.markup import (

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from medcot.attempts import Failure
-from medcot.leakage import Leak
+from medcot.data.contamination import Leak
+from medcot.data.tokenization import Encoded
 from medcot.preview import Material, Rows
 from medcot.records import Case, Dropped
-from medcot.tokens import Encoded
 from medcot.views.charts import draw_lengths
 from medcot.views.markup import (
     callout,

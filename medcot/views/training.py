@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from medcot.history import RunRecord
 from medcot.jobs import Job
 from medcot.remote.job import AccountCheck
 from medcot.remote.pushes import Push
+from medcot.runs.history import RunRecord
 from medcot.sending import Built
 from medcot.views.charts import draw_loss
 from medcot.views.markup import callout, facts, items, join, paragraph, small, text

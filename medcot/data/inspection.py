@@ -11,14 +11,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from medcot.cases import QUESTION, RESPONSE, THOUGHT
 from medcot.config.schema import RunConfig
-from medcot.data import gather_source, option_named
+from medcot.data.cases import QUESTION, RESPONSE, THOUGHT
+from medcot.data.dataset import gather_source, option_named
+from medcot.data.mcq import gather_set
+from medcot.data.mcq_catalog import KNOWN_SETS
+from medcot.data.sources import kind_of, read_file
 from medcot.errors import one_line
-from medcot.known_sets import KNOWN_SETS
-from medcot.questions import gather_set
 from medcot.records import Case, Dropped, Problem, Question
-from medcot.sources import kind_of, read_file
 
 SHOWN = 20
 """Problems, duplicates and sources listed before the rest is only counted."""

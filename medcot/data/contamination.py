@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medcot.data.text import normalise
 from medcot.records import Case
-from medcot.texts import normalise
 
 WINDOW = 64
 """Characters of the normalised text that two questions must share at a stretch."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medcot.data.json_list import BrokenList, once_each, read_elements, trouble
 from medcot.errors import InputError
-from medcot.json_list import BrokenList, once_each, read_elements, trouble
 from medcot.records import Problem
 
 LONGEST_CELL = 16_000_000

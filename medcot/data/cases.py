@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
-from medcot.case_list import CaseList, add_to_fingerprint
-from medcot.formats import Fault, Row, Values, describe_type
+from medcot.data.case_store import CaseList, add_to_fingerprint
+from medcot.data.readers import Fault, Row, Values, describe_type
+from medcot.data.text import find_flaw, normalise, printable
 from medcot.records import Case, Claim, Dropped, Language
-from medcot.texts import find_flaw, normalise, printable
 
 QUESTION, THOUGHT, RESPONSE = "Question", "Complex_CoT", "Response"
 REQUIRED = (QUESTION, THOUGHT, RESPONSE)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medcot.credentials import TOKENS, hub_token
+from medcot.data.readers import BATCH, Row, python_rows
 from medcot.errors import InputError, RunFailed, nearest
-from medcot.formats import BATCH, Row, python_rows
 
 LOOKUP_TIMEOUT_S = 20.0
 """How long the first, small request may take before the hub counts as out of reach."""

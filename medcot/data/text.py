@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from medcot.prompts import CLOSE, OPEN
+from medcot.data.prompts import CLOSE, OPEN
 
 _FOLDED = {code: " " for code in range(0x3100) if unicodedata.category(chr(code))[0] in ("P", "Z")}
 _BESIDE_HAN = re.compile(r"(?<=[\u3400-\u9fff]) | (?=[\u3400-\u9fff])")

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from medcot import stored_cases
-from medcot.case_list import CaseList, ids_of, place_of
-from medcot.cases import Gathered, gather_cases, question_digest
 from medcot.config.schema import RunConfig
+from medcot.data import case_cache
+from medcot.data.case_store import CaseList, ids_of, place_of
+from medcot.data.cases import Gathered, gather_cases, question_digest
+from medcot.data.hub import load_hub_rows
+from medcot.data.mcq import load_questions as load_questions
+from medcot.data.sources import kind_of, read_file, read_files, sample_files
 from medcot.errors import InputError
-from medcot.hub import load_hub_rows
-from medcot.questions import load_questions as load_questions
 from medcot.records import Case, Dataset, Dropped, Language, Split
-from medcot.sources import kind_of, read_file, read_files, sample_files
 
 VALIDATION_FRACTION = 0.05
 """Share of questions between the test and the training part."""
@@ -55,14 +55,14 @@ def gather_source(config: RunConfig) -> tuple[Gathered, str, tuple[str, ...]]:
         rows = read_files(sample_files("cases", config.language))
         return gather_cases(rows, config.language), "", (f"bundled samples: {SYNTHETIC}",)
     if kind == "file":
-        return stored_cases.gather_file(Path(config.dataset), config.language), "", ()
+        return case_cache.gather_file(Path(config.dataset), config.language), "", ()
     loaded = load_hub_rows(
         config.dataset,
         config.dataset_config or config.language,
         config.dataset_revision,
         asked=bool(config.dataset_config),
     )
-    found = stored_cases.gather_hub(loaded, config)
+    found = case_cache.gather_hub(loaded, config)
     return found, loaded.revision, loaded.notes
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError
 from medcot.records import Language
-from medcot.rundir import RunDirectory
+from medcot.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True)

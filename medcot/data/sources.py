@@ -9,10 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+from medcot.data.readers import READERS, Row
+from medcot.data.text import printable
 from medcot.errors import InputError, nearest
-from medcot.formats import READERS, Row
 from medcot.records import Language
-from medcot.texts import printable
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _OTHER_FILES = (".txt", ".tsv", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".arrow", ".ndjson")
@@ -39,7 +39,7 @@ def kind_of(name: str) -> Literal["sample", "file", "hub"]:
 def sample_files(stem: str, language: Language | None = None) -> list[Path]:
     """The bundled files of ``STEM``, or of ``STEM_LANGUAGE``."""
     pattern = f"{stem}_{language}*.jsonl" if language else f"{stem}.jsonl"
-    folder = Path(str(files("medcot"))) / "samples"
+    folder = Path(str(files("medcot.data"))) / "samples"
     found = sorted(folder.glob(pattern))
     if not found:
         raise InputError("sample", f"no {pattern} in {folder}", "a whole install")

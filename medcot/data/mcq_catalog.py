@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from medcot.formats import READERS, Values
+from medcot.data.readers import READERS, Values
 from medcot.records import Language
 
 ANSWER = "answer_idx"

@@ -11,16 +11,19 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from medcot import case_list
-from medcot.cache import digest_of_file, find_entry, key_of, remove_entry, source_of
-from medcot.case_list import CaseList
-from medcot.cases import Gathered, gather_cases
 from medcot.config.schema import RunConfig
-from medcot.hub import HubRows
+from medcot.data import case_store
+from medcot.data.case_store import CaseList
+from medcot.data.cases import Gathered, gather_cases
+from medcot.data.disk_cache import digest_of_file, find_entry, key_of, remove_entry, source_of
+from medcot.data.hub import HubRows
+from medcot.data.sources import read_file
 from medcot.records import Dropped, Language
-from medcot.sources import read_file
 
-CODE = ("case_list", "cases", "formats", "records", "row_file", "sources", "stored_cases", "texts")
+CODE = (
+    "data/arrow_file", "data/case_cache", "data/case_store", "data/cases", "data/readers",
+    "data/sources", "data/text", "records",
+)  # fmt: skip
 """The modules that decide what an entry holds."""
 
 
@@ -28,14 +31,14 @@ def gather_file(path: Path, language: Language) -> Gathered:
     """The cases of a file. One that has faults is read every time: its owner will mend it.
 
     Raises:
-        InputError: as :func:`medcot.sources.read_file`.
+        InputError: as :func:`medcot.data.sources.read_file`.
     """
 
     def gather() -> Gathered:
         return gather_cases(read_file(path), language)
 
     before = _state(path)
-    if before is None or before[0] < case_list.IN_MEMORY:
+    if before is None or before[0] < case_store.IN_MEMORY:
         return gather()
     try:
         key = _key("file", path.suffix.lower(), digest_of_file(path), language)

@@ -12,9 +12,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from medcot.cache import Scratch
-from medcot.row_file import RowFile
-from medcot.tokens import IGNORED, Encoded
+from medcot.data.arrow_file import RowFile
+from medcot.data.disk_cache import Scratch
+from medcot.data.tokenization import IGNORED, Encoded
 
 FILE, INDEX = "tokens.arrow", "index.json"
 

@@ -24,7 +24,7 @@ class TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class QuickTokenizer:
-    """Behaves like the folder's own tokenizer where :mod:`medcot.tokens` asks something of it."""
+    """Answers :mod:`medcot.data.tokenization` as the folder's own tokenizer would."""
 
     backend: Any
     chat_template: str

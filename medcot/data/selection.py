@@ -13,23 +13,26 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
 
-from medcot.cache import data_cache, find_entry, key_of, remove_entry, source_of
-from medcot.case_list import Picked
 from medcot.config.schema import RunConfig
-from medcot.data import drop_overlong
+from medcot.data.case_store import Picked
+from medcot.data.contamination import Leak, LeakFinder
+from medcot.data.dataset import drop_overlong
+from medcot.data.disk_cache import data_cache, find_entry, key_of, remove_entry, source_of
+from medcot.data.prompts import render
+from medcot.data.token_store import TokenRows
+from medcot.data.tokenization import Encoded, chat_template, encode, encode_texts
 from medcot.errors import InputError
-from medcot.leakage import Leak, LeakFinder
-from medcot.prompts import render
 from medcot.records import Case, Dropped, Prompt
-from medcot.token_rows import TokenRows
-from medcot.tokens import Encoded, chat_template, encode, encode_texts
 
 ROWS_AT_ONCE = 1024
 
 CACHED_FROM = 2_000
 """Rows from which on a choice goes to a file and into the cache; fewer are made in a second."""
 
-CODE = ("data", "leakage", "prompts", "row_choice", "row_file", "texts", "token_rows", "tokens")
+CODE = (
+    "data/arrow_file", "data/contamination", "data/dataset", "data/prompts", "data/selection",
+    "data/text", "data/token_store", "data/tokenization",
+)  # fmt: skip
 """The modules that decide what an entry holds."""
 
 _PROBE = "Fever for 3 days, 体温 38.5 °C: β-lactam? \n\n</think>"

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medcot.cases import check_text, read_id, read_language, read_text
+from medcot.data.cases import check_text, read_id, read_language, read_text
+from medcot.data.hub import load_hub_rows
+from medcot.data.mcq_catalog import ANSWER, KNOWN_SETS, KnownSet
+from medcot.data.readers import Fault, Row, Values, describe_type
+from medcot.data.sources import kind_of, read_file, read_files, sample_files
+from medcot.data.text import find_flaw, printable
 from medcot.errors import InputError, nearest
-from medcot.formats import Fault, Row, Values, describe_type
-from medcot.hub import load_hub_rows
-from medcot.known_sets import ANSWER, KNOWN_SETS, KnownSet
 from medcot.records import Dropped, Language, Question
-from medcot.sources import kind_of, read_file, read_files, sample_files
-from medcot.texts import find_flaw, printable
 
 
 @dataclass(slots=True)

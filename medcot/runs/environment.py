@@ -51,7 +51,7 @@ def package_version(name: str) -> str | None:
 
 def git_revision() -> str | None:
     """The commit of the project's own checkout, with ``+`` for changed files; None elsewhere."""
-    folder = Path(__file__).resolve().parent.parent
+    folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
     try:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medcot.data.prompts import CLOSE, ChatTemplate
 from medcot.errors import InputError, RunFailed
-from medcot.prompts import CLOSE, ChatTemplate
 from medcot.records import Prompt
 
 IGNORED = -100

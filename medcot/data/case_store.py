@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
-from medcot.cache import Scratch
+from medcot.data.arrow_file import RowFile
+from medcot.data.disk_cache import Scratch
 from medcot.records import Case, Claim
-from medcot.row_file import RowFile
 
 IN_MEMORY = 1 << 24
 """Characters of cases held in memory; more of them, about 5,000 cases, go to a file."""
