@@ -21,10 +21,10 @@ with app.setup(hide_code=True):
     from medcot.config.presets import PRESETS, make_config
     from medcot.data.prompts import render
     from medcot.data.tokenization import encode
-    from medcot.plan import make_plan
+    from medcot.planning.model_specs import model_shape
+    from medcot.planning.plan import make_plan
     from medcot.runs import history
     from medcot.runs.directory import RunDirectory, new_run_path
-    from medcot.shapes import model_shape
     from medcot.views import answers, charts, evidence, pages, plans, rows, training
     from medcot.views.elements import make_elements
     from medcot.views.prose import read_prose

@@ -17,12 +17,13 @@ from pathlib import Path
 
 from medcot.config.presets import make_config
 from medcot.data.mcq import load_questions
-from medcot.evaluation import ModelTools, examine, make_examination, summarise
+from medcot.evaluation.interface import ModelTools
+from medcot.evaluation.suite import examine, make_examination, summarise
 from medcot.hardware.machine import detect_machine
 from medcot.inference import model_tools
 from medcot.model import load_base, load_tokenizer
-from medcot.plan import make_plan
-from medcot.shapes import model_shape
+from medcot.planning.model_specs import model_shape
+from medcot.planning.plan import make_plan
 
 HEADINGS = ("set", "questions", "right", "95 % interval", "by guessing", "holds it")
 HEADINGS += ("chosen letters", "clock, s", "processor, s")

@@ -4,7 +4,7 @@
     python bench/planner.py --results FOLDER/results.json           # runs measured anew
     python bench/planner.py --results FOLDER/results.json --write   # and keep them
 
-``medcot/calibration.json`` holds the runs that the project knows; ``bench/training.py`` measures
+``medcot/planning/calibration.json`` holds the known runs; ``bench/training.py`` measures
 such runs and leaves ``results.json``. With ``--write`` they take the place of those in the table.
 The coefficients beside them are fitted by hand. No GPU is needed. Runs without a speed were
 measured while the machine was disturbed.
@@ -17,10 +17,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medcot import speed
-from medcot.measured import measured_runs, predict
+from medcot.planning import speed_model
+from medcot.planning.calibration import measured_runs, predict
 
-TABLE = Path(speed.__file__).with_name("calibration.json")
+TABLE = Path(speed_model.__file__).with_name("calibration.json")
 WEIGHTS = {"none": "16-bit", "fp8": "fp8", "4bit": "4-bit"}
 PLANNED = (
     "engine", "quantization", "precision", "gpus", "micro_batch", "accumulation", "packing",

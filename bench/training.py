@@ -208,11 +208,11 @@ def train_variant(
 
 def plan_of(config: Any, prepared: Any, limit: float | None, total_gib: float) -> Any:
     """The plan for the whole GPU or a part of it: not what is free now, with a model in it."""
-    from medcot.choices import CUDA_CONTEXT_GIB
     from medcot.data.tokenization import common_prefix
     from medcot.hardware.machine import detect_machine
-    from medcot.plan import make_plan
-    from medcot.shapes import model_shape
+    from medcot.planning.constraints import CUDA_CONTEXT_GIB
+    from medcot.planning.model_specs import model_shape
+    from medcot.planning.plan import make_plan
 
     machine = detect_machine()
     room = limit + CUDA_CONTEXT_GIB if limit else total_gib

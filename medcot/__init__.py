@@ -17,7 +17,7 @@ _HOME = {
     "Question": "records",
     "RunDirectory": "runs.directory",
     "load_dataset": "data.dataset",
-    "make_plan": "plan",
+    "make_plan": "planning.plan",
 }
 
 __all__ = ["RunConfig", "__version__", "make_config"]

@@ -66,7 +66,7 @@ def run_command(**flags: Any) -> None:
 def plan_command(gpu: str | None, **flags: Any) -> None:
     """Parameters, memory and time, and what would be chosen and why."""
     from medcot.hardware.machine import detect_machine, named_machine
-    from medcot.plan import describe
+    from medcot.planning.describe import describe
     from medcot.preparation import plan_only
 
     machine = named_machine(gpu) if gpu else detect_machine()

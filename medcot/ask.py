@@ -11,10 +11,10 @@ from medcot.data.prompts import CLOSE, parse
 from medcot.data.prompts import ask as ask_prompt
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
-from medcot.plan import Plan, make_plan
+from medcot.planning.model_specs import model_shape
+from medcot.planning.plan import Plan, make_plan
 from medcot.runs.directory import RunDirectory
 from medcot.runs.environment import NOT_MEDICAL_ADVICE
-from medcot.shapes import model_shape
 
 
 def ask(

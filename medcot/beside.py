@@ -15,7 +15,7 @@ from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
 from medcot.inference import model_tools
 from medcot.listener import Listener
-from medcot.plan import Plan
+from medcot.planning.plan import Plan
 from medcot.preparation import Prepared, prepare
 from medcot.runs.directory import RunDirectory
 from medcot.sharing import Share, take_share

@@ -11,7 +11,7 @@ from weakref import WeakSet
 from medcot.config.schema import RunConfig
 from medcot.data.tokenization import encode_text
 from medcot.errors import one_line
-from medcot.evaluation import ModelTools
+from medcot.evaluation.interface import ModelTools
 from medcot.model import LoadedModel
 from medcot.records import Generation
 from medcot.scoring import inference, left_padded, score, score_options

@@ -15,14 +15,14 @@ from types import ModuleType
 from typing import Any
 
 from medcot.bundled import bundled_model
-from medcot.choices import settle_ground
 from medcot.config.schema import BUNDLED_MODEL, RunConfig
 from medcot.data.hub import explain_hub_error, find_commit
 from medcot.engines.jupyter import deny_jupyter
 from medcot.errors import InputError, RunFailed, one_line
 from medcot.hardware.machine import Machine
-from medcot.plan import Plan
-from medcot.shapes import model_shape
+from medcot.planning.constraints import settle_ground
+from medcot.planning.model_specs import model_shape
+from medcot.planning.plan import Plan
 
 
 @dataclass(slots=True)

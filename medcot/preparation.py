@@ -17,16 +17,17 @@ from medcot.data.selection import choose_rows
 from medcot.data.token_store import ids_of_rows, lengths_of
 from medcot.data.tokenization import Encoded, common_beginning
 from medcot.errors import InputError
-from medcot.evaluation import Examination, make_examination
+from medcot.evaluation.decontaminate import evaluation_texts, withhold
+from medcot.evaluation.interface import Examination
+from medcot.evaluation.judge import check_judge
+from medcot.evaluation.suite import make_examination
 from medcot.hardware.machine import Machine, detect_machine
-from medcot.judge import check_judge
 from medcot.listener import Listener
-from medcot.plan import Plan, make_plan
+from medcot.planning.model_specs import model_shape
+from medcot.planning.plan import Plan, make_plan
 from medcot.records import Dataset, Dropped, Split
 from medcot.runs.directory import RunDirectory
 from medcot.runs.environment import describe_environment
-from medcot.shapes import model_shape
-from medcot.withholding import evaluation_texts, withhold
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,9 @@ from medcot.data.sources import kind_of
 from medcot.data.tokenization import Encoded, chat_template, common_beginning, encode
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine, named_machine
-from medcot.plan import Plan, make_plan
+from medcot.planning.model_specs import model_shape
+from medcot.planning.plan import Plan, make_plan
 from medcot.records import Case, Dataset, Dropped
-from medcot.shapes import model_shape
 
 TYPICAL_TOKENS = {MEDICAL_O1: (788.0, 2048)}
 """Mean and longest row of a set that was not loaded: the mean of medical-o1 with its prompt, as

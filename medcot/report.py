@@ -8,15 +8,8 @@ from typing import Any, Literal
 
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError
-from medcot.evaluation import (
-    BY_LM_EVAL,
-    Examination,
-    Row,
-    counted_once,
-    in_order,
-    sets_of,
-    summarise,
-)
+from medcot.evaluation.interface import BY_LM_EVAL, Examination, Row
+from medcot.evaluation.suite import counted_once, in_order, sets_of, summarise
 from medcot.figures import write_figures
 from medcot.page import render_markdown
 from medcot.records import Question

@@ -9,12 +9,12 @@ from typing import Any
 from medcot.data.case_store import cases_with
 from medcot.data.contamination import Leak
 from medcot.data.token_store import ids_of_rows
-from medcot.evaluation import Row
-from medcot.judge import judge_answers
+from medcot.evaluation.decontaminate import withhold_rows
+from medcot.evaluation.interface import Row
+from medcot.evaluation.judge import judge_answers
 from medcot.listener import Listener
 from medcot.preparation import Prepared
 from medcot.report import build_report, render_markdown, write_figures
-from medcot.withholding import withhold_rows
 
 JUDGED = "evaluation/judge.jsonl"
 

@@ -13,7 +13,7 @@ from medcot.beside import hand_out
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.errors import Cancelled, InputError, RunFailed, one_line
-from medcot.evaluation import examine
+from medcot.evaluation.suite import examine
 from medcot.listener import Listener
 from medcot.preparation import Prepared, prepare
 from medcot.records import Event

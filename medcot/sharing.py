@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from medcot.distributed import comm
-from medcot.evaluation import Examination, ModelTools, Row
-from medcot.groups import Ask, ask_groups
+from medcot.evaluation.batching import ask_groups
+from medcot.evaluation.interface import Ask, Examination, ModelTools, Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from medcot.evaluation import Examination, Row
+from medcot.evaluation.interface import Examination, Row
 
 SHOWN_ROWS = 5
 Pairs = Sequence[tuple[Row, Row]]

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcot import lm_eval_bridge as bridge
 from medcot.config.schema import RunConfig
 from medcot.data.mcq import load_questions
 from medcot.data.mcq_catalog import label_sets
 from medcot.data.readers import READERS
-from medcot.evaluation import BY_LM_EVAL
+from medcot.evaluation import lm_eval as bridge
+from medcot.evaluation.interface import BY_LM_EVAL
 from medcot.listener import Listener
 from medcot.model import LoadedModel
 from medcot.preparation import Prepared

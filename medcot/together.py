@@ -15,10 +15,10 @@ from medcot import model as models
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.errors import InputError, one_line
-from medcot.evaluation import ModelTools
-from medcot.groups import Ask, ask_groups
+from medcot.evaluation.batching import ask_groups
+from medcot.evaluation.interface import Ask, ModelTools
 from medcot.inference import model_tools
-from medcot.plan import Plan
+from medcot.planning.plan import Plan
 from medcot.sharing import Share, share_out
 
 USES = ("generate", "score", "score_options")

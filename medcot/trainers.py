@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.model import LoadedModel
-from medcot.plan import Plan
+from medcot.planning.plan import Plan
 from medcot.recorder import Recorder
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from medcot.distributed import comm
 from medcot.engines import quiet
 from medcot.errors import InputError, RunFailed
 from medcot.model import LoadedModel, trainable_parameters
-from medcot.plan import Plan
+from medcot.planning.plan import Plan
 from medcot.recorder import Recorder
 from medcot.records import OnEvent
 from medcot.runs.directory import RunDirectory

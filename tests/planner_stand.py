@@ -7,8 +7,8 @@ from typing import Any
 
 from medcot.config.presets import make_config
 from medcot.hardware.machine import Machine
-from medcot.plan import Plan, make_plan
-from medcot.shapes import known_shape, model_shape
+from medcot.planning.model_specs import known_shape, model_shape
+from medcot.planning.plan import Plan, make_plan
 
 LLAMA_8B = known_shape("meta-llama/Llama-3.1-8B")
 assert LLAMA_8B is not None

@@ -19,11 +19,11 @@ from medcot.data.prompts import render
 from medcot.data.tokenization import chat_template, encode
 from medcot.errors import InputError, RunFailed
 from medcot.hardware.machine import detect_machine, named_machine
-from medcot.plan import make_plan
+from medcot.planning.model_specs import model_shape
+from medcot.planning.plan import make_plan
 from medcot.preparation import plan_only
 from medcot.runs.directory import RunDirectory
 from medcot.runs.history import bundled_run, differing_fields, list_runs
-from medcot.shapes import model_shape
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "apps" / "tutorial.py"

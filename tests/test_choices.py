@@ -13,9 +13,9 @@ from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.hardware.gpu_specs import Gpu
 from medcot.hardware.machine import Machine, named_machine
-from medcot.memory import Setting, longest_pass, predict_memory
-from medcot.plan import make_plan
-from medcot.shapes import model_shape
+from medcot.planning.memory_model import Setting, longest_pass, predict_memory
+from medcot.planning.model_specs import model_shape
+from medcot.planning.plan import make_plan
 
 
 def test_the_tutorial_preset_runs_as_the_tutorial_writes_it() -> None:

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import pytest
 
-from medcot.claims import check_claims, passes
+from medcot.evaluation.rubric import check_claims, passes
 from medcot.records import Claim
 
 S, C, N = "states", "contradicts", "silent"

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from medcot.conduct import loops, share_tokens, speaks
+from medcot.evaluation.output_checks import loops, share_tokens, speaks
 
 SENTENCE = "The patient has a fever and a cough, so pneumonia is likely. "
 PARAGRAPH = (

@@ -13,14 +13,8 @@ import pytest
 from medcot.config.presets import make_config
 from medcot.data.mcq_catalog import label_sets
 from medcot.data.prompts import choice_cue
-from medcot.evaluation import (
-    Examination,
-    ModelTools,
-    examine,
-    in_order,
-    make_examination,
-    summarise,
-)
+from medcot.evaluation.interface import Examination, ModelTools
+from medcot.evaluation.suite import examine, in_order, make_examination, summarise
 from medcot.records import Case, Claim, Generation, Prompt, Question, TokenLoss
 
 CLOSED = "Some thought.\n</think>\n\nRest and fluids."

@@ -12,11 +12,11 @@ from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.hardware.gpu_specs import GPU_MODELS
 from medcot.hardware.machine import Machine, detect_machine
-from medcot.memory import Setting, kept_weight_bytes, predict_memory, weight_bytes
-from medcot.plan import make_plan
+from medcot.planning.memory_model import Setting, kept_weight_bytes, predict_memory, weight_bytes
+from medcot.planning.model_specs import ModelShape
+from medcot.planning.plan import make_plan
 from medcot.run import run
 from medcot.runs.directory import RunDirectory
-from medcot.shapes import ModelShape
 
 STORY = """
 import json, os, shutil, sys

@@ -8,9 +8,9 @@ from medcot.data.tokenization import encode, encode_text
 from medcot.hardware.machine import detect_machine
 from medcot.inference import generate, stream
 from medcot.model import load_base
-from medcot.plan import make_plan
+from medcot.planning.model_specs import model_shape
+from medcot.planning.plan import make_plan
 from medcot.scoring import score, score_options
-from medcot.shapes import model_shape
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,10 @@ import pytest
 
 from medcot.config.presets import make_config
 from medcot.errors import InputError
-from medcot.evaluation import Examination, make_examination, make_row
-from medcot.judge import Contest, check_judge, compare, judge_answers, tally
+from medcot.evaluation.interface import Examination
+from medcot.evaluation.judge import Contest, check_judge, compare, judge_answers, tally
+from medcot.evaluation.scorers import make_row
+from medcot.evaluation.suite import make_examination
 from medcot.records import Case, Generation
 from medcot.report import build_report, render_markdown
 
@@ -175,7 +177,7 @@ def test_half_a_judge_is_refused_before_anything_is_trained(
 
 
 def test_a_judge_without_its_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medcot.judge.find_spec", lambda name: None)
+    monkeypatch.setattr("medcot.evaluation.judge.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"medcot\[judge\]"):
         check_judge(make_config("demo", {"judge_url": "http://127.0.0.1:9/v1", "judge_model": "m"}))
 

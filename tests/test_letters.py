@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcot.letters import continuations, extract_letter
+from medcot.evaluation.answer_extraction import continuations, extract_letter
 from medcot.records import Question
 
 ENGLISH = {

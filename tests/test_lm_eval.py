@@ -11,8 +11,8 @@ import pytest
 
 from medcot.config.presets import make_config
 from medcot.errors import InputError
-from medcot.evaluation import examine, make_examination
-from medcot.lm_eval_bridge import check_names, export_task, read_samples, run_lm_eval
+from medcot.evaluation.lm_eval import check_names, export_task, read_samples, run_lm_eval
+from medcot.evaluation.suite import examine, make_examination
 from medcot.records import Question
 from medcot.report import build_report
 

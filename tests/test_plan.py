@@ -15,17 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_stand import GPU_PRESETS, GPUS, LAPTOP, LLAMA_8B, plan_for
 
-from medcot.candidates import Candidate, best_of
 from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import TARGET_MODULES
 from medcot.errors import InputError
 from medcot.hardware.machine import named_machine
-from medcot.measured import measured_runs, predict
-from medcot.memory import Setting, longest_pass, predict_memory
-from medcot.plan import describe, make_plan
+from medcot.planning.calibration import measured_runs, predict
+from medcot.planning.describe import describe
+from medcot.planning.memory_model import Setting, longest_pass, predict_memory
+from medcot.planning.model_specs import SMOLLM2_135M, ModelShape, model_shape, read_shape
+from medcot.planning.plan import make_plan
+from medcot.planning.search import Candidate, best_of
+from medcot.planning.speed_model import calibration, micro_step_s
 from medcot.runs.directory import RunDirectory
-from medcot.shapes import SMOLLM2_135M, ModelShape, model_shape, read_shape
-from medcot.speed import calibration, micro_step_s
 
 # --- counting ---------------------------------------------------------------------------------
 
@@ -278,7 +279,7 @@ def test_a_plan_can_be_written_to_the_run_directory(tmp_path: Path) -> None:
 
 def test_planning_brings_no_torch() -> None:
     code = (
-        "import sys, medcot.plan as p, medcot.shapes as s, medcot.doctor\n"
+        "import sys, medcot.planning.plan as p, medcot.planning.model_specs as s, medcot.doctor\n"
         "import medcot.hardware.machine as h\n"
         "from medcot.config.presets import make_config\n"
         "c = make_config('demo')\n"

@@ -60,7 +60,8 @@ sys.path.insert(0, sys.argv[1])
 from fakes import make_case
 from medcot.distributed import comm
 from medcot.config.presets import make_config
-from medcot.evaluation import ModelTools, examine, make_examination
+from medcot.evaluation.interface import ModelTools
+from medcot.evaluation.suite import examine, make_examination
 from medcot.records import Generation, TokenLoss
 from medcot.sharing import share_out, take_share
 

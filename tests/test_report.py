@@ -15,7 +15,9 @@ from markdown_it import MarkdownIt
 
 from medcot.config.presets import make_config
 from medcot.errors import InputError
-from medcot.evaluation import Examination, make_examination, make_row
+from medcot.evaluation.interface import Examination
+from medcot.evaluation.scorers import make_row
+from medcot.evaluation.suite import make_examination
 from medcot.figures import can_draw
 from medcot.records import Case, Claim, Generation, Question, TokenLoss
 from medcot.report import build_report, render_markdown, write_figures

@@ -17,9 +17,9 @@ from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import RunConfig
 from medcot.controls import MACHINES
 from medcot.hardware.machine import named_machine
-from medcot.plan import make_plan
+from medcot.planning.model_specs import SMOLLM2_135M, model_shape
+from medcot.planning.plan import make_plan
 from medcot.runs import history
-from medcot.shapes import SMOLLM2_135M, model_shape
 from medcot.views import answers, charts, evidence, plans, rows
 from medcot.views.elements import make_elements
 from medcot.views.markup import table, text

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from medcot.config.presets import make_config
-from medcot.evaluation import Examination, make_examination, make_row
+from medcot.evaluation.decontaminate import evaluation_texts, withhold, withhold_rows
+from medcot.evaluation.interface import Examination
+from medcot.evaluation.scorers import make_row
+from medcot.evaluation.suite import make_examination
 from medcot.records import Case, Question
-from medcot.withholding import evaluation_texts, withhold, withhold_rows
 
 STEM = (
     "A 34-year-old man who keeps pigeons has had a dry cough and short breath for three months,"

@@ -8,9 +8,9 @@ from medcot.config.presets import make_config
 from medcot.data.prompts import render
 from medcot.data.tokenization import chat_template, encode
 from medcot.hardware.machine import detect_machine
-from medcot.plan import make_plan
+from medcot.planning.model_specs import model_shape
+from medcot.planning.plan import make_plan
 from medcot.runs.directory import RunDirectory
-from medcot.shapes import model_shape
 from medcot.training import fit
 
 

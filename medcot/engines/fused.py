@@ -28,7 +28,7 @@ from medcot.engines.loss import head_loss
 from medcot.engines.packing import PackedRows, pack
 from medcot.engines.pointwise import choose_functions
 from medcot.model import LoadedModel, Location
-from medcot.plan import Plan
+from medcot.planning.plan import Plan
 
 
 def prepare_process() -> None:

@@ -26,7 +26,7 @@ from medcot.engines import transformers
 from medcot.engines.checkpoint import Checkpoint
 from medcot.engines.transformers import current_device, dtype_of
 from medcot.model import LoadedModel, Location, settle_pad_token
-from medcot.plan import Plan
+from medcot.planning.plan import Plan
 
 BLOCK = 64
 """Weights per scale of NF4."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from medcot.config.schema import TARGET_MODULES, RunConfig
 from medcot.model import LoadedModel, Location, settle_pad_token
-from medcot.plan import Plan
+from medcot.planning.plan import Plan
 
 
 def load_base(_config: RunConfig, plan: Plan, where: Location) -> LoadedModel:

@@ -8,7 +8,7 @@ from typing import Any
 from medcot.config.schema import TARGET_MODULES, RunConfig
 from medcot.errors import InputError
 from medcot.model import LoadedModel, Location, settle_pad_token
-from medcot.plan import Plan
+from medcot.planning.plan import Plan
 
 
 def prepare_process() -> None:

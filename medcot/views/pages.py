@@ -8,7 +8,7 @@ from typing import Any
 import marimo as mo
 
 from medcot.attempts import Failure, Outcome
-from medcot.plan import Plan
+from medcot.planning.plan import Plan
 from medcot.runs.history import RunRecord
 from medcot.views.answers import disclaimer
 from medcot.views.markup import callout, code, heading, localized, paragraphs, small, table, text

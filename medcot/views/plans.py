@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medcot.config.schema import RunConfig
-from medcot.plan import Plan
-from medcot.shapes import ModelShape
+from medcot.planning.model_specs import ModelShape
+from medcot.planning.plan import Plan
 from medcot.views.markup import callout, details, facts, figure, items, join, small, table, text
 from medcot.views.sentences import in_language
 from medcot.views.words import duration, say

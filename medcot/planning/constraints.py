@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError
-from medcot.frozen_weights import obstacle_to_fp8, quantizations, require_8bit_optimizer
 from medcot.hardware.gpu_specs import capability, supports_bf16
 from medcot.hardware.machine import Machine, usable_gpus
-from medcot.memory import Device, Engine, Precision, Quantization
-from medcot.refusals import GPU_EXTRA, NO_CUDA, from_preset, refuse
-from medcot.shapes import ModelShape
+from medcot.planning.frozen_weights import obstacle_to_fp8, quantizations, require_8bit_optimizer
+from medcot.planning.memory_model import Device, Engine, Precision, Quantization
+from medcot.planning.model_specs import ModelShape
+from medcot.planning.refusals import GPU_EXTRA, NO_CUDA, from_preset, refuse
 
 CUDA_CONTEXT_GIB = 0.6
 """What the driver takes before the first tensor."""

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from medcot.shapes import ModelShape
+from medcot.planning.model_specs import ModelShape
 
 Engine = Literal["fused", "unsloth", "transformers"]
 Quantization = Literal["4bit", "8bit", "fp8", "none"]

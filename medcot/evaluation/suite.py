@@ -8,52 +8,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from medcot.answers import ModelTools, Row, make_row
 from medcot.config.schema import RunConfig
 from medcot.data.mcq_catalog import label_sets
-from medcot.groups import Ask, Key, ask_groups, groups_of
-from medcot.records import Case, Question, Style
+from medcot.evaluation.batching import ask_groups, groups_of
+from medcot.evaluation.interface import (
+    BY_LM_EVAL,
+    CASES,
+    FIXED,
+    Ask,
+    Examination,
+    Key,
+    ModelTools,
+    Row,
+)
+from medcot.records import Case, Question
 from medcot.stats.paired import rate_interval
-
-__all__ = [
-    "Examination",
-    "ModelTools",
-    "Row",
-    "examine",
-    "in_order",
-    "make_examination",
-    "make_row",
-    "sets_of",
-    "summarise",
-]
-
-Method = Literal["likelihood", "generate"]
-
-CASES, FIXED = "test rows", "fixed question"
-"""What the rows that are no question set are called beside the sets' names."""
-
-BY_LM_EVAL = "lm_eval/"
-"""Before the name of a local set: its questions, as lm-evaluation-harness answered them."""
-
-
-@dataclass(frozen=True)
-class Examination:
-    """What is asked, the same before and after.
-
-    ``cases`` are the test rows scored by loss; ``generated``, the first of them, are answered in
-    full too. ``fixed`` is one question with a reference and claims. ``questions`` are by the set's
-    short name.
-    """
-
-    cases: tuple[Case, ...]
-    generated: tuple[Case, ...]
-    fixed: Case | None
-    questions: Mapping[str, tuple[Question, ...]]
-    style: Style
-    mcq_method: Method
 
 
 def make_examination(

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
-from medcot.answers import ModelTools, Row, ask_by_likelihood, ask_by_reasoning, ask_cases
 from medcot.data import prompts
+from medcot.evaluation.interface import Examination, Key, ModelTools, Row
+from medcot.evaluation.scorers import ask_by_likelihood, ask_by_reasoning, ask_cases
 from medcot.records import Case
 
-if TYPE_CHECKING:
-    from medcot.evaluation import Examination
-
 Item = TypeVar("Item")
-Key = tuple[str, str, str]
 Group = tuple[list[tuple[Key, Any]], Callable[[list[Any]], Iterator[Row]]]
-Ask = Callable[["Examination", ModelTools, Sequence[int]], Iterable[list[Row]]]
-"""From the places of some groups to their rows, group by group in this order."""
 
 SCORED_AT_ONCE = 32
 """Rows scored by loss or likelihood between two writes, and lost at most when killed."""

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from medcot.choices import Ground
 from medcot.config.schema import RunConfig
 from medcot.hardware.machine import Machine
-from medcot.memory import Setting, longest_pass, predict_memory
-from medcot.shapes import ModelShape
-from medcot.speed import fixed_step_s, micro_step_s
+from medcot.planning.constraints import Ground
+from medcot.planning.memory_model import Setting, longest_pass, predict_memory
+from medcot.planning.model_specs import ModelShape
+from medcot.planning.speed_model import fixed_step_s, micro_step_s
 
 EXACTNESS = ("none", "fp8", "8bit", "4bit")
 """Weights from the most exact to the least."""

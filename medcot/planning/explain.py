@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from medcot.candidates import EXACTNESS, Candidate, Work, peak_gib
-from medcot.choices import Ground
 from medcot.config.schema import BUNDLED_MODEL
 from medcot.errors import InputError
 from medcot.hardware.machine import usable_gpus
-from medcot.memory import Setting
-from medcot.shapes import SMOLLM2_135M, known_shape
-from medcot.speed import is_measured
+from medcot.planning.constraints import Ground
+from medcot.planning.memory_model import Setting
+from medcot.planning.model_specs import SMOLLM2_135M, known_shape
+from medcot.planning.search import EXACTNESS, Candidate, Work, peak_gib
+from medcot.planning.speed_model import is_measured
 
 _WEIGHTS = {
     "none": "16-bit weights",

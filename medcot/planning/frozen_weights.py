@@ -5,9 +5,9 @@ from __future__ import annotations
 from medcot.config.schema import RunConfig
 from medcot.hardware.gpu_specs import supports_fp8
 from medcot.hardware.machine import Machine, usable_gpus
-from medcot.memory import Device, Engine, Precision, Quantization
-from medcot.refusals import GPU_EXTRA, NO_CUDA, refuse
-from medcot.shapes import ModelShape
+from medcot.planning.memory_model import Device, Engine, Precision, Quantization
+from medcot.planning.model_specs import ModelShape
+from medcot.planning.refusals import GPU_EXTRA, NO_CUDA, refuse
 
 
 def quantizations(

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError, one_line
-from medcot.evaluation import Examination, Row
+from medcot.evaluation.interface import Examination, Row
 from medcot.stats.paired import LEVEL, sign_test
 
 Ask = Callable[[str], str]

@@ -12,10 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from medcot import letters
 from medcot.data import prompts
 from medcot.errors import InputError, RunFailed, nearest, one_line
-from medcot.evaluation import Row, make_row
+from medcot.evaluation import answer_extraction
+from medcot.evaluation.interface import Row
+from medcot.evaluation.scorers import make_row
 from medcot.records import Question
 
 METRICS = ("acc", "exact_match", "pass@1")
@@ -162,7 +163,7 @@ def _as_document(question: Question) -> dict[str, Any]:
     return {
         "id": question.id,
         "prompt": prompts.choice_cue(question),
-        "choices": letters.continuations(question),
+        "choices": answer_extraction.continuations(question),
         "gold": list(question.options).index(question.answer),
     }
 

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
-from medcot import claims, conduct, letters
 from medcot.data import prompts
-from medcot.data.prompts import ChatTemplate
+from medcot.evaluation import answer_extraction, output_checks, rubric
+from medcot.evaluation.interface import ModelTools, Row
 from medcot.records import (
     Case,
-    Generate,
     Generation,
-    OptionScore,
     Question,
-    Score,
     Style,
     TokenLoss,
 )
-
-Row = dict[str, Any]
-"""One line of ``evaluation/*.jsonl``."""
-
-
-@dataclass(frozen=True)
-class ModelTools:
-    """A model as evaluation sees it. It answers ``answers_at_once`` prompts in one batch: so many
-    are handed over at a time, saved together, and lost at most when killed."""
-
-    generate: Generate
-    score: Score
-    score_options: OptionScore
-    chat: ChatTemplate | None = None
-    answers_at_once: int = 16
 
 
 def ask_cases(
@@ -45,18 +25,18 @@ def ask_cases(
     for case, prompt, loss, text in zip(cases, asked, losses, texts, strict=True):
         row = make_row(kind, "", case.id, prompt.text, loss, text)
         if text is not None:
-            row["language_match"] = conduct.speaks(row["answer"] or text.text, case.language)
+            row["language_match"] = output_checks.speaks(row["answer"] or text.text, case.language)
         if case.claims and text is not None:
-            checked = claims.check_claims(row["answer"], case.claims)
+            checked = rubric.check_claims(row["answer"], case.claims)
             row["claims"] = [{"claim": one.claim, "finding": one.finding} for one in checked]
-            row["correct"] = claims.passes(checked)
+            row["correct"] = rubric.passes(checked)
         yield row
 
 
 def ask_by_likelihood(questions: list[Question], name: str, tools: ModelTools) -> Iterator[Row]:
     """The letter that the model finds likeliest after the cue; the first of equals."""
     cues = [prompts.choice_cue(question) for question in questions]
-    offered = [letters.continuations(question) for question in questions]
+    offered = [answer_extraction.continuations(question) for question in questions]
     scored = tools.score_options(list(zip(cues, offered, strict=True)))
     for question, cue, losses in zip(questions, cues, scored, strict=True):
         totals = [loss.total for loss in losses]
@@ -72,8 +52,10 @@ def ask_by_reasoning(
     asked = [prompts.ask_choice(question, style, tools.chat) for question in questions]
     for question, prompt, text in zip(questions, asked, tools.generate(asked), strict=True):
         row = make_row("mcq", name, question.id, prompt, text=text)
-        row["language_match"] = conduct.speaks(row["answer"] or text.text, question.language)
-        letter = letters.extract_letter(row["answer"], question.options, question.language)
+        row["language_match"] = output_checks.speaks(row["answer"] or text.text, question.language)
+        letter = answer_extraction.extract_letter(
+            row["answer"], question.options, question.language
+        )
         yield row | _graded(question, letter, finished=text.finished)
 
 
@@ -105,9 +87,9 @@ def make_row(
         row |= {"nll": loss.mean, "nll_sum": loss.total, "completion_tokens": loss.tokens}
     if text:
         reply = prompts.parse(text.text)
-        thought, answer = conduct.share_tokens(text.tokens, reply.thought, reply.answer)
+        thought, answer = output_checks.share_tokens(text.tokens, reply.thought, reply.answer)
         row |= {"output": text.text, "thought": reply.thought, "answer": reply.answer}
         row |= {"tokens": text.tokens, "thought_tokens": thought, "answer_tokens": answer}
         row |= {"closed": reply.closed, "finished": text.finished}
-        row["repeats"] = conduct.loops(text.text)
+        row["repeats"] = output_checks.loops(text.text)
     return row

@@ -11,8 +11,8 @@ from typing import Any
 
 from medcot.config.schema import RunConfig
 from medcot.hardware.machine import Machine, usable_gpus
-from medcot.memory import Setting, weight_bytes
-from medcot.shapes import ModelShape
+from medcot.planning.memory_model import Setting, weight_bytes
+from medcot.planning.model_specs import ModelShape
 
 OPTIONS_TOKENS = 4 * 120
 """Tokens read to compare the options of one multiple-choice question: rough."""
@@ -36,7 +36,7 @@ class Pace:
 @cache
 def calibration() -> dict[str, Any]:
     """The calibration table that comes with the package."""
-    return json.loads((files("medcot") / "calibration.json").read_text(encoding="utf-8"))
+    return json.loads((files("medcot.planning") / "calibration.json").read_text(encoding="utf-8"))
 
 
 def pace_of(setting: Setting, machine: Machine) -> Pace:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from medcot.data.contamination import Leak, find_leaks
-from medcot.evaluation import CASES, FIXED, Examination, Row
+from medcot.evaluation.interface import CASES, FIXED, Examination, Row
 from medcot.records import Case
 
 Texts = Mapping[str, Sequence[tuple[str, str]]]

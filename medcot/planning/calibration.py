@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from medcot.hardware.machine import named_machine
-from medcot.memory import Setting, longest_pass, predict_memory
-from medcot.shapes import known_shape
-from medcot.speed import calibration, fixed_step_s, micro_step_s
+from medcot.planning.memory_model import Setting, longest_pass, predict_memory
+from medcot.planning.model_specs import known_shape
+from medcot.planning.speed_model import calibration, fixed_step_s, micro_step_s
 
 
 def measured_runs() -> list[dict[str, Any]]:
