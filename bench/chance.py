@@ -17,11 +17,11 @@ from pathlib import Path
 
 from medcot.config.presets import make_config
 from medcot.data.mcq import load_questions
+from medcot.engines.loading import load_base, load_tokenizer
 from medcot.evaluation.interface import ModelTools
 from medcot.evaluation.suite import examine, make_examination, summarise
 from medcot.hardware.machine import detect_machine
 from medcot.inference import model_tools
-from medcot.model import load_base, load_tokenizer
 from medcot.planning.model_specs import model_shape
 from medcot.planning.plan import make_plan
 

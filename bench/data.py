@@ -29,13 +29,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medcot.bundled import bundled_model
 from medcot.config.presets import make_config
 from medcot.data.case_store import Picked, ids_of
 from medcot.data.dataset import load_dataset, split_cases
 from medcot.data.fast_tokenizer import quick_tokenizer
 from medcot.data.selection import choose_rows
 from medcot.data.sources import sample_files
+from medcot.engines.bundled_model import bundled_model
 
 SIZES = (25_000, 100_000)
 REPEATED_TO = 25_000

@@ -284,7 +284,8 @@ class Worker:
         import trl.trainer.sft_trainer  # noqa: F401
 
         import medcot.training  # noqa: F401
-        from medcot.engines import split, split_trainer, transformers  # noqa: F401
+        from medcot.engines import hf, split_trainer  # noqa: F401
+        from medcot.engines.fsdp import model as split
 
         self.cuda = torch.cuda.is_available() and not self.arguments.small
         self.facts |= {"device": "CPU", "torch": torch.__version__}
@@ -298,7 +299,7 @@ class Worker:
             if self.arguments.cap:
                 self._cap()
         split.Checkpoint = RandomWeights  # pyright: ignore[reportAttributeAccessIssue]
-        split.load_base = transformers.load_base = self._loading(split.load_base)
+        split.load_base = hf.load_base = self._loading(split.load_base)
 
     def _cap(self) -> None:
         """Let torch and the planner see no more of the GPU than was asked for."""

@@ -140,7 +140,7 @@ def load(arguments: argparse.Namespace, device: torch.device) -> tuple[Any, Any,
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if arguments.model not in SHAPES:
-        from medcot.model import locate
+        from medcot.engines.loading import locate
 
         where = locate(arguments.model)
         tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)
@@ -423,7 +423,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.model in SHAPES and not arguments.tokenizer:
         parser.error("random weights need --tokenizer DIR")
-    from medcot.engines import quiet
+    from medcot.engines.compat import quiet
 
     with quiet():
         bench = Bench(arguments)

@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from medcot.bundled import bundled_model
+    from medcot.engines.bundled_model import bundled_model
 
     bundled_model()
     gpus = torch.cuda.device_count()

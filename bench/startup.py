@@ -33,7 +33,7 @@ RUN = """
 import sys, tempfile, time
 from pathlib import Path
 clock, seen = time.perf_counter, {"start": time.perf_counter()}
-from medcot import model as models
+from medcot.engines import loading as models
 from medcot.config.presets import make_config
 from medcot.preparation import Listener, prepare
 from medcot.runs.directory import RunDirectory

@@ -167,7 +167,7 @@ def train_variant(
     """One variant; with ``hear``, which is told of every step, its times are not kept."""
     import torch
 
-    from medcot import model as models
+    from medcot.engines import loading as models
     from medcot.runs.directory import RunDirectory
     from medcot.training import fit
 
@@ -253,7 +253,7 @@ def note(bench: Bench, name: str, plan: Any, events: list[Any], changed: bool) -
 
 
 def loaded_model(model: Any, tokenizer: Any, rows: int) -> Any:
-    from medcot.model import LoadedModel, settle_pad_token
+    from medcot.engines.base import LoadedModel, settle_pad_token
 
     settle_pad_token(tokenizer)
     return LoadedModel(model, tokenizer, "fused", "cuda", rows)
@@ -300,8 +300,8 @@ def begin_fused(bench: Bench, dtype: str, quantized: bool) -> tuple[Any, Any]:
 def choose_attention_name(device: Any, dtype: str) -> str:
     import torch
 
-    from medcot.engines.attention import choose_attention
-    from medcot.engines.pointwise import choose_functions
+    from medcot.engines.fused.reference_ops import choose_functions
+    from medcot.engines.fused.varlen_attention import choose_attention
 
     kernel = choose_attention(device, getattr(torch, dtype), 128).__name__
     return f"{kernel}, {choose_functions(device).__name__}"
@@ -334,8 +334,8 @@ def profile(bench: Bench, prepared: Any, loaded: Any, changes: dict[str, Any], n
     """Where a step's time goes, and a large product's ceiling."""
     from profiles import StepProfile, ceiling_tflops, print_python_time
 
-    from medcot.engines.fused import fused_forward
-    from medcot.engines.packing import PackedCollator
+    from medcot.engines.fused.packing import PackedCollator
+    from medcot.engines.fused.stack import fused_forward
 
     watch = StepProfile()
     train_variant(bench, prepared, loaded, (name, changes, None), 6, watch.step_ended)
@@ -416,7 +416,7 @@ def train_recipe(bench: Bench, engine: str, stop: int, after: Any) -> None:
     import bitsandbytes  # noqa: F401
     import trl.trainer.sft_trainer  # noqa: F401
 
-    from medcot import model as models
+    from medcot.engines import loading as models
     from medcot.training import fit
 
     bench.wait_for_turn()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from medcot import model as models
 from medcot.config.schema import RunConfig
 from medcot.data.prompts import CLOSE, parse
 from medcot.data.prompts import ask as ask_prompt
+from medcot.engines import loading as models
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
 from medcot.planning.model_specs import model_shape

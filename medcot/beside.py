@@ -7,10 +7,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcot import model as models
 from medcot.config.schema import RunConfig
 from medcot.data.token_store import lengths_of
 from medcot.distributed import comm
+from medcot.engines import loading as models
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
 from medcot.inference import model_tools

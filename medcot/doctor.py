@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-from medcot.bundled import PACKAGE, find_gguf
 from medcot.credentials import has_hub_token, has_wandb_login
+from medcot.engines.bundled_model import PACKAGE, find_gguf
 from medcot.hardware.gpu_specs import capability, is_usable, supports_bf16
 from medcot.hardware.machine import Machine, choose_preset, detect_machine, torch_cuda_version
 from medcot.paths import cache_folder

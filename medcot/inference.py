@@ -10,9 +10,9 @@ from weakref import WeakSet
 
 from medcot.config.schema import RunConfig
 from medcot.data.tokenization import encode_text
+from medcot.engines.base import LoadedModel
 from medcot.errors import one_line
 from medcot.evaluation.interface import ModelTools
-from medcot.model import LoadedModel
 from medcot.records import Generation
 from medcot.scoring import inference, left_padded, score, score_options
 

@@ -18,9 +18,9 @@ from typing import Any, Literal
 from medcot.attempts import Failure, describe_error
 from medcot.config.schema import RunConfig
 from medcot.data.prompts import ask, parse
+from medcot.engines.loading import release
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.listener import Listener
-from medcot.model import release
 from medcot.records import Event
 from medcot.run import run
 from medcot.runs.directory import RunDirectory

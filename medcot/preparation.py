@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medcot import model as models
 from medcot.config.schema import RunConfig
 from medcot.data.case_store import Picked, cases_with, ids_of
 from medcot.data.contamination import Leak
@@ -16,6 +15,7 @@ from medcot.data.fast_tokenizer import quick_tokenizer
 from medcot.data.selection import choose_rows
 from medcot.data.token_store import ids_of_rows, lengths_of
 from medcot.data.tokenization import Encoded, common_beginning
+from medcot.engines import loading as models
 from medcot.errors import InputError
 from medcot.evaluation.decontaminate import evaluation_texts, withhold
 from medcot.evaluation.interface import Examination

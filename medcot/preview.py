@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from medcot.bundled import bundled_model
 from medcot.config.presets import make_config
 from medcot.config.schema import BUNDLED_DATA, BUNDLED_MODEL, MEDICAL_O1, RunConfig
 from medcot.data.contamination import Leak, find_leaks
@@ -22,6 +21,7 @@ from medcot.data.fast_tokenizer import quick_tokenizer
 from medcot.data.prompts import ChatTemplate, render
 from medcot.data.sources import kind_of
 from medcot.data.tokenization import Encoded, chat_template, common_beginning, encode
+from medcot.engines.bundled_model import bundled_model
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine, named_machine
 from medcot.planning.model_specs import model_shape
@@ -227,7 +227,7 @@ def _tokenizer(config: RunConfig, from_hub: bool) -> tuple[Any, bool]:
         source = bundled_model() if config.model == BUNDLED_MODEL else folder
         return quick_tokenizer(source), True
     if from_hub:
-        from medcot.model import load_tokenizer
+        from medcot.engines.loading import load_tokenizer
 
         return load_tokenizer(config), True
     return quick_tokenizer(bundled_model()), False

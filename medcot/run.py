@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from medcot import model as models
 from medcot.beside import hand_out
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
+from medcot.engines import loading as models
 from medcot.errors import Cancelled, InputError, RunFailed, one_line
 from medcot.evaluation.suite import examine
 from medcot.listener import Listener
+from medcot.pipeline.report import write_report
 from medcot.preparation import Prepared, prepare
 from medcot.records import Event
-from medcot.reporting import write_report
 from medcot.runs.directory import Phase, RunDirectory
 from medcot.tasks import ready_tasks, score_tasks
 from medcot.together import announce, ask_of, load_adapter, tools_of

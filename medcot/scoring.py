@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from medcot.data.tokenization import encode, encode_text
-from medcot.engines import quiet
-from medcot.model import LoadedModel
+from medcot.engines.base import LoadedModel
+from medcot.engines.compat import quiet
 from medcot.records import Prompt, TokenLoss
 
 LOGIT_TOKENS = {"cpu": 1024, "cuda": 4096}

@@ -10,10 +10,10 @@ from medcot.config.schema import RunConfig
 from medcot.data.mcq import load_questions
 from medcot.data.mcq_catalog import label_sets
 from medcot.data.readers import READERS
+from medcot.engines.base import LoadedModel
 from medcot.evaluation import lm_eval as bridge
 from medcot.evaluation.interface import BY_LM_EVAL
 from medcot.listener import Listener
-from medcot.model import LoadedModel
 from medcot.preparation import Prepared
 from medcot.runs.directory import Phase, RunDirectory
 

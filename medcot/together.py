@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medcot import model as models
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
+from medcot.engines import loading as models
 from medcot.errors import InputError, one_line
 from medcot.evaluation.batching import ask_groups
 from medcot.evaluation.interface import Ask, ModelTools
@@ -104,7 +104,7 @@ def _load_adapter(
         assert folder is not None
         models.load_adapter(loaded, folder)
         return
-    from medcot.engines.split import read_adapter
+    from medcot.engines.fsdp.model import read_adapter
 
     try:
         loaded.model = read_adapter(loaded, config, plan, folder)

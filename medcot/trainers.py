@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
-from medcot.model import LoadedModel
+from medcot.engines.base import LoadedModel
 from medcot.planning.plan import Plan
 from medcot.recorder import Recorder
 
 if TYPE_CHECKING:
-    from medcot.engines.adapters import Adapters
+    from medcot.engines.fused.flat_params import Adapters
 
 
 @contextmanager
@@ -25,7 +25,8 @@ def training_pass(loaded: LoadedModel, plan: Plan) -> Iterator[Adapters | None]:
     if loaded.engine != "fused":
         yield None
         return
-    from medcot.engines.fused import fused_forward, unhurried_optimizer
+    from medcot.engines.compat import unhurried_optimizer
+    from medcot.engines.fused.stack import fused_forward
 
     fp8 = plan.quantization == "fp8"
     forward = fused_forward(loaded.model, plan.recomputed_layers, fp8)
@@ -46,7 +47,7 @@ def make_trainer(
     ``adapters`` are those of :func:`training_pass`, ``lengths`` the rows' tokens, in the order of
     ``data``.
     """
-    from medcot.engines.loss import provide_loss
+    from medcot.engines.compat import provide_loss
 
     provide_loss()
     if adapters is not None:

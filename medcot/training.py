@@ -12,9 +12,10 @@ from medcot.config.schema import RunConfig
 from medcot.data.token_store import as_training_data, lengths_of
 from medcot.data.tokenization import IGNORED, Encoded, check_labels, gate_refusal
 from medcot.distributed import comm
-from medcot.engines import quiet
+from medcot.engines.base import LoadedModel
+from medcot.engines.compat import quiet
+from medcot.engines.loading import trainable_parameters
 from medcot.errors import InputError, RunFailed
-from medcot.model import LoadedModel, trainable_parameters
 from medcot.planning.plan import Plan
 from medcot.recorder import Recorder
 from medcot.records import OnEvent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medcot.bundled import bundled_model
+from medcot.engines.bundled_model import bundled_model
 from medcot.records import Case
 
 

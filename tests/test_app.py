@@ -12,11 +12,11 @@ from fakes import make_tiny_model
 
 from medcot import controls, jobs, preview
 from medcot.attempts import attempt
-from medcot.bundled import bundled_model
 from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig, bounds
 from medcot.data.prompts import render
 from medcot.data.tokenization import chat_template, encode
+from medcot.engines.bundled_model import bundled_model
 from medcot.errors import InputError, RunFailed
 from medcot.hardware.machine import detect_machine, named_machine
 from medcot.planning.model_specs import model_shape
@@ -258,7 +258,7 @@ def test_one_training_at_a_time_and_a_cancelled_one_goes_on(tiny, tmp_path):
 def test_a_process_with_marimo_in_it_can_load_an_engine_and_train():
     """transformers takes every such process for a Jupyter kernel, and then wants IPython."""
     script = (
-        "import marimo; from medcot.model import _engine; _engine('transformers')\n"
+        "import marimo; from medcot.engines.loading import _engine; _engine('transformers')\n"
         "from trl.trainer.sft_trainer import SFTTrainer"
     )
     done = subprocess.run(

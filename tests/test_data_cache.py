@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_stand import Training, make_rows
 
-from medcot.bundled import bundled_model
 from medcot.config.presets import make_config
 from medcot.data import arrow_file, case_store, disk_cache, json_list, selection
 from medcot.data.case_cache import gather_hub
@@ -34,6 +33,7 @@ from medcot.data.selection import choose_rows
 from medcot.data.sources import read_file
 from medcot.data.token_store import TokenRows, as_training_data, ids_of_rows, lengths_of
 from medcot.data.tokenization import Encoded
+from medcot.engines.bundled_model import bundled_model
 from medcot.errors import InputError, RunFailed
 
 ROWS = 300

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medcot.config.schema import TARGET_MODULES
 from medcot.decoding import Decoder, decode, suits
+from medcot.engines.base import LoadedModel
 from medcot.inference import generate
-from medcot.model import LoadedModel
 
 PROMPTS = [[5, 6, 7, 8], [9], [11, 12, 13, 14, 15, 16, 17], [300, 200], [21, 22, 23], [8, 8, 8, 9]]
 LIMITS = [9, 40, 1, 23, 3, 70]

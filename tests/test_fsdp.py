@@ -66,8 +66,8 @@ import sys, types
 import torch
 from torch.distributed import is_initialized
 from medcot.distributed import comm
-from medcot.engines.split import Checkpoint, PackedLinear, build_split
-from medcot.model import Location
+from medcot.engines.fsdp.model import Checkpoint, PackedLinear, build_split
+from medcot.engines.base import Location
 from transformers import AutoConfig
 
 where = Location(sys.argv[1])

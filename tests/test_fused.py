@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from medcot.config.schema import TARGET_MODULES
 from medcot.data.tokenization import IGNORED
-from medcot.engines import layer, pointwise
-from medcot.engines.attention import attend_by_row, choose_attention
-from medcot.engines.fused import Stack, fast_functions_agree, fused_forward
-from medcot.engines.packing import PackedCollator, pack
+from medcot.engines.fused import decoder_layer, reference_ops
+from medcot.engines.fused.packing import PackedCollator, pack
+from medcot.engines.fused.stack import Stack, fast_functions_agree, fused_forward
+from medcot.engines.fused.varlen_attention import attend_by_row, choose_attention
 
 
 def make_adapted(folder, dtype=torch.float32, alpha=8, **changes):
@@ -106,11 +106,11 @@ def with_function(**changes):
     """The plain functions with some exchanged, as another module."""
     from types import SimpleNamespace
 
-    from medcot.engines import pointwise
+    from medcot.engines.fused import reference_ops
 
     names = ("rms", "add_rms", "renorm", "rms_backward", "swiglu", "swiglu_backward", "rope_",
              "join_rope_backward", "token_losses_", "quantize_rows")  # fmt: skip
-    return SimpleNamespace(**({name: getattr(pointwise, name) for name in names} | changes))
+    return SimpleNamespace(**({name: getattr(reference_ops, name) for name in names} | changes))
 
 
 def test_functions_that_are_wrong_or_fail_on_this_device_are_not_used(folder):
@@ -136,7 +136,7 @@ def test_functions_that_are_wrong_or_fail_on_this_device_are_not_used(folder):
 def test_a_pass_without_its_kernels_says_so_and_is_right(folder, monkeypatch):
     model, examples = make_adapted(folder), make_examples()
     wrong = with_function(swiglu=lambda gate_up, out: out.fill_(1.0))
-    monkeypatch.setattr(layer, "choose_functions", lambda device: wrong)
+    monkeypatch.setattr(decoder_layer, "choose_functions", lambda device: wrong)
     with pytest.warns(UserWarning, match="goes on without"), fused_forward(model, 0):
         got = model(**PackedCollator()(examples))
     torch.testing.assert_close(got, plain_loss(model, examples), rtol=1e-5, atol=1e-4)
@@ -267,7 +267,7 @@ def test_out_of_memory_recomputes_layers_before_it_halves_the_rows(tmp_path, tin
     training = FusedTraining(tmp_path / "run", tiny_model, rows)
     calls = []
     plan = replace(training.plan, micro_batch=4, accumulation=1, recomputed_layers=0)
-    original = layer.Layer.run
+    original = decoder_layer.Layer.run
 
     def refuse_keeping(self, hidden, packed, for_backward):
         calls.append(for_backward)
@@ -275,11 +275,11 @@ def test_out_of_memory_recomputes_layers_before_it_halves_the_rows(tmp_path, tin
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(self, hidden, packed, for_backward)
 
-    layer.Layer.run = refuse_keeping
+    decoder_layer.Layer.run = refuse_keeping
     try:
         result = training.fit(plan=plan)
     finally:
-        layer.Layer.run = original
+        decoder_layer.Layer.run = original
     assert (result.plan.micro_batch, result.plan.recomputed_layers) == (4, 2)
     assert result.steps == 6
 
@@ -307,8 +307,8 @@ def test_products_in_8_bit_floats_are_nearly_those_of_16(folder):
 
 
 def test_a_row_of_zeros_and_a_large_number_survive_rounding_to_8_bits():
-    from medcot.engines.fp8 import Fp8Weight
-    from medcot.engines.pointwise import quantize_rows
+    from medcot.engines.fused.fp8 import Fp8Weight
+    from medcot.engines.fused.reference_ops import quantize_rows
 
     x = torch.randn(3, 32)
     x[0], x[1, 5] = 0.0, 3e4
@@ -319,7 +319,7 @@ def test_a_row_of_zeros_and_a_large_number_survive_rounding_to_8_bits():
     assert back[1, 5] == pytest.approx(3e4, rel=1e-3)
     assert (back[2] - x[2]).abs().max() <= x[2].abs().max() / 16
     weight = torch.randn(48, 32)
-    product = Fp8Weight([weight[:32], weight[32:]], pointwise).forward(x, pointwise)
+    product = Fp8Weight([weight[:32], weight[32:]], reference_ops).forward(x, reference_ops)
     assert product.shape == (3, 48)
     assert torch.equal(product[0], torch.zeros(48))
 
@@ -350,7 +350,9 @@ def test_copies_of_weights_are_gone_after_the_training(folder):
     model, batch = make_adapted(folder), PackedCollator()(make_examples())
     with fused_forward(model, 0, fp8=True) as stack:
         model(**batch).backward()
-        copies = [ref(group.fp8) for layer in stack.layers for group in layer.groups]
+        copies = [
+            ref(group.fp8) for decoder_layer in stack.layers for group in decoder_layer.groups
+        ]
     assert stack is not None
     assert all(copy() is None for copy in copies)
 

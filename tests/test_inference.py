@@ -5,9 +5,9 @@ from fakes import make_case
 from medcot.config.presets import make_config
 from medcot.data.prompts import render
 from medcot.data.tokenization import encode, encode_text
+from medcot.engines.loading import load_base
 from medcot.hardware.machine import detect_machine
 from medcot.inference import generate, stream
-from medcot.model import load_base
 from medcot.planning.model_specs import model_shape
 from medcot.planning.plan import make_plan
 from medcot.scoring import score, score_options

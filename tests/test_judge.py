@@ -20,7 +20,7 @@ from medcot.evaluation.judge import Contest, check_judge, compare, judge_answers
 from medcot.evaluation.scorers import make_row
 from medcot.evaluation.suite import make_examination
 from medcot.records import Case, Generation
-from medcot.report import build_report, render_markdown
+from medcot.reporting.build import build_report, render_markdown
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 

@@ -10,8 +10,8 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 if DEVICE == "cuda" and not torch.cuda.is_available():
     pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from medcot.engines import kernels, pointwise  # noqa: E402
-from medcot.engines.packing import pack  # noqa: E402
+from medcot.engines.fused import reference_ops, triton_ops  # noqa: E402
+from medcot.engines.fused.packing import pack  # noqa: E402
 
 TOKENS, WIDTH, HEADS, KV_HEADS, DIM = 5, 48, 6, 2, 16
 
@@ -45,23 +45,23 @@ def test_norms(dtype):
     outs = [strided(TOKENS, WIDTH, dtype) for _ in range(6)]
     scales = [
         module.rms(hidden, weight, 1e-5, out)
-        for module, out in zip((kernels, pointwise), outs[:2], strict=True)
+        for module, out in zip((triton_ops, reference_ops), outs[:2], strict=True)
     ]
     close(scales[0], scales[1], torch.float32)
     close(outs[0], outs[1], dtype)
     sums = [
         module.add_rms(hidden, update, weight, 1e-5, out)
-        for module, out in zip((kernels, pointwise), outs[2:4], strict=True)
+        for module, out in zip((triton_ops, reference_ops), outs[2:4], strict=True)
     ]
     close(sums[0][0], sums[1][0], dtype)
     close(outs[2], outs[3], dtype)
-    for module, out in zip((kernels, pointwise), outs[4:], strict=True):
+    for module, out in zip((triton_ops, reference_ops), outs[4:], strict=True):
         module.renorm(hidden, weight, scales[0], out)
     close(outs[4], outs[5], dtype)
     for passing in (None, update):
         got, wanted = (
             module.rms_backward(gradient, hidden, weight, scales[0], passing)
-            for module in (kernels, pointwise)
+            for module in (triton_ops, reference_ops)
         )
         close(got, wanted, dtype)
 
@@ -71,11 +71,11 @@ def test_the_feed_forward_gate(dtype):
     gradient = strided(TOKENS, WIDTH, dtype)
     gradient.copy_(random(TOKENS, WIDTH, seed=1, dtype=dtype))
     outs = [strided(TOKENS, WIDTH, dtype) for _ in range(2)]
-    for module, out in zip((kernels, pointwise), outs, strict=True):
+    for module, out in zip((triton_ops, reference_ops), outs, strict=True):
         module.swiglu(both, out)
     close(*outs, dtype)
-    got = kernels.swiglu_backward(gradient, both)
-    wanted = pointwise.swiglu_backward(gradient, both)
+    got = triton_ops.swiglu_backward(gradient, both)
+    wanted = reference_ops.swiglu_backward(gradient, both)
     for one, other in zip(got, wanted, strict=True):
         close(one, other, dtype)
 
@@ -85,13 +85,13 @@ def test_rotations(dtype):
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     qkv = random(TOKENS, (HEADS + 2 * KV_HEADS) * DIM, dtype=dtype)
     got, wanted = qkv.clone(), qkv.clone()
-    kernels.rope_(got, cos, sin, HEADS + KV_HEADS, DIM)
-    pointwise.rope_(wanted, cos, sin, HEADS + KV_HEADS, DIM)
+    triton_ops.rope_(got, cos, sin, HEADS + KV_HEADS, DIM)
+    reference_ops.rope_(wanted, cos, sin, HEADS + KV_HEADS, DIM)
     close(got, wanted, dtype)
     parts = got.unflatten(1, (-1, DIM)).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
     rows = pack((TOKENS,)).to(DEVICE)
-    back = kernels.join_rope_backward(*parts, cos, sin, rows)
-    close(back, pointwise.join_rope_backward(*parts, cos, sin, rows), dtype)
+    back = triton_ops.join_rope_backward(*parts, cos, sin, rows)
+    close(back, reference_ops.join_rope_backward(*parts, cos, sin, rows), dtype)
     close(back, qkv, dtype)
 
 
@@ -104,22 +104,24 @@ def test_gradients_of_shared_keys_come_from_every_row(dtype):
     key, value = (random(keys, KV_HEADS, DIM, seed=seed, dtype=dtype) for seed in (1, 2))
     got, wanted = (
         module.join_rope_backward(queries, key, value, cos, sin, rows)
-        for module in (kernels, pointwise)
+        for module in (triton_ops, reference_ops)
     )
     close(got, wanted, dtype)
 
 
 def test_losses(dtype, monkeypatch):
-    monkeypatch.setattr(kernels, "WORDS_AT_ONCE", 16)
+    monkeypatch.setattr(triton_ops, "WORDS_AT_ONCE", 16)
     logits, targets = random(TOKENS, 50, dtype=dtype), torch.tensor([0, 49, 3, 17, 16])
     targets = targets.to(DEVICE)
     got, wanted = logits.clone(), logits.clone()
     close(
-        kernels.token_losses_(got, targets), pointwise.token_losses_(wanted, targets), torch.float32
+        triton_ops.token_losses_(got, targets),
+        reference_ops.token_losses_(wanted, targets),
+        torch.float32,
     )
     close(got, wanted, dtype)
     losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    close(pointwise.token_losses_(logits.clone(), targets), losses, torch.float32)
+    close(reference_ops.token_losses_(logits.clone(), targets), losses, torch.float32)
 
 
 def test_rounding_to_8_bits(dtype):
@@ -127,7 +129,7 @@ def test_rounding_to_8_bits(dtype):
     x.copy_(random(TOKENS, WIDTH, dtype=dtype))
     x[1] = 0.0
     (got, scales), (wanted, expected) = (
-        module.quantize_rows(x, 16) for module in (kernels, pointwise)
+        module.quantize_rows(x, 16) for module in (triton_ops, reference_ops)
     )
     close(scales[:TOKENS], expected[:TOKENS], torch.float32)
     got, wanted = got[:TOKENS].float(), wanted[:TOKENS].float()

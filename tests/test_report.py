@@ -18,10 +18,10 @@ from medcot.errors import InputError
 from medcot.evaluation.interface import Examination
 from medcot.evaluation.scorers import make_row
 from medcot.evaluation.suite import make_examination
-from medcot.figures import can_draw
 from medcot.records import Case, Claim, Generation, Question, TokenLoss
-from medcot.report import build_report, render_markdown, write_figures
-from medcot.wording import NOT_MEDICAL_ADVICE, escape
+from medcot.reporting.build import build_report, render_markdown, write_figures
+from medcot.reporting.figures import can_draw
+from medcot.reporting.wording import NOT_MEDICAL_ADVICE, escape
 
 SETTING = make_config(
     "demo", {"test_samples": 400, "generate_samples": 12, "mcq_method": "generate"}
@@ -415,7 +415,7 @@ def test_no_figure_is_drawn_of_nothing(tmp_path: Path) -> None:
 def test_without_the_packages_there_is_a_report_without_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medcot.figures.can_draw", lambda: False)
+    monkeypatch.setattr("medcot.reporting.figures.can_draw", lambda: False)
     exam = examination()
     made = report(exam, rows(exam), rows(exam))
     assert write_figures(made, EVENTS, tmp_path) == []

@@ -3,10 +3,10 @@
 from fakes import make_case
 from transformers import AutoTokenizer
 
-from medcot import model as models
 from medcot.config.presets import make_config
 from medcot.data.prompts import render
 from medcot.data.tokenization import chat_template, encode
+from medcot.engines import loading as models
 from medcot.hardware.machine import detect_machine
 from medcot.planning.model_specs import model_shape
 from medcot.planning.plan import make_plan

@@ -1,25 +1,7 @@
-"""The libraries that load a model, each a module with ``load_base`` and ``add_adapter``."""
+"""Loads a model and puts a LoRA adapter on it.
 
-from __future__ import annotations
-
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-LIBRARIES = ("trl", "transformers", "accelerate", "unsloth")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' hints about what medcot chose for them off the terminal."""
-    levels = {name: logging.getLogger(name).level for name in LIBRARIES}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in LIBRARIES:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+Start at :mod:`medcot.engines.loading`: ``load_base``, ``add_adapter``, ``load_adapter``. ``hf`` is
+plain transformers with peft, ``unsloth`` that library, ``fused`` our own training pass, ``fsdp``
+weights split over processes. Changes to other libraries are in ``compat`` alone. May import:
+planning, evaluation, data, runs and what lies below them.
+"""

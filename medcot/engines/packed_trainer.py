@@ -9,8 +9,8 @@ import torch
 from torch import distributed
 from trl.trainer.sft_trainer import SFTTrainer
 
-from medcot.engines.adapters import Adapters
-from medcot.engines.packing import BalancedSampler, PackedCollator
+from medcot.engines.fused.flat_params import Adapters
+from medcot.engines.fused.packing import BalancedSampler, PackedCollator
 from medcot.recorder import Recorder, StepReadings
 
 UNREAD_STEPS = 1
@@ -18,7 +18,7 @@ UNREAD_STEPS = 1
 
 
 class PackedTrainer(SFTTrainer):
-    """The trainer for a peft model within :func:`medcot.engines.fused.fused_forward`.
+    """The trainer for a peft model within :func:`medcot.engines.fused.stack.fused_forward`.
 
     The model gives the summed loss of a batch; everything that SFTTrainer would read back from the
     device after each forward pass (entropy, accuracy, token counts) is left out.

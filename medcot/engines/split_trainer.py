@@ -12,7 +12,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 
 class SplitTrainer(SFTTrainer):
-    """The trainer for a model of :mod:`medcot.engines.split`, in one of several processes.
+    """The trainer for a model of :mod:`medcot.engines.fsdp.model`, in one of several processes.
 
     DDP refuses split weights, so it is left out; what it would do, average the gradients over the
     processes, is done at once when those of a step are complete.

@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from medcot.config.schema import TARGET_MODULES, RunConfig
+from medcot.engines.base import LoadedModel, Location, settle_pad_token
 from medcot.errors import InputError
-from medcot.model import LoadedModel, Location, settle_pad_token
 from medcot.planning.plan import Plan
 
 

@@ -209,7 +209,7 @@ def longest_pass(setting: Setting, mean_tokens: float, longest_tokens: int) -> i
 def _fused_activation_bytes(
     setting: Setting, shape: ModelShape, rank: int, width: int, tokens: int
 ) -> float:
-    """What :class:`medcot.engines.layer.Kept` holds, layer by layer."""
+    """What :class:`medcot.engines.fused.decoder_layer.Kept` holds, layer by layer."""
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     # The layer's middle, queries, keys, values and what attention made of them, gate and up.
     kept = shape.hidden + (2 * wide + 2 * narrow) + 2 * shape.intermediate + 7 * rank

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from medcot.figures import BETTER, accuracy_chart, difference_chart, loss_chart
+from medcot.reporting.figures import BETTER, accuracy_chart, difference_chart, loss_chart
 from medcot.views.markup import figure
 from medcot.views.words import say
 

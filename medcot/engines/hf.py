@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medcot.config.schema import TARGET_MODULES, RunConfig
-from medcot.model import LoadedModel, Location, settle_pad_token
+from medcot.engines.base import LoadedModel, Location, settle_pad_token
 from medcot.planning.plan import Plan
 
 

@@ -10,14 +10,14 @@ from medcot.config.schema import RunConfig
 from medcot.errors import InputError
 from medcot.evaluation.interface import BY_LM_EVAL, Examination, Row
 from medcot.evaluation.suite import counted_once, in_order, sets_of, summarise
-from medcot.figures import write_figures
-from medcot.page import render_markdown
 from medcot.records import Question
-from medcot.showcase import changed_questions, fixed_question, telling_rows
+from medcot.reporting.examples import changed_questions, fixed_question, telling_rows
+from medcot.reporting.figures import write_figures
+from medcot.reporting.markdown import render_markdown
+from medcot.reporting.wording import NOT_MEDICAL_ADVICE, say_verdict
 from medcot.stats import paired as statistics
 from medcot.stats import power
 from medcot.stats.paired import Paired
-from medcot.wording import NOT_MEDICAL_ADVICE, say_verdict
 
 __all__ = ["build_report", "render_markdown", "write_figures"]
 

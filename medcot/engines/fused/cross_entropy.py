@@ -70,15 +70,6 @@ class ChunkedLogProb(torch.autograd.Function):
         return (gradient * gradients[0][:, None].to(gradient.dtype), *[None] * 8)
 
 
-def provide_loss() -> None:
-    """Give TRL this loss where it found no Triton; elsewhere its own is the faster one."""
-    import trl.trainer.utils
-
-    name = "_ChunkedLogProbFunction"
-    if getattr(trl.trainer.utils, name) is None:
-        setattr(trl.trainer.utils, name, ChunkedLogProb)
-
-
 HEAD_TOKENS = 1024
 """Rows of logits that :func:`head_loss` holds at a time: 0.25 GiB for 128,256 words in 16 bits."""
 
@@ -96,7 +87,7 @@ def head_loss(
 
     Norm, output head (``weight`` [words, width]) and cross-entropy in one. The gradient is taken
     while the logits are there, so that the head is multiplied with twice, not three times. ``does``
-    is :mod:`medcot.engines.pointwise` or its Triton twin.
+    is :mod:`medcot.engines.fused.reference_ops` or its Triton twin.
     """
     normed, slope = torch.empty_like(hidden), torch.empty_like(hidden)
     scale = does.rms(hidden, norm.weight, norm.variance_epsilon, normed)

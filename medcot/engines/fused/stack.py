@@ -1,7 +1,8 @@
 """transformers + peft with this project's own training pass for Llama-like models.
 
 The model is that of the ``transformers`` engine and stays whole: generation, scoring and saving use
-its own modules. Training alone goes another way: packed rows through :mod:`medcot.engines.layer`.
+its own modules. Training alone goes another way: packed rows through
+:mod:`medcot.engines.fused.decoder_layer`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from medcot.config.schema import RunConfig
-from medcot.engines import pointwise
-from medcot.engines import transformers as plain
-from medcot.engines.adapters import Adapters
-from medcot.engines.attention import choose_attention
-from medcot.engines.four_bit import Scratch
-from medcot.engines.fp8 import fp8_works
-from medcot.engines.layer import Kept, Layer, Packed
-from medcot.engines.loss import head_loss
-from medcot.engines.packing import PackedRows, pack
-from medcot.engines.pointwise import choose_functions
-from medcot.model import LoadedModel, Location
+from medcot.engines import hf as plain
+from medcot.engines.base import LoadedModel, Location
+from medcot.engines.fused import reference_ops
+from medcot.engines.fused.cross_entropy import head_loss
+from medcot.engines.fused.decoder_layer import Kept, Layer, Packed
+from medcot.engines.fused.flat_params import Adapters
+from medcot.engines.fused.fp8 import fp8_works
+from medcot.engines.fused.nf4 import Scratch
+from medcot.engines.fused.packing import PackedRows, pack
+from medcot.engines.fused.reference_ops import choose_functions
+from medcot.engines.fused.varlen_attention import choose_attention
 from medcot.planning.plan import Plan
 
 
@@ -99,7 +100,7 @@ class Stack:
         if not fast_functions_agree(self.layers[0], self.rotary):
             warnings.warn("Triton's kernels fail here: training goes on without them", stacklevel=2)
             for layer in self.layers:
-                layer.use(pointwise)
+                layer.use(reference_ops)
 
     def close(self) -> None:
         """Give the adapters back and let go of all copies of weights.
@@ -196,7 +197,7 @@ def fast_functions_agree(layer: Layer, rotary: Any) -> bool:
     Triton compiles for GPUs that this project never saw. A few tokens there and back tell, by the
     very kernels that the training will use.
     """
-    if layer.does is pointwise:
+    if layer.does is reference_ops:
         return True
     weight = layer.norm_in.weight
     chance = torch.Generator().manual_seed(0)
@@ -207,7 +208,7 @@ def fast_functions_agree(layer: Layer, rotary: Any) -> bool:
     fast, results = layer.does, []
     try:
         with torch.no_grad():
-            for does in (fast, pointwise):
+            for does in (fast, reference_ops):
                 layer.use(does)
                 kept = layer.run(hidden, packed := Packed(rows, cos[0], sin[0]), for_backward=True)
                 output = layer.finish(kept)
@@ -221,23 +222,3 @@ def fast_functions_agree(layer: Layer, rotary: Any) -> bool:
     return all(
         (one - other).norm() <= 0.05 * other.norm() for one, other in zip(*results, strict=True)
     )
-
-
-@contextmanager
-def unhurried_optimizer() -> Iterator[None]:
-    """Within, 8-bit optimizers do not wait for the GPU after each of hundreds of parameters.
-
-    bitsandbytes 0.50 does, which is needed for paged states alone: everything here runs in the
-    order of one stream.
-    """
-    try:
-        from bitsandbytes.optim import optimizer  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        yield
-        return
-    wait = optimizer.sync_gpu
-    optimizer.sync_gpu = lambda _tensor: None
-    try:
-        yield
-    finally:
-        optimizer.sync_gpu = wait

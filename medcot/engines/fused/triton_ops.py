@@ -1,4 +1,4 @@
-"""The functions of :mod:`medcot.engines.pointwise` as Triton kernels: each tensor is read and
+"""The functions of :mod:`.reference_ops` as Triton kernels: each tensor is read and
 written once.
 
 One program a token, or a token and a stretch of its width. Rows may be strided, so that a norm
@@ -13,12 +13,12 @@ import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-from medcot.engines import pointwise
-from medcot.engines.packing import PackedRows
+from medcot.engines.fused import reference_ops
+from medcot.engines.fused.packing import PackedRows
 
 STRETCH = 2048
 """Elements of a row that one program of an elementwise kernel takes."""
-SMALLEST, LARGEST = tl.constexpr(pointwise.SMALLEST), tl.constexpr(pointwise.LARGEST)
+SMALLEST, LARGEST = tl.constexpr(reference_ops.SMALLEST), tl.constexpr(reference_ops.LARGEST)
 WORDS_AT_ONCE = 8192
 """Logits of a row that the loss reads at a time."""
 

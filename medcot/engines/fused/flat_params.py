@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from medcot.engines.frozen import Group
+from medcot.engines.fused.lora_linear import Group
 
 
 class Adapters:

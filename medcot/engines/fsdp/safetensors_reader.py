@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medcot.model import Location
+from medcot.engines.base import Location
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

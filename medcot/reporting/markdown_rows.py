@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from medcot.wording import count, escape
+from medcot.reporting.wording import count, escape
 
 LONGEST_TEXT = 900  # characters of one answer; the whole is in evaluation/*.jsonl
 SHORT_TEXT = 200

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from medcot.engines.attention import Attention, Backward
-from medcot.engines.four_bit import Scratch
-from medcot.engines.frozen import Group
-from medcot.engines.packing import PackedRows
-from medcot.engines.pointwise import choose_functions
+from medcot.engines.fused.lora_linear import Group
+from medcot.engines.fused.nf4 import Scratch
+from medcot.engines.fused.packing import PackedRows
+from medcot.engines.fused.reference_ops import choose_functions
+from medcot.engines.fused.varlen_attention import Attention, Backward
 
 
 @dataclass(frozen=True, slots=True)

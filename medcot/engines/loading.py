@@ -7,55 +7,22 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from medcot.bundled import bundled_model
 from medcot.config.schema import BUNDLED_MODEL, RunConfig
 from medcot.data.hub import explain_hub_error, find_commit
-from medcot.engines.jupyter import deny_jupyter
+from medcot.engines.base import LoadedModel, Location, settle_pad_token
+from medcot.engines.bundled_model import bundled_model
+from medcot.engines.compat import deny_jupyter
 from medcot.errors import InputError, RunFailed, one_line
 from medcot.hardware.machine import Machine
 from medcot.planning.constraints import settle_ground
 from medcot.planning.model_specs import model_shape
 from medcot.planning.plan import Plan
-
-
-@dataclass(slots=True)
-class LoadedModel:
-    """A causal language model with its tokenizer, and what loaded them.
-
-    ``model`` is a transformers model, or a peft model once it has an adapter. ``answer_rows`` are
-    answered at once. Where the ``engine`` is "split", all processes must use it alike.
-    """
-
-    model: Any
-    tokenizer: Any
-    engine: str
-    device: str
-    answer_rows: int
-    chat: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where `from_pretrained` finds a model: what it is given, and with which commit.
-
-    ``cached`` says that the hub is out of reach, so that only its local cache can answer.
-    """
-
-    source: str
-    revision: str | None = None
-    cached: bool = False
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments of ``from_pretrained``."""
-        return {"revision": self.revision, "local_files_only": self.cached}
 
 
 @cache
@@ -108,22 +75,6 @@ def load_tokenizer(config: RunConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)
     settle_pad_token(tokenizer)
     return tokenizer
-
-
-def settle_pad_token(tokenizer: Any) -> None:
-    """Choose a pad token among those that exist: one equal to EOS would hide EOS from a loss.
-
-    A new token is never added, since that would resize the embeddings.
-    """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return
-    vocabulary = tokenizer.get_vocab()
-    for candidate in ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>", "[PAD]"):
-        if candidate in vocabulary and candidate != tokenizer.eos_token:
-            tokenizer.pad_token = candidate
-            return
-    # Labels mask padding by position, so a shared token is safe there; only the name is doubtful.
-    tokenizer.pad_token = tokenizer.eos_token
 
 
 def load_base(config: RunConfig, plan: Plan) -> LoadedModel:
@@ -182,9 +133,17 @@ def release(loaded: LoadedModel) -> None:
         torch.cuda.empty_cache()
 
 
+ENGINES = {
+    "fused": "medcot.engines.fused.stack",
+    "split": "medcot.engines.fsdp.model",
+    "transformers": "medcot.engines.hf",
+    "unsloth": "medcot.engines.unsloth",
+}
+
+
 def _engine(name: str) -> ModuleType:
     deny_jupyter()
-    return import_module(f"medcot.engines.{name}")
+    return import_module(ENGINES[name])
 
 
 @contextmanager

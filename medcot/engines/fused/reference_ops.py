@@ -1,6 +1,6 @@
 """What a decoder layer does between its matrix products, forward and backward, in plain PyTorch.
 
-The reference for :mod:`medcot.engines.kernels`, which does the same in one pass over memory
+The reference for :mod:`.triton_ops`, which does the same in one pass over memory
 each, and what runs where Triton is not. Arithmetic is float32 inside, results have the dtype of
 the input, as in transformers' own layers. Shapes: tokens first; ``out`` is written to and may be
 a strided part of a wider buffer.
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from medcot.engines.packing import PackedRows
+from medcot.engines.fused.packing import PackedRows
 
 LARGEST = 448.0
 """The largest number of the 8-bit float format e4m3."""
@@ -147,9 +147,9 @@ def choose_functions(device: torch.device) -> Any:
 
     if device.type == "cuda":
         try:
-            from medcot.engines import kernels
+            from medcot.engines.fused import triton_ops
         except ImportError:
             pass
         else:
-            return kernels
+            return triton_ops
     return sys.modules[__name__]

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from medcot.engines.packing import PackedRows, pack
+from medcot.engines.fused.packing import PackedRows, pack
 
 Backward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """Gradient of attention's output to those of the query [tokens, heads, dim], and of key and value

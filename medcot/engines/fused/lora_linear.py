@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from medcot.engines.four_bit import FourBitWeight, Scratch, is_quantized
-from medcot.engines.fp8 import Fp8Weight
+from medcot.engines.fused.fp8 import Fp8Weight
+from medcot.engines.fused.nf4 import FourBitWeight, Scratch, is_quantized
 
 ADAPTER = "default"
 LOSS_SCALE = 4096.0
@@ -25,7 +25,7 @@ over tokens are divided by it in float32. Nothing here comes near the largest, 6
 class Group:
     """``modules`` are peft LoRA layers of equal input width, without dropout.
 
-    ``parameters`` are all their A, then all their B; :class:`medcot.engines.adapters.Adapters`
+    ``parameters`` are all their A, then all their B; :class:`.flat_params.Adapters`
     refreshes the ``copies`` that products use and says where ``gradients`` are added up. With
     ``beside``, 16-bit weights carry the adapters' B in extra columns and the input their inner
     states, so that one product does both: adding them up afterwards would read and write every

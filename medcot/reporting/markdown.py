@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from medcot.page_rows import show_changed, show_fixed, show_rows
-from medcot.wording import (
+from medcot.reporting.markdown_rows import show_changed, show_fixed, show_rows
+from medcot.reporting.wording import (
     NOT_MEDICAL_ADVICE,
     escape,
     say_cautions,

@@ -22,10 +22,10 @@ from torch import distributed, nn
 
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
-from medcot.engines import transformers
-from medcot.engines.checkpoint import Checkpoint
-from medcot.engines.transformers import current_device, dtype_of
-from medcot.model import LoadedModel, Location, settle_pad_token
+from medcot.engines import hf
+from medcot.engines.base import LoadedModel, Location, settle_pad_token
+from medcot.engines.fsdp.safetensors_reader import Checkpoint
+from medcot.engines.hf import current_device, dtype_of
 from medcot.planning.plan import Plan
 
 BLOCK = 64
@@ -80,7 +80,7 @@ def load_base(_config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
 
 def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
     """A peft model with a fresh adapter in float32, whole in every process and the same."""
-    return _with_common_adapter(transformers.add_adapter(loaded, config, plan))
+    return _with_common_adapter(hf.add_adapter(loaded, config, plan))
 
 
 def read_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Path | None) -> Any:
@@ -88,7 +88,7 @@ def read_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Pat
     from peft import set_peft_model_state_dict
     from peft.utils import load_peft_weights
 
-    model = transformers.add_adapter(loaded, config, plan)
+    model = hf.add_adapter(loaded, config, plan)
     if folder is not None:
         stored = load_peft_weights(str(folder), device=current_device(plan))
         set_peft_model_state_dict(model, stored)
