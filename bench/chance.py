@@ -21,7 +21,7 @@ from medcot.engines.loading import load_base, load_tokenizer
 from medcot.evaluation.interface import ModelTools
 from medcot.evaluation.suite import examine, make_examination, summarise
 from medcot.hardware.machine import detect_machine
-from medcot.inference import model_tools
+from medcot.inference.generate import model_tools
 from medcot.planning.model_specs import model_shape
 from medcot.planning.plan import make_plan
 

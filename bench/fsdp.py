@@ -283,9 +283,10 @@ class Worker:
         import torch
         import trl.trainer.sft_trainer  # noqa: F401
 
-        import medcot.training  # noqa: F401
-        from medcot.engines import hf, split_trainer  # noqa: F401
+        import medcot.training.fit  # noqa: F401
+        from medcot.engines import hf
         from medcot.engines.fsdp import model as split
+        from medcot.training.trainers import fsdp  # noqa: F401
 
         self.cuda = torch.cuda.is_available() and not self.arguments.small
         self.facts |= {"device": "CPU", "torch": torch.__version__}

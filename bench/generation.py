@@ -204,18 +204,20 @@ def in_slots(
     bench: Bench, prompts: Sequence[list[int]], limits: Sequence[int], rows: int, **changes: Any
 ) -> Answers:
     """As medcot answers, or with ``graphs`` or ``by_length`` switched off."""
-    from medcot import decoding
+    from medcot.inference import continuous_batching
 
-    by_length = decoding.reads_by_length
+    by_length = continuous_batching.reads_by_length
     if not changes.pop("by_length", True):
-        decoding.reads_by_length = lambda *_: False
+        continuous_batching.reads_by_length = lambda *_: False
     try:
         with torch.inference_mode():
             count = min(rows, len(prompts))
-            decoder = decoding.Decoder(bench.model, prompts, limits, bench.end, count, **changes)
+            decoder = continuous_batching.Decoder(
+                bench.model, prompts, limits, bench.end, count, **changes
+            )
             answers = decoder.run()
     finally:
-        decoding.reads_by_length = by_length
+        continuous_batching.reads_by_length = by_length
     if bench.device.type == "cuda":
         recorded = sum(graph is not None for graph in decoder.recorded.values())
         print(f"{recorded} graphs, by length: {decoder.slots.by_length}", flush=True)

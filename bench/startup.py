@@ -47,8 +47,8 @@ import transformers.models.llama.modeling_llama
 seen["importing torch and transformers"] = clock()
 loaded = models.load_base(config, prepared.plan)
 seen["loading the bundled model, converted before"] = clock()
-from medcot.training import fit
-import medcot.trainers, peft, trl.trainer.sft_trainer
+from medcot.training.fit import fit
+import medcot.training.trainers.choose, peft, trl.trainer.sft_trainer
 seen["importing peft and trl"] = clock()
 models.add_adapter(loaded, config, prepared.plan)
 steps = []

@@ -169,7 +169,7 @@ def train_variant(
 
     from medcot.engines import loading as models
     from medcot.runs.directory import RunDirectory
-    from medcot.training import fit
+    from medcot.training.fit import fit
 
     name, changes, limit = variant
     total_gib = torch.cuda.mem_get_info()[1] / 2**30
@@ -286,7 +286,7 @@ def begin_fused(bench: Bench, dtype: str, quantized: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoTokenizer
 
-    import medcot.engines.packed_trainer  # noqa: F401 - before its turn, as all imports
+    import medcot.training.trainers.fused  # noqa: F401 - before its turn, as all imports
 
     bench.wait_for_turn()
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -360,7 +360,7 @@ def answer_together(bench: Bench, prepared: Any, loaded: Any) -> None:
     """64 answers as evaluation gives them."""
     import torch
 
-    from medcot.inference import generate
+    from medcot.inference.generate import generate
 
     if hasattr(loaded.model, "unload"):
         loaded.model = loaded.model.unload()
@@ -417,7 +417,7 @@ def train_recipe(bench: Bench, engine: str, stop: int, after: Any) -> None:
     import trl.trainer.sft_trainer  # noqa: F401
 
     from medcot.engines import loading as models
-    from medcot.training import fit
+    from medcot.training.fit import fit
 
     bench.wait_for_turn()
     recipe = {

@@ -151,7 +151,7 @@ def ask_command(
 ) -> None:
     """Stream an answer to QUESTION, thought and answer apart."""
     directory = _existing_run(run_path)
-    from medcot.ask import ask, ask_whole
+    from medcot.inference.ask import ask, ask_whole
 
     if as_json:
         return _print_json(ask_whole(directory, question, base=base, max_new_tokens=max_new_tokens))

@@ -13,7 +13,7 @@ from medcot.distributed import comm
 from medcot.engines import loading as models
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
-from medcot.inference import model_tools
+from medcot.inference.generate import model_tools
 from medcot.listener import Listener
 from medcot.planning.plan import Plan
 from medcot.preparation import Prepared, prepare
@@ -91,7 +91,7 @@ class _Part:
             raise InputError(f"--dataset {self.task.config.dataset}", got, needs)
 
     def _train(self) -> None:
-        from medcot.training import fit
+        from medcot.training.fit import fit
 
         models.add_adapter(self.loaded, self.task.config, self.task.plan)
         fit(

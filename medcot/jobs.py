@@ -190,8 +190,8 @@ def answer_question(
         InputError: an empty question, or a run without an adapter.
         RunFailed: something else is running.
     """
-    from medcot.ask import load_run
-    from medcot.inference import stream
+    from medcot.inference.ask import load_run
+    from medcot.inference.generate import stream
 
     if not question.strip():
         raise InputError("question", "an empty text", "a question")

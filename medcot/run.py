@@ -21,7 +21,7 @@ from medcot.records import Event
 from medcot.runs.directory import Phase, RunDirectory
 from medcot.tasks import ready_tasks, score_tasks
 from medcot.together import announce, ask_of, load_adapter, tools_of
-from medcot.tracking import Tracker, start_tracking
+from medcot.training.tracking import Tracker, start_tracking
 
 
 def run(
@@ -151,7 +151,7 @@ def train(
     prepared: Prepared, loaded: models.LoadedModel, listener: Listener, tracker: Tracker
 ) -> None:
     """Put an adapter on ``loaded`` and train it, or take the one that is trained already."""
-    from medcot.training import fit
+    from medcot.training.fit import fit
 
     directory, config = prepared.directory, prepared.config
     if directory.has("training.json"):

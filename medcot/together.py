@@ -17,7 +17,7 @@ from medcot.engines import loading as models
 from medcot.errors import InputError, one_line
 from medcot.evaluation.batching import ask_groups
 from medcot.evaluation.interface import Ask, ModelTools
-from medcot.inference import model_tools
+from medcot.inference.generate import model_tools
 from medcot.planning.plan import Plan
 from medcot.sharing import Share, share_out
 

@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medcot.config.schema import TARGET_MODULES
-from medcot.decoding import Decoder, decode, suits
 from medcot.engines.base import LoadedModel
-from medcot.inference import generate
+from medcot.inference.continuous_batching import Decoder, decode, suits
+from medcot.inference.generate import generate
 
 PROMPTS = [[5, 6, 7, 8], [9], [11, 12, 13, 14, 15, 16, 17], [300, 200], [21, 22, 23], [8, 8, 8, 9]]
 LIMITS = [9, 40, 1, 23, 3, 70]
@@ -54,8 +54,8 @@ def test_slots_are_filled_again_and_moved_together_without_changing_an_answer(mo
 
 @torch.no_grad()
 def test_looking_at_tokens_in_handfuls_changes_no_answer(model, monkeypatch):
-    monkeypatch.setattr("medcot.decoding.STEPS", {"cpu": 8})
-    monkeypatch.setattr("medcot.decoding.REFILL_SHARE", {"cpu": 2})
+    monkeypatch.setattr("medcot.inference.continuous_batching.STEPS", {"cpu": 8})
+    monkeypatch.setattr("medcot.inference.continuous_batching.REFILL_SHARE", {"cpu": 2})
     expected = one_at_a_time(model, PROMPTS, LIMITS, NEVER)
     assert decode(model, PROMPTS, LIMITS, NEVER, 4) == expected
 

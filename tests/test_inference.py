@@ -7,10 +7,10 @@ from medcot.data.prompts import render
 from medcot.data.tokenization import encode, encode_text
 from medcot.engines.loading import load_base
 from medcot.hardware.machine import detect_machine
-from medcot.inference import generate, stream
+from medcot.inference.generate import generate, stream
+from medcot.inference.loglikelihood import score, score_options
 from medcot.planning.model_specs import model_shape
 from medcot.planning.plan import make_plan
-from medcot.scoring import score, score_options
 
 
 @pytest.fixture(scope="module")

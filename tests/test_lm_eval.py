@@ -63,7 +63,7 @@ def tiny() -> Any:
 
 
 def our_rows(tiny: Any, asked: list[Question]) -> list[dict[str, Any]]:
-    from medcot.inference import model_tools
+    from medcot.inference.generate import model_tools
 
     config = make_config("demo", {"mcq": ("local",)})
     examination = make_examination(config, [], None, {"local": asked})

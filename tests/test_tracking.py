@@ -10,7 +10,7 @@ from medcot.config.presets import make_config
 from medcot.credentials import has_hub_token, has_wandb_login, use_hub_token
 from medcot.records import Event
 from medcot.runs.directory import RunDirectory
-from medcot.tracking import start_tracking
+from medcot.training.tracking import start_tracking
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

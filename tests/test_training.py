@@ -6,7 +6,7 @@ import torch
 from training_stand import Training, make_rows
 
 from medcot.errors import RunFailed
-from medcot.training import _with_less_memory
+from medcot.training.fit import _with_less_memory
 
 
 @pytest.fixture(scope="module")

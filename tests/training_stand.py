@@ -11,7 +11,7 @@ from medcot.hardware.machine import detect_machine
 from medcot.planning.model_specs import model_shape
 from medcot.planning.plan import make_plan
 from medcot.runs.directory import RunDirectory
-from medcot.training import fit
+from medcot.training.fit import fit
 
 
 def make_rows(tiny_model):

@@ -2,7 +2,7 @@
 
 Before a layer is used its weights are gathered, and let go after it. So a model trains that fits no
 single GPU. Adapters are small; every process holds them whole, and their gradients are averaged
-(:mod:`medcot.engines.split_trainer`): checkpoints, float32 masters and 8-bit optimizers are the
+(:mod:`medcot.training.trainers.fsdp`): checkpoints, float32 masters and 8-bit optimizers are the
 usual ones.
 
 Every process reads the files by itself, one layer at a time, and quantises it before it is split:

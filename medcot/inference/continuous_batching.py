@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 import torch
 
-from medcot.slots import Slots, attending, reads_by_length
+from medcot.inference.kv_cache import Slots, attending, reads_by_length
 
 STEPS = {"cuda": 8}
 """Steps between two looks at what they gave; on CUDA each look waits for the GPU."""

@@ -11,7 +11,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from medcot.engines.fused.flat_params import Adapters
 from medcot.engines.fused.packing import BalancedSampler, PackedCollator
-from medcot.recorder import Recorder, StepReadings
+from medcot.training.recorder import Recorder, StepReadings
 
 UNREAD_STEPS = 1
 """Steps whose loss may be on its way while the next one is launched."""

@@ -1,4 +1,4 @@
-"""What a loaded model can do: continue prompts and stream; scoring is in :mod:`medcot.scoring`."""
+"""Continue prompts with a loaded model, many at once or streamed; ``loglikelihood`` scores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from medcot.data.tokenization import encode_text
 from medcot.engines.base import LoadedModel
 from medcot.errors import one_line
 from medcot.evaluation.interface import ModelTools
+from medcot.inference.loglikelihood import inference, left_padded, score, score_options
 from medcot.records import Generation
-from medcot.scoring import inference, left_padded, score, score_options
 
 ROUNDS = {"cpu": 2, "cuda": 4}
 """Handfuls of prompts asked for together: a slot whose answer has ended takes one of the next. With
@@ -35,7 +35,8 @@ def model_tools(loaded: LoadedModel, config: RunConfig) -> ModelTools:
 def generate(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
     """Greedy continuations of ``prompts`` in the given order, many at once.
 
-    In slots (:mod:`medcot.decoding`) where the model is known to work so, else in padded batches.
+    In slots (:mod:`medcot.inference.continuous_batching`) where the model is known to work so, else
+    in padded batches.
     """
     ids = [encode_text(loaded.tokenizer, prompt) for prompt in prompts]
     if ids and (answers := _generate_in_slots(loaded, ids, max_new_tokens)):
@@ -53,7 +54,7 @@ def _generate_in_slots(
     """The answers' ids, or None where this model, engine or machine needs the plain way."""
     if loaded.engine not in ("transformers", "fused") or loaded.model in _unsuited:
         return None
-    from medcot.decoding import decode, suits
+    from medcot.inference.continuous_batching import decode, suits
 
     if not suits(loaded.model) or not all(ids):
         return None

@@ -17,10 +17,10 @@ from medcot.engines.compat import quiet
 from medcot.engines.loading import trainable_parameters
 from medcot.errors import InputError, RunFailed
 from medcot.planning.plan import Plan
-from medcot.recorder import Recorder
 from medcot.records import OnEvent
 from medcot.runs.directory import RunDirectory
-from medcot.trainers import make_arguments, make_trainer, training_pass
+from medcot.training.recorder import Recorder
+from medcot.training.trainers.choose import make_arguments, make_trainer, training_pass
 
 GATE_ROWS = 8
 """Rows of the trainer's own first batch that the template gate decodes."""

@@ -12,7 +12,7 @@ from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.engines.base import LoadedModel
 from medcot.planning.plan import Plan
-from medcot.recorder import Recorder
+from medcot.training.recorder import Recorder
 
 if TYPE_CHECKING:
     from medcot.engines.fused.flat_params import Adapters
@@ -51,7 +51,7 @@ def make_trainer(
 
     provide_loss()
     if adapters is not None:
-        from medcot.engines.packed_trainer import make_packed_trainer
+        from medcot.training.trainers.fused import make_packed_trainer
 
         trainer = make_packed_trainer(
             loaded.model, arguments, adapters, data, lengths, loaded.tokenizer, recorder
@@ -65,7 +65,7 @@ def make_trainer(
 
 def _make_plain_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder: Recorder) -> Any:
     if loaded.engine == "split" and comm.world_size() > 1:
-        from medcot.engines.split_trainer import SplitTrainer as Trainer
+        from medcot.training.trainers.fsdp import SplitTrainer as Trainer
     else:
         from trl.trainer.sft_trainer import SFTTrainer as Trainer
 

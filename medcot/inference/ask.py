@@ -25,7 +25,7 @@ def ask(
     Raises:
         InputError: an empty question, or a run without an adapter.
     """
-    from medcot.inference import stream
+    from medcot.inference.generate import stream
 
     config, loaded, prompt = _load(directory, question, base=base)
     limit = max_new_tokens or config.max_new_tokens
@@ -47,7 +47,7 @@ def ask_whole(
     directory: RunDirectory, question: str, *, base: bool = False, max_new_tokens: int | None = None
 ) -> dict[str, Any]:
     """The same as facts: thought, answer, closed, finished, tokens."""
-    from medcot.inference import generate
+    from medcot.inference.generate import generate
 
     config, loaded, prompt = _load(directory, question, base=base)
     output = generate(loaded, [prompt], max_new_tokens or config.max_new_tokens)[0]

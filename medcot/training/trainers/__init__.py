@@ -1,0 +1,1 @@
+"""TRL's ``SFTTrainer`` for each engine. Start at ``choose.make_trainer``."""
