@@ -35,7 +35,8 @@ from pathlib import Path
 clock, seen = time.perf_counter, {"start": time.perf_counter()}
 from medcot.engines import loading as models
 from medcot.config.presets import make_config
-from medcot.preparation import Listener, prepare
+from medcot.listener import Listener
+from medcot.pipeline.prepare import prepare
 from medcot.runs.directory import RunDirectory
 folder = tempfile.mkdtemp()
 config = make_config("demo", {"steps": 1, "wandb": "off"})

@@ -92,7 +92,7 @@ class Bench:
 
     def prepare(self, config: Any) -> Any:
         from medcot.listener import Listener
-        from medcot.preparation import prepare
+        from medcot.pipeline.prepare import prepare
         from medcot.runs.directory import RunDirectory
 
         return prepare(config, RunDirectory(self.folder / "runs" / self.name), Listener())

@@ -58,7 +58,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="medcot-"))
     unpack(read_payload(), folder)
     sys.path.insert(0, str(folder / "package"))
-    from medcot.remote.session import run_session
+    from medcot.kaggle.session.main import run_session
 
     sys.exit(run_session(folder, ROOT, bundle=BUNDLE, started=started))
 

@@ -13,11 +13,8 @@ from typing import Any
 
 import click
 
-from medcot.errors import Cancelled, InputError, RunFailed
-from medcot.flags import config_flags
-from medcot.remote.build import FOLDER, Kernel, build, owner_of_this_machine
-from medcot.remote.choice import choose_run, ended, existing_run, sign_in, speaker
-from medcot.remote.flags import (
+from medcot.cli.kaggle import choose_run, ended, existing_run, sign_in, speaker
+from medcot.cli.kaggle_options import (
     AGAIN,
     FOLLOW,
     INTERVAL,
@@ -30,11 +27,14 @@ from medcot.remote.flags import (
     name_flags,
     take_wishes,
 )
-from medcot.remote.job import Finish, probe_secrets, run_on_kaggle, take
-from medcot.remote.leaks import Redactor, known_secrets
-from medcot.remote.pushes import last_push
-from medcot.remote.submit import push, url_of
-from medcot.remote.wait import wait
+from medcot.errors import Cancelled, InputError, RunFailed
+from medcot.flags import config_flags
+from medcot.kaggle.client.build import FOLDER, Kernel, build, owner_of_this_machine
+from medcot.kaggle.client.orchestrate import Finish, probe_secrets, run_on_kaggle, take
+from medcot.kaggle.client.push import push, url_of
+from medcot.kaggle.client.push_state import last_push
+from medcot.kaggle.client.wait import wait
+from medcot.kaggle.session.secret_scan import Redactor, known_secrets
 from medcot.runs.directory import RunDirectory
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from medcot.remote.install import KEPT
-from medcot.remote.wheel import requirements
+from medcot.kaggle.client.wheel import requirements
+from medcot.kaggle.session.install import KEPT
 
 HERE = Path(__file__).parent
 CONSTRAINTS = HERE / "constraints.txt"

@@ -44,7 +44,7 @@ def run_command(**flags: Any) -> None:
     """Plan, score before, train, score after, report."""
     resolved = resolve_flags(flags)
     directory = _run_directory(resolved)
-    from medcot.run import run
+    from medcot.pipeline.run import run
 
     with _terminal(resolved.json) as listener:
         listener.say(_preset_line(resolved))
@@ -66,8 +66,8 @@ def run_command(**flags: Any) -> None:
 def plan_command(gpu: str | None, **flags: Any) -> None:
     """Parameters, memory and time, and what would be chosen and why."""
     from medcot.hardware.machine import detect_machine, named_machine
+    from medcot.pipeline.prepare import plan_only
     from medcot.planning.describe import describe
-    from medcot.preparation import plan_only
 
     machine = named_machine(gpu) if gpu else detect_machine()
     resolved = resolve_flags(flags, machine)
@@ -86,7 +86,7 @@ def train_command(**flags: Any) -> None:
     """Plan and train only; `medcot evaluate` can follow."""
     resolved = resolve_flags(flags)
     directory = _run_directory(resolved)
-    from medcot.run import train_only
+    from medcot.pipeline.run import train_only
 
     with _terminal(resolved.json) as listener:
         listener.say(_preset_line(resolved))
@@ -118,7 +118,7 @@ def evaluate_command(
 ) -> None:
     """Score base and tuned model on the run's test rows, and report."""
     directory = _existing_run(run_path)
-    from medcot.run import evaluate_only
+    from medcot.pipeline.run import evaluate_only
 
     with _terminal(as_json) as listener:
         report = evaluate_only(directory, listener, mcq=mcq, lm_eval=lm_eval)
@@ -131,7 +131,7 @@ def evaluate_command(
 def report_command(run_path: str | None, as_json: bool) -> None:
     """Write the report again from what was scored."""
     directory = _existing_run(run_path)
-    from medcot.run import report_only
+    from medcot.pipeline.run import report_only
 
     with _terminal(as_json) as listener:
         report = report_only(directory, listener)
@@ -212,8 +212,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _beside() -> None:
     """What a process beside the main one does, whatever the command: what it is told, silently."""
-    from medcot.beside import take_part
     from medcot.display import TerminalListener, make_console
+    from medcot.pipeline.worker import take_part
 
     with (
         Path(os.devnull).open("w") as nowhere,

@@ -16,8 +16,8 @@ from medcot.credentials import has_hub_token, has_wandb_login
 from medcot.engines.bundled_model import PACKAGE, find_gguf
 from medcot.hardware.gpu_specs import capability, is_usable, supports_bf16
 from medcot.hardware.machine import Machine, choose_preset, detect_machine, torch_cuda_version
+from medcot.kaggle.client.local_login import find_login
 from medcot.paths import cache_folder
-from medcot.remote.login import find_login
 
 Status = Literal["ok", "missing", "problem"]
 
@@ -227,7 +227,7 @@ def _kaggle(online: bool) -> Finding:
         remedy = "run `kaggle auth login` or set KAGGLE_API_TOKEN"
         return Finding("Kaggle", "missing", "no login: nothing can be pushed", remedy)
     if online:
-        from medcot.remote.job import check_account
+        from medcot.kaggle.client.orchestrate import check_account
 
         check = check_account()
         return Finding("Kaggle", "ok" if check.ready else "problem", check.line)

@@ -21,8 +21,8 @@ from medcot.data.prompts import ask, parse
 from medcot.engines.loading import release
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.listener import Listener
+from medcot.pipeline.run import run
 from medcot.records import Event
-from medcot.run import run
 from medcot.runs.directory import RunDirectory
 
 State = Literal["running", "done", "cancelled", "failed"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medcot.config.schema import RunConfig
-from medcot.remote.build import Kernel, Wishes, build, owner_of_this_machine
-from medcot.remote.job import AccountCheck, check_account
-from medcot.remote.pushes import Push
+from medcot.kaggle.client.build import Kernel, Wishes, build, owner_of_this_machine
+from medcot.kaggle.client.orchestrate import AccountCheck, check_account
+from medcot.kaggle.client.push_state import Push
 from medcot.runs.directory import RunDirectory, new_run_path
 
 
@@ -38,11 +38,11 @@ def push_kernel(built: Built) -> Push:
     """Send a built kernel: starts a session and spends quota.
 
     Raises:
-        InputError, RunFailed: as :func:`medcot.remote.submit.push`.
+        InputError, RunFailed: as :func:`medcot.kaggle.client.push.push`.
     """
-    from medcot.remote.account import connect
-    from medcot.remote.patience import Patience
-    from medcot.remote.submit import push
+    from medcot.kaggle.client.account import connect
+    from medcot.kaggle.client.push import push
+    from medcot.kaggle.client.retry import Patience
 
     account = connect(Patience(seconds=60.0))
     return push(account, built.kernel, built.run, lambda _: None)

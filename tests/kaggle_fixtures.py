@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from medcot.remote.account import Account, connect
-from medcot.remote.patience import Patience
-from medcot.remote.wheel import PROJECT
+from medcot.kaggle.client.account import Account, connect
+from medcot.kaggle.client.retry import Patience
+from medcot.kaggle.client.wheel import PROJECT
 from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import KaggleServer
 from tests.kaggle_stand import Lines, quick_session

@@ -18,7 +18,7 @@ from medcot.config.schema import RunConfig
 from medcot.data.dataset import load_dataset
 from medcot.errors import InputError
 from medcot.listener import Listener
-from medcot.run import evaluate_only, report_only, run
+from medcot.pipeline.run import evaluate_only, report_only, run
 from medcot.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # lm_eval's own imports warn

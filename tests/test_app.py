@@ -19,9 +19,9 @@ from medcot.data.tokenization import chat_template, encode
 from medcot.engines.bundled_model import bundled_model
 from medcot.errors import InputError, RunFailed
 from medcot.hardware.machine import detect_machine, named_machine
+from medcot.pipeline.prepare import plan_only
 from medcot.planning.model_specs import model_shape
 from medcot.planning.plan import make_plan
-from medcot.preparation import plan_only
 from medcot.runs.directory import RunDirectory
 from medcot.runs.history import bundled_run, differing_fields, list_runs
 

@@ -4,7 +4,7 @@ import pytest
 
 from medcot.config.presets import make_config
 from medcot.hardware.machine import Machine
-from medcot.preparation import plan_only
+from medcot.pipeline.prepare import plan_only
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

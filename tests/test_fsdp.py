@@ -12,19 +12,19 @@ from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.hardware.gpu_specs import GPU_MODELS
 from medcot.hardware.machine import Machine, detect_machine
+from medcot.pipeline.run import run
 from medcot.planning.memory_model import Setting, kept_weight_bytes, predict_memory, weight_bytes
 from medcot.planning.model_specs import ModelShape
 from medcot.planning.plan import make_plan
-from medcot.run import run
 from medcot.runs.directory import RunDirectory
 
 STORY = """
 import json, os, shutil, sys
 from medcot.distributed import comm
-from medcot.beside import take_part
+from medcot.pipeline.worker import take_part
 from medcot.config.presets import make_config
-from medcot.preparation import Listener
-from medcot.run import evaluate_only, run
+from medcot.listener import Listener
+from medcot.pipeline.run import evaluate_only, run
 from medcot.runs.directory import RunDirectory
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel

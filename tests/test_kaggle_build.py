@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 
 from medcot.config.presets import make_config
 from medcot.errors import InputError
-from medcot.remote.build import Wishes, build, owner_of_this_machine
-from medcot.remote.bundle import Bundle, Orders, collect, pack, write_script
-from medcot.remote.leaks import Redactor, Secret, find_leaks, known_secrets
-from medcot.remote.metadata import check_metadata, check_source, make_metadata, slug_of
-from medcot.remote.wheel import PROJECT, build_wheel
+from medcot.kaggle.client.build import Wishes, build, owner_of_this_machine
+from medcot.kaggle.client.bundle import Bundle, Orders, collect, pack, write_script
+from medcot.kaggle.client.metadata import check_metadata, check_source, make_metadata, slug_of
+from medcot.kaggle.client.wheel import PROJECT, build_wheel
+from medcot.kaggle.session.secret_scan import Redactor, Secret, find_leaks, known_secrets
 from medcot.runs.directory import RunDirectory
 from tests.kaggle_stand import CONFIG, config_with
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from medcot.doctor import Finding, examine_machine
-from medcot.remote.job import AccountCheck, check_account
-from medcot.remote.login import Login, find_login
-from medcot.remote.wheel import PROJECT
+from medcot.kaggle.client.local_login import Login, find_login
+from medcot.kaggle.client.orchestrate import AccountCheck, check_account
+from medcot.kaggle.client.wheel import PROJECT
 from medcot.runs.directory import RunDirectory
 from medcot.sending import look_at_account
 from tests.kaggle_server import KEY, USER, KaggleServer

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medcot.errors import RunFailed
-from medcot.remote.account import Account
-from medcot.remote.fetch import fetch, place_of
-from medcot.remote.pushes import Push
+from medcot.kaggle.client.account import Account
+from medcot.kaggle.client.fetch import fetch, place_of
+from medcot.kaggle.client.push_state import Push
 from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import KaggleServer
 from tests.kaggle_session import Session
@@ -121,7 +121,7 @@ def test_a_fetch_that_was_killed_loads_nothing_twice(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("medcot.remote.fetch._settle", die)
+        patch.setattr("medcot.kaggle.client.fetch._settle", die)
         with pytest.raises(KeyboardInterrupt):
             fetch(account, push, run, lines)
     assert not run.has("report.json")
@@ -265,7 +265,7 @@ def test_account_credentials_do_not_go_to_the_storage_host(
 
 
 def test_manifest_of_the_kernel_is_what_the_fetch_checks(tmp_path: Path) -> None:
-    from medcot.remote.manifest import Manifest, read_manifest, write_manifest
+    from medcot.kaggle.session.manifest import Manifest, read_manifest, write_manifest
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "report.json").write_bytes(b"{}")

@@ -14,8 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from medcot.remote.install import KEPT
-from medcot.remote.wheel import PROJECT
+from medcot.kaggle.client.wheel import PROJECT
+from medcot.kaggle.session.install import KEPT
 
 HOME = Path.home()  # before a test has its own
 IMAGE = json.loads((PROJECT / "kaggle" / "image.json").read_text(encoding="utf-8"))

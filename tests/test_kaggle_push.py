@@ -11,13 +11,13 @@ import pytest
 
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
-from medcot.remote import client
-from medcot.remote.account import Account, connect
-from medcot.remote.build import Kernel, Wishes, build
-from medcot.remote.bundle import Orders
-from medcot.remote.patience import Patience
-from medcot.remote.pushes import last_push, read_pushes
-from medcot.remote.submit import push
+from medcot.kaggle.client import connection
+from medcot.kaggle.client.account import Account, connect
+from medcot.kaggle.client.build import Kernel, Wishes, build
+from medcot.kaggle.client.bundle import Orders
+from medcot.kaggle.client.push import push
+from medcot.kaggle.client.push_state import last_push, read_pushes
+from medcot.kaggle.client.retry import Patience
 from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import TOKEN, USER, KaggleServer
 from tests.kaggle_stand import CONFIG, Lines, config_with, idle_session
@@ -149,7 +149,7 @@ def test_a_push_that_kaggle_is_silent_about_is_not_waited_for_for_ever(
     lines: Lines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(client, "READ_S", 0.5)
+    monkeypatch.setattr(connection, "READ_S", 0.5)
     kaggle.fail("SaveKernel", silent_s=3, carry_out=True)
     assert push(account, kernel, run, lines).version == 1
     assert len(kaggle.calls_of("SaveKernel")) == 1

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medcot.errors import InputError
-from medcot.remote.account import Account
-from medcot.remote.build import Wishes
-from medcot.remote.job import run_on_kaggle
+from medcot.kaggle.client.account import Account
+from medcot.kaggle.client.build import Wishes
+from medcot.kaggle.client.orchestrate import run_on_kaggle
 from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import KaggleServer
 from tests.kaggle_session import Session

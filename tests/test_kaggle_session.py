@@ -20,18 +20,18 @@ import pytest
 from medcot.errors import RunFailed
 from medcot.hardware.gpu_specs import Gpu
 from medcot.hardware.machine import Machine
-from medcot.remote import install, side_by_side
-from medcot.remote.account import Account
-from medcot.remote.build import Kernel, Wishes, build
-from medcot.remote.bundle import Orders
-from medcot.remote.job import probe_secrets, run_on_kaggle, sync_wandb
-from medcot.remote.leaks import Redactor, Secret
-from medcot.remote.machine import check_gpus, processes_for, training_command
-from medcot.remote.process import Ended, run_command
-from medcot.remote.pushes import runs_pushed
-from medcot.remote.secrets import NotAttached, look_up, needs
-from medcot.remote.submit import push
-from medcot.remote.wait import Ending, wait
+from medcot.kaggle.client.account import Account
+from medcot.kaggle.client.build import Kernel, Wishes, build
+from medcot.kaggle.client.bundle import Orders
+from medcot.kaggle.client.orchestrate import probe_secrets, run_on_kaggle, sync_wandb
+from medcot.kaggle.client.push import push
+from medcot.kaggle.client.push_state import runs_pushed
+from medcot.kaggle.client.wait import Ending, wait
+from medcot.kaggle.session import install, launch
+from medcot.kaggle.session.machine import check_gpus, processes_for, training_command
+from medcot.kaggle.session.secret_scan import Redactor, Secret
+from medcot.kaggle.session.subprocesses import Ended, run_command
+from medcot.kaggle.session.user_secrets import NotAttached, look_up, needs
 from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import USER, KaggleServer
 from tests.kaggle_session import Session
@@ -270,7 +270,7 @@ def test_a_gpu_that_was_not_given_or_is_too_old_is_refused() -> None:
 def test_two_processes_train_only_where_the_preset_and_the_machine_are_for_two() -> None:
     places = (Path("config.json"), Path("run"))
     both = training_command("kaggle-t4x2", 2, *places, resume=True)
-    assert both[1:6] == ["-m", "medcot.remote.side_by_side", "2", "-m", "medcot"]
+    assert both[1:6] == ["-m", "medcot.kaggle.session.launch", "2", "-m", "medcot"]
     assert both[-1] == "--resume"
     for preset, gpus in (("kaggle-t4", 2), ("kaggle-t4x2", 1), ("demo", 0)):
         one = training_command(preset, gpus, *places, resume=False)
@@ -414,8 +414,8 @@ def test_a_command_is_interrupted_as_by_a_person_and_given_time(lines: Lines) ->
 def test_a_command_that_does_not_end_is_ended(
     lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medcot.remote.process.ASKED_S", 0.2)
-    monkeypatch.setattr("medcot.remote.process.TOLD_S", 0.2)
+    monkeypatch.setattr("medcot.kaggle.session.subprocesses.ASKED_S", 0.2)
+    monkeypatch.setattr("medcot.kaggle.session.subprocesses.TOLD_S", 0.2)
     code = "import signal, time\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\n"
     code += "print('deaf', flush=True)\ntime.sleep(60)"
     began = time.monotonic()
@@ -435,7 +435,7 @@ def test_a_commands_lines_are_redacted(lines: Lines) -> None:
 
 def both(lines: Lines, code: str, seconds: float | None = None) -> Ended:
     """How two processes of ``code`` ended, each with its number in RANK."""
-    command = [sys.executable, "-m", "medcot.remote.side_by_side", "2", "-c", code]
+    command = [sys.executable, "-m", "medcot.kaggle.session.launch", "2", "-c", code]
     return run_command(command, lines, seconds=seconds)
 
 
@@ -466,7 +466,7 @@ def test_the_exit_code_is_that_of_the_first_that_failed(
     lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert both(lines, "import sys; sys.exit(2)").code == 2
-    monkeypatch.setattr(side_by_side, "GRACE_S", 0.2)
+    monkeypatch.setattr(launch, "GRACE_S", 0.2)
     code = (
         "import os, signal, time\n"
         "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -474,7 +474,7 @@ def test_the_exit_code_is_that_of_the_first_that_failed(
     )
     # The other is stuck, and is ended after a grace period.
     began = time.monotonic()
-    assert side_by_side.wait_for(side_by_side.start(["-c", code], 2)) == 128 + signal.SIGKILL
+    assert launch.wait_for(launch.start(["-c", code], 2)) == 128 + signal.SIGKILL
     assert time.monotonic() - began < 30
 
 

@@ -15,13 +15,13 @@ import pytest
 
 from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig
-from medcot.remote.account import Account
-from medcot.remote.build import Wishes
-from medcot.remote.bundle import Orders, collect
-from medcot.remote.job import run_on_kaggle
-from medcot.remote.machine import training_command
-from medcot.remote.process import Ended, run_command
-from medcot.remote.pushes import runs_pushed
+from medcot.kaggle.client.account import Account
+from medcot.kaggle.client.build import Wishes
+from medcot.kaggle.client.bundle import Orders, collect
+from medcot.kaggle.client.orchestrate import run_on_kaggle
+from medcot.kaggle.client.push_state import runs_pushed
+from medcot.kaggle.session.machine import training_command
+from medcot.kaggle.session.subprocesses import Ended, run_command
 from medcot.runs.directory import RunDirectory
 from tests.fakes import make_tiny_model
 from tests.kaggle_server import KaggleServer
@@ -161,8 +161,8 @@ def test_both_t4s_are_trained_on_by_two_processes_that_end_as_one_run(
 def test_a_session_stops_in_time_saves_and_says_it_is_not_finished(
     rows: str, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medcot.remote.session import run_session
-    from medcot.remote.wheel import PROJECT
+    from medcot.kaggle.client.wheel import PROJECT
+    from medcot.kaggle.session.main import run_session
 
     config = small(rows, steps=100_000, model="tiny/llama", mcq=(), generate_samples=0)
     bundle = collect(config, Orders(limit_s=600, margin_s=60))

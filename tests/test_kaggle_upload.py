@@ -87,7 +87,7 @@ def run(tmp_path: Path) -> Path:
 
 def upload(hub: Hub, run: Path, token: str) -> subprocess.CompletedProcess[str]:
     environ = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token}
-    command = [sys.executable, "-m", "medcot.remote.upload", str(run), "ann/tuned"]
+    command = [sys.executable, "-m", "medcot.kaggle.session.upload", str(run), "ann/tuned"]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
 
 

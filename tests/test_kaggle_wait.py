@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 
 from medcot.errors import RunFailed
-from medcot.remote import client
-from medcot.remote.account import Account
-from medcot.remote.answers import Status
-from medcot.remote.client import log_lines
-from medcot.remote.pushes import Push
-from medcot.remote.wait import Ending, ending_of, wait
+from medcot.kaggle.client import connection
+from medcot.kaggle.client.account import Account
+from medcot.kaggle.client.api_types import Status
+from medcot.kaggle.client.connection import log_lines
+from medcot.kaggle.client.push_state import Push
+from medcot.kaggle.client.wait import Ending, ending_of, wait
 from medcot.runs.directory import RunDirectory
 from tests.kaggle_server import KaggleServer
 from tests.kaggle_session import Session
@@ -163,7 +163,7 @@ def test_a_silent_log_does_not_hold_up_the_wait(
     running: tuple[Push, Session],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(client, "READ_S", 0.1)
+    monkeypatch.setattr(connection, "READ_S", 0.1)
     push, session = running
     shown = Lines()
     session.say("before the silence\n")
@@ -242,7 +242,7 @@ def test_a_log_is_read_as_json_or_as_text() -> None:
 
 def test_state_is_read_from_the_run_directory(run: RunDirectory) -> None:
     from medcot.errors import InputError
-    from medcot.remote.pushes import last_push
+    from medcot.kaggle.client.push_state import last_push
 
     run.create(CONFIG)
     with pytest.raises(InputError, match="nothing was pushed"):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from medcot.config.presets import make_config
 from medcot.distributed import comm
-from medcot.run import run
+from medcot.pipeline.run import run
 from medcot.runs.directory import RunDirectory
 
 SETTINGS = {
@@ -63,7 +63,7 @@ from medcot.config.presets import make_config
 from medcot.evaluation.interface import ModelTools
 from medcot.evaluation.suite import examine, make_examination
 from medcot.records import Generation, TokenLoss
-from medcot.sharing import share_out, take_share
+from medcot.pipeline.sharding import share_out, take_share
 
 def generate(prompts):
     return [Generation(f"by process {comm.rank()}", 1, True) for _ in prompts]

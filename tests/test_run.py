@@ -12,7 +12,7 @@ import pytest
 from medcot.config.presets import make_config
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.listener import Listener
-from medcot.run import evaluate_only, report_only, run, train_only
+from medcot.pipeline.run import evaluate_only, report_only, run, train_only
 from medcot.runs.directory import RunDirectory
 
 SMALL = {

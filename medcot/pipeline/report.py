@@ -13,7 +13,7 @@ from medcot.evaluation.decontaminate import withhold_rows
 from medcot.evaluation.interface import Row
 from medcot.evaluation.judge import judge_answers
 from medcot.listener import Listener
-from medcot.preparation import Prepared
+from medcot.pipeline.prepare import Prepared
 from medcot.reporting.build import build_report, render_markdown, write_figures
 
 JUDGED = "evaluation/judge.jsonl"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from medcot.jobs import Job
-from medcot.remote.job import AccountCheck
-from medcot.remote.pushes import Push
+from medcot.kaggle.client.orchestrate import AccountCheck
+from medcot.kaggle.client.push_state import Push
 from medcot.runs.history import RunRecord
 from medcot.sending import Built
 from medcot.views.charts import draw_loss

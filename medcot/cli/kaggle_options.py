@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from medcot.remote.build import Wishes
-from medcot.remote.bundle import Orders
-from medcot.remote.metadata import TITLE
-from medcot.remote.secrets import HUB_LABELS, WANDB_LABELS
+from medcot.kaggle.client.build import Wishes
+from medcot.kaggle.client.bundle import Orders
+from medcot.kaggle.client.metadata import TITLE
+from medcot.kaggle.session.user_secrets import HUB_LABELS, WANDB_LABELS
 
 Command = Callable[..., Any]
 

@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from medcot.beside import hand_out
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.engines import loading as models
 from medcot.errors import Cancelled, InputError, RunFailed, one_line
 from medcot.evaluation.suite import examine
 from medcot.listener import Listener
+from medcot.pipeline.collective import announce, ask_of, load_adapter, tools_of
+from medcot.pipeline.lm_eval import ready_tasks, score_tasks
+from medcot.pipeline.prepare import Prepared, prepare
 from medcot.pipeline.report import write_report
-from medcot.preparation import Prepared, prepare
+from medcot.pipeline.worker import hand_out
 from medcot.records import Event
 from medcot.runs.directory import Phase, RunDirectory
-from medcot.tasks import ready_tasks, score_tasks
-from medcot.together import announce, ask_of, load_adapter, tools_of
 from medcot.training.tracking import Tracker, start_tracking
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from medcot.errors import InputError
-from medcot.remote.answers import KernelOnKaggle, OutputFile, Quota, SaveAnswer, Status
-from medcot.remote.client import bad_credentials, label, log_lines, open_client
-from medcot.remote.patience import Patience, Refused, patiently
+from medcot.kaggle.client.api_types import KernelOnKaggle, OutputFile, Quota, SaveAnswer, Status
+from medcot.kaggle.client.connection import bad_credentials, label, log_lines, open_client
+from medcot.kaggle.client.retry import Patience, Refused, patiently
 
 INVALID = ("tags", "dataset_sources", "competition_sources", "kernel_sources", "model_sources")
 """What a push may name wrongly; the rest of it is carried out all the same."""

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from medcot.errors import RunFailed
-from medcot.remote.process import Say, run_command
+from medcot.kaggle.session.subprocesses import Say, run_command
 
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy")
 """Built for one another and for the image's CUDA: installing anything may not replace them."""

@@ -12,11 +12,11 @@ from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
 from medcot.flags import resolve_flags
 from medcot.hardware.machine import named_machine
-from medcot.remote.account import Account, connect
-from medcot.remote.leaks import Redactor, known_secrets
-from medcot.remote.patience import Patience
-from medcot.remote.pushes import Push
-from medcot.remote.wait import Ending, ending_of
+from medcot.kaggle.client.account import Account, connect
+from medcot.kaggle.client.push_state import Push
+from medcot.kaggle.client.retry import Patience
+from medcot.kaggle.client.wait import Ending, ending_of
+from medcot.kaggle.session.secret_scan import Redactor, known_secrets
 from medcot.runs.directory import RunDirectory, new_run_path, newest_run
 
 

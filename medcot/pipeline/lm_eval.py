@@ -14,7 +14,7 @@ from medcot.engines.base import LoadedModel
 from medcot.evaluation import lm_eval as bridge
 from medcot.evaluation.interface import BY_LM_EVAL
 from medcot.listener import Listener
-from medcot.preparation import Prepared
+from medcot.pipeline.prepare import Prepared
 from medcot.runs.directory import Phase, RunDirectory
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from medcot.errors import RunFailed, one_line
 from medcot.hardware.machine import detect_machine
-from medcot.remote.leaks import Redactor, Secret, known_secrets
-from medcot.remote.machine import describe
-from medcot.remote.manifest import STAMP, Manifest, Outcome, write_manifest
-from medcot.remote.process import Ended
-from medcot.remote.secrets import Ask, Lookup, ask_kaggle, look_up, needs
-from medcot.remote.steps import WANDB, Session, export_tutorial, train, upload
+from medcot.kaggle.session.machine import describe
+from medcot.kaggle.session.manifest import STAMP, Manifest, Outcome, write_manifest
+from medcot.kaggle.session.secret_scan import Redactor, Secret, known_secrets
+from medcot.kaggle.session.steps import WANDB, Session, export_tutorial, train, upload
+from medcot.kaggle.session.subprocesses import Ended
+from medcot.kaggle.session.user_secrets import Ask, Lookup, ask_kaggle, look_up, needs
 
 
 def run_session(

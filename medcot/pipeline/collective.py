@@ -1,7 +1,7 @@
 """What all processes do with their models: the main one says it, all do it.
 
 A forward pass of a split model gathers its weights from all processes, so none can do one alone.
-Where each has the whole model they share an examination's work (:mod:`medcot.sharing`).
+Where each has the whole model they share an examination's work (:mod:`medcot.pipeline.sharding`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from medcot.errors import InputError, one_line
 from medcot.evaluation.batching import ask_groups
 from medcot.evaluation.interface import Ask, ModelTools
 from medcot.inference.generate import model_tools
+from medcot.pipeline.sharding import Share, share_out
 from medcot.planning.plan import Plan
-from medcot.sharing import Share, share_out
 
 USES = ("generate", "score", "score_options")
 

@@ -7,15 +7,22 @@ import re
 from pathlib import Path
 
 from medcot.errors import InputError, RunFailed
-from medcot.remote.account import Account
-from medcot.remote.answers import KernelOnKaggle, SaveAnswer
-from medcot.remote.build import Kernel
-from medcot.remote.bundle import MARKER, Orders, read_script, refuse_leaks, scan, unpack
-from medcot.remote.leaks import known_secrets
-from medcot.remote.metadata import check_metadata
-from medcot.remote.patience import Refused, retry_after
-from medcot.remote.process import Say
-from medcot.remote.pushes import Push, answered, intend, read_pushes
+from medcot.kaggle.client.account import Account
+from medcot.kaggle.client.api_types import KernelOnKaggle, SaveAnswer
+from medcot.kaggle.client.build import Kernel
+from medcot.kaggle.client.bundle import (
+    MARKER,
+    Orders,
+    read_script,
+    refuse_leaks,
+    scan,
+    unpack,
+)
+from medcot.kaggle.client.metadata import check_metadata
+from medcot.kaggle.client.push_state import Push, answered, intend, read_pushes
+from medcot.kaggle.client.retry import Refused, retry_after
+from medcot.kaggle.session.secret_scan import known_secrets
+from medcot.kaggle.session.subprocesses import Say
 from medcot.runs.directory import RunDirectory
 
 RUNNING = ("QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT")

@@ -18,12 +18,12 @@ from typing import Any
 
 from medcot.errors import RunFailed
 from medcot.hardware.machine import Machine, detect_machine
-from medcot.remote import install
-from medcot.remote.machine import check_gpus, processes_for, training_command
-from medcot.remote.manifest import STAMP
-from medcot.remote.process import Ended, Say, run_command
-from medcot.remote.secrets import Lookup
-from medcot.remote.wheel import requirements
+from medcot.kaggle.client.wheel import requirements
+from medcot.kaggle.session import install
+from medcot.kaggle.session.machine import check_gpus, processes_for, training_command
+from medcot.kaggle.session.manifest import STAMP
+from medcot.kaggle.session.subprocesses import Ended, Say, run_command
+from medcot.kaggle.session.user_secrets import Lookup
 
 TUTORIAL_S, UPLOAD_S, SHORTEST_S = 600.0, 600.0, 60.0
 """The longest that what follows the training may take, and what it has even if time is short: the
@@ -180,7 +180,7 @@ def upload(session: Session, found: list[Lookup]) -> list[str]:
         return []
     if all(lookup.value is None for lookup in found if lookup.need.variable == HUB):
         return [f"hub: nothing uploaded to {repository}, as there is no token"]
-    command = [sys.executable, "-m", "medcot.remote.upload", str(session.run), repository]
+    command = [sys.executable, "-m", "medcot.kaggle.session.upload", str(session.run), repository]
     environ = _environment(session, found, 0)
     seconds = min(UPLOAD_S, max(SHORTEST_S, session.seconds_left))
     ended = run_command(command, session.say, environ=environ, seconds=seconds)

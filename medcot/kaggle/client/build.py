@@ -10,7 +10,7 @@ from typing import Any
 
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError
-from medcot.remote.bundle import (
+from medcot.kaggle.client.bundle import (
     Orders,
     collect,
     pack,
@@ -18,9 +18,8 @@ from medcot.remote.bundle import (
     scan,
     write_script,
 )
-from medcot.remote.leaks import known_secrets
-from medcot.remote.login import find_login
-from medcot.remote.metadata import (
+from medcot.kaggle.client.local_login import find_login
+from medcot.kaggle.client.metadata import (
     LONGEST_SESSION_S,
     SOURCE_LIMIT,
     TITLE,
@@ -29,7 +28,8 @@ from medcot.remote.metadata import (
     make_metadata,
     slug_of,
 )
-from medcot.remote.wheel import PROJECT
+from medcot.kaggle.client.wheel import PROJECT
+from medcot.kaggle.session.secret_scan import known_secrets
 from medcot.runs.directory import RunDirectory
 
 FOLDER = "kaggle"

@@ -8,7 +8,7 @@ from pathlib import Path
 from medcot.errors import RunFailed
 from medcot.hardware.gpu_specs import OLDEST_CAPABILITY, capability
 from medcot.hardware.machine import Machine
-from medcot.remote.install import installed_version
+from medcot.kaggle.session.install import installed_version
 
 SHOWN = (
     "torch",
@@ -67,7 +67,7 @@ def training_command(preset: str, gpus: int, config: Path, run: Path, resume: bo
     main += ["--out", str(run), *(["--resume"] if resume else [])]
     if processes_for(preset, gpus) == 1:
         return [sys.executable, *main]
-    return [sys.executable, "-m", "medcot.remote.side_by_side", str(gpus), *main]
+    return [sys.executable, "-m", "medcot.kaggle.session.launch", str(gpus), *main]
 
 
 def processes_for(preset: str, gpus: int) -> int:

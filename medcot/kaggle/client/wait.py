@@ -7,14 +7,14 @@ import re
 import time
 
 from medcot.errors import RunFailed
-from medcot.remote.account import Account
-from medcot.remote.answers import Status
-from medcot.remote.bundle import MARKER
-from medcot.remote.leaks import Redactor, known_secrets
-from medcot.remote.patience import Refused
-from medcot.remote.process import Say
-from medcot.remote.pushes import Push
-from medcot.remote.submit import RUNNING, url_of
+from medcot.kaggle.client.account import Account
+from medcot.kaggle.client.api_types import Status
+from medcot.kaggle.client.bundle import MARKER
+from medcot.kaggle.client.push import RUNNING, url_of
+from medcot.kaggle.client.push_state import Push
+from medcot.kaggle.client.retry import Refused
+from medcot.kaggle.session.secret_scan import Redactor, known_secrets
+from medcot.kaggle.session.subprocesses import Say
 
 UNKNOWN_S = 300.0
 """A version that was just saved may not have a session yet."""

@@ -15,11 +15,11 @@ from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
 from medcot.inference.generate import model_tools
 from medcot.listener import Listener
+from medcot.pipeline.collective import Adapter, Step, Use, load_adapter_too, use_alike
+from medcot.pipeline.prepare import Prepared, prepare
+from medcot.pipeline.sharding import Share, take_share
 from medcot.planning.plan import Plan
-from medcot.preparation import Prepared, prepare
 from medcot.runs.directory import RunDirectory
-from medcot.sharing import Share, take_share
-from medcot.together import Adapter, Step, Use, load_adapter_too, use_alike
 
 
 @dataclass(frozen=True, slots=True)

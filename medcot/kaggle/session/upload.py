@@ -1,7 +1,7 @@
 """Put a finished run's adapter and report into a private repository of the hub.
 
 A program of its own, so that the token reaches only this and the training:
-``python -m medcot.remote.upload RUN OWNER/NAME``, with HF_TOKEN in the environment.
+``python -m medcot.kaggle.session.upload RUN OWNER/NAME``, with HF_TOKEN in the environment.
 """
 
 from __future__ import annotations

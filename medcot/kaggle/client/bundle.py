@@ -16,9 +16,9 @@ from typing import Any
 
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
-from medcot.remote.leaks import Leak, Secret, find_leaks
-from medcot.remote.secrets import HUB_LABELS, WANDB_LABELS
-from medcot.remote.wheel import PROJECT, build_wheel, wheel_name
+from medcot.kaggle.client.wheel import PROJECT, build_wheel, wheel_name
+from medcot.kaggle.session.secret_scan import Leak, Secret, find_leaks
+from medcot.kaggle.session.user_secrets import HUB_LABELS, WANDB_LABELS
 
 MARKER = "medcot bundle "
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from medcot.errors import InputError
-from medcot.remote.patience import Patience, Refused, patiently
+from medcot.kaggle.client.retry import Patience, Refused, patiently
 
 CONNECT_S, READ_S = 10.0, 90.0
 """The client by itself waits for ever. A log silent for READ_S is cut and taken up again."""

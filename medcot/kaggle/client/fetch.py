@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from medcot.errors import RunFailed
-from medcot.remote.account import Account
-from medcot.remote.answers import OutputFile
-from medcot.remote.build import FOLDER
-from medcot.remote.client import CONNECT_S, READ_S
-from medcot.remote.leaks import Redactor, known_secrets
-from medcot.remote.manifest import NAME, STAMP, Manifest, read_manifest, sha256
-from medcot.remote.patience import Patience, Refused, patiently
-from medcot.remote.process import Say
-from medcot.remote.pushes import Push
+from medcot.kaggle.client.account import Account
+from medcot.kaggle.client.api_types import OutputFile
+from medcot.kaggle.client.build import FOLDER
+from medcot.kaggle.client.connection import CONNECT_S, READ_S
+from medcot.kaggle.client.push_state import Push
+from medcot.kaggle.client.retry import Patience, Refused, patiently
+from medcot.kaggle.session.manifest import NAME, STAMP, Manifest, read_manifest, sha256
+from medcot.kaggle.session.secret_scan import Redactor, known_secrets
+from medcot.kaggle.session.subprocesses import Say
 from medcot.runs.directory import RunDirectory
 
 _CHUNK = 1 << 16

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from medcot.config.schema import RunConfig
 from medcot.credentials import has_wandb_login
 from medcot.errors import InputError, RunFailed
-from medcot.remote.account import Account, connect
-from medcot.remote.build import FOLDER, Wishes, build
-from medcot.remote.fetch import Fetched, fetch
-from medcot.remote.leaks import Redactor, known_secrets
-from medcot.remote.process import Say, run_command
-from medcot.remote.pushes import Push, record, runs_pushed
-from medcot.remote.submit import how_to_attach_secrets, push
-from medcot.remote.wait import Ending, wait
+from medcot.kaggle.client.account import Account, connect
+from medcot.kaggle.client.build import FOLDER, Wishes, build
+from medcot.kaggle.client.fetch import Fetched, fetch
+from medcot.kaggle.client.push import how_to_attach_secrets, push
+from medcot.kaggle.client.push_state import Push, record, runs_pushed
+from medcot.kaggle.client.wait import Ending, wait
+from medcot.kaggle.session.secret_scan import Redactor, known_secrets
+from medcot.kaggle.session.subprocesses import Say, run_command
 from medcot.runs.directory import RunDirectory
 
 
@@ -154,7 +154,7 @@ class AccountCheck:
 
 def check_account() -> AccountCheck:
     """Whether a push could be made from here. Never raises; needs the network to say yes."""
-    from medcot.remote.patience import Patience
+    from medcot.kaggle.client.retry import Patience
 
     try:
         account = connect(Patience(seconds=5.0))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from medcot.errors import InputError
-from medcot.remote.build import FOLDER, Kernel
+from medcot.kaggle.client.build import FOLDER, Kernel
 from medcot.runs.directory import RunDirectory
 
 STATE = f"{FOLDER}/state.json"
