@@ -39,7 +39,7 @@ app: $(VENV)/.app ## the notebook on http://127.0.0.1:2718, for this machine alo
 	$(BIN)/marimo run apps/tutorial.py --host 127.0.0.1 --port 2718
 
 tutorial: $(VENV)/.app ## the executed tutorial as a static site in site/ (RUN=runs/NAME: of that run)
-	$(BIN)/python -m medcot.site $(if $(RUN),--run $(RUN)) --out site
+	$(BIN)/python -m medcot.notebook.static_site $(if $(RUN),--run $(RUN)) --out site
 
 test: $(VENV)/.dev ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q

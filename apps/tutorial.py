@@ -15,20 +15,28 @@ with app.setup(hide_code=True):
 
     import marimo as mo
 
-    from medcot import controls as c
-    from medcot import jobs, preview, scripting, sending
-    from medcot.attempts import attempt
     from medcot.config.presets import PRESETS, make_config
     from medcot.data.prompts import render
     from medcot.data.tokenization import encode
+    from medcot.notebook import controls as c
+    from medcot.notebook import jobs, kaggle_panel, preview, script_mode
+    from medcot.notebook.outcomes import attempt
+    from medcot.notebook.views import (
+        answers,
+        charts,
+        evidence,
+        pages,
+        plans,
+        rows,
+        training,
+    )
+    from medcot.notebook.views.elements import make_elements
+    from medcot.notebook.views.prose import read_prose
+    from medcot.notebook.views.words import say
     from medcot.planning.model_specs import model_shape
     from medcot.planning.plan import make_plan
     from medcot.runs import history
     from medcot.runs.directory import RunDirectory, new_run_path
-    from medcot.views import answers, charts, evidence, pages, plans, rows, training
-    from medcot.views.elements import make_elements
-    from medcot.views.prose import read_prose
-    from medcot.views.words import say
 
     RUNS = Path("runs")
     charts.warm_up()
@@ -38,7 +46,7 @@ with app.setup(hide_code=True):
 def read_arguments():
     # Everything that the notebook can be told: the command line's options after `--`.
     _started = attempt(c.read_start, mo.cli_args().to_dict())
-    scripting.refuse(_started.failure)
+    script_mode.refuse(_started.failure)
     mo.stop(_started.failure, pages.failure(_started.failure, "en"))
     start = _started.value
     return (start,)
@@ -395,14 +403,14 @@ def train_when_headless(start):
     headless_job = None
     if start.headless and start.run is None:
         _run = RunDirectory(start.out or new_run_path(start.config))
-        headless_job = jobs.start_training(start.config, _run, echo=scripting.listen).finish()
+        headless_job = jobs.start_training(start.config, _run, echo=script_mode.listen).finish()
     trained = jobs.path_to_show(headless_job, "")
     return headless_job, trained
 
 
 @app.cell(hide_code=True)
 def tell_how_it_ended(headless_job, show, shown):
-    scripting.conclude(headless_job, shown)
+    script_mode.conclude(headless_job, shown)
     _went_wrong = headless_job is not None and headless_job.state != "done"
     show(training.show_job, headless_job) if _went_wrong else None
     return
@@ -575,11 +583,11 @@ def offer_kaggle(config, get_kernel, language, set_kernel, start):
     mo.stop(mo.app_meta().mode != "edit", pages.note("kaggle_edit_only", language))
     check_account = mo.ui.button(
         label=say("kaggle_check", language),
-        on_click=lambda _: set_kernel(attempt(sending.look_at_account)),
+        on_click=lambda _: set_kernel(attempt(kaggle_panel.look_at_account)),
     )
     build_kernel = mo.ui.button(
         label=say("kaggle_build", language),
-        on_click=lambda _: set_kernel(attempt(sending.build_kernel, config)),
+        on_click=lambda _: set_kernel(attempt(kaggle_panel.build_kernel, config)),
     )
     _buttons = mo.hstack([check_account, build_kernel], justify="start", wrap=True)
     pages.stack(_buttons, pages.sent(get_kernel(), language))
@@ -599,9 +607,9 @@ def offer_to_push(get_kernel, language, set_kernel, sure):
         kind="warn",
         disabled=not sure.value,
         label=say("kaggle_push", language),
-        on_click=lambda _: set_kernel(attempt(sending.push_kernel, _built)),
+        on_click=lambda _: set_kernel(attempt(kaggle_panel.push_kernel, _built)),
     )
-    _ready = isinstance(_built, sending.Built)
+    _ready = isinstance(_built, kaggle_panel.Built)
     mo.hstack([sure, push], justify="start", wrap=True) if _ready else None
     return
 

@@ -333,7 +333,7 @@ class Worker:
     def work(self) -> None:
         import torch
 
-        from medcot.__main__ import main as medcot
+        from medcot.cli.main import main as medcot
 
         self.prepare()
         try:

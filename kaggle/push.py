@@ -27,8 +27,8 @@ from medcot.cli.kaggle_options import (
     name_flags,
     take_wishes,
 )
+from medcot.cli.options import config_flags
 from medcot.errors import Cancelled, InputError, RunFailed
-from medcot.flags import config_flags
 from medcot.kaggle.client.build import FOLDER, Kernel, build, owner_of_this_machine
 from medcot.kaggle.client.orchestrate import Finish, probe_secrets, run_on_kaggle, take
 from medcot.kaggle.client.push import push, url_of

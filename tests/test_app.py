@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from fakes import make_tiny_model
 
-from medcot import controls, jobs, preview
-from medcot.attempts import attempt
 from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig, bounds
 from medcot.data.prompts import render
@@ -19,6 +17,8 @@ from medcot.data.tokenization import chat_template, encode
 from medcot.engines.bundled_model import bundled_model
 from medcot.errors import InputError, RunFailed
 from medcot.hardware.machine import detect_machine, named_machine
+from medcot.notebook import controls, jobs, preview
+from medcot.notebook.outcomes import attempt
 from medcot.pipeline.prepare import plan_only
 from medcot.planning.model_specs import model_shape
 from medcot.planning.plan import make_plan

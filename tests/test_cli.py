@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from medcot.__main__ import main
+from medcot.cli.main import main
 
 GOOD = {"Question": "Why?", "Complex_CoT": "Because.", "Response": "So."}
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from medcot import doctor
-from medcot.doctor import Finding, describe_findings, examine_machine
+from medcot.cli import doctor
+from medcot.cli.doctor import Finding, describe_findings, examine_machine
 from medcot.hardware.gpu_specs import Gpu
 from medcot.hardware.machine import Machine, named_machine
 
@@ -132,7 +132,7 @@ def test_the_last_line_counts_what_stands_in_the_way() -> None:
 
 def test_an_examination_is_quick_and_brings_no_torch() -> None:
     code = (
-        "import sys\nfrom medcot.doctor import examine_machine\nexamine_machine()\n"
+        "import sys\nfrom medcot.cli.doctor import examine_machine\nexamine_machine()\n"
         "assert not {'torch', 'transformers', 'wandb', 'kaggle'} & set(sys.modules)\n"
     )
     taken: list[float] = []

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from medcot.doctor import Finding, examine_machine
+from medcot.cli.doctor import Finding, examine_machine
 from medcot.kaggle.client.local_login import Login, find_login
 from medcot.kaggle.client.orchestrate import AccountCheck, check_account
 from medcot.kaggle.client.wheel import PROJECT
+from medcot.notebook.kaggle_panel import look_at_account
 from medcot.runs.directory import RunDirectory
-from medcot.sending import look_at_account
 from tests.kaggle_server import KEY, USER, KaggleServer
 from tests.kaggle_session import Session
 from tests.kaggle_stand import end_session, quick_session

@@ -279,7 +279,8 @@ def test_a_plan_can_be_written_to_the_run_directory(tmp_path: Path) -> None:
 
 def test_planning_brings_no_torch() -> None:
     code = (
-        "import sys, medcot.planning.plan as p, medcot.planning.model_specs as s, medcot.doctor\n"
+        "import sys, medcot.planning.plan as p, medcot.planning.model_specs as s\n"
+        "import medcot.cli.doctor\n"
         "import medcot.hardware.machine as h\n"
         "from medcot.config.presets import make_config\n"
         "c = make_config('demo')\n"

@@ -34,7 +34,7 @@ import sys, time
 import torch
 from medcot.distributed import rendezvous, comm
 from medcot.engines import loading
-from medcot.__main__ import main
+from medcot.cli.main import main
 
 usual = loading.add_adapter
 
@@ -311,7 +311,7 @@ def test_without_a_launcher_nothing_is_asked_of_a_store(monkeypatch):
 
 
 def test_a_resumed_run_may_take_fewer_rows_at_once(tmp_path, alone):
-    from medcot.__main__ import main
+    from medcot.cli.main import main
 
     folder = tmp_path / "run"
     folder.mkdir()

@@ -12,9 +12,9 @@ from fakes import make_tiny_model
 from test_app_browser import CHROMIUM, FLAGS, PATIENCE, SECTIONS, wait_until_whole
 
 from medcot.errors import InputError, RunFailed
+from medcot.notebook.static_pages import FILES, PAGES, read_session
+from medcot.notebook.static_site import build_site
 from medcot.runs.history import bundled_run
-from medcot.site import build_site
-from medcot.static_pages import FILES, PAGES, read_session
 
 pytestmark = pytest.mark.xdist_group("browser")
 OPTIONS = (

@@ -11,21 +11,21 @@ from fakes import make_case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcot import preview
-from medcot.attempts import Failure, attempt
 from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import RunConfig
-from medcot.controls import MACHINES
 from medcot.hardware.machine import named_machine
+from medcot.notebook import preview
+from medcot.notebook.controls import MACHINES
+from medcot.notebook.outcomes import Failure, attempt
+from medcot.notebook.views import answers, charts, evidence, plans, rows
+from medcot.notebook.views.elements import make_elements
+from medcot.notebook.views.markup import table, text
+from medcot.notebook.views.prose import read_prose
+from medcot.notebook.views.sentences import in_language
+from medcot.notebook.views.words import explain, say, words
 from medcot.planning.model_specs import SMOLLM2_135M, model_shape
 from medcot.planning.plan import make_plan
 from medcot.runs import history
-from medcot.views import answers, charts, evidence, plans, rows
-from medcot.views.elements import make_elements
-from medcot.views.markup import table, text
-from medcot.views.prose import read_prose
-from medcot.views.sentences import in_language
-from medcot.views.words import explain, say, words
 
 APPS = Path(__file__).parents[1] / "apps"
 HOSTILE = "</div><script>alert(1)</script><img src=x onerror='a'>\u202e\x00"

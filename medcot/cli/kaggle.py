@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from medcot.cli.options import resolve_flags
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
-from medcot.flags import resolve_flags
 from medcot.hardware.machine import named_machine
 from medcot.kaggle.client.account import Account, connect
 from medcot.kaggle.client.push_state import Push

@@ -69,7 +69,7 @@ def read_run(path: Path, *, bundled: bool = False) -> RunRecord:
 
 def bundled_run(language: Language) -> RunRecord:
     """The finished run that comes with the package: the demo, without its adapter."""
-    folder = Path(str(files("medcot"))) / "finished" / f"demo-{language}"
+    folder = Path(str(files("medcot.runs"))) / "finished" / f"demo-{language}"
     return read_run(folder, bundled=True)
 
 

@@ -32,7 +32,7 @@ def build_wheel(package: Path = PACKAGE) -> bytes:
     files[f"{info}/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: medcot\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
-    files[f"{info}/entry_points.txt"] = b"[console_scripts]\nmedcot = medcot.__main__:main\n"
+    files[f"{info}/entry_points.txt"] = b"[console_scripts]\nmedcot = medcot.cli.main:main\n"
     files[f"{info}/RECORD"] = _record(files, f"{info}/RECORD").encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:

@@ -1,4 +1,6 @@
-"""Start the same command once per GPU: ``python -m medcot.kaggle.session.launch 2 -m medcot run ...``
+"""Start the same command once per GPU.
+
+``python -m medcot.kaggle.session.launch 2 -m medcot run ...``
 
 Gives each process what `torchrun` gives it. That launcher kills its processes 30 seconds after an
 interrupt, which is less than a step on a T4 and a checkpoint may take, and ends with 1 whatever

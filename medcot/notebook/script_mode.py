@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from medcot.attempts import Failure
-from medcot.jobs import Job
+from medcot.notebook.jobs import Job
+from medcot.notebook.outcomes import Failure
 from medcot.runs.environment import NOT_MEDICAL_ADVICE
 from medcot.runs.history import RunRecord
 

@@ -18,10 +18,7 @@ from pathlib import Path
 import click
 
 from medcot.errors import InputError, RunFailed
-from medcot.records import Language
-from medcot.runs.directory import RunDirectory
-from medcot.runs.history import read_run
-from medcot.static_pages import (
+from medcot.notebook.static_pages import (
     FILES,
     NOTEBOOK,
     PAGES,
@@ -29,6 +26,9 @@ from medcot.static_pages import (
     make_served_page,
     make_single_file,
 )
+from medcot.records import Language
+from medcot.runs.directory import RunDirectory
+from medcot.runs.history import read_run
 
 _CACHES = shutil.ignore_patterns("__marimo__", "__pycache__")
 

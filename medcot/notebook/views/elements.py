@@ -7,7 +7,14 @@ from typing import Any
 import marimo as mo
 
 from medcot.config.schema import RunConfig, choices
-from medcot.controls import DATASETS, MODELS, SLIDERS, length_field, marks, offered
+from medcot.notebook.controls import (
+    DATASETS,
+    MODELS,
+    SLIDERS,
+    length_field,
+    marks,
+    offered,
+)
 
 
 def make_elements(base: RunConfig, *, editing: bool) -> dict[str, Any]:

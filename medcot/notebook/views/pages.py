@@ -7,16 +7,25 @@ from typing import Any
 
 import marimo as mo
 
-from medcot.attempts import Failure, Outcome
+from medcot.notebook.outcomes import Failure, Outcome
+from medcot.notebook.views.answers import disclaimer
+from medcot.notebook.views.markup import (
+    callout,
+    code,
+    heading,
+    localized,
+    paragraphs,
+    small,
+    table,
+    text,
+)
+from medcot.notebook.views.prose import Prose, list_sections
+from medcot.notebook.views.rows import show_failure
+from medcot.notebook.views.sentences import in_language
+from medcot.notebook.views.training import describe_sending
+from medcot.notebook.views.words import duration, explain, say
 from medcot.planning.plan import Plan
 from medcot.runs.history import RunRecord
-from medcot.views.answers import disclaimer
-from medcot.views.markup import callout, code, heading, localized, paragraphs, small, table, text
-from medcot.views.prose import Prose, list_sections
-from medcot.views.rows import show_failure
-from medcot.views.sentences import in_language
-from medcot.views.training import describe_sending
-from medcot.views.words import duration, explain, say
 
 View = Callable[..., str]
 

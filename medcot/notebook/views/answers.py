@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
-from medcot.views.markup import (
+from medcot.notebook.views.markup import (
     card,
     columns,
     details,
@@ -18,7 +18,7 @@ from medcot.views.markup import (
     table,
     text,
 )
-from medcot.views.words import say
+from medcot.notebook.views.words import say
 
 LONGEST_DIFF = 1200
 """Words compared of each answer: the work grows with the square of it."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from medcot.notebook.views.markup import figure
+from medcot.notebook.views.words import say
 from medcot.reporting.figures import BETTER, accuracy_chart, difference_chart, loss_chart
-from medcot.views.markup import figure
-from medcot.views.words import say
 
 INK = "currentColor"
 HUES = ("#3b82c4", "#d9822b", "#3a9d6e", "#b45fb0", "#8a8f98", "#c9514b")

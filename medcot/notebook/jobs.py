@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medcot.attempts import Failure, describe_error
 from medcot.config.schema import RunConfig
 from medcot.data.prompts import ask, parse
 from medcot.engines.loading import release
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.listener import Listener
+from medcot.notebook.outcomes import Failure, describe_error
 from medcot.pipeline.run import run
 from medcot.records import Event
 from medcot.runs.directory import RunDirectory

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from medcot.errors import RunFailed
+from medcot.notebook.views.markup import code, details, localized
+from medcot.notebook.views.words import say
 from medcot.records import Language
-from medcot.views.markup import code, details, localized
-from medcot.views.words import say
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOK = PROJECT / "apps" / "tutorial.py"
 PAGES: dict[Language, str] = {"en": "index.html", "zh": "zh.html"}
 FILES: dict[Language, str] = {"en": "tutorial-en.html", "zh": "tutorial-zh.html"}

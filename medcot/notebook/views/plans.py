@@ -6,11 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medcot.config.schema import RunConfig
+from medcot.notebook.views.markup import (
+    callout,
+    details,
+    facts,
+    figure,
+    items,
+    join,
+    small,
+    table,
+    text,
+)
+from medcot.notebook.views.sentences import in_language
+from medcot.notebook.views.words import duration, say
 from medcot.planning.model_specs import ModelShape
 from medcot.planning.plan import Plan
-from medcot.views.markup import callout, details, facts, figure, items, join, small, table, text
-from medcot.views.sentences import in_language
-from medcot.views.words import duration, say
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "workspace")
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from medcot.jobs import Job
 from medcot.kaggle.client.orchestrate import AccountCheck
 from medcot.kaggle.client.push_state import Push
+from medcot.notebook.jobs import Job
+from medcot.notebook.kaggle_panel import Built
+from medcot.notebook.views.charts import draw_loss
+from medcot.notebook.views.markup import (
+    callout,
+    facts,
+    items,
+    join,
+    paragraph,
+    small,
+    text,
+)
+from medcot.notebook.views.rows import show_failure
+from medcot.notebook.views.sentences import in_language
+from medcot.notebook.views.words import duration, say
 from medcot.runs.history import RunRecord
-from medcot.sending import Built
-from medcot.views.charts import draw_loss
-from medcot.views.markup import callout, facts, items, join, paragraph, small, text
-from medcot.views.rows import show_failure
-from medcot.views.sentences import in_language
-from medcot.views.words import duration, say
 
 
 def show_job(job: Job, language: str) -> str:

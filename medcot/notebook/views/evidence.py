@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medcot.runs.history import RunRecord, differing_fields
-from medcot.views.answers import compare_replies, disclaimer
-from medcot.views.charts import draw_accuracy, draw_differences, draw_losses
-from medcot.views.markup import (
+from medcot.notebook.views.answers import compare_replies, disclaimer
+from medcot.notebook.views.charts import draw_accuracy, draw_differences, draw_losses
+from medcot.notebook.views.markup import (
     callout,
     card,
     details,
@@ -19,7 +18,8 @@ from medcot.views.markup import (
     table,
     text,
 )
-from medcot.views.words import say
+from medcot.notebook.views.words import say
+from medcot.runs.history import RunRecord, differing_fields
 
 Report = Mapping[str, Any]
 

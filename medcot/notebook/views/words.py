@@ -12,7 +12,7 @@ from medcot.config.schema import RunConfig
 @cache
 def words(language: str) -> dict[str, str]:
     """All of them in ``language``."""
-    source = files("medcot.views") / f"words_{language}.toml"
+    source = files("medcot.notebook.views") / f"words_{language}.toml"
     return tomllib.loads(source.read_text(encoding="utf-8"))
 
 

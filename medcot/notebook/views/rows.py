@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from medcot.attempts import Failure
 from medcot.data.contamination import Leak
 from medcot.data.tokenization import Encoded
-from medcot.preview import Material, Rows
-from medcot.records import Case, Dropped
-from medcot.views.charts import draw_lengths
-from medcot.views.markup import (
+from medcot.notebook.outcomes import Failure
+from medcot.notebook.preview import Material, Rows
+from medcot.notebook.views.charts import draw_lengths
+from medcot.notebook.views.markup import (
     callout,
     card,
     columns,
@@ -24,8 +23,9 @@ from medcot.views.markup import (
     table,
     text,
 )
-from medcot.views.sentences import in_language
-from medcot.views.words import say
+from medcot.notebook.views.sentences import in_language
+from medcot.notebook.views.words import say
+from medcot.records import Case, Dropped
 
 PAGE = 8
 """Rows of one page of the data table."""

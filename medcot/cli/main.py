@@ -1,0 +1,292 @@
+"""The command line. Each command obtains a config, calls the engine and prints what it gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from medcot import __version__
+from medcot.cli.exit_codes import endings
+from medcot.cli.options import config_flags, resolve_flags
+from medcot.credentials import use_hub_token
+from medcot.distributed import comm
+from medcot.errors import InputError
+from medcot.hardware.host_memory import keep_heap_small
+
+if TYPE_CHECKING:
+    from medcot.config.resolve import Resolved
+    from medcot.listener import Listener
+    from medcot.runs.directory import RunDirectory
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="medcot")
+def cli() -> None:
+    """Fine-tune a small reasoning model on medical chain-of-thought; learn whether it helped.
+
+    Without a GPU, a network or an account: medcot run --preset demo
+    """
+
+
+@config_flags()
+@cli.command("run")
+def run_command(**flags: Any) -> None:
+    """Plan, score before, train, score after, report."""
+    resolved = resolve_flags(flags)
+    directory = _run_directory(resolved)
+    from medcot.pipeline.run import run
+
+    with _terminal(resolved.json) as listener:
+        listener.say(_preset_line(resolved))
+        report = run(_config_for(resolved, directory), directory, listener, resolved.resume)
+    _print_report(report, directory, as_json=resolved.json)
+
+
+@config_flags(places=False)
+@cli.command(
+    "plan",
+    params=[
+        click.Option(
+            ["--gpu"],
+            metavar="NAME",
+            help="plan for this GPU: T4, 2xT4, L4, A10G, RTX 4090, A100, H100, H200",
+        )
+    ],
+)
+def plan_command(gpu: str | None, **flags: Any) -> None:
+    """Parameters, memory and time, and what would be chosen and why."""
+    from medcot.hardware.machine import detect_machine, named_machine
+    from medcot.pipeline.prepare import plan_only
+    from medcot.planning.describe import describe
+
+    machine = named_machine(gpu) if gpu else detect_machine()
+    resolved = resolve_flags(flags, machine)
+    plan = plan_only(resolved.config, machine)
+    if resolved.json:
+        return _print_json(plan)
+    click.echo(_preset_line(resolved))
+    for line in describe(plan):
+        click.echo(line)
+    return None
+
+
+@config_flags()
+@cli.command("train")
+def train_command(**flags: Any) -> None:
+    """Plan and train only; `medcot evaluate` can follow."""
+    resolved = resolve_flags(flags)
+    directory = _run_directory(resolved)
+    from medcot.pipeline.run import train_only
+
+    with _terminal(resolved.json) as listener:
+        listener.say(_preset_line(resolved))
+        result = train_only(_config_for(resolved, directory), directory, listener, resolved.resume)
+    if resolved.json:
+        return _print_json(result)
+    click.echo(f"adapter: {directory.adapter}")
+    return None
+
+
+RUN = click.option(
+    "--run", "run_path", metavar="DIR", help="run directory (default: the newest in runs/)"
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="print facts as JSON")
+
+
+@cli.command("evaluate")
+@RUN
+@click.option("--mcq", multiple=True, metavar="FILE", help="multiple-choice sets to add")
+@click.option(
+    "--lm-eval",
+    multiple=True,
+    metavar="TASK",
+    help="tasks of the installed lm_eval, or question files for it",
+)
+@JSON
+def evaluate_command(
+    run_path: str | None, mcq: tuple[str, ...], lm_eval: tuple[str, ...], as_json: bool
+) -> None:
+    """Score base and tuned model on the run's test rows, and report."""
+    directory = _existing_run(run_path)
+    from medcot.pipeline.run import evaluate_only
+
+    with _terminal(as_json) as listener:
+        report = evaluate_only(directory, listener, mcq=mcq, lm_eval=lm_eval)
+    _print_report(report, directory, as_json=as_json)
+
+
+@cli.command("report")
+@RUN
+@JSON
+def report_command(run_path: str | None, as_json: bool) -> None:
+    """Write the report again from what was scored."""
+    directory = _existing_run(run_path)
+    from medcot.pipeline.run import report_only
+
+    with _terminal(as_json) as listener:
+        report = report_only(directory, listener)
+    _print_report(report, directory, as_json=as_json)
+
+
+@cli.command("ask")
+@RUN
+@click.option("--base", is_flag=True, help="ask the untuned model")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1, 32_768), metavar="N", help="longest answer"
+)
+@JSON
+@click.argument("question")
+def ask_command(
+    run_path: str | None, base: bool, max_new_tokens: int | None, as_json: bool, question: str
+) -> None:
+    """Stream an answer to QUESTION, thought and answer apart."""
+    directory = _existing_run(run_path)
+    from medcot.inference.ask import ask, ask_whole
+
+    if as_json:
+        return _print_json(ask_whole(directory, question, base=base, max_new_tokens=max_new_tokens))
+    for piece in ask(directory, question, base=base, max_new_tokens=max_new_tokens):
+        click.echo(piece, nl=False)
+    click.echo()
+    return None
+
+
+@cli.command("data")
+@click.argument("source", default="sample")
+@click.option("--language", default="en", metavar="en|zh", help="language of the data")
+@click.option("--dataset-config", default="", metavar="NAME", help="hub configuration")
+@click.option("--dataset-revision", default="", metavar="REV", help="hub branch, tag or commit")
+@JSON
+def data_command(source: str, as_json: bool, **options: str) -> None:
+    """Validate and describe a data set: a hub name, a file or `sample`."""
+    from medcot.config.presets import make_config
+    from medcot.data.inspection import describe_inspection, inspect_dataset
+
+    inspection = inspect_dataset(make_config("demo", {"dataset": source, **options}))
+    if as_json:
+        _print_json(inspection)
+    else:
+        for line in describe_inspection(inspection):
+            click.echo(line)
+    if inspection.problems:
+        sys.exit(2)
+
+
+@cli.command("doctor")
+@click.option("--online", is_flag=True, help="ask Kaggle for the account's GPU hours, too")
+@JSON
+def doctor_command(online: bool, as_json: bool) -> None:
+    """What this machine can do, and what is missing."""
+    from medcot.cli.doctor import describe_findings, examine_machine
+
+    findings = examine_machine(online=online)
+    if as_json:
+        return _print_json([asdict(finding) for finding in findings])
+    for line in describe_findings(findings):
+        click.echo(line)
+    return None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; every way it can end has its exit code and at most one line."""
+    keep_heap_small()
+    use_hub_token()
+    with endings():
+        if comm.is_main():
+            cli.main(arguments, prog_name="medcot", standalone_mode=False)
+            comm.tell(None)
+        else:
+            _beside()
+        comm.close()
+
+
+def _beside() -> None:
+    """What a process beside the main one does, whatever the command: what it is told, silently."""
+    from medcot.cli.progress import TerminalListener, make_console
+    from medcot.pipeline.worker import take_part
+
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stdout(nowhere),
+        TerminalListener(make_console(quiet=True)).live() as listener,
+    ):
+        take_part(listener)
+
+
+def _run_directory(resolved: Resolved) -> RunDirectory:
+    from medcot.runs.directory import RunDirectory, new_run_path, newest_run
+
+    if resolved.out is not None:
+        return RunDirectory(resolved.out)
+    newest = newest_run() if resolved.resume else None
+    return RunDirectory(newest or new_run_path(resolved.config))
+
+
+RESUMABLE = ("micro_batch", "checkpointing")
+"""Settings that a resumed run may change: they cost memory and time, and teach the same."""
+
+
+def _config_for(resolved: Resolved, directory: RunDirectory) -> Any:
+    """A resumed run keeps its own config; an option that says otherwise is refused."""
+    if not (resolved.resume and directory.exists()):
+        return resolved.config
+    config = directory.config()
+    changed: dict[str, Any] = {}
+    for name in resolved.given:
+        kept, asked = getattr(config, name, None), getattr(resolved.config, name, None)
+        if name in RESUMABLE:
+            changed[name] = asked
+        elif name != "preset" and kept != asked:
+            raise InputError(
+                f"--{name.replace('_', '-')}", f"{asked} with --resume", f"{kept}, as the run began"
+            )
+    return config.model_copy(update=changed)
+
+
+def _existing_run(path: str | None) -> RunDirectory:
+    from medcot.runs.directory import RunDirectory, newest_run
+
+    found = Path(path) if path else newest_run()
+    if found is None:
+        raise InputError("--run", "nothing, and runs/ is empty", "a run directory")
+    directory = RunDirectory(found)
+    directory.config()
+    return directory
+
+
+@contextmanager
+def _terminal(as_json: bool) -> Iterator[Listener]:
+    """Progress on the terminal. With ``--json`` all of it, also what libraries print, is stderr."""
+    from medcot.cli.progress import TerminalListener, make_console
+
+    aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    with aside, TerminalListener(make_console()).live() as listener:
+        yield listener
+
+
+def _preset_line(resolved: Resolved) -> str:
+    why = f", because {resolved.preset_reason}" if resolved.preset_reason else ""
+    return f"preset {resolved.config.preset}{why}"
+
+
+def _print_report(report: dict[str, Any], directory: RunDirectory, *, as_json: bool) -> None:
+    if as_json:
+        return _print_json(report)
+    click.echo(report["verdict"]["sentence"])
+    click.echo(f"report: {directory.report_markdown}")
+    return None
+
+
+def _print_json(value: Any) -> None:
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    click.echo(json.dumps(plain, ensure_ascii=False, indent=2, default=str))
