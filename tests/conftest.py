@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import DEV_DATA, REAL_CACHE
+
 # Before any library reads them: offline, silent, deterministic.
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -29,8 +31,6 @@ ACCOUNTS = (
     "KAGGLE_API_TOKEN",
     "OPENAI_API_KEY",
 )
-DEV_DATA = Path(os.environ.get("MEDCOT_DEV_DATA") or Path(__file__).parents[2] / "shared" / "data")
-REAL_CACHE = Path(os.environ.get("MEDCOT_CACHE") or Path.home() / ".cache" / "medcot")
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,6 @@ def dev_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of a million weights with the bundled model's tokenizer, as a local folder."""
-    from fakes import make_tiny_model
+    from tests.support.fakes import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")

@@ -1,0 +1,80 @@
+import pytest
+from transformers import AutoTokenizer
+
+from medcot.data.prompts import render
+from medcot.data.tokenization import IGNORED, chat_template, check_labels, encode, encode_text
+from medcot.errors import InputError, RunFailed
+from medcot.records import Prompt
+from tests.support.fakes import make_case
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    chat = chat_template(tokenizer)
+    cases = [make_case(number) for number in range(3)]
+    return encode(tokenizer, {case.id: render(case, "chat", chat) for case in cases})
+
+
+def labels_of(row):
+    return row.as_row()["labels"]
+
+
+def test_only_the_completion_is_trained_on(tokenizer, rows):
+    trained = [label for label in labels_of(rows[1]) if label != IGNORED]
+    text = tokenizer.decode(trained)
+    assert text.startswith("Fever and cough in patient 1.")
+    assert text.endswith("</think>\n\nMost likely infection number 1.<|im_end|>")
+    assert "likely cause" not in text
+
+
+def test_the_gate_passes_whole_completions(tokenizer, rows):
+    check_labels(tokenizer, [labels_of(row) for row in rows], rows)
+
+
+def test_the_gate_passes_rows_packed_end_to_end(tokenizer, rows):
+    check_labels(tokenizer, [labels_of(rows[0]) + labels_of(rows[1])], rows)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda row: [IGNORED] * len(row), "no token"),
+        (lambda row: labels_of(row)[:-1], "missing from the end"),
+        (lambda row: row.as_row()["input_ids"], "not those of a completion"),
+        (lambda row: row.prompt_ids + row.completion_ids[-3:], "</think> is missing"),
+    ],
+    ids=["nothing", "no EOS", "the prompt too", "a template that drops the thought"],
+)
+def test_the_gate_refuses(tokenizer, rows, spoil, problem):
+    with pytest.raises(RunFailed, match=problem):
+        check_labels(tokenizer, [spoil(rows[0])], rows)
+
+
+def test_a_row_that_spells_the_end_token_is_refused(tokenizer):
+    with pytest.raises(InputError, match="row bad"):
+        encode(tokenizer, {"bad": Prompt("a", "b <|im_end|> c")})
+
+
+def test_bos_stands_once_where_the_tokenizer_adds_one(tokenizer):
+    class WithBos:
+        bos_token_id = 1
+
+        def __call__(self, text, add_special_tokens=True):
+            plain = tokenizer(text, add_special_tokens=False)
+            ids = plain.input_ids
+            plain["input_ids"] = [1, *ids] if add_special_tokens else ids
+            return plain
+
+    assert encode_text(WithBos(), "hello")[0] == 1
+    # The template wrote it already: it is not written again.
+    assert encode_text(WithBos(), "<|im_start|>hello")[:2] != [1, 1]
+    assert encode_text(tokenizer, "hello")[0] != 1
+
+
+def test_pad_is_not_the_end_token(tokenizer):
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id

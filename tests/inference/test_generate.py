@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from medcot.config.presets import make_config
+from medcot.data.prompts import render
+from medcot.data.tokenization import encode, encode_text
+from medcot.engines.loading import load_base
+from medcot.hardware.machine import detect_machine
+from medcot.inference.generate import generate, stream
+from medcot.inference.loglikelihood import score, score_options
+from medcot.planning.model_specs import model_shape
+from medcot.planning.plan import make_plan
+from tests.support.fakes import make_case
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model):
+    config = make_config("demo", {"model": str(tiny_model)})
+    plan = make_plan(config, detect_machine(), model_shape(config), 8, 100.0, 200)
+    return load_base(config, plan)
+
+
+@pytest.fixture(scope="module")
+def pairs(loaded):
+    words = ["Short.", "A somewhat longer thought about it. " * 3, "And one more."]
+    return [
+        render(make_case(number, thought=word), "chat", loaded.chat)
+        for number, word in enumerate(words)
+    ]
+
+
+def test_batched_scores_are_those_of_one_row_at_a_time(loaded, pairs):
+    together = score(loaded, pairs)
+    for pair, loss in zip(pairs, together, strict=True):
+        (row,) = encode(loaded.tokenizer, {"one": pair})
+        ids = torch.tensor([row.prompt_ids + row.completion_ids])
+        labels = torch.tensor([row.as_row()["labels"]])
+        with torch.no_grad():
+            mean = loaded.model(input_ids=ids, labels=labels).loss.item()
+        assert loss.tokens == len(row.completion_ids)
+        assert loss.mean == pytest.approx(mean, rel=1e-5)
+
+
+def test_batched_answers_are_those_of_one_prompt_at_a_time(loaded, pairs):
+    prompts = [pair.text for pair in pairs]
+    together = generate(loaded, prompts, 12)
+    assert together == [generate(loaded, [prompt], 12)[0] for prompt in prompts]
+    assert all(one.tokens == 12 or one.finished for one in together)
+
+
+def test_streamed_pieces_are_the_answer(loaded, pairs):
+    whole = generate(loaded, [pairs[0].text], 12)[0].text
+    assert "".join(stream(loaded, pairs[0].text, 12)).strip() == whole.strip()
+
+
+def test_letters_score_as_they_do_as_continuations(loaded, pairs):
+    letters = [" A", " B", " C"]
+    fast = score_options(loaded, [(pairs[0].text, letters), (pairs[1].text, letters)])
+    # A longer option takes the other way through the code for all of them.
+    slow = score_options(
+        loaded, [(pairs[0].text, [*letters, " D and E"]), (pairs[1].text, letters)]
+    )
+    for one, other in zip(fast, slow, strict=True):
+        for a, b in zip(one, other, strict=False):
+            assert a.total == pytest.approx(b.total, rel=1e-4)
+
+
+def test_options_after_a_prompt_read_once_score_as_whole_rows(loaded, pairs):
+    items = [
+        (pairs[0].text, [" yes", " no, it is not", " perhaps in some of them"]),
+        (pairs[1].text, [" the second of two", " B"]),
+        ("A", [" short one."]),
+    ]
+    together = score_options(loaded, items)
+    for (prompt, texts), losses in zip(items, together, strict=True):
+        start = encode_text(loaded.tokenizer, prompt)
+        for text, loss in zip(texts, losses, strict=True):
+            ids = loaded.tokenizer(text, add_special_tokens=False).input_ids
+            with torch.no_grad():
+                logits = loaded.model(input_ids=torch.tensor([start + ids])).logits[0]
+            alone = torch.log_softmax(logits, -1)[len(start) - 1 : -1]
+            expected = -alone.gather(1, torch.tensor(ids)[:, None]).sum().item()
+            assert loss.total == pytest.approx(expected, rel=1e-5)
+            assert loss.tokens == len(ids)
+
+
+def test_generation_stops_at_the_end_token(loaded, pairs):
+    end = loaded.tokenizer.eos_token_id
+    head = loaded.model.get_output_embeddings()
+    before = head.weight.data.clone()
+    try:
+        head.weight.data.zero_()  # every word is equally likely: the first id wins
+        head.weight.data[end] = 0.0
+        bias = torch.nn.Linear(head.in_features, head.out_features)
+        bias.weight.data.zero_()
+        bias.bias.data.zero_()
+        bias.bias.data[end] = 1.0
+        loaded.model.set_output_embeddings(bias)
+        (reply,) = generate(loaded, [pairs[0].text], 12)
+    finally:
+        loaded.model.set_output_embeddings(head)
+        head.weight.data.copy_(before)
+    assert (reply.text, reply.tokens, reply.finished) == ("", 1, True)

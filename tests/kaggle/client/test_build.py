@@ -1,0 +1,433 @@
+"""Building the kernel folder: checked, small, the same everywhere, and without a secret in it."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import random
+import shutil
+import string
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from medcot.config.presets import make_config
+from medcot.errors import InputError
+from medcot.kaggle.client.build import Wishes, build, owner_of_this_machine
+from medcot.kaggle.client.bundle import Bundle, Orders, collect, pack, write_script
+from medcot.kaggle.client.metadata import check_metadata, check_source, make_metadata, slug_of
+from medcot.kaggle.client.wheel import PROJECT, build_wheel
+from medcot.kaggle.session.secret_scan import Redactor, Secret, find_leaks, known_secrets
+from medcot.runs.directory import RunDirectory
+from tests.support.kaggle_scripts import CONFIG, config_with
+
+pytest_plugins = ["tests.support.kaggle_fixtures"]
+T4 = make_config("kaggle-t4")
+
+
+def wheel_files(content: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of what a build takes from a checkout, with the litter that one collects."""
+    for name in ("medcot", "kaggle"):
+        shutil.copytree(PROJECT / name, folder / name)
+    (folder / "apps").mkdir()
+    (folder / "apps" / "tutorial.py").write_text("import marimo\n", encoding="utf-8")
+    shutil.copy(PROJECT / "pyproject.toml", folder)
+    (folder / "medcot" / ".notes.md").write_text(str(folder), encoding="utf-8")
+    return folder
+
+
+def test_two_builds_on_two_folders_are_identical(tmp_path: Path) -> None:
+    scripts = []
+    for name in ("one", "another place"):
+        project = checkout(tmp_path / name)
+        kernel = build(T4, RunDirectory(tmp_path / f"run {name}"), "ann", Wishes(), project)
+        scripts.append({path.name: path.read_bytes() for path in kernel.folder.iterdir()})
+    assert scripts[0] == scripts[1]
+    assert set(scripts[0]) == {"kernel.py", "kernel-metadata.json"}
+
+
+def test_the_bundle_is_under_300_kb_without_data(tmp_path: Path) -> None:
+    project = checkout(tmp_path / "project")
+    for path in (project / "medcot" / "data" / "samples").glob("*.jsonl"):
+        path.unlink()
+    kernel = build(T4, RunDirectory(tmp_path / "run"), "ann", Wishes(), project)
+    assert kernel.size < 300 * 1024
+
+
+def test_the_wheel_is_what_the_build_backend_makes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+    [made] = tmp_path.glob("*.whl")
+    theirs, ours = wheel_files(made.read_bytes()), wheel_files(build_wheel())
+    package = {name for name in theirs if name.startswith("medcot/")}
+    assert package == {name for name in ours if name.startswith("medcot/")}
+    assert all(theirs[name] == ours[name] for name in package)
+
+
+def test_pip_installs_the_wheel(tmp_path: Path) -> None:
+    wheel = tmp_path / "medcot-0.1.0-py3-none-any.whl"
+    wheel.write_bytes(build_wheel())
+    options = ["--no-deps", "--no-index", "--quiet", "--target", str(tmp_path / "there")]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
+    assert (tmp_path / "there" / "medcot" / "config.py").exists()
+
+
+def test_the_script_unpacks_to_the_bundle_and_notices_damage(tmp_path: Path) -> None:
+    bundle = collect(CONFIG, Orders())
+    script = write_script(bundle.checksum, pack(bundle), PROJECT / "kaggle" / "kernel.py")
+    space: dict[str, Any] = {"__name__": "kernel"}
+    exec(compile(script, "kernel.py", "exec"), space)
+    assert space["read_payload"]() == pack(bundle)
+    space["unpack"](pack(bundle), tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in bundle.files} == bundle.files
+    assert (tmp_path / "package" / "medcot" / "__init__.py").exists()
+    other = Bundle({**bundle.files, "config.json": b"{}"})
+    with pytest.raises(SystemExit, match="damaged"):
+        space["unpack"](pack(other), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_config_and_orders_travel_whole() -> None:
+    bundle = collect(T4, Orders(session=3, previous="ann/medcot"))
+    assert json.loads(bundle.files["config.json"]) == T4.model_dump(mode="json")
+    orders = json.loads(bundle.files["orders.json"])
+    assert (orders["session"], orders["previous"]) == (3, "ann/medcot")
+    carried = {"apps/tutorial.py", "kaggle/constraints.txt"}
+    assert carried <= set(bundle.files)
+    assert all(path.name in str(bundle.files) for path in (PROJECT / "apps").glob("*.md"))
+
+
+def test_every_setting_changes_the_checksum() -> None:
+    bundles = [
+        collect(CONFIG, Orders()),
+        collect(config_with(seed=1), Orders()),
+        collect(CONFIG, Orders(session=2)),
+        collect(CONFIG, Orders(limit_s=3600)),
+    ]
+    assert len({bundle.checksum for bundle in bundles}) == len(bundles)
+
+
+def test_local_files_travel_and_are_named_by_where_they_are_there(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").write_text(folder, encoding="utf-8")
+    config = config_with(
+        dataset=str(tmp_path / "a" / "rows.jsonl"),
+        mcq=(str(tmp_path / "b" / "rows.jsonl"), str(tmp_path / "a" / "rows.jsonl"), "sample"),
+    )
+    files = collect(config, Orders()).files
+    sent = json.loads(files["config.json"])
+    assert sent["dataset"] == "rows.jsonl"
+    assert sent["mcq"] == ["1-rows.jsonl", "rows.jsonl", "sample"]
+    assert files["data/rows.jsonl"] == b"a"
+    assert files["data/1-rows.jsonl"] == b"b"
+    assert str(tmp_path) not in files["config.json"].decode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"dataset": "gone.jsonl"}, r"--dataset: got gone\.jsonl"), ({"mcq": ("no.csv",)}, "--mcq")],
+)
+def test_a_file_that_is_not_there_cannot_travel(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        collect(config_with(**changes), Orders())
+
+
+def test_a_model_folder_cannot_travel(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--model.*a folder on this machine"):
+        collect(config_with(model=str(tmp_path)), Orders())
+
+
+def test_a_large_bundle_goes_into_a_private_data_set(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_bytes(random.Random(0).randbytes(700_000))
+    run = RunDirectory(tmp_path / "run")
+    kernel = build(config_with(dataset=str(data)), run, "ann", Wishes())
+    assert kernel.size < 10_000
+    assert kernel.metadata["dataset_sources"] == ["ann/medcot-fine-tuning-bundle"]
+    assert kernel.dataset is not None
+    files = {path.name for path in kernel.dataset.iterdir()}
+    assert files == {"dataset-metadata.json", f"medcot-{kernel.checksum[:16]}.bundle"}
+
+
+def test_the_committed_metadata_is_what_a_build_writes() -> None:
+    committed = json.loads((PROJECT / "kaggle" / "kernel-metadata.json").read_text("utf-8"))
+    built = make_metadata("ann", "medcot fine-tuning", gpu=True, shape="NvidiaTeslaT4")
+    assert committed | {"id": built["id"]} == built
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"title": "four"}, "5 to 50 characters"),
+        ({"title": "x" * 51}, "5 to 50 characters"),
+        ({"title": "médecine"}, "ASCII"),
+        ({"title": "medcot  two spaces"}, "single spaces"),
+        ({"id": "ann/another"}, "the title's slug, 'medcot-fine-tuning'"),
+        ({"id": "OWNER/medcot-fine-tuning"}, "--owner"),
+        ({"id": "/medcot-fine-tuning"}, "--owner"),
+        ({"is_private": "true"}, "is_private: got 'true'; needs true or false"),
+        ({"language": "r"}, "language"),
+        ({"kernel_type": "notebook"}, "kernel_type"),
+        ({"enable_gpu": False}, "machine_shape"),
+        ({"dataset_sources": ["nobody"]}, "OWNER/NAME"),
+        ({"kernel_sources": ["a/b/3"]}, "OWNER/NAME"),
+        ({"accelerator": "T4"}, "a field that Kaggle ignores"),
+    ],
+)
+def test_metadata_that_kaggle_would_misread_is_refused(changes: dict[str, Any], says: str) -> None:
+    good = make_metadata("ann", "medcot fine-tuning", gpu=True, shape="NvidiaTeslaT4")
+    with pytest.raises(InputError, match=says):
+        check_metadata(good | changes)
+
+
+def test_our_slug_is_the_clients_slug() -> None:
+    from slugify import slugify
+
+    for title in ("medcot fine-tuning", "Medcot RUN 2", "a1-b2 C3d4"):
+        assert slug_of(title) == slugify(title)
+
+
+def test_a_source_over_the_limit_is_refused_with_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"2 KB.*--as-dataset"):
+        check_source("#" * 2048, limit=1024)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "says"),
+    [
+        (Wishes(limit_s=13 * 3600), "--hours"),
+        (Wishes(limit_s=60), "--hours"),
+        (Wishes(limit_s=3600, margin_s=3000), "--margin: got 50; needs 1 minute to half"),
+        (Wishes(margin_s=0), "--margin: got 0"),
+    ],
+)
+def test_impossible_sessions_are_refused(wishes: Wishes, says: str, run: RunDirectory) -> None:
+    with pytest.raises(InputError, match=says):
+        build(CONFIG, run, "ann", wishes)
+    assert not run.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "shape"),
+    [("demo", ""), ("kaggle-t4", "NvidiaTeslaT4"), ("kaggle-t4x2", "NvidiaTeslaT4")],
+)
+def test_each_preset_gets_its_machine(
+    preset: str, shape: str, run: RunDirectory, project: Path
+) -> None:
+    kernel = build(make_config(preset), run, "ann", Wishes(), project)
+    assert kernel.metadata["machine_shape"] == shape
+    assert kernel.metadata["enable_gpu"] is bool(shape)
+    assert kernel.metadata["is_private"] is True
+
+
+def test_a_run_directory_of_another_config_is_not_taken_over(
+    run: RunDirectory, project: Path
+) -> None:
+    build(CONFIG, run, "ann", Wishes(), project)
+    with pytest.raises(InputError, match="a run of another config"):
+        build(config_with(seed=2), run, "ann", Wishes(), project)
+
+
+def test_the_owner_comes_from_the_environment_or_kaggle_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="--owner"):
+        owner_of_this_machine()
+    folder = Path.home() / ".kaggle"
+    folder.mkdir()
+    (folder / "kaggle.json").write_text('{"username": "bob", "key": "x"}', encoding="utf-8")
+    assert owner_of_this_machine() == "bob"
+    monkeypatch.setenv("KAGGLE_USERNAME", "ann")
+    assert owner_of_this_machine() == "ann"
+
+
+# Secrets.
+
+TOKENS = st.text(
+    string.ascii_letters + string.digits + "-_+/=. \"'\\äß", min_size=12, max_size=48
+).map(lambda text: f"Zq7{text}J9")
+PLACES = ("config", "notebook", "data", "package")
+
+
+def plant(folder: Path, place: str, token: str) -> tuple[Path, Any]:
+    """A small checkout and a config with ``token`` in one ``place``."""
+    project = folder / "project"
+    for name in ("medcot", "kaggle", "apps"):
+        (project / name).mkdir(parents=True)
+    shutil.copy(PROJECT / "kaggle" / "kernel.py", project / "kaggle")
+    notebook = f"def cell():\n    login({token!r})\n" if place == "notebook" else "x = 1\n"
+    (project / "apps" / "tutorial.py").write_text(notebook, encoding="utf-8")
+    code = f"KEY = {token!r}\n" if place == "package" else "x = 1\n"
+    (project / "medcot" / "__init__.py").write_text(code, encoding="utf-8")
+    rows = folder / "rows.jsonl"
+    row = {"Question": f"why {token}?" if place == "data" else "why?"}
+    rows.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    name = f"medcot {token}" if place == "config" else "medcot"
+    return project, config_with(dataset=str(rows), wandb_project=name)
+
+
+def everything_under(folder: Path) -> Mapping[str, str]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): path.read_bytes().decode("utf-8", errors="replace") for path in paths}
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(token=TOKENS, place=st.sampled_from(PLACES))
+def test_a_planted_token_never_leaves_and_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch, token: str, place: str
+) -> None:
+    with tempfile.TemporaryDirectory() as temporary, monkeypatch.context() as patch:
+        patch.setenv("SOME_API_KEY", token)
+        folder = Path(temporary)
+        project, config = plant(folder, place, token)
+        run = RunDirectory(folder / "run")
+        with pytest.raises(InputError) as caught:
+            build(config, run, "ann", Wishes(), project)
+        assert token not in str(caught.value)
+        assert "SOME_API_KEY" in str(caught.value)
+        assert not run.path.exists()
+        project, config = plant(folder / "clean", "nowhere", token)
+        build(config, run, "ann", Wishes(as_dataset=True), project)
+        build(config, run, "ann", Wishes(), project)
+        assert all(token not in text for text in everything_under(run.path).values())
+        shown = Redactor(known_secrets())(f"error: HTTP 401 for {token} and {json.dumps(token)}")
+        assert token not in shown
+        assert "[hidden: SOME_API_KEY]" in shown
+
+
+@pytest.mark.parametrize("compression", ["snappy", "zstd"])
+def test_a_token_in_a_compressed_column_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    from pyarrow import table
+    from pyarrow.parquet import write_table
+
+    token = "correct-horse-battery-staple"
+    rows = [f"row {number}: why?" for number in range(50)]
+    file = tmp_path / "rows.parquet"
+    write_table(table({"Question": [*rows, f"why {token}?"]}), file, compression=compression)
+    monkeypatch.setenv("SOME_API_KEY", token)
+    with pytest.raises(InputError, match=r"rows\.parquet, line 51.*the value of SOME_API_KEY"):
+        build(config_with(dataset=str(file)), RunDirectory(tmp_path / "run"), "ann", Wishes())
+    file.write_bytes(b"not parquet at all")
+    with pytest.raises(InputError, match=r"rows\.parquet: got no parquet file"):
+        build(config_with(dataset=str(file)), RunDirectory(tmp_path / "run"), "ann", Wishes())
+
+
+def test_a_token_with_quotes_is_found_in_csv() -> None:
+    secret = Secret("KEY", 'with"quotes"inside')
+    assert find_leaks("rows.csv", '1,"with""quotes""inside"\n', [secret])
+
+
+SHAPED = [
+    "hf_" + "aB3dE6gH9jK2mN5pQ8sT",
+    "KGAT_" + "0123456789abcdefABCD",
+    "wandb_v1_" + "0123456789abcdefABCD",
+    "sk-proj-" + "0123456789abcdefABCD",
+    "ghp_" + "0123456789abcdefABCDEF",
+    "AKIA" + "ABCDEFGHIJ012345",
+    "-----BEGIN RSA " + "PRIVATE KEY-----",
+    'wandb.login(key="' + "0123456789abcdef0123456789abcdef01234567" + '")',
+    'os.environ["MY_TOKEN"] = "' + "s3cretS3cretS3cret99" + '"',
+    "Authorization: Bearer " + "0123456789abcdefABCDEF",
+    "https://ann:" + "hunter22@example.org/",
+]
+
+
+@pytest.mark.parametrize("text", SHAPED)
+def test_tokens_that_nobody_knows_are_found_by_their_shape(text: str) -> None:
+    [leak, *_] = find_leaks("cell", f"first line\n  {text}\n", [])
+    assert leak.where == "cell, line 2"
+    assert text not in Redactor([])(f"log: {text}")
+
+
+def test_our_own_files_look_like_no_secret() -> None:
+    assert not [leak for name, text in wheel_files(build_wheel()).items()
+                for leak in find_leaks(name, text, [])]  # fmt: skip
+
+
+def test_secrets_are_known_from_accounts_files_and_netrc(scratch_home: Path) -> None:
+    (scratch_home / ".kaggle").mkdir()
+    (scratch_home / ".kaggle" / "kaggle.json").write_text(
+        '{"username": "ann", "key": "kaggle-key-value"}', encoding="utf-8"
+    )
+    (scratch_home / ".netrc").write_text(
+        "machine api.wandb.ai login user password netrc-password\n", encoding="utf-8"
+    )
+    (scratch_home / "huggingface").mkdir()
+    (scratch_home / "huggingface" / "token").write_text("stored-hub-token", encoding="utf-8")
+    environ = {
+        "HOME": str(scratch_home),
+        "HF_HOME": str(scratch_home / "huggingface"),
+        "WANDB_API_KEY": "wandb-key-value",
+        "SIGNING_KEY": "line one of many\nline two of many",
+        "KEYBOARD": "not-a-secret-at-all",
+        "MONKEY": "not-a-secret-at-all",
+        "SHORT_KEY": "short",
+    }
+    values = {secret.value for secret in known_secrets(environ)}
+    assert values == {
+        "kaggle-key-value", "netrc-password", "stored-hub-token", "wandb-key-value",
+        "line one of many", "line two of many",
+    }  # fmt: skip
+
+
+def test_a_secret_is_found_in_base64_at_any_offset() -> None:
+    import base64
+
+    secret = Secret("KEY", "correct-horse-battery")
+    for offset in range(3):
+        text = base64.b64encode(b"x" * offset + secret.value.encode() + b"tail").decode()
+        assert find_leaks("file", text, [secret])
+        assert text not in Redactor([secret])(text)
+
+
+def test_a_secret_is_not_part_of_its_own_description() -> None:
+    assert "hidden-value" not in repr(Secret("KEY", "hidden-value"))
+
+
+def test_orders_name_labels_and_never_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_HUB_TOKEN", "a-value-that-stays-here")
+    orders = replace(Orders(), hub_labels=("MY_HUB_TOKEN",))
+    text = collect(CONFIG, orders).files["orders.json"].decode()
+    assert "MY_HUB_TOKEN" in text
+    assert "a-value-that-stays-here" not in text
+
+
+def test_push_py_and_kernel_py_do_not_shadow_the_client() -> None:
+    """`kaggle/` beside the library: no package of that name, from the root or from inside."""
+    assert not (PROJECT / "kaggle" / "__init__.py").exists()
+    code = "import importlib.util as u; print(u.find_spec('kaggle').origin)"
+    for folder in (PROJECT, PROJECT / "kaggle"):
+        command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {code}"]
+        origin = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        assert "site-packages" in origin.stdout
+
+
+def test_the_kernel_needs_only_the_standard_library_before_the_bundle_is_open() -> None:
+    tree = ast.parse((PROJECT / "kaggle" / "kernel.py").read_text(encoding="utf-8"))
+    names = {
+        alias.name.split(".")[0]
+        for node in tree.body
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert names <= set(sys.stdlib_module_names)

@@ -1,0 +1,249 @@
+"""Waiting for a version: that one only, its log once, and patience with everything else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from medcot.errors import RunFailed
+from medcot.kaggle.client import connection
+from medcot.kaggle.client.account import Account
+from medcot.kaggle.client.api_types import Status
+from medcot.kaggle.client.connection import log_lines
+from medcot.kaggle.client.push_state import Push
+from medcot.kaggle.client.wait import Ending, ending_of, wait
+from medcot.runs.directory import RunDirectory
+from tests.support.kaggle_scripts import CONFIG, Lines, end_session, idle_session
+from tests.support.kaggle_server import KaggleServer
+from tests.support.kaggle_session import Session
+
+pytest_plugins = ["tests.support.kaggle_fixtures"]
+REF = "ann/medcot-fine-tuning"
+
+
+def save(kaggle: KaggleServer, checksum: str) -> Push:
+    """A version on Kaggle that claims to hold the bundle ``checksum``."""
+    text = f'\nBUNDLE = "{checksum}"\n'
+    kaggle.answer("SaveKernel", {"slug": REF, "newTitle": "medcot fine-tuning", "text": text})
+    version = len(kaggle.kernels[REF])
+    return Push(REF, checksum, 1, "2026-01-01T00:00:00+00:00", version)
+
+
+@pytest.fixture
+def running(kaggle: KaggleServer) -> tuple[Push, Session]:
+    kaggle.start = idle_session
+    return save(kaggle, "a" * 64), kaggle.kernels[REF][-1]
+
+
+Step = tuple[Callable[[], bool], Callable[[], object]]
+
+
+def in_turn(*steps: Step) -> None:
+    """Do each step's action once its condition holds, beside the test."""
+
+    def act() -> None:
+        for holds, action in steps:
+            while not holds():
+                time.sleep(0.01)
+            action()
+
+    threading.Thread(target=act, daemon=True).start()
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    """A condition that holds ``seconds`` after it was first asked for."""
+    since: list[float] = []
+
+    def holds() -> bool:
+        since.append(time.monotonic())
+        return since[-1] >= since[0] + seconds
+
+    return holds
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "ending"),
+    [
+        ("COMPLETE", "", Ending.DONE),
+        ("ERROR", "exit code 1", Ending.FAILED),
+        ("ERROR", "Your notebook was stopped because it exceeded the max allowed execution "
+         "duration", Ending.TIMED_OUT),
+        ("CANCEL_ACKNOWLEDGED", "", Ending.CANCELLED),
+        ("CANCEL_ACKNOWLEDGED", "Session timed out", Ending.TIMED_OUT),
+    ],
+)  # fmt: skip
+def test_each_ending_has_its_own_exit_code(
+    running: tuple[Push, Session],
+    account: Account,
+    lines: Lines,
+    status: str,
+    message: str,
+    ending: Ending,
+) -> None:
+    push, session = running
+    session.end(status, message)
+    assert wait(account, push, lines, interval=0.01) == (ending, message)
+    assert [each.value for each in Ending] == [0, 1, 3, 4]
+
+
+def test_a_session_that_goes_on_has_not_ended() -> None:
+    for word in ("QUEUED", "RUNNING", "CANCEL_REQUESTED"):
+        assert ending_of(Status(word, "")) is None
+
+
+def test_an_older_complete_version_is_not_taken_for_the_pushed_one(
+    kaggle: KaggleServer, account: Account, lines: Lines
+) -> None:
+    save(kaggle, "0" * 64)
+    kaggle.start = idle_session
+    push = save(kaggle, "a" * 64)
+    new = kaggle.kernels[REF][-1]
+    assert wait(account, push, lines, interval=0.01, limit_s=0.1)[0] is Ending.TIMED_OUT
+    assert new.running
+    end_session(new, {}, status="ERROR")
+    assert wait(account, push, lines, interval=0.01)[0] is Ending.FAILED
+    assert {c["versionLabel"] for c in kaggle.calls_of("GetKernelSessionStatus")} == {"v2"}
+
+
+def test_a_version_pushed_over_by_a_newer_one_is_still_the_one_waited_for(
+    kaggle: KaggleServer, account: Account, lines: Lines, running: tuple[Push, Session]
+) -> None:
+    push, session = running
+    session.end("ERROR", "exit code 1")
+    save(kaggle, "b" * 64)
+    assert wait(account, push, lines, interval=0.01) == (Ending.FAILED, "exit code 1")
+
+
+def test_the_live_log_is_shown_as_it_comes(
+    account: Account, lines: Lines, running: tuple[Push, Session]
+) -> None:
+    push, session = running
+    shown = Lines()
+    session.say(f"medcot bundle {push.checksum}\n")
+    in_turn(
+        (lambda: len(shown) == 1, lambda: session.say("step 1\nstep 2\n")),
+        (lambda: "step 2" in shown, lambda: session.say("half a li")),
+        (after(0.1), lambda: session.say("ne\nno end")),
+        (lambda: "half a line" in shown, lambda: session.end("COMPLETE")),
+    )
+    assert wait(account, push, lines, shown, interval=0.01)[0] is Ending.DONE
+    assert shown == [
+        f"medcot bundle {push.checksum}", "step 1", "step 2", "half a line", "no end",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["while it runs", "after its end"])
+def test_a_log_that_is_cut_and_replayed_is_shown_once(
+    kaggle: KaggleServer,
+    account: Account,
+    lines: Lines,
+    running: tuple[Push, Session],
+    ended: bool,
+) -> None:
+    push, session = running
+    shown = Lines()
+    for number in range(10):
+        session.say(f"line {number}\n")
+    for events in (3, 0, 5, 5, 8):
+        kaggle.fail("logs", cut_after=events)
+    kaggle.fail("logs", status=503)
+    kaggle.fail("logs", status=429, headers={"Retry-After": "1"})
+    all_done = [lambda: not any(fault.times for fault in kaggle.faults), lambda: True][ended]
+    in_turn((all_done, lambda: session.end("COMPLETE")))
+    assert wait(account, push, lines, shown, interval=0.01)[0] is Ending.DONE
+    assert shown == [f"line {number}" for number in range(10)]
+
+
+def test_a_silent_log_does_not_hold_up_the_wait(
+    account: Account,
+    lines: Lines,
+    running: tuple[Push, Session],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "READ_S", 0.1)
+    push, session = running
+    shown = Lines()
+    session.say("before the silence\n")
+    in_turn(
+        (lambda: len(shown) == 1, lambda: None),
+        (after(0.3), lambda: session.say("after it\n")),
+        (lambda: len(shown) == 2, lambda: session.end("COMPLETE")),
+    )
+    assert wait(account, push, lines, shown, interval=0.01)[0] is Ending.DONE
+    assert shown == ["before the silence", "after it"]
+
+
+def test_the_log_of_another_version_is_not_shown(
+    account: Account, lines: Lines, running: tuple[Push, Session]
+) -> None:
+    push, session = running
+    shown = Lines()
+    session.say(f"medcot bundle {'f' * 64}\n")
+    session.say("not ours\n")
+    in_turn((after(0.1), lambda: session.end("COMPLETE")))
+    wait(account, push, lines, shown, interval=0.01)
+    assert shown == []
+
+
+def test_waiting_bears_bursts_of_429_and_5xx_and_lost_connections(
+    kaggle: KaggleServer,
+    account: Account,
+    lines: Lines,
+    running: tuple[Push, Session],
+    naps: list[float],
+) -> None:
+    push, session = running
+    kaggle.fail("GetKernelSessionStatus", status=429, headers={"Retry-After": "9"})
+    kaggle.fail("GetKernelSessionStatus", status=503, times=4)
+    kaggle.fail("GetKernelSessionStatus", cut_after=0, times=2)
+    session.end("COMPLETE")
+    assert wait(account, push, lines, interval=0.01)[0] is Ending.DONE
+    assert naps[0] == 9.0
+    assert naps[1:] == sorted(naps[1:])
+
+
+def test_a_version_that_has_no_session_yet_is_waited_for(
+    kaggle: KaggleServer, account: Account, lines: Lines, running: tuple[Push, Session]
+) -> None:
+    push, session = running
+    kaggle.fail("GetKernelSessionStatus", status=404, times=5)
+    session.end("COMPLETE")
+    assert wait(account, push, lines, interval=0.01)[0] is Ending.DONE
+
+
+def test_a_version_that_kaggle_never_heard_of_is_an_error(
+    kaggle: KaggleServer, account: Account, lines: Lines
+) -> None:
+    kaggle.fail("GetKernelSessionStatus", status=404, times=1000)
+    with pytest.raises(RunFailed, match="does not know version 7"):
+        wait(account, Push(REF, "a", 1, "", 7), lines, interval=100)
+
+
+def test_status_changes_are_said_once(
+    account: Account, lines: Lines, running: tuple[Push, Session]
+) -> None:
+    push, session = running
+    session.status = "QUEUED"
+    in_turn(
+        (lambda: len(lines) == 1, lambda: setattr(session, "status", "RUNNING")),
+        (lambda: len(lines) == 2, lambda: session.end("COMPLETE")),
+    )
+    wait(account, push, lines, interval=0.01)
+    assert lines == ["version 1: queued", "version 1: running"]
+
+
+def test_a_log_is_read_as_json_or_as_text() -> None:
+    assert list(log_lines('[{"data": "a\\n"}, {"stream_name": "x"}, 3]')) == ["a\n"]
+    assert list(log_lines("plain\ntext")) == ["plain\n", "text\n"]
+
+
+def test_state_is_read_from_the_run_directory(run: RunDirectory) -> None:
+    from medcot.errors import InputError
+    from medcot.kaggle.client.push_state import last_push
+
+    run.create(CONFIG)
+    with pytest.raises(InputError, match="nothing was pushed"):
+        last_push(run)

@@ -1,0 +1,541 @@
+"""Inside the kernel: secrets, machine, installing, stopping. The pushed script really runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import stat
+import subprocess
+import sys
+import time
+import venv
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from medcot.errors import RunFailed
+from medcot.hardware.gpu_specs import Gpu
+from medcot.hardware.machine import Machine
+from medcot.kaggle.client.account import Account
+from medcot.kaggle.client.build import Kernel, Wishes, build
+from medcot.kaggle.client.bundle import Orders
+from medcot.kaggle.client.orchestrate import probe_secrets, run_on_kaggle, sync_wandb
+from medcot.kaggle.client.push import push
+from medcot.kaggle.client.push_state import runs_pushed
+from medcot.kaggle.client.wait import Ending, wait
+from medcot.kaggle.session import install, launch
+from medcot.kaggle.session.machine import check_gpus, processes_for, training_command
+from medcot.kaggle.session.secret_scan import Redactor, Secret
+from medcot.kaggle.session.subprocesses import Ended, run_command
+from medcot.kaggle.session.user_secrets import NotAttached, look_up, needs
+from medcot.runs.directory import RunDirectory
+from tests.support.kaggle_scripts import CONFIG, Lines, config_with, end_session, quick_session
+from tests.support.kaggle_server import USER, KaggleServer
+from tests.support.kaggle_session import Session
+
+pytest_plugins = ["tests.support.kaggle_fixtures"]
+HUB_VALUE, WANDB_VALUE = "hf_" + "ThisIsTheHubToken12345", "0123456789abcdef" * 2 + "01234567"
+T4 = Gpu("Tesla T4", 14.6, (7, 5), 50.0)
+
+
+def machine(*gpus: Gpu) -> Machine:
+    return Machine(gpus, 4, 29.0, "Linux")
+
+
+@pytest.fixture
+def probe(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> Callable[..., list[str]]:
+    """Push the probe and let it run; its answer."""
+    kaggle.start = Session.run
+
+    def ask(wishes: Wishes | None = None, **environ: str) -> list[str]:
+        kaggle.session_options = {"environ": environ}
+        return probe_secrets(account, run, CONFIG, wishes or Wishes(), lines, interval=0.1)
+
+    return ask
+
+
+def test_the_probe_says_what_is_attached_and_what_is_not(
+    kaggle: KaggleServer, probe: Callable[..., list[str]]
+) -> None:
+    kaggle.secrets = {"HUGGINGFACE_TOKEN": HUB_VALUE}
+    assert probe() == [
+        "HUGGINGFACE_TOKEN: ok (Kaggle secret, HUGGINGFACE_TOKEN)",
+        "WANDB_API_KEY: not attached; W&B writes offline, to be synced after the fetch",
+    ]
+    [body] = kaggle.calls_of("SaveKernel")
+    assert not body.get("enableGpu")
+    assert not body.get("machineShape")
+    # Boxes are ticked between two probes: the same bundle asks again.
+    kaggle.secrets["wandb"] = WANDB_VALUE
+    assert probe()[1] == "WANDB_API_KEY: ok (Kaggle secret, wandb)"
+    texts = [session.text() for session in kaggle.sessions()]
+    assert all(value not in text for text in texts for value in (HUB_VALUE, WANDB_VALUE))
+
+
+def test_the_environment_comes_before_the_secret_store(
+    kaggle: KaggleServer, probe: Callable[..., list[str]]
+) -> None:
+    kaggle.secrets = {"HUGGINGFACE_TOKEN": "another"}
+    answer = probe(HF_TOKEN=HUB_VALUE)
+    assert answer[0] == "HUGGINGFACE_TOKEN: ok (environment, HF_TOKEN)"
+
+
+def test_labels_can_be_chosen(kaggle: KaggleServer, probe: Callable[..., list[str]]) -> None:
+    kaggle.secrets = {"my-hub": HUB_VALUE, "my-wandb": WANDB_VALUE}
+    wishes = Wishes(orders=Orders(hub_labels=("my-hub",), wandb_labels=("my-wandb",)))
+    assert probe(wishes) == [
+        "my-hub: ok (Kaggle secret, my-hub)", "my-wandb: ok (Kaggle secret, my-wandb)",
+    ]  # fmt: skip
+
+
+def test_a_private_data_set_is_the_last_resort(
+    kaggle: KaggleServer, probe: Callable[..., list[str]]
+) -> None:
+    files = {"HUGGINGFACE_TOKEN.txt": f"{HUB_VALUE}\n".encode(), "wandb": WANDB_VALUE.encode()}
+    kaggle.add_dataset("ann/my-keys", files)
+    assert probe(Wishes(orders=Orders(secrets_dataset="ann/my-keys"))) == [
+        "HUGGINGFACE_TOKEN: ok (private data set, HUGGINGFACE_TOKEN.txt)",
+        "WANDB_API_KEY: ok (private data set, wandb)",
+    ]
+
+
+def test_an_unreachable_secret_store_is_named(
+    kaggle: KaggleServer, probe: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kaggle.fail("secret", status=500, times=1)
+    kaggle.secrets = {"HUGGINGFACE_TOKEN": HUB_VALUE}
+    assert "ok (Kaggle secret" in probe()[0]
+
+
+def test_without_a_session_token_nothing_is_attached(probe: Callable[..., list[str]]) -> None:
+    [hub, _] = probe(KAGGLE_USER_SECRETS_TOKEN="of-another-session")
+    assert "the secret store did not answer" in hub
+
+
+def test_a_probe_is_not_taken_for_a_training_session(
+    kaggle: KaggleServer, probe: Callable[..., list[str]], run: RunDirectory
+) -> None:
+    probe()
+    assert runs_pushed(run) == []
+
+
+def test_a_lookup_never_shows_its_value() -> None:
+    def ask(label: str) -> str:
+        if label == "wandb":
+            return WANDB_VALUE
+        raise NotAttached("not attached")
+
+    for need in needs():
+        found = look_up(need, {}, ask)
+        assert WANDB_VALUE not in repr(found) + found.line
+    assert found.value == WANDB_VALUE
+
+
+def test_a_failed_run_comes_home_with_its_reason_and_without_its_secrets(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    """The secret is also the model's name, so that the tools' own errors repeat it."""
+    kaggle.start = Session.run
+    kaggle.secrets = {"HUGGINGFACE_TOKEN": "nobody/Has-This-Model-12345"}
+    shown, config = Lines(), config_with(model="nobody/Has-This-Model-12345")
+    finish = run_on_kaggle(account, config, run, Wishes(), lines, shown, interval=0.1)
+    [session] = kaggle.sessions()
+    assert session.status == "ERROR"
+    assert (finish.outcome, finish.exit_code) == ("failed", 2)
+    assert "--model" in shown.text
+    assert "Has-This-Model-12345" not in session.text()
+    assert "[hidden: HUGGINGFACE_TOKEN]" in session.text()
+    assert run.config() == config
+    # The same thing would happen again: nothing is pushed unless it is asked for.
+    again = run_on_kaggle(account, config, run, Wishes(), lines, Lines(), interval=0.1)
+    assert again.outcome == "failed"
+    assert len(kaggle.sessions()) == 1
+
+
+def test_a_run_that_is_over_is_not_pushed_again_even_if_the_project_changed(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    first = run_on_kaggle(account, CONFIG, run, Wishes(), lines, interval=0.1)
+    other_bundle = Wishes(limit_s=3600)
+    again = run_on_kaggle(account, CONFIG, run, other_bundle, lines, interval=0.1)
+    assert first == again
+    assert "has ended this run (done): not pushed again" in lines.text
+    assert len(kaggle.calls_of("SaveKernel")) == 1
+    run_on_kaggle(account, CONFIG, run, other_bundle, lines, again=True, interval=0.1)
+    assert len(kaggle.calls_of("SaveKernel")) == 2
+
+
+def test_a_training_that_was_killed_says_so_in_error_json(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    """As by the kernel's out-of-memory killer: the training is gone, the session goes on."""
+
+    def kill_the_training(session: Session) -> bool:
+        assert session.process is not None
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(session.process.pid).children():
+                if "run" in child.cmdline():
+                    child.kill()
+        return False
+
+    kaggle.start = Session.run
+    kaggle.session_options = {"kill_when": kill_the_training}
+    finish = run_on_kaggle(account, CONFIG, run, Wishes(), lines, interval=0.1)
+    assert (finish.outcome, finish.exit_code) == ("failed", 1)
+    error = run.read_json("error.json")
+    assert error["stage"] == "training"
+    assert error["message"].startswith("signal 9 ended the training")
+    assert run.read_json("kaggle/manifest.json")["exit_code"] == 137
+    assert "memory may have run out" in lines.text
+    # A session that ends well leaves no reason of an older one behind.
+    kaggle.session_options, kaggle.start = {}, quick_session
+    assert run_on_kaggle(
+        account, CONFIG, run, Wishes(), lines, again=True, interval=0.1
+    ).outcome == "done"  # fmt: skip
+    assert not run.has("error.json")
+
+
+def bare_kernel(kernel: Kernel, root: Path) -> subprocess.CompletedProcess[str]:
+    """The kernel's script on a Python that has no packages at all, before anything is installed."""
+    command = [sys.executable, "-I", "-S", str(kernel.folder / "kernel.py")]
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(root), "KAGGLE_ROOT": str(root)}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+
+
+def test_the_kernel_looks_around_with_the_standard_library_alone(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    kernel = build(CONFIG, run, USER, Wishes(orders=Orders(task="secrets")))
+    ended = bare_kernel(kernel, tmp_path / "kaggle")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "no torch" in ended.stdout
+    assert "HUGGINGFACE_TOKEN: not attached (no kaggle_secrets on this machine)" in ended.stdout
+
+
+def test_what_nobody_foresaw_is_an_error_with_a_manifest_too(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    """Here an image without `packaging`, which every real one has."""
+    ended = bare_kernel(build(CONFIG, run, USER, Wishes()), tmp_path / "kaggle")
+    assert ended.returncode == 1
+    left = tmp_path / "kaggle" / "working"
+    error = json.loads((left / "error.json").read_text(encoding="utf-8"))
+    assert error["stage"] == "session"
+    assert "No module named 'packaging'" in error["message"]
+    manifest = json.loads((left / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["outcome"], manifest["exit_code"]) == ("failed", 1)
+    assert "error.json" in manifest["files"]
+
+
+def smi(folder: Path, name: str, capability: str) -> str:
+    """A PATH whose nvidia-smi reports one GPU."""
+    folder.mkdir()
+    script = folder / "nvidia-smi"
+    script.write_text(f"#!/bin/sh\necho '0, GPU-1, {name}, 16000, {capability}'\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return f"{folder}:/usr/bin:/bin"
+
+
+def test_a_gpu_that_cannot_be_used_ends_the_session_at_once(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines, tmp_path: Path
+) -> None:
+    kaggle.start = Session.run
+    path = smi(tmp_path / "bin", "Tesla P100-PCIE-16GB", "6.0")
+    kaggle.session_options = {"environ": {"PATH": path}}
+    finish = run_on_kaggle(account, CONFIG, run, Wishes(gpu=True), lines, interval=0.1)
+    assert (finish.outcome, finish.exit_code) == ("failed", 1)
+    error = run.read_json("error.json")
+    assert error["stage"] == "machine"
+    assert "Tesla P100" in error["message"]
+    assert "GPU T4" in error["remedy"]
+    assert "P100" in lines.text
+
+
+def test_a_gpu_that_was_not_given_or_is_too_old_is_refused() -> None:
+    with pytest.raises(RunFailed, match=r"none was given.*quota"):
+        check_gpus(machine(), wanted=True)
+    check_gpus(machine(), wanted=False)
+    old = Gpu("Tesla P100-PCIE-16GB", 15.9, (6, 0), 18.0)
+    with pytest.raises(RunFailed, match=r"compute capability 6\.0; 7\.0 is the oldest.*GPU T4"):
+        check_gpus(machine(old), wanted=True)
+    check_gpus(machine(T4, T4), wanted=True)
+
+
+def test_two_processes_train_only_where_the_preset_and_the_machine_are_for_two() -> None:
+    places = (Path("config.json"), Path("run"))
+    both = training_command("kaggle-t4x2", 2, *places, resume=True)
+    assert both[1:6] == ["-m", "medcot.kaggle.session.launch", "2", "-m", "medcot"]
+    assert both[-1] == "--resume"
+    for preset, gpus in (("kaggle-t4", 2), ("kaggle-t4x2", 1), ("demo", 0)):
+        one = training_command(preset, gpus, *places, resume=False)
+        assert one[1:4] == ["-m", "medcot", "run"]
+        assert "--resume" not in one
+        assert processes_for(preset, gpus) == 1
+
+
+def test_a_bundle_in_a_data_set_runs_like_one_in_the_script(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    kaggle.start = Session.run
+    wishes = Wishes(as_dataset=True, orders=Orders(task="secrets"))
+    sent = push(account, build(CONFIG, run, USER, wishes), run, lines)
+    assert wait(account, sent, lines, interval=0.1)[0] is Ending.DONE
+    assert "medcot session 1: done" in kaggle.sessions()[0].text()
+
+
+def test_a_missing_data_set_ends_the_kernel_with_one_line(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    kaggle.start = Session.run
+    kernel = build(CONFIG, run, USER, Wishes(as_dataset=True))
+    text = (kernel.folder / "kernel.py").read_text(encoding="utf-8")
+    kaggle.answer("SaveKernel", {"slug": kernel.ref, "newTitle": "x", "text": text})
+    session = kaggle.sessions()[0]
+    list(session.follow_log())
+    assert session.status == "ERROR"
+    assert f"no data set with bundle {kernel.checksum[:16]} is mounted" in session.text()
+
+
+def test_a_later_session_without_the_earlier_output_does_not_start_anew(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    kaggle.start = Session.run
+    kernel = build(CONFIG, run, USER, Wishes(orders=Orders(session=2)))
+    sent = push(account, kernel, run, lines)
+    assert wait(account, sent, lines, interval=0.1)[0] is Ending.FAILED
+    assert "no output of this run is mounted" in kaggle.sessions()[0].text()
+
+
+def test_a_session_without_progress_ends_the_chain(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    kaggle.start = lambda session: session.end("ERROR", "out of memory")
+    with pytest.raises(RunFailed, match=r"session 1 ended .killed. without any progress"):
+        run_on_kaggle(account, CONFIG, run, Wishes(), lines, until_done=True, interval=0.1)
+    assert len(kaggle.sessions()) == 1
+
+
+def pause_at(step: int) -> Callable[[Session], None]:
+    """Sessions that save a checkpoint at ``step`` and end before their limit."""
+
+    def pause(session: Session) -> None:
+        saved = {f"run/checkpoints/checkpoint-{step}/trainer_state.json": b"{}"}
+        end_session(session, saved, outcome="paused", code=130)
+
+    return pause
+
+
+def test_quota_that_ends_between_two_sessions_loses_nothing(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines, project: Path
+) -> None:
+    def pause_and_use_up(session: Session) -> None:
+        pause_at(5)(session)
+        kaggle.hours_used = 30
+
+    kaggle.start = pause_and_use_up
+    wishes = Wishes(gpu=True)
+    with pytest.raises(RunFailed, match=r"0\.0 of 30 GPU hours.*all that ran is kept"):
+        run_on_kaggle(account, CONFIG, run, wishes, lines, until_done=True, interval=0.1)
+    assert run.last_checkpoint() is not None
+    kaggle.hours_used, kaggle.start = 0, quick_session
+    finish = run_on_kaggle(account, CONFIG, run, wishes, lines, until_done=True, interval=0.1)
+    assert finish.outcome == "done"
+    sessions = [push.session for push in runs_pushed(run)]
+    assert sessions == [1, 2]
+    assert kaggle.calls_of("SaveKernel")[1]["kernelDataSources"] == [f"{USER}/medcot-fine-tuning"]
+
+
+def test_output_that_is_listed_late_is_waited_for(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    kaggle.fail("ListKernelSessionOutput", body={"files": []}, times=3)
+    finish = run_on_kaggle(account, CONFIG, run, Wishes(), lines, interval=0.1)
+    assert finish.outcome == "done"
+    assert run.has("report.json")
+
+
+def test_an_offline_wandb_run_is_sent_or_said_how_to(run: RunDirectory, lines: Lines) -> None:
+    (run.path / "wandb" / "offline-run-1").mkdir(parents=True)
+    sync_wandb(run, lines)
+    assert lines == [f"W&B was offline; to send it: wandb sync {run.path}/wandb/offline-run-1"]
+    (run.path / "wandb" / "offline-run-1" / "run-1.wandb.synced").touch()
+    sync_wandb(run, lines)
+    assert len(lines) == 1
+
+
+def test_a_session_that_a_person_cancelled_is_not_pushed_again_by_itself(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    def cancel(session: Session) -> None:
+        saved = {"run/checkpoints/checkpoint-3/trainer_state.json": b"{}"}
+        end_session(session, saved, status="CANCEL_ACKNOWLEDGED", manifest=False)
+
+    kaggle.start = cancel
+    finish = run_on_kaggle(account, CONFIG, run, Wishes(), lines, until_done=True, interval=0.1)
+    assert (finish.outcome, finish.exit_code, finish.step) == ("cancelled", 3, 3)
+    assert len(kaggle.sessions()) == 1
+    kaggle.start = quick_session
+    again = run_on_kaggle(account, CONFIG, run, Wishes(), lines, until_done=True, interval=0.1)
+    assert again.outcome == "done"
+    assert [push.session for push in runs_pushed(run)] == [1, 2]
+
+
+def test_an_interrupted_run_is_taken_up_where_it_was(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    kernel = build(CONFIG, run, USER, Wishes())
+    push(account, kernel, run, lines)
+    finish = run_on_kaggle(account, CONFIG, run, Wishes(), lines, interval=0.1)
+    assert finish.outcome == "done"
+    assert len(kaggle.sessions()) == 1
+
+
+# Commands.
+
+
+def test_a_command_is_interrupted_as_by_a_person_and_given_time(lines: Lines) -> None:
+    code = (
+        "import sys, time\n"
+        "print('started', flush=True)\n"
+        "try:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('saved', flush=True); sys.exit(130)\n"
+    )
+    ended = run_command([sys.executable, "-c", code], lines, seconds=3.0)
+    assert (ended.code, ended.stopped) == (130, True)
+    assert lines == ["started", "saved"]
+
+
+def test_a_command_that_does_not_end_is_ended(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medcot.kaggle.session.subprocesses.ASKED_S", 0.2)
+    monkeypatch.setattr("medcot.kaggle.session.subprocesses.TOLD_S", 0.2)
+    code = "import signal, time\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\n"
+    code += "print('deaf', flush=True)\ntime.sleep(60)"
+    began = time.monotonic()
+    ended = run_command([sys.executable, "-c", code], lines, seconds=3.0)
+    assert (ended.code, ended.stopped) == (128 + signal.SIGKILL, True)
+    assert time.monotonic() - began < 20
+
+
+def test_a_commands_lines_are_redacted(lines: Lines) -> None:
+    redact = Redactor([Secret("KEY", "s3cret-value")])
+    run_command(["echo", "the s3cret-value"], lambda line: lines(redact(line)))
+    assert lines == ["the [hidden: KEY]"]
+
+
+# Side by side.
+
+
+def both(lines: Lines, code: str, seconds: float | None = None) -> Ended:
+    """How two processes of ``code`` ended, each with its number in RANK."""
+    command = [sys.executable, "-m", "medcot.kaggle.session.launch", "2", "-c", code]
+    return run_command(command, lines, seconds=seconds)
+
+
+def test_each_process_learns_its_number_and_how_to_find_the_others(lines: Lines) -> None:
+    code = (
+        "import os; e = os.environ\n"
+        "names = 'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT'.split()\n"
+        "os.write(1, (' '.join(e[name] for name in names) + '\\n').encode())"
+    )
+    assert both(lines, code) == Ended(0, stopped=False)
+    first, second = sorted(line.split() for line in lines)
+    assert (first[:4], second[:4]) == (["0", "0", "2", "127.0.0.1"], ["1", "1", "2", "127.0.0.1"])
+    assert first[4] == second[4]
+
+
+def test_both_have_the_time_to_save_that_an_interrupted_run_has(lines: Lines) -> None:
+    code = (
+        "import os, sys, time\n"
+        "try:\n    os.write(1, b'started\\n'); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(0.5)\n"
+        "    os.write(1, f\"saved {os.environ['RANK']}\\n\".encode()); sys.exit(130)\n"
+    )
+    assert both(lines, code, seconds=4.0) == Ended(130, stopped=True)
+    assert sorted(lines) == ["saved 0", "saved 1", "started", "started"]
+
+
+def test_the_exit_code_is_that_of_the_first_that_failed(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert both(lines, "import sys; sys.exit(2)").code == 2
+    monkeypatch.setattr(launch, "GRACE_S", 0.2)
+    code = (
+        "import os, signal, time\n"
+        "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "time.sleep(60)\n"
+    )
+    # The other is stuck, and is ended after a grace period.
+    began = time.monotonic()
+    assert launch.wait_for(launch.start(["-c", code], 2)) == 128 + signal.SIGKILL
+    assert time.monotonic() - began < 30
+
+
+# Installing.
+
+
+def test_only_what_is_absent_or_of_another_version_is_missing() -> None:
+    wanted = [
+        "pydantic>=2", "pydantic<2", "no-such-thing>=1",
+        'another-thing; extra == "gpu"', 'windows-thing; sys_platform == "win32"',
+        'third-thing; (sys_platform == "linux") and extra == "app"',
+    ]  # fmt: skip
+    linux = {"sys_platform": "linux"}
+    assert install.missing(wanted, [], linux) == ["pydantic<2", "no-such-thing>=1"]
+    assert "another-thing" in install.missing(wanted, ["gpu"], linux)
+    assert "third-thing" in install.missing(wanted, ["app"], linux)
+
+
+def test_constraints_keep_the_images_torch_and_pin_only_what_is_absent() -> None:
+    text = install.constraints("torch==9.9\npydantic==9.9\nno-such-thing==1.2  # why\n\n")
+    have = install.installed_version("torch")
+    assert f"torch=={have}" in text
+    assert "9.9" not in text
+    assert "pydantic==9.9\n" in install.constraints("pydantic==9.9\n", ["Pydantic>=9"])
+    assert "no-such-thing==1.2\n" in text
+
+
+def make_wheel(folder: Path, name: str, version: str) -> None:
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{name}.py", f"VERSION = {version!r}\n")
+        archive.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python of its own to install into."""
+    folder = tmp_path_factory.mktemp("image")
+    venv.create(folder, with_pip=True, symlinks=True)
+    return folder
+
+
+def test_missing_packages_are_installed_at_their_pins_and_optional_ones_may_fail(
+    image: Path, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1.0", "1.1", "1.2"):
+        make_wheel(tmp_path, "needed_thing", version)
+    monkeypatch.setattr("sys.executable", str(image / "bin" / "python"))
+    for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    wanted = ["needed-thing>=1", "unsloth==2026.10.7"]
+    install.install(wanted, "needed-thing==1.1\n", tmp_path, lines)
+    shown = [str(image / "bin" / "python"), "-c", "import needed_thing as n; print(n.VERSION)"]
+    answer = subprocess.run(shown, capture_output=True, text=True, check=True)
+    assert answer.stdout == "1.1\n"
+    assert "installing: unsloth==2026.10.7 failed; the run goes on without" in lines.text
+    with pytest.raises(RunFailed, match=r"could not install absent-thing.*Internet"):
+        install.install(["absent-thing"], "", tmp_path, lines)
