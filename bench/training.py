@@ -300,7 +300,7 @@ def begin_fused(bench: Bench, dtype: str, quantized: bool) -> tuple[Any, Any]:
 def choose_attention_name(device: Any, dtype: str) -> str:
     import torch
 
-    from medcot.engines.fused.reference_ops import choose_functions
+    from medcot.engines.fused.ops import choose_functions
     from medcot.engines.fused.varlen_attention import choose_attention
 
     kernel = choose_attention(device, getattr(torch, dtype), 128).__name__

@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from medcot.kaggle.client.wheel import requirements
 from medcot.kaggle.session.install import KEPT
+from medcot.kaggle.session.requirements import requirements
 
 HERE = Path(__file__).parent
 CONSTRAINTS = HERE / "constraints.txt"

@@ -20,8 +20,6 @@ _HOME = {
     "make_plan": "planning.plan",
 }
 
-__all__ = ["RunConfig", "__version__", "make_config"]
-
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:

@@ -14,8 +14,8 @@ import torch
 
 from medcot.engines.fused.lora_linear import Group
 from medcot.engines.fused.nf4 import Scratch
+from medcot.engines.fused.ops import choose_functions
 from medcot.engines.fused.packing import PackedRows
-from medcot.engines.fused.reference_ops import choose_functions
 from medcot.engines.fused.varlen_attention import Attention, Backward
 
 

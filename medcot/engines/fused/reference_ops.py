@@ -8,8 +8,6 @@ a strided part of a wider buffer.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from medcot.engines.fused.packing import PackedRows
@@ -139,17 +137,3 @@ def _turned(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     first, second = wide.chunk(2, dim=-1)
     half = torch.cat([-second, first], dim=-1)
     return (wide * cos[:, None].float() + half * sin[:, None].float()).to(heads.dtype)
-
-
-def choose_functions(device: torch.device) -> Any:
-    """The module of these functions that is the fastest on ``device``, if it works there."""
-    import sys
-
-    if device.type == "cuda":
-        try:
-            from medcot.engines.fused import triton_ops
-        except ImportError:
-            pass
-        else:
-            return triton_ops
-    return sys.modules[__name__]

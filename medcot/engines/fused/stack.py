@@ -26,8 +26,8 @@ from medcot.engines.fused.decoder_layer import Kept, Layer, Packed
 from medcot.engines.fused.flat_params import Adapters
 from medcot.engines.fused.fp8 import fp8_works
 from medcot.engines.fused.nf4 import Scratch
+from medcot.engines.fused.ops import choose_functions
 from medcot.engines.fused.packing import PackedRows, pack
-from medcot.engines.fused.reference_ops import choose_functions
 from medcot.engines.fused.varlen_attention import choose_attention
 from medcot.planning.plan import Plan
 

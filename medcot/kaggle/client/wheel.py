@@ -6,12 +6,11 @@ import base64
 import hashlib
 import io
 import re
-import tomllib
 import zipfile
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import medcot
+from medcot.kaggle.session.requirements import requirements
 
 PACKAGE = Path(medcot.__file__).parent
 PROJECT = PACKAGE.parent
@@ -42,24 +41,6 @@ def build_wheel(package: Path = PACKAGE) -> bytes:
             entry.create_system = 3
             archive.writestr(entry, content)
     return buffer.getvalue()
-
-
-def requirements(pyproject: Path | None = None) -> list[str]:
-    """What the package needs, as Requires-Dist lines (extras by their marker)."""
-    pyproject = pyproject or PROJECT / "pyproject.toml"
-    if not pyproject.is_file():
-        try:
-            return list(requires("medcot") or ())
-        except PackageNotFoundError:
-            return []
-    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    lines = list(project["dependencies"])
-    for extra, wanted in project.get("optional-dependencies", {}).items():
-        for line in wanted:
-            need, _, marker = line.partition(";")
-            both = f"({marker.strip()}) and " if marker else ""
-            lines.append(f'{need.strip()}; {both}extra == "{extra}"')
-    return lines
 
 
 def _sources(package: Path) -> dict[str, bytes]:

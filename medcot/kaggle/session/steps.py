@@ -18,10 +18,10 @@ from typing import Any
 
 from medcot.errors import RunFailed
 from medcot.hardware.machine import Machine, detect_machine
-from medcot.kaggle.client.wheel import requirements
 from medcot.kaggle.session import install
 from medcot.kaggle.session.machine import check_gpus, processes_for, training_command
 from medcot.kaggle.session.manifest import STAMP
+from medcot.kaggle.session.requirements import requirements
 from medcot.kaggle.session.subprocesses import Ended, Say, run_command
 from medcot.kaggle.session.user_secrets import Lookup
 

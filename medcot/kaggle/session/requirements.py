@@ -1,0 +1,29 @@
+"""What the package needs: from its checkout's pyproject.toml or from its metadata."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import medcot
+
+PROJECT = Path(medcot.__file__).parent.parent
+
+
+def requirements(pyproject: Path | None = None) -> list[str]:
+    """What the package needs, as Requires-Dist lines (extras by their marker)."""
+    pyproject = pyproject or PROJECT / "pyproject.toml"
+    if not pyproject.is_file():
+        try:
+            return list(requires("medcot") or ())
+        except PackageNotFoundError:
+            return []
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    lines = list(project["dependencies"])
+    for extra, wanted in project.get("optional-dependencies", {}).items():
+        for line in wanted:
+            need, _, marker = line.partition(";")
+            both = f"({marker.strip()}) and " if marker else ""
+            lines.append(f'{need.strip()}; {both}extra == "{extra}"')
+    return lines
