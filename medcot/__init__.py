@@ -1,6 +1,8 @@
-"""Fine-tune a small reasoning model on medical chain-of-thought, and learn whether it helped.
+"""Fine-tune a small reasoning model on medical chain-of-thought data, and learn whether it helped.
 
-Importing this package brings no torch: names are loaded when they are first used.
+The command line, the notebook and the Kaggle kernel all call :func:`medcot.pipeline.run.run`
+with a :class:`~medcot.config.schema.RunConfig`. ``docs/architecture.md`` maps the packages and
+their layers. Importing this package does not import torch: each name loads on first use.
 """
 
 from __future__ import annotations

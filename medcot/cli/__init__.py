@@ -1,1 +1,6 @@
-"""The command line. Start at :func:`medcot.cli.main.main`; nothing imports this package."""
+"""Provides the command line, ``medcot``.
+
+Start at :func:`medcot.cli.main.main`. ``options`` derives the flags from ``RunConfig``'s fields,
+``progress`` draws on the terminal, ``exit_codes`` turns every way of ending into a code and a
+line. Nothing imports this package. May import: everything except the notebook.
+"""

@@ -1,6 +1,6 @@
-"""What a run computes, in one frozen record.
+"""Holds every setting of a run in one frozen record.
 
-Start at :class:`medcot.config.schema.RunConfig`. ``presets.make_config(name, overrides)`` gives the
-config of a preset, ``resolve.resolve`` lets a flag win over the environment, the environment over a
-file, and a file over the preset. May import: records, errors, paths, hardware.
+Start at :class:`medcot.config.schema.RunConfig`. ``presets.make_config(name, overrides)`` builds
+the config of a preset. ``resolve.resolve`` applies the order of precedence: flag, environment,
+file, preset. May import: records, errors, paths.
 """

@@ -1,7 +1,7 @@
-"""From a source of rows to tokenised training rows.
+"""Turns a source of rows into tokenized training rows.
 
-Start at :func:`medcot.data.dataset.load_dataset`; then ``split_cases`` and
-``selection.choose_rows``. Two formats have one owner each: the text of a row
-:mod:`medcot.data.prompts`, its tokens and labels
-:mod:`medcot.data.tokenization`. May import: config, hardware, credentials, records, errors, paths.
+Start at :func:`medcot.data.dataset.load_dataset`, then ``dataset.split_cases`` and
+``selection.choose_rows``. Two formats have one owner each: :mod:`medcot.data.prompts` for the
+text of a row, :mod:`medcot.data.tokenization` for its tokens and labels. May import: config,
+hardware, credentials, records, errors, paths.
 """

@@ -1,6 +1,7 @@
-"""How the processes of one run find and talk to one another.
+"""Connects the processes of one run and passes values between them.
 
-Start at :mod:`medcot.distributed.comm`: ``tell``, ``hear``, ``total``, ``any_of``, ``from_main``.
-:mod:`medcot.distributed.rendezvous` holds the store that they meet in. With one process
-nothing here does anything. May import: records, errors, paths.
+Start at :mod:`medcot.distributed.comm`: ``tell``, ``hear``, ``total``, ``any_of``,
+``from_main``. :mod:`medcot.distributed.rendezvous` connects to the key-value store that all
+processes share. With one process, nothing here does anything. May import: records, errors,
+paths.
 """

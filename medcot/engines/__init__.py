@@ -1,7 +1,7 @@
-"""Loads a model and puts a LoRA adapter on it.
+"""Loads a model, adds a LoRA adapter, and trains it in the engine's own way.
 
-Start at :mod:`medcot.engines.loading`: ``load_base``, ``add_adapter``, ``load_adapter``. ``hf`` is
-plain transformers with peft, ``unsloth`` that library, ``fused`` our own training pass, ``fsdp``
-weights split over processes. Changes to other libraries are in ``compat`` alone. May import:
-planning, evaluation, data, runs and what lies below them.
+Start at :mod:`medcot.engines.loading`: ``load_base``, ``add_adapter``, ``load_adapter``. ``hf``
+is transformers with peft, ``unsloth`` uses that library, ``fused`` is a training pass of our
+own, and ``fsdp`` shards the frozen weights over processes. All patches of other libraries are in
+``compat``. May import: planning, evaluation, data, runs and the layers below them.
 """

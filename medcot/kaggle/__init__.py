@@ -1,5 +1,6 @@
-"""The same run on Kaggle: bundle it, send it, follow it, bring it home.
+"""Does the same run on Kaggle: bundles it, pushes it, follows it, and fetches the result.
 
-``client`` is what your machine does, ``session`` what theirs does. May import: planning, data, runs
-and what lies below them.
+``client`` runs on your machine, ``session`` on Kaggle's. Start at
+:mod:`medcot.kaggle.client.orchestrate`. May import: planning, data, runs and the layers below
+them.
 """

@@ -1,5 +1,6 @@
-"""What ``apps/tutorial.py`` shows: its controls, jobs, views and pages, and the static site.
+"""Provides what ``apps/tutorial.py`` shows: controls, jobs, views, and the static site.
 
-Start at the notebook itself. ``controls`` makes a config of the widgets, ``preview`` answers every
-slider move, ``jobs`` runs what takes minutes, ``views`` draws. Nothing imports this package.
+Start at the notebook itself. ``controls`` builds a config from the widgets, ``preview`` answers
+every slider move, ``jobs`` runs what takes minutes, ``views`` draws. Nothing imports this
+package. May import: everything except the command line.
 """

@@ -1,6 +1,7 @@
-"""The whole story of a run, told once for every front end.
+"""Carries out a whole run, or one of its parts, for every front end.
 
 Start at :func:`medcot.pipeline.run.run`; ``train_only``, ``evaluate_only`` and ``report_only``
-are its parts. ``worker``, ``collective`` and ``sharding`` are what several processes add. May
-import: everything but the front ends and Kaggle.
+are its parts, ``prepare`` is everything before the model is loaded. ``worker``, ``collective``
+and ``sharding`` divide the work among several processes. May import: everything except the front
+ends and Kaggle.
 """

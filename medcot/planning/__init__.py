@@ -1,6 +1,7 @@
-"""The fastest settings that fit a machine, what they cost, and why they were chosen.
+"""Chooses the fastest settings that fit a machine, predicts their cost, and explains the choice.
 
-Start at :func:`medcot.planning.plan.make_plan`. It is pure: no torch, no network, no file but the
-bundled calibration. ``search`` enumerates what ``constraints`` leave open; ``memory_model`` and
-``speed_model`` cost it. May import: data, config, hardware, records, errors, paths.
+Start at :func:`medcot.planning.plan.make_plan`. ``constraints`` fixes what the config and the
+machine decide, ``search`` enumerates the rest, ``memory_model`` and ``speed_model`` predict its
+cost. No torch; the network only for the ``config.json`` of a model that ``model_specs`` does not
+know. May import: data, config, hardware, records, errors, paths.
 """

@@ -1,5 +1,5 @@
-"""From scored rows to the report: its facts, its Markdown, its figures.
+"""Turns scored rows into a report: facts, Markdown, figures.
 
-Start at :func:`medcot.reporting.build.build_report`; then ``markdown.render_markdown`` and
-``figures.write_figures``. May import: planning, evaluation, stats and what lies below them.
+Start at :func:`medcot.reporting.build.build_report`, then ``markdown.render_markdown`` and
+``figures.write_figures``. May import: planning, evaluation, stats and the layers below them.
 """

@@ -1,5 +1,5 @@
-"""Paired intervals, tests and power. Nothing here knows of models.
+"""Computes paired intervals, tests, verdicts and power. Nothing here knows about models.
 
-Start at :mod:`medcot.stats.paired`; :mod:`medcot.stats.power` says what a number of rows can show.
-May import: records, errors, paths.
+Start at :mod:`medcot.stats.paired`; :mod:`medcot.stats.power` computes what a number of rows can
+detect. May import: records, errors, paths.
 """

@@ -1,5 +1,6 @@
-"""A training pass of our own for Llama-like models: packed rows, LoRA-aware products, own backward.
+"""Trains Llama-like models with a pass of our own: packed rows, joined LoRA products, own backward.
 
-Start at :func:`medcot.engines.fused.stack.fused_forward`; a layer is in ``decoder_layer``, its
-products in ``lora_linear``, what lies between them in ``reference_ops`` and ``triton_ops``.
+Start at :func:`medcot.engines.fused.stack.fused_forward`. ``decoder_layer`` computes one layer,
+``lora_linear`` its matrix products, ``reference_ops`` and ``triton_ops`` the operations in
+between.
 """

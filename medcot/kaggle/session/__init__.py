@@ -1,5 +1,5 @@
-"""On Kaggle's machine, before anything is installed: look, install, train, export, sign off.
+"""Runs on Kaggle's machine before anything is installed: look, install, train, export, sign off.
 
-Start at :func:`medcot.kaggle.session.main.run_session`. Standard library and ``packaging``
-only. May import: hardware, records, errors, paths.
+Start at :func:`medcot.kaggle.session.main.run_session`. Standard library and ``packaging`` only.
+May import: hardware, records, errors, paths.
 """

@@ -1,1 +1,1 @@
-"""TRL's ``SFTTrainer`` for each engine. Start at ``choose.make_trainer``."""
+"""Adapts TRL's ``SFTTrainer`` to each engine. Start at ``choose.make_trainer``."""
