@@ -15,6 +15,7 @@ with app.setup(hide_code=True):
 
     import marimo as mo
 
+    from medcot.catalog import say
     from medcot.config.presets import PRESETS, make_config
     from medcot.data.prompts import render
     from medcot.data.tokenization import encode
@@ -32,7 +33,6 @@ with app.setup(hide_code=True):
     )
     from medcot.notebook.views.elements import make_elements
     from medcot.notebook.views.prose import read_prose
-    from medcot.notebook.views.words import say
     from medcot.planning.model_specs import model_shape
     from medcot.planning.plan import make_plan
     from medcot.runs import history

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medcot.catalog import say
 from medcot.config.presets import make_config
 from medcot.config.resolve import PLACE_OPTIONS, from_text, resolve, value_type
 from medcot.config.schema import (
@@ -122,6 +123,15 @@ def marks(field: str, value: float | None = None) -> list[float]:
     whole = value_type(field) is int
     kept = {int(mark) if whole else float(f"{mark:.6g}") for mark in found if low <= mark <= high}
     return sorted(kept - {0} if whole and low > 0 else kept)
+
+
+def explain(field: str, language: str) -> str:
+    """Return what a setting means: in English the description of its field in `RunConfig`."""
+    known = RunConfig.model_fields.get(field)
+    if language != "en" or known is None:
+        return say(f"help_{field}", language)
+    description = known.description or ""
+    return f"{description[:1].upper()}{description[1:]}."
 
 
 def length_field(config: RunConfig) -> str:

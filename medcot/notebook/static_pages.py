@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from medcot.catalog import say
 from medcot.errors import RunFailed
 from medcot.notebook.views.markup import code, details, localized
-from medcot.notebook.views.words import say
 from medcot.records import Language
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medcot.catalog import say, words
 from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import RunConfig
 from medcot.hardware.machine import named_machine
 from medcot.notebook import preview
-from medcot.notebook.controls import MACHINES
+from medcot.notebook.controls import MACHINES, explain
 from medcot.notebook.outcomes import Failure, attempt
 from medcot.notebook.views import answers, charts, evidence, plans, rows
 from medcot.notebook.views.elements import make_elements
 from medcot.notebook.views.markup import table, text
 from medcot.notebook.views.prose import read_prose
 from medcot.notebook.views.sentences import in_language
-from medcot.notebook.views.words import explain, say, words
 from medcot.planning.model_specs import SMOLLM2_135M, model_shape
 from medcot.planning.plan import make_plan
 from medcot.runs import history

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
+from medcot.catalog import say
 from medcot.notebook.views.markup import (
     card,
     columns,
@@ -18,7 +19,6 @@ from medcot.notebook.views.markup import (
     table,
     text,
 )
-from medcot.notebook.views.words import say
 
 LONGEST_DIFF = 1200
 """Words compared of each answer: the work grows with the square of it."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from medcot.catalog import say
 from medcot.notebook.views.markup import figure
-from medcot.notebook.views.words import say
 from medcot.reporting.figures import BETTER, accuracy_chart, difference_chart, loss_chart
 
 INK = "currentColor"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medcot.catalog import say
 from medcot.notebook.views.answers import compare_replies, disclaimer
 from medcot.notebook.views.charts import draw_accuracy, draw_differences, draw_losses
 from medcot.notebook.views.markup import (
@@ -18,7 +19,6 @@ from medcot.notebook.views.markup import (
     table,
     text,
 )
-from medcot.notebook.views.words import say
 from medcot.runs.history import RunRecord, differing_fields
 
 Report = Mapping[str, Any]

@@ -7,6 +7,8 @@ from typing import Any
 
 import marimo as mo
 
+from medcot.catalog import duration, say
+from medcot.notebook.controls import explain
 from medcot.notebook.outcomes import Failure, Outcome
 from medcot.notebook.views.answers import disclaimer
 from medcot.notebook.views.markup import (
@@ -23,7 +25,6 @@ from medcot.notebook.views.prose import Prose, list_sections
 from medcot.notebook.views.rows import show_failure
 from medcot.notebook.views.sentences import in_language
 from medcot.notebook.views.training import describe_sending
-from medcot.notebook.views.words import duration, explain, say
 from medcot.planning.plan import Plan
 from medcot.runs.history import RunRecord
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medcot.catalog import duration, say
 from medcot.config.schema import RunConfig
 from medcot.notebook.views.markup import (
     callout,
@@ -18,7 +19,6 @@ from medcot.notebook.views.markup import (
     text,
 )
 from medcot.notebook.views.sentences import in_language
-from medcot.notebook.views.words import duration, say
 from medcot.planning.model_specs import ModelShape
 from medcot.planning.plan import Plan
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from medcot.catalog import say
 from medcot.data.contamination import Leak
 from medcot.data.tokenization import Encoded
 from medcot.notebook.outcomes import Failure
@@ -24,7 +25,6 @@ from medcot.notebook.views.markup import (
     text,
 )
 from medcot.notebook.views.sentences import in_language
-from medcot.notebook.views.words import say
 from medcot.records import Case, Dropped
 
 PAGE = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from medcot.catalog import duration, say
 from medcot.kaggle.client.orchestrate import AccountCheck
 from medcot.kaggle.client.push_state import Push
 from medcot.notebook.jobs import Job
@@ -20,7 +21,6 @@ from medcot.notebook.views.markup import (
 )
 from medcot.notebook.views.rows import show_failure
 from medcot.notebook.views.sentences import in_language
-from medcot.notebook.views.words import duration, say
 from medcot.runs.history import RunRecord
 
 
