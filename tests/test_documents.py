@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -192,3 +193,24 @@ def test_a_name_that_does_not_exist_is_found():
         "medcot/nothing.py",
         "docs/none.md",
     ]
+
+
+def test_the_drawing_of_the_layers_is_what_the_linter_enforces():
+    section = read("docs/architecture.md").split("## Layers", 1)[1]
+    drawn = section.partition("```\n")[2].partition("```")[0].splitlines()
+    contracts = tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    enforced = next(one["layers"] for one in contracts if one["type"] == "layers")
+    assert drawn == enforced
+
+
+def test_the_architecture_tells_what_each_package_is_for():
+    section = read("docs/architecture.md").split("## Layers", 1)[1].partition("\n## ")[0]
+    told = {row[0].strip("`") for row in rows_of_tables(section)}
+    assert told == {path.parent.name for path in ROOT.glob("medcot/*/__init__.py")}
+
+
+def test_docstrings_refer_to_what_exists():
+    roles = re.compile(r":(?:mod|func|class|meth|data):`~?(medcot\.[\w.]+)`")
+    for path in (ROOT / "medcot").rglob("*.py"):
+        for name in roles.findall(path.read_text(encoding="utf-8")):
+            assert exists(name), f"{path.relative_to(ROOT)}: medcot has no {name}"
