@@ -142,7 +142,11 @@ def run_command(owner: str | None, patience: float, **flags: Any) -> None:
     config, run, as_json = choose_run(flags)
     account, say = sign_in(patience), speaker(as_json)
     if owner and owner != account.user:
-        raise InputError("--owner", owner, f"{account.user}, whose credentials these are")
+        raise InputError(
+            f"--owner {owner}",
+            f"these are the credentials of {account.user}",
+            f"use --owner {account.user}",
+        )
     show = say if follow else None
     finish = run_on_kaggle(
         account,

@@ -1,4 +1,4 @@
-"""The two ways a command can end badly, and how each is said in one line."""
+"""The errors that end a command, each of which prints as one line."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ from difflib import get_close_matches
 
 
 class InputError(Exception):
-    """Something that the user gave is wrong: one line, exit code 2, nothing lost.
+    """Reject something that the user gave: one line, exit code 2, nothing lost.
 
-    ``where`` names the option, file, row or field; ``got`` what was found there; ``needs`` what
-    would have been right.
+    The line is ``WHERE: GOT; NEEDS``. ``where`` names the option, file, row or field; ``got`` says
+    what is wrong there (``found 0``, ``no such file``); ``needs`` says what to give or do instead
+    (``expected a whole number from 1 to 256``, ``use --quantization none``). Neither ends with a
+    full stop.
     """
 
     def __init__(self, where: str, got: str, needs: str) -> None:
         self.where, self.got, self.needs = where, got, needs
-        super().__init__(f"{where}: got {one_line(got)}; needs {needs}")
+        super().__init__(f"{where}: {one_line(got)}; {needs}")
 
 
 class RunFailed(Exception):
-    """A stage of a run could not finish: one line and what to do, exit code 1, ``error.json``."""
+    """Report that a stage of a run could not finish: one line, exit code 1, ``error.json``.
+
+    ``message`` and ``remedy`` are sentences: what happened, and what to do about it.
+    """
 
     def __init__(self, stage: str, message: str, remedy: str) -> None:
         self.stage, self.message, self.remedy = stage, message, remedy
@@ -26,16 +31,16 @@ class RunFailed(Exception):
 
 
 class Cancelled(Exception):
-    """The user asked to stop: everything done so far is kept, exit code 130."""
+    """End a command because the user asked to: finished work is kept, exit code 130."""
 
 
 def one_line(text: str, width: int = 160) -> str:
-    """``text`` with its whitespace folded, shortened to ``width`` characters."""
+    """Fold the whitespace of ``text`` and shorten it to ``width`` characters."""
     folded = " ".join(str(text).split())
     return folded if len(folded) <= width else folded[: width - 1] + "…"
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """`` (did you mean X?)`` for the closest of ``known``, or nothing."""
+    """Return `` (did you mean X?)`` for the closest of ``known``, or an empty string."""
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -25,7 +25,7 @@ def endings() -> Iterator[None]:
     except RunFailed as error:
         _end(1, str(error))
     except (Cancelled, KeyboardInterrupt, click.Abort):
-        _end(130, "stopped; everything done is kept, --resume goes on")
+        _end(130, "stopped; finished work is kept, --resume continues the run")
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -33,7 +33,9 @@ def choose_run(flags: dict[str, Any]) -> tuple[RunConfig, RunDirectory, bool]:
         kept, asked = getattr(config, name, None), getattr(resolved.config, name, None)
         if name in RunConfig.model_fields and kept != asked:
             option = f"--{name.replace('_', '-')}"
-            raise InputError(option, f"{asked} for {run.path}", f"{kept}, as that run has it")
+            raise InputError(
+                f"{option} {asked}", f"the run in {run.path} has {kept}", "use another --out"
+            )
     return config, run, resolved.json
 
 
@@ -45,7 +47,7 @@ def existing_run(out: str | None) -> RunDirectory:
     """
     path = Path(out) if out else newest_run()
     if path is None:
-        raise InputError("--out", "nothing, and runs/ is empty", "a run directory")
+        raise InputError("--out", "no run found in runs/", "pass --out DIR")
     run = RunDirectory(path)
     run.config()
     return run
@@ -72,7 +74,7 @@ def ended(account: Account, sent: Push) -> Ending:
     ending = ending_of(status) if status else None
     if ending is None:
         word = status.word.lower() if status else "unknown to Kaggle"
-        raise RunFailed("fetch", f"version {sent.version} is {word}.", "Wait for it first.")
+        raise RunFailed("fetch", f"version {sent.version} is {word}.", "Wait until it has ended.")
     return ending
 
 

@@ -247,8 +247,11 @@ def _config_for(resolved: Resolved, directory: RunDirectory) -> Any:
         if name in RESUMABLE:
             changed[name] = asked
         elif name != "preset" and kept != asked:
+            option = f"--{name.replace('_', '-')}"
             raise InputError(
-                f"--{name.replace('_', '-')}", f"{asked} with --resume", f"{kept}, as the run began"
+                f"{option} {asked}",
+                f"the run was started with {kept}",
+                "omit the option, or start a new run without --resume",
             )
     return config.model_copy(update=changed)
 
@@ -258,7 +261,7 @@ def _existing_run(path: str | None) -> RunDirectory:
 
     found = Path(path) if path else newest_run()
     if found is None:
-        raise InputError("--run", "nothing, and runs/ is empty", "a run directory")
+        raise InputError("--run", "no run found in runs/", "pass --run DIR")
     directory = RunDirectory(found)
     directory.config()
     return directory

@@ -57,7 +57,8 @@ def make_config(preset: str, overrides: dict[str, Any] | None = None) -> RunConf
     """
     if preset not in PRESETS:
         known = ["auto", *PRESETS]
-        raise InputError("--preset", preset, f"one of {', '.join(known)}{nearest(preset, known)}")
+        needs = f"expected one of {', '.join(known)}{nearest(preset, known)}"
+        raise InputError("--preset", f"found {preset!r}", needs)
     given = {k: v for k, v in (overrides or {}).items() if k != "preset"}
     base = dict(PRESETS[preset])
     if given.get("epochs") is not None or given.get("steps") is not None:

@@ -75,21 +75,24 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(where, f"byte {error.start} that is not UTF-8", "a UTF-8 file") from None
+        raise InputError(where, f"byte {error.start} is not UTF-8", "save it as UTF-8") from None
     except OSError as error:
-        raise InputError(where, error.strerror or str(error), "a readable file") from None
+        raise InputError(where, error.strerror or str(error), "expected a readable file") from None
     try:
         parsed: object = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
         kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise InputError(where, f"no {kind} ({error})", f"a {kind} file of options") from None
+        raise InputError(
+            where, f"not valid {kind} ({error})", f"expected a {kind} file of options"
+        ) from None
     if not isinstance(parsed, dict):
-        raise InputError(where, type(parsed).__name__, "a table of options")
+        raise InputError(where, f"found a {type(parsed).__name__}", "expected a table of options")
     values = {key.replace("-", "_"): value for key, value in cast("dict[str, Any]", parsed).items()}
     known = [*RunConfig.model_fields, *PLACE_OPTIONS]
     for key in values:
         if key not in known:
-            raise InputError(where, f"the key {key!r}", f"a known option{nearest(key, known)}")
+            needs = f"expected the name of an option{nearest(key, known)}"
+            raise InputError(where, f"unknown key {key!r}", needs)
     _check_values(values, where)
     return values
 
@@ -108,7 +111,7 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         name = variable.removeprefix("MEDCOT_").lower()
         if name not in known:
             meant = nearest(variable, [f"MEDCOT_{field.upper()}" for field in known])
-            raise InputError(variable, "an unknown variable", f"a known option's{meant}")
+            raise InputError(variable, "unknown variable", f"expected MEDCOT_OPTION{meant}")
         values[name] = from_text(name, environment[variable])
         _check_values({name: values[name]}, variable)
     return values
@@ -144,8 +147,8 @@ def _check_values(values: Mapping[str, Any], where: str) -> None:
     fields = {name: value for name, value in values.items() if name not in PLACE_OPTIONS}
     if "preset" in fields and fields["preset"] not in ("auto", *PRESETS):
         known = ["auto", *PRESETS]
-        needs = f"one of {', '.join(known)}{nearest(str(fields['preset']), known)}"
-        raise InputError(f"{where}, preset", repr(fields["preset"]), needs)
+        needs = f"expected one of {', '.join(known)}{nearest(str(fields['preset']), known)}"
+        raise InputError(f"{where}, preset", f"found {fields['preset']!r}", needs)
     build_config(_complete(fields), where)
 
 

@@ -148,13 +148,13 @@ def _as_input_error(problem: dict[str, Any], values: dict[str, Any], where: str)
     name = str(problem["loc"][0]) if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":
         known = list(RunConfig.model_fields)
-        needs = f"a known option{nearest(name, known)}"
-        return InputError(where or option_name(name), name, needs)
+        needs = f"expected the name of an option{nearest(name, known)}"
+        return InputError(where or option_name(name), f"unknown option {name!r}", needs)
     if not name:
-        both = f"steps={values.get('steps')!r}, epochs={values.get('epochs')!r}"
-        return InputError(where or "--steps/--epochs", both, "either steps or epochs")
+        both = f"found steps={values.get('steps')!r} and epochs={values.get('epochs')!r}"
+        return InputError(where or "--steps/--epochs", both, "give either steps or epochs")
     place = f"{where}, {name}" if where else option_name(name)
-    return InputError(place, repr(values.get(name)), describe_values(name))
+    return InputError(place, f"found {values.get(name)!r}", f"expected {describe_values(name)}")
 
 
 def option_name(field: str) -> str:

@@ -157,7 +157,7 @@ def _room_for(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "Make room there, or set MEDCOT_CACHE to a folder that has it."
+        remedy = "Free some space there, or set MEDCOT_CACHE to another folder."
         raise RunFailed("data", f"cannot write {path} ({error}).", remedy) from error
 
 
@@ -167,7 +167,7 @@ def _read_whole(descriptor: int, size: int, offset: int) -> bytes:
     while size > 0:
         part = os.pread(descriptor, size, offset)
         if not part:
-            raise RunFailed("data", "a file of rows ends too early.", "Run it again.")
+            raise RunFailed("data", "a file of rows ends too early.", "Try again.")
         parts.append(part)
         size, offset = size - len(part), offset + len(part)
     return b"".join(parts)

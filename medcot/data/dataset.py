@@ -84,8 +84,8 @@ def split_cases(cases: Sequence[Case], config: RunConfig) -> Split:
     train = [row_id for at, row_id in placed if at >= held_out]
     for rows, part, direction in ((train, "training", "smaller"), (test, "testing", "larger")):
         if not rows:
-            got = f"{len(cases)} rows, none of which falls to {part}"
-            needs = f"more rows or a {direction} --test-fraction (now {config.test_fraction:g})"
+            got = f"none of its {len(cases)} rows is assigned to {part}"
+            needs = f"use more rows or a {direction} --test-fraction (now {config.test_fraction:g})"
             raise InputError(f"--dataset {config.dataset}", got, needs)
     return Split(
         train=tuple(train[: config.samples]),
@@ -134,7 +134,7 @@ def load_fixed_question(language: Language) -> Case:
         for case in found.cases:
             if case.language == language:
                 return case
-    raise InputError("sample", f"no fixed question in {language!r}", "a whole install")
+    raise InputError("sample", f"no fixed question in {language!r}", "reinstall medcot")
 
 
 @contextmanager
@@ -148,8 +148,7 @@ def option_named(option: str) -> Iterator[None]:
 
 def _first_fault(found: Gathered, name: str) -> InputError:
     first, more = found.faults[0], len(found.faults) - 1
-    needs = first.needs + (f" (and {more} more: medcot data {name})" if more else "")
-    return InputError(f"{first.where}, {first.field}", first.got, needs)
+    return first.as_error(f" (and {more} more: medcot data {name})" if more else "")
 
 
 def _shortfalls(cases: CaseList, config: RunConfig) -> Iterator[str]:

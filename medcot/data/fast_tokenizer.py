@@ -68,7 +68,9 @@ def quick_tokenizer(folder: Path) -> QuickTokenizer:
 
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise InputError("--model", f"{folder} without tokenizer.json", "a folder with a model")
+        raise InputError(
+            f"--model {folder}", "no tokenizer.json in it", "expected a folder with a model"
+        )
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     backend = Tokenizer.from_file(str(path))
     names = ("bos_token", "eos_token", "pad_token", "unk_token")

@@ -77,17 +77,17 @@ def explain_hub_error(error: BaseException, name: str, kind: Kind) -> InputError
     kinds = {type_ for e in chain for type_ in type(e).__mro__}
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
     if hub.GatedRepoError in kinds and not hub_token():
-        needs = f"a token in {' or '.join(TOKENS)} of an account with access ({page})"
-        return InputError(name, f"a gated {kind} without a token", needs)
+        needs = f"set {' or '.join(TOKENS)} to a token of an account with access ({page})"
+        return InputError(name, f"this {kind} is gated and no token was found", needs)
     if hub.GatedRepoError in kinds:
-        got = f"a gated {kind} that the token may not read"
-        return InputError(name, got, f"access for its account, asked for at {page}")
+        got = f"this {kind} is gated and the token's account has no access"
+        return InputError(name, got, f"request access at {page}")
     if hub.RevisionNotFoundError in kinds:
-        return InputError(name, "a revision that is not there", "a branch, tag or commit of it")
+        return InputError(name, "no such revision", "expected one of its branches, tags or commits")
     if status == 401 and hub.RepositoryNotFoundError not in kinds:
-        return InputError(name, "a token that the hub refuses", f"a valid {' or '.join(TOKENS)}")
+        return InputError(name, "the hub refused the token", f"set a valid {' or '.join(TOKENS)}")
     if hub.RepositoryNotFoundError in kinds:
-        needs = f"the exact owner/name, or a token in {' or '.join(TOKENS)} if it is private"
+        needs = f"check owner/name, or set {' or '.join(TOKENS)} if it is private"
         return InputError(name, f"no such {kind} on the hub", needs)
     return _explain_connection(chain, kinds, status, name, kind)
 
@@ -106,23 +106,26 @@ def _explain_connection(
     stage = "data" if kind == "dataset" else "model"
     if status == 429:
         wait = next((w for e in chain if (w := _retry_after(e))), "a while")
-        remedy = f"Wait {wait} and run it again; with a token in {TOKENS[0]} the limit is higher."
-        return RunFailed(stage, f"{name}: the hub answers 429, too many requests.", remedy)
+        remedy = f"Wait {wait} and try again; a token in {TOKENS[0]} raises the limit."
+        return RunFailed(stage, f"{name}: the hub answered 429 (too many requests).", remedy)
     if status >= 500:
-        return RunFailed(stage, f"{name}: the hub answers {status}.", "Run it again later.")
+        return RunFailed(stage, f"{name}: the hub answered {status}.", "Try again later.")
     if kinds & {httpx.ReadError, httpx.RemoteProtocolError}:
-        remedy = "Run it again: whole files that arrived are kept."
+        remedy = "Try again: complete files are kept."
         return RunFailed(stage, f"{name}: the connection to the hub broke ({chain[-1]}).", remedy)
     if kinds & {httpx.ConnectError, httpx.TimeoutException, ConnectionError, OfflineModeIsEnabled}:
         off = constants.HF_HUB_OFFLINE
-        got = "a hub name, with HF_HUB_OFFLINE=1" if off else "no connection to the hub"
-        needs = "a network, a local file, or --preset demo, which needs neither"
+        got = "a hub name cannot be loaded with HF_HUB_OFFLINE=1" if off else _NO_CONNECTION
+        needs = "use a local file or --preset demo, which need no network"
         return InputError(name, got, needs)
     root = chain[0]
     while root.__cause__:
         root = root.__cause__
     got = str(root) if isinstance(root, ValueError) else f"{type(root).__name__}: {root}"
-    return InputError(name, got, f"a {kind} that loads")
+    return InputError(name, got, f"expected a {kind} that loads")
+
+
+_NO_CONNECTION = "no connection to the hub"
 
 
 def find_commit(name: str, revision: str, kind: Kind) -> str:
@@ -174,8 +177,8 @@ def _choose_config(
     if len(known) == 1 and not asked:
         notes.append(f"configuration {known[0]!r}, the only one of {name}")
         return known[0]
-    needs = f"one of {', '.join(known)} in --dataset-config{nearest(config, known)}"
-    raise InputError(name, f"the configuration {config!r}", needs)
+    needs = f"set --dataset-config to one of {', '.join(known)}{nearest(config, known)}"
+    raise InputError(name, f"no configuration {config!r}", needs)
 
 
 def _loaded_commit(data: Any) -> str:
@@ -187,8 +190,8 @@ def _loaded_commit(data: Any) -> str:
 def _require_same_revision(name: str, wanted: str, loaded: str) -> None:
     """The client's cache answers with the copy that it has, whatever was asked for."""
     if wanted and not loaded.startswith(wanted):
-        got = f"no connection to the hub, and a cached copy of commit {loaded[:12]}"
-        raise InputError(name, got, f"a network, to load revision {wanted}")
+        got = f"{_NO_CONNECTION}, and the cached copy is of commit {loaded[:12]}"
+        raise InputError(name, got, f"connect to load revision {wanted}")
 
 
 def _iterate(data: Any, name: str) -> Iterator[Row]:

@@ -20,7 +20,9 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 class BrokenList(Exception):
     """What is wrong with the text, from ``line`` on; nothing after it can be read."""
 
-    def __init__(self, line: int, got: str, needs: str = "one JSON list of objects") -> None:
+    def __init__(
+        self, line: int, got: str, needs: str = "expected one JSON list of objects"
+    ) -> None:
         super().__init__(got)
         self.line, self.got, self.needs = line, got, needs
 
@@ -151,5 +153,5 @@ def _no_list(text: _Text) -> BrokenList:
 
 def _extra_data(text: _Text) -> BrokenList:
     return text.broken(
-        "Extra data", needs="one JSON list of objects (JSON Lines belong in a .jsonl file)"
+        "Extra data", needs="expected one JSON list of objects (JSON Lines belong in a .jsonl file)"
     )

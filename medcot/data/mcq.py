@@ -43,10 +43,9 @@ def load_questions(name: str, language: Language, option: str = "--mcq") -> tupl
         found = gather_set(name, language)
         if found.faults and name not in KNOWN_SETS:
             first, more = found.faults[0], len(found.faults) - 1
-            needs = first.needs + (f" (and {more} more: medcot data {name})" if more else "")
-            raise InputError(f"{first.where}, {first.field}", first.got, needs)
+            raise first.as_error(f" (and {more} more: medcot data {name})" if more else "")
         if not found.questions:
-            raise InputError(name, "no valid question", "at least one")
+            raise InputError(name, "no valid question found", "expected at least one")
     except InputError as error:
         raise InputError(f"{option} {error.where}", error.got, error.needs) from None
     return tuple(found.questions)
@@ -61,8 +60,8 @@ def gather_set(name: str, language: Language) -> GatheredQuestions:
     except InputError:
         kind = "hub"
     if kind == "hub":
-        needs = f"a file, sample or one of {', '.join(KNOWN_SETS)}"
-        raise InputError(name, "an unknown set", needs + nearest(name, list(KNOWN_SETS)))
+        needs = f"expected a file, sample or one of {', '.join(KNOWN_SETS)}"
+        raise InputError(name, "unknown set", needs + nearest(name, list(KNOWN_SETS)))
     if kind == "sample":
         return gather_questions(read_files(sample_files("questions", language)), language)
     return gather_questions(read_file(Path(name)), language)
@@ -108,8 +107,8 @@ def _convert(rows: Iterable[Row], known: KnownSet) -> Iterator[tuple[Row, Values
         try:
             values = known.convert(row.values)
         except (KeyError, TypeError, IndexError):
-            got = f"the columns {', '.join(row.values)}"
-            raise InputError(row.where, got, "the columns that medcot knows it by") from None
+            got = f"found the columns {', '.join(row.values)}"
+            raise InputError(row.where, got, "the set's published columns are expected") from None
         if values is not None:
             yield row, values
 

@@ -39,7 +39,12 @@ class Fault(NamedTuple):
 
     @property
     def problem(self) -> Problem:
-        return Problem(self.where, self.field, f"{self.got}; needs {self.needs}")
+        return Problem(self.where, self.field, f"found {self.got}; expected {self.needs}")
+
+    def as_error(self, more: str = "") -> InputError:
+        """Return the error that reports this fault; ``more`` is appended to its line."""
+        place = f"{self.where}, {self.field}"
+        return InputError(place, f"found {self.got}", f"expected {self.needs}{more}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ def _read_json(path: Path) -> Iterator[Row]:
                 yield _object_row(number, f"{path}, row {number}", value)
         except BrokenList as error:
             where = f"{path}, line {error.line}"
-            raise InputError(where, error.got, error.needs) from None
+            raise InputError(where, f"found {error.got}", error.needs) from None
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -92,7 +97,9 @@ def _read_csv(path: Path) -> Iterator[Row]:
     try:
         names = [name.strip() for name in next(reader, [])]
         if repeated := [name for name in names if names.count(name) > 1]:
-            raise InputError(top, f"the column {repeated[0]!r} twice", "each column once")
+            raise InputError(
+                top, f"found the column {repeated[0]!r} twice", "name each column once"
+            )
         count, start = 0, reader.line_num + 1
         for cells in reader:
             where, start = f"{path}, line {start}", reader.line_num + 1
@@ -105,7 +112,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 needs = f"{len(names)}, as the header has"
                 yield Row(count, where, fault=Fault(where, "row", f"{len(cells)} cells", needs))
     except csv.Error as error:
-        needs = "cells in double quotes where they hold commas, quotes or line breaks"
+        needs = "put cells with commas, quotes or line breaks in double quotes"
         raise InputError(f"{path}, line {reader.line_num}", str(error), needs) from None
 
 
@@ -122,7 +129,8 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                     number += 1
                     yield Row(number, f"{path}, row {number}", values, header=f"{path}, schema")
     except pa.ArrowException as error:
-        raise InputError(f"{path}, row {number + 1}", str(error), "a whole Parquet file") from None
+        where = f"{path}, row {number + 1}"
+        raise InputError(where, str(error), "expected a complete Parquet file") from None
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
@@ -171,7 +179,7 @@ def _decoded_lines(path: Path) -> Iterator[str]:
 def _decode(raw: bytes, path: Path) -> str:
     """The beginning of a file as text. Bytes that are not UTF-8 become lone surrogates."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"{path}, line 1", "UTF-16 text", "UTF-8")
+        raise InputError(f"{path}, line 1", "found UTF-16 text", "save it as UTF-8")
     return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
 
 

@@ -153,9 +153,7 @@ def _encode_cases(
 ) -> tuple[tuple[Encoded, ...], tuple[Dropped, ...]]:
     chat = chat_template(tokenizer) if config.style == "chat" else None
     if config.style == "chat" and chat is None:
-        raise InputError(
-            "--style", "chat with a model that has no chat template", "--style tutorial"
-        )
+        raise InputError("--style chat", "the model has no chat template", "use --style tutorial")
     pairs: dict[str, Prompt] = {case.id: render(case, config.style, chat) for case in cases}
     rows = {row.id: row for row in encode(tokenizer, pairs)}
     kept, overlong = drop_overlong(cases, lambda case: len(rows[case.id]), config.max_length)

@@ -31,7 +31,7 @@ def kind_of(name: str) -> Literal["sample", "file", "hub"]:
         return "file"
     if _HUB_NAME.fullmatch(name):
         return "hub"
-    needs = "a .jsonl/.json/.csv/.parquet file, a hub name (owner/name) or sample"
+    needs = "expected a .jsonl/.json/.csv/.parquet file, a hub name (owner/name) or sample"
     got = "neither a file nor a hub name"
     raise InputError(name, got, needs + nearest(name, ["sample"]))
 
@@ -42,7 +42,7 @@ def sample_files(stem: str, language: Language | None = None) -> list[Path]:
     folder = Path(str(files("medcot.data"))) / "samples"
     found = sorted(folder.glob(pattern))
     if not found:
-        raise InputError("sample", f"no {pattern} in {folder}", "a whole install")
+        raise InputError("sample", f"no {pattern} in {folder}", "reinstall medcot")
     return found
 
 
@@ -69,9 +69,10 @@ def read_file(path: Path) -> Iterator[Row]:
             count += 1
             yield row
     except OSError as error:
-        raise InputError(str(path), error.strerror or str(error), "a readable file") from None
+        needs = "expected a readable file"
+        raise InputError(str(path), error.strerror or str(error), needs) from None
     if not count:
-        raise InputError(str(path), "no rows", "at least one row")
+        raise InputError(str(path), "no rows found", "expected at least one row")
 
 
 def _exists(name: str) -> bool:
@@ -86,16 +87,18 @@ def _require_file(path: Path) -> None:
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise InputError(str(path), "no such file", f"an existing {kinds} file") from None
+        raise InputError(str(path), "no such file", f"expected an existing {kinds} file") from None
     except OSError as error:
-        raise InputError(str(path), error.strerror or str(error), "a readable file") from None
+        needs = "expected a readable file"
+        raise InputError(str(path), error.strerror or str(error), needs) from None
     except ValueError:
-        got = "a name that no file can have"
-        raise InputError(printable(str(path)), got, f"an existing {kinds} file") from None
+        needs = f"expected an existing {kinds} file"
+        raise InputError(printable(str(path)), "not a valid file name", needs) from None
     if not path.is_file():
-        got = "a folder" if path.is_dir() else "something that is not a file"
-        raise InputError(str(path), got, f"one {kinds} file")
+        got = "found a folder" if path.is_dir() else "not a regular file"
+        raise InputError(str(path), got, f"expected one {kinds} file")
     if path.suffix.lower() not in READERS:
-        raise InputError(str(path), f"the extension {path.suffix or '(none)'!r}", f"one of {kinds}")
+        got = f"found the extension {path.suffix or '(none)'!r}"
+        raise InputError(str(path), got, f"expected one of {kinds}")
     if not size:
-        raise InputError(str(path), "an empty file", "at least one row")
+        raise InputError(str(path), "the file is empty", "expected at least one row")

@@ -113,8 +113,8 @@ def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[Encoded]:
         if tokenizer.eos_token_id in ids:
             raise InputError(
                 f"--dataset, row {row_id}",
-                f"{tokenizer.eos_token!r} in the text",
-                "text without it",
+                f"found {tokenizer.eos_token!r} in the text",
+                "remove the model's end-of-sequence token",
             )
         rows.append(Encoded.of(row_id, prompt, [*ids, tokenizer.eos_token_id]))
     return rows
@@ -168,7 +168,7 @@ def check_labels(tokenizer: Any, labels: Sequence[Sequence[int]], rows: Sequence
 def gate_refusal(problem: str) -> RunFailed:
     """Why the gate lets no training begin."""
     return RunFailed(
-        "template check", f"{problem}.", "Choose another --style or --model; nothing was trained."
+        "template check", f"{problem}.", "Nothing was trained; use another --style or --model."
     )
 
 

@@ -93,7 +93,7 @@ class Link:
                 time.sleep(1.0)
         except RuntimeError:
             # The store is gone, and with it the process or the launcher that held it.
-            self._end_after(Failure(0, "the launcher's host", 1, "it is gone."))
+            self._end_after(Failure(0, "the launcher's host", 1, "the connection to it was lost."))
         return None
 
     def _end_after(self, ended: Failure) -> None:
@@ -118,7 +118,8 @@ def connect() -> Link | RunFailed:
     try:
         store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=CONNECT_S))))
     except (RuntimeError, ValueError) as error:
-        found = f"the {world_size()} processes did not find one another ({one_line(str(error))})."
+        why = one_line(str(error))
+        found = f"the {world_size()} processes could not connect to one another ({why})."
         return RunFailed("start", found, "See docs/several-gpus.md.")
     return Link(store)
 

@@ -37,14 +37,14 @@ def locate(model: str, revision: str = "") -> Location:
     if Path(model).exists():
         return Location(model, cached=True)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-        needs = f"a folder that exists, a hub name (owner/model) or {BUNDLED_MODEL}"
-        raise InputError("--model", model, needs)
+        needs = f"expected an existing folder, a hub name (owner/model) or {BUNDLED_MODEL}"
+        raise InputError("--model", f"found {model!r}", needs)
     try:
         commit = find_commit(model, revision, "model")
     except (OSError, ValueError) as error:
         raise explain_hub_error(error, f"--model {model}", "model") from None
     if not commit and not _is_cached(model, revision):
-        needs = "a network, a local folder or --preset demo, which needs neither"
+        needs = "use a local folder or --preset demo, which need no network"
         raise InputError(f"--model {model}", "no connection to the hub", needs)
     return Location(model, commit or revision or None, cached=not commit)
 
@@ -109,13 +109,15 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> None:
         InputError: there is no adapter, or it belongs to another model.
     """
     if not (folder / "adapter_config.json").exists():
-        raise InputError("--run", f"{folder} without an adapter", "a run that was trained")
+        raise InputError("--run", f"no adapter in {folder}", "train the run first")
     from peft import PeftModel
 
     try:
         loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
     except (RuntimeError, ValueError) as error:
-        raise InputError("--run", one_line(str(error)), "an adapter of this model") from error
+        raise InputError(
+            "--run", one_line(str(error)), "expected an adapter of this model"
+        ) from error
     loaded.model.eval()
 
 
@@ -160,10 +162,10 @@ def _readable_errors(config: RunConfig) -> Iterator[None]:
 def _explain(config: RunConfig, error: Exception) -> Exception:
     """The one line for what a loading library raised; what nobody foresaw stays as it is."""
     if type(error).__name__ == "OutOfMemoryError":
-        return RunFailed("model", "it does not fit into memory.", "Try --quantization 4bit.")
+        return RunFailed("model", "the model does not fit into memory.", "Try --quantization 4bit.")
     if not isinstance(error, OSError | ValueError | KeyError):
         return error
-    needs = "a causal language model in safetensors with its tokenizer"
+    needs = "expected a causal language model in safetensors with its tokenizer"
     if Path(config.model).exists():
         return InputError(f"--model {config.model}", one_line(str(error), 120), needs)
     return explain_hub_error(error, f"--model {config.model}", "model")

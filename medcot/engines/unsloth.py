@@ -22,9 +22,9 @@ def prepare_process() -> None:
         import unsloth  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "--engine",
-            "unsloth, which is not installed",
-            "pip install 'medcot[gpu]' or --engine transformers",
+            "--engine unsloth",
+            "unsloth is not installed",
+            "run pip install 'medcot[gpu]' or use --engine transformers",
         ) from error
 
 

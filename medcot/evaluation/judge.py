@@ -71,12 +71,12 @@ def check_judge(config: RunConfig) -> None:
     """
     url, model = config.judge_url, config.judge_model
     if model and not url:
-        raise InputError("--judge-url", f"nothing, with --judge-model {model}", "its endpoint")
+        raise InputError(f"--judge-model {model}", "no endpoint given", "add --judge-url")
     if url and not model:
-        raise InputError("--judge-model", "nothing", f"the name of a model at {url}")
+        raise InputError(f"--judge-url {url}", "no model given", "add --judge-model")
     if url and find_spec("openai") is None:
-        needs = "the package (pip install 'medcot[judge]')"
-        raise InputError("--judge-url", "openai not installed", needs)
+        needs = "run pip install 'medcot[judge]'"
+        raise InputError("--judge-url", "the package openai is not installed", needs)
 
 
 def judge_answers(

@@ -104,8 +104,8 @@ def check_tasks(tasks: Sequence[str], include: Path | None = None) -> Any:
     try:
         import lm_eval.evaluator  # noqa: F401
     except ImportError:
-        needs = "the package (pip install 'medcot[lm-eval]')"
-        raise InputError("--lm-eval", "lm_eval not installed", needs) from None
+        needs = "run pip install 'medcot[lm-eval]'"
+        raise InputError("--lm-eval", "the package lm_eval is not installed", needs) from None
     own = tuple(sorted(path.stem for path in include.glob("*.yaml"))) if include else ()
     folder = str(include) if own else ""
     # Only where needed: reading the list of its 14,000 own tasks takes lm_eval many seconds.
@@ -137,7 +137,9 @@ def read_samples(task: str, samples: Sequence[dict[str, Any]]) -> list[Row]:
         if metric is None:
             known = ", ".join(sample.get("metrics", [])) or "none"
             raise InputError(
-                f"--lm-eval {task}", f"metrics {known}", f"one of {', '.join(METRICS)}"
+                f"--lm-eval {task}",
+                f"found the metrics {known}",
+                f"expected one of {', '.join(METRICS)}",
             )
         identity = given[sample["doc_id"]] if named else str(sample["doc_id"])
         row = make_row("mcq", task, identity, _context(sample))
@@ -155,8 +157,8 @@ def check_names(tasks: Sequence[str], known: Sequence[str]) -> None:
     """
     for task in tasks:
         if task not in known:
-            needs = f"a task of lm_eval{nearest(task, list(known))} (lm-eval ls tasks)"
-            raise InputError("--lm-eval", task, needs)
+            needs = f"expected a task of lm_eval{nearest(task, list(known))} (lm-eval ls tasks)"
+            raise InputError("--lm-eval", f"found {task!r}", needs)
 
 
 def _as_document(question: Question) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def named_machine(name: str) -> Machine:
             gpus = (GPU_MODELS[model].as_gpu(),) * count
             return Machine(gpus, cores, memory, "Linux", ("bitsandbytes", "unsloth"), count)
     names = list(_NAMED)
-    raise InputError("--gpu", name, f"one of {', '.join(names)}{nearest(name, names)}")
+    needs = f"expected one of {', '.join(names)}{nearest(name, names)}"
+    raise InputError("--gpu", f"found {name!r}", needs)
 
 
 def detect_machine() -> Machine:

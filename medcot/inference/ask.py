@@ -69,7 +69,7 @@ def load_run(directory: RunDirectory, *, base: bool = False) -> models.LoadedMod
     config = directory.config()
     if not base and not (directory.adapter / "adapter_config.json").exists():
         raise InputError(
-            "--run", f"{directory.path} without an adapter", "a trained run, or --base"
+            f"--run {directory.path}", "the run has no adapter", "train it first, or use --base"
         )
     loaded = models.load_base(config, inference_plan(config))
     if not base:
@@ -93,7 +93,7 @@ def _load(
     directory: RunDirectory, question: str, *, base: bool
 ) -> tuple[RunConfig, models.LoadedModel, str]:
     if not question.strip():
-        raise InputError("QUESTION", "an empty text", "a question")
+        raise InputError("QUESTION", "the text is empty", "ask a question")
     config = directory.config()
     loaded = load_run(directory, base=base)
     return config, loaded, ask_prompt(question, config.style, config.language, loaded.chat)

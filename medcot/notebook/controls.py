@@ -71,12 +71,13 @@ def read_start(arguments: Mapping[str, Any]) -> Start:
     headless = named.pop("headless", None) is not None
     run, interface = named.pop("run", None), named.pop("interface", None)
     if interface not in (None, "en", "zh"):
-        raise InputError("--interface", repr(interface), "en or zh")
+        raise InputError("--interface", f"found {interface!r}", "expected en or zh")
     known = [*RunConfig.model_fields, *PLACE_OPTIONS]
     for name in named:
         if name not in known:
             option = "--" + name.replace("_", "-")
-            raise InputError(option, "an unknown option", f"a known one{nearest(name, known)}")
+            needs = f"see medcot run --help{nearest(name, known)}"
+            raise InputError(option, "unknown option", needs)
     options = {name: _value(name, value) for name, value in named.items()}
     if run is not None:
         path = Path(str(run))

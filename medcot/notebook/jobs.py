@@ -158,7 +158,7 @@ def resume_training(visitor: str) -> Job:
     """
     job = current_job()
     if job is None or job.owner != visitor:
-        raise RunFailed("resume", "there is no training of yours to go on with.", "Start one.")
+        raise RunFailed("resume", "you have no training to resume.", "Start one.")
     return start_training(job.config, job.directory, visitor, resume=True)
 
 
@@ -194,7 +194,7 @@ def answer_question(
     from medcot.inference.generate import stream
 
     if not question.strip():
-        raise InputError("question", "an empty text", "a question")
+        raise InputError("question", "the text is empty", "ask a question")
     with reserved():
         config, loaded = directory.config(), load_run(directory, base=base)
         prompt = ask(question, config.style, config.language, loaded.chat)
@@ -213,7 +213,7 @@ def _take() -> None:
         raise RunFailed(
             "start",
             "another training or answer is running on this server.",
-            "Wait until it has ended, or cancel it where it was started.",
+            "Wait until it ends, or cancel it on the page that started it.",
         )
 
 

@@ -109,8 +109,8 @@ def _load(config: RunConfig, from_hub: bool) -> Material:
     tokenizer, own_tokenizer = _tokenizer(config, from_hub)
     chat = chat_template(tokenizer)
     if config.style == "chat" and chat is None:
-        needs = "--style tutorial"
-        raise InputError("--style", "chat with a model that has no chat template", needs)
+        needs = "use --style tutorial"
+        raise InputError("--style chat", "the model has no chat template", needs)
     pairs = {case.id: render(case, config.style, chat) for case in dataset.cases}
     rows = {row.id: row for row in encode(tokenizer, pairs)}
     everything = shown.model_copy(update={"samples": max(1, len(dataset.cases))})
@@ -185,11 +185,11 @@ def _typical_rows(config: RunConfig) -> Rows:
 def _nothing_left(config: RunConfig, dropped: Sequence[Dropped]) -> InputError:
     """Every row is too long, or else the evaluation holds those that are not."""
     if not dropped:
-        needs = "rows whose questions the evaluation does not hold too"
-        return InputError("--dataset", config.dataset, needs)
+        got = "every row also appears in the evaluation"
+        return InputError(f"--dataset {config.dataset}", got, "use other rows")
     shortest = min(int(row.reason.split()[0]) for row in dropped)
-    needs = f"{shortest} or more: the shortest row has so many tokens"
-    return InputError("--max-length", str(config.max_length), needs)
+    got = f"every row is longer; the shortest has {shortest} tokens"
+    return InputError(f"--max-length {config.max_length}", got, f"use {shortest} or more")
 
 
 def usual_plans() -> list[tuple[str, RunConfig, Plan]]:

@@ -26,7 +26,7 @@ def refuse(failure: Failure | None) -> None:
     if failure is None or not is_script():
         return
     wrong = failure.kind == "input"
-    middle = f"got {failure.what}; needs {failure.remedy}" if wrong else failure.what
+    middle = f"{failure.what}; {failure.remedy}" if wrong else failure.what
     print(f"medcot: {failure.where}: {middle}", file=sys.stderr)
     sys.exit(2 if wrong else 1)
 

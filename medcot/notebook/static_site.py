@@ -44,7 +44,9 @@ def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) 
         RunFailed: the notebook did not come to its end.
     """
     if not NOTEBOOK.exists():
-        raise InputError("tutorial", f"no {NOTEBOOK}", "a checkout of the project")
+        raise InputError(
+            "tutorial", f"{NOTEBOOK} does not exist", "run this in a checkout of the project"
+        )
     if run is not None:
         _require_done(run)
     out.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,7 @@ def _require_done(run: Path) -> None:
         return
     directory = RunDirectory(run)
     why = directory.read_json("error.json") if directory.has("error.json") else {}
-    said = why.get("message", f"the run {run} is {record.stage}, without a report.")
+    said = why.get("message", f"the run {run} is {record.stage} and has no report.")
     raise RunFailed("tutorial", said, why.get("remedy", "Finish it: medcot run --resume."))
 
 

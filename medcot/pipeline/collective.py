@@ -109,4 +109,6 @@ def _load_adapter(
     try:
         loaded.model = read_adapter(loaded, config, plan, folder)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError("--run", one_line(str(error)), "an adapter of this model") from error
+        raise InputError(
+            "--run", one_line(str(error)), "expected an adapter of this model"
+        ) from error

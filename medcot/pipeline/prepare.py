@@ -61,7 +61,7 @@ def prepare(
         directory.create(config)
     elif not resume:
         raise InputError(
-            "--out", f"{directory.path}, which holds a run", "another folder or --resume"
+            f"--out {directory.path}", "it already holds a run", "use another folder or --resume"
         )
     _write_decisions(prepared, machine)
     for line in _announcements(prepared):
@@ -113,7 +113,8 @@ def _decide(
     )
     rows = choice.rows
     if not rows:
-        raise InputError("--max-length", str(config.max_length), "a length that keeps some rows")
+        where = f"--max-length {config.max_length}"
+        raise InputError(where, "no training rows are left", "use a larger value or other data")
     lengths = lengths_of(rows)
     plan = make_plan(
         config, machine, model_shape(config), len(rows), sum(lengths) / len(rows), max(lengths),
@@ -147,9 +148,9 @@ def _write_decisions(prepared: Prepared, machine: Machine) -> None:
         known = directory.read_json("environment.json")["dataset"]["fingerprint"]
         if known != dataset.fingerprint:
             raise InputError(
-                "--dataset",
-                f"{dataset.name}, which changed since the run began",
-                "the same rows, or a new --out",
+                f"--dataset {dataset.name}",
+                "the data changed since the run began",
+                "restore the same rows, or use a new --out",
             )
     kept = tuple(ids_of_rows(prepared.rows))
     directory.write_json("split.json", replace(prepared.split, train=kept))

@@ -92,15 +92,16 @@ def evaluate_only(
     if added:
         config = config.model_copy(update={"mcq": (*config.mcq, *added)})
     if not directory.has("training.json"):
-        raise InputError("--run", f"{directory.path}, which is not trained", "a trained run")
+        raise InputError(f"--run {directory.path}", "the run is not trained yet", "train it first")
     with recorded(directory):
         tasks = ready_tasks(lm_eval, config, directory)
         prepared = prepare(config, directory, listener, resume=True)
         if added:
             directory.write_json("config.json", config.model_dump(mode="json"))
         if tasks and prepared.plan.split:
-            needs = "a process that holds the whole model"
-            raise InputError("--lm-eval", f"{tasks[0].name} with weights split (FSDP)", needs)
+            got = "the harness cannot use weights that are split over processes (FSDP)"
+            needs = "evaluate without FSDP"
+            raise InputError(f"--lm-eval {tasks[0].name}", got, needs)
         hand_out(prepared)
         loaded = models.load_base(config, prepared.plan)
         score(prepared, loaded, "before", listener)
@@ -209,10 +210,10 @@ def _record_failure(directory: RunDirectory, error: Exception) -> None:
 def _unforeseen(stage: str, error: Exception) -> RunFailed:
     if type(error).__name__ == "OutOfMemoryError":
         return RunFailed(
-            stage, "memory ran out.", "Try --quantization 4bit or a shorter --max-length."
+            stage, "out of memory.", "Try --quantization 4bit or a shorter --max-length."
         )
     return RunFailed(
         stage,
         f"{type(error).__name__}: {one_line(str(error))}.",
-        "error.json has the details; --resume goes on.",
+        "See error.json for details; --resume continues the run.",
     )

@@ -86,8 +86,8 @@ class _Part:
     def _compare_rows(self) -> None:
         if _rows_of(self.prepared) != self.task.rows:
             host = socket.gethostname()
-            got = f"other rows on {host} than in the main process"
-            needs = "the same data on every host"
+            got = f"the rows on {host} differ from those of the main process"
+            needs = "use the same data on every host"
             raise InputError(f"--dataset {self.task.config.dataset}", got, needs)
 
     def _train(self) -> None:

@@ -18,7 +18,7 @@ CUDA_CONTEXT_GIB = 0.6
 FILL = 0.93
 """Share of free memory that a plan may fill: predictions are good to 7 %."""
 
-BESIDE_SPLIT = "with weights split over processes (FSDP)"
+BESIDE_SPLIT = "cannot be used with weights split over processes (FSDP)"
 
 _SWITCH = {"auto": (False, True), "on": (True,), "off": (False,)}
 
@@ -65,7 +65,7 @@ def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Gro
     can_quantize = device == "cuda" and "bitsandbytes" in machine.packages
     require_8bit_optimizer(config, machine, device)
     if machine.split and config.quantization == "8bit":
-        raise refuse(config, "quantization", BESIDE_SPLIT, "--quantization 4bit or none")
+        raise refuse(config, "quantization", BESIDE_SPLIT, "use --quantization 4bit or none")
     return Ground(
         config=config,
         engine=engine,
@@ -95,10 +95,10 @@ def _device(config: RunConfig, machine: Machine, reasons: list[str], warnings: l
         return "cuda"
     if machine.gpus:
         old = machine.gpus[0]
-        found = f"on {old.name} (compute capability {capability(old)})"
+        found = f"it cannot run on {old.name} (compute capability {capability(old)})"
         if config.preset != "demo":
-            needs = "a GPU with compute capability 7.0 or more (T4 and later)"
-            raise InputError("--preset", f"{config.preset} {found}", f"{needs}, or --preset demo")
+            needs = "use a GPU with compute capability 7.0 or more (T4 and later), or --preset demo"
+            raise InputError(f"--preset {config.preset}", found, needs)
         warnings.append(f"The GPU is left unused: {old.name} is too old (below 7.0).")
     if machine.system.startswith("Darwin") and "arm64" in machine.system:
         reasons.append("Device mps: this Mac's GPU.")
@@ -112,18 +112,18 @@ def _engine(
 ) -> Engine:
     obstacle = _not_fusible(config, shape)
     if config.engine == "fused" and obstacle:
-        raise refuse(config, "engine", f"with {obstacle}", "--engine transformers")
+        raise refuse(config, "engine", f"does not support {obstacle}", "use --engine transformers")
     installed = "unsloth" in machine.packages
     if config.engine == "unsloth" and device != "cuda":
-        raise refuse(config, "engine", NO_CUDA, "--engine transformers")
+        raise refuse(config, "engine", NO_CUDA, "use --engine transformers")
     if config.engine == "unsloth" and not installed:
-        needs = f"{GPU_EXTRA}, or --engine transformers"
-        raise refuse(config, "engine", "which is not installed", needs)
+        needs = f"{GPU_EXTRA}, or use --engine transformers"
+        raise refuse(config, "engine", "is not installed", needs)
     if machine.split:
         if config.engine not in ("auto", "transformers"):
             # Also where a preset names the engine: another engine is the remedy, no other preset.
-            got = f"{config.engine} {BESIDE_SPLIT}"
-            raise InputError("--engine", got, "--engine transformers")
+            where = f"--engine {config.engine}"
+            raise InputError(where, BESIDE_SPLIT, "use --engine transformers")
         reasons.append("Engine transformers: the only one whose weights can be split (FSDP).")
         return "transformers"
     if config.engine != "auto":
@@ -155,12 +155,12 @@ def _precision(
     config: RunConfig, machine: Machine, device: Device, reasons: list[str]
 ) -> Precision:
     if config.precision == "fp16" and device != "cuda":
-        raise refuse(config, "precision", NO_CUDA, "--precision fp32")
+        raise refuse(config, "precision", NO_CUDA, "use --precision fp32")
     if config.precision == "bf16" and device == "cuda":
         gpu = usable_gpus(machine)[0]
         if not supports_bf16(gpu):
-            why = f"on {gpu.name} (compute capability {capability(gpu)})"
-            raise refuse(config, "precision", why, "--precision fp16, or 8.0 or more")
+            why = f"needs compute capability 8.0 or more; {gpu.name} has {capability(gpu)}"
+            raise refuse(config, "precision", why, "use --precision fp16")
     if config.precision != "auto":
         reasons.append(f"Precision {config.precision}: as asked for.")
         return config.precision
@@ -198,8 +198,8 @@ def _packing(
         return True
     apart = device == "cuda" and (engine == "unsloth" or attention == "flash_attention_2")
     if config.packing == "on" and not apart:
-        needs = "--packing auto, or CUDA with unsloth or flash-attn, which keep rows apart"
-        raise refuse(config, "packing", f"with {engine} on {device}", needs)
+        needs = "use --packing auto, or CUDA with unsloth or flash-attn, which keep rows apart"
+        raise refuse(config, "packing", f"is not supported by {engine} on {device}", needs)
     if config.packing != "auto":
         reasons.append(f"Packing {config.packing}: as asked for.")
         return config.packing == "on"
@@ -220,8 +220,8 @@ def _processes(
     """As many as the launcher started: the plan can share the batch out, not start processes."""
     count, gpus = machine.processes, len(usable_gpus(machine))
     if config.batch % count:
-        needs = f"a multiple of the {count} processes that train side by side"
-        raise InputError("--batch", str(config.batch), needs)
+        needs = f"use a multiple of {count}, the number of training processes"
+        raise InputError(f"--batch {config.batch}", "it cannot be divided equally", needs)
     if count > 1:
         reasons.append(f"{count} processes, each with {config.batch // count} samples of a step.")
         if machine.split:
@@ -239,10 +239,10 @@ def _micro_batches(config: RunConfig, processes: int) -> tuple[int, ...]:
     if not config.micro_batch:
         return tuple(n for n in range(1, share + 1) if share % n == 0)
     if share % config.micro_batch:
-        of = f"with --batch {config.batch}" + (
+        of = f"does not divide --batch {config.batch}" + (
             f" on {processes} processes" if processes > 1 else ""
         )
-        raise refuse(config, "micro_batch", of, f"a divisor of {share}")
+        raise refuse(config, "micro_batch", of, f"use a divisor of {share}")
     return (config.micro_batch,)
 
 

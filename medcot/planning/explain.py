@@ -92,14 +92,15 @@ def explain_refusal(work: Work, ground: Ground, found: Sequence[Candidate]) -> I
     """The error for when nothing fits: how far off it is, and what would fit."""
     least = min(found, key=lambda one: one.peak_gib)
     config = work.config
-    where, name = ("--model", config.model)
+    where = f"--model {config.model}"
     if ground.from_preset("model"):
-        where, name = "--preset", f"{config.preset} ({config.model})"
+        where = f"--preset {config.preset} ({config.model})"
     kind = "GPU memory" if ground.device == "cuda" else "RAM"
     if ground.split:
         kind += f" with the weights split over {ground.processes}"
-    got = f"{name}, at least {least.peak_gib:.1f} GiB of {ground.limit_gib:.1f} GiB usable {kind}"
-    return InputError(where, got, " or ".join(_remedies(work, ground, least.setting)))
+    got = f"it needs at least {least.peak_gib:.1f} GiB of {ground.limit_gib:.1f} GiB usable {kind}"
+    remedies = " or ".join(_remedies(work, ground, least.setting))
+    return InputError(where, got, f"use {remedies}")
 
 
 def _remedies(work: Work, ground: Ground, least: Setting) -> list[str]:

@@ -9,6 +9,8 @@ from medcot.planning.memory_model import Device, Engine, Precision, Quantization
 from medcot.planning.model_specs import ModelShape
 from medcot.planning.refusals import GPU_EXTRA, NO_CUDA, refuse
 
+NO_BITSANDBYTES = "needs bitsandbytes, which is not installed"
+
 
 def quantizations(
     config: RunConfig, device: Device, can: bool, no_fp8: str, reasons: list[str]
@@ -18,11 +20,13 @@ def quantizations(
         return ("none",)
     if config.quantization != "auto":
         if device != "cuda":
-            raise refuse(config, "quantization", NO_CUDA, "--quantization none")
+            raise refuse(config, "quantization", NO_CUDA, "use --quantization none")
         if config.quantization == "fp8" and no_fp8:
-            raise refuse(config, "quantization", no_fp8, "--quantization none")
+            raise refuse(
+                config, "quantization", f"cannot be used {no_fp8}", "use --quantization none"
+            )
         if config.quantization != "fp8" and not can:
-            raise refuse(config, "quantization", "without bitsandbytes", GPU_EXTRA)
+            raise refuse(config, "quantization", NO_BITSANDBYTES, GPU_EXTRA)
         reasons.append(f"Weights {config.quantization}: as asked for.")
         return (config.quantization,)
     if not can and device == "cuda":
@@ -50,7 +54,7 @@ def require_8bit_optimizer(config: RunConfig, machine: Machine, device: Device) 
     if config.optimizer != "adamw_8bit":
         return
     if device != "cuda":
-        raise refuse(config, "optimizer", NO_CUDA, "--optimizer adamw_torch")
+        raise refuse(config, "optimizer", NO_CUDA, "use --optimizer adamw_torch")
     if "bitsandbytes" not in machine.packages:
-        needs = f"{GPU_EXTRA}, or --optimizer adamw_torch"
-        raise refuse(config, "optimizer", "without bitsandbytes", needs)
+        needs = f"{GPU_EXTRA}, or use --optimizer adamw_torch"
+        raise refuse(config, "optimizer", NO_BITSANDBYTES, needs)

@@ -169,8 +169,8 @@ def read_shape(values: Mapping[str, Any], where: str) -> ModelShape:
     """
     family = str(values.get("model_type", ""))
     if family not in ("llama", "mistral", "qwen2", "qwen3"):
-        needs = "a Llama, Mistral, Qwen2 or Qwen3 model"
-        raise InputError(where, f"model_type {family or 'missing'!r}", needs)
+        needs = "expected a Llama, Mistral, Qwen2 or Qwen3 model"
+        raise InputError(where, f"found model_type {family or 'missing'!r}", needs)
     hidden, heads = _size(values, "hidden_size", where), _size(values, "num_attention_heads", where)
     biased = bool(values.get("attention_bias", False))
     return ModelShape(
@@ -194,7 +194,7 @@ def _size(values: Mapping[str, Any], name: str, where: str, default: int | None 
     if value is None and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(where, f"{name} {value!r}", "a whole number above 0")
+        raise InputError(where, f"found {name} {value!r}", "expected a whole number above 0")
     return value
 
 
@@ -203,11 +203,12 @@ def _shape_from_file(path: Path) -> ModelShape:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         where = f"--model {path.parent}"
-        raise InputError(where, "no config.json in it", "a folder with a model") from None
+        raise InputError(where, "no config.json in it", "expected a folder with a model") from None
     except (OSError, ValueError) as error:
-        raise InputError(str(path), one_line(str(error), 80), "the model's config.json") from None
+        needs = "expected the model's config.json"
+        raise InputError(str(path), one_line(str(error), 80), needs) from None
     if not isinstance(values, dict):
-        raise InputError(str(path), "no JSON object", "the model's config.json")
+        raise InputError(str(path), "not a JSON object", "expected the model's config.json")
     return read_shape(values, str(path))
 
 
@@ -220,10 +221,12 @@ def _shape_from_hub(config: RunConfig) -> ModelShape:
     try:
         path = hf_hub_download(config.model, "config.json", revision=revision)
     except HFValidationError:
-        needs = "a folder that exists, a hub name (owner/model) or smollm2-135m"
-        raise InputError("--model", config.model, needs) from None
+        needs = "expected an existing folder, a hub name (owner/model) or smollm2-135m"
+        raise InputError("--model", f"found {config.model!r}", needs) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         kind = type(error).__name__
-        needs = "a model that the hub or its cache has, or --preset demo"
-        raise InputError("--model", f"{config.model} ({kind})", needs) from None
+        needs = "use a model of the hub or its local cache, or --preset demo"
+        raise InputError(
+            f"--model {config.model}", f"it could not be loaded ({kind})", needs
+        ) from None
     return _shape_from_file(Path(path))

@@ -8,20 +8,22 @@ from medcot.config.presets import PRESETS
 from medcot.config.schema import RunConfig, option_name
 from medcot.errors import InputError
 
-NO_CUDA = "without a CUDA GPU"
-GPU_EXTRA = "pip install 'medcot[gpu]'"
+NO_CUDA = "needs a CUDA GPU"
+GPU_EXTRA = "run pip install 'medcot[gpu]'"
 
 
 def refuse(config: RunConfig, field: str, why: str, needs: str) -> InputError:
-    """The error for a field that cannot be had here; it names the preset where that set it."""
+    """Return the error for a field this machine rules out; it names the preset that set it.
+
+    ``why`` completes ``OPTION VALUE …`` with a verb; ``needs`` says what to do.
+    """
     value = getattr(config, field)
     if not from_preset(config, field):
-        return InputError(option_name(field), f"{value} {why}", needs)
-    got = f"{config.preset} ({option_name(field)} {value}) {why}"
+        return InputError(f"{option_name(field)} {value}", why, needs)
+    got = f"its {option_name(field)} {value} {why}"
     # A preset is for a kind of machine: elsewhere another one is better than a changed one.
-    return InputError(
-        "--preset", got, f"{GPU_EXTRA if GPU_EXTRA in needs else 'a CUDA GPU'}, or --preset demo"
-    )
+    remedy = GPU_EXTRA if GPU_EXTRA in needs else "use a CUDA GPU"
+    return InputError(f"--preset {config.preset}", got, f"{remedy}, or --preset demo")
 
 
 def from_preset(config: RunConfig, field: str) -> bool:

@@ -90,8 +90,8 @@ def _whole(rows: Sequence[Row], examination: Examination, side: str) -> list[Row
     if missing:
         raise InputError(
             f"evaluation/{side}.jsonl",
-            f"{missing} of the rows to compare missing",
-            "every row scored (medcot evaluate --run)",
+            f"{missing} of the rows to compare are missing",
+            "score them with medcot evaluate --run",
         )
     return ordered
 

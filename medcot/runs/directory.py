@@ -55,17 +55,18 @@ class RunDirectory:
             InputError: it holds a run already, or something that is not a run.
         """
         if self.exists():
-            raise InputError(
-                "--out", f"{self.path}, which holds a run", "another folder or --resume"
-            )
+            needs = "use another folder or --resume"
+            raise InputError(f"--out {self.path}", "it already holds a run", needs)
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise InputError("--out", f"{self.path}, which is not empty", "a new or empty folder")
+            raise InputError(
+                f"--out {self.path}", "the folder is not empty", "use a new or empty folder"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write_json("config.json", config.model_dump(mode="json"))
         except OSError as error:
             raise InputError(
-                "--out", f"{self.path} ({error.strerror})", "a writable folder"
+                f"--out {self.path}", error.strerror or str(error), "use a writable folder"
             ) from None
 
     def config(self) -> RunConfig:
@@ -76,7 +77,9 @@ class RunDirectory:
         """
         path = self.path / "config.json"
         if not path.exists():
-            raise InputError("--run", f"{self.path} without config.json", "a run directory")
+            raise InputError(
+                f"--run {self.path}", "no config.json in it", "expected a run directory"
+            )
         return build_config(self.read_json("config.json"), where=str(path))
 
     def write_json(self, name: str, value: Any) -> None:
@@ -108,10 +111,11 @@ class RunDirectory:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError("--run", f"{self.path} without {name}", f"a run with {name}") from None
+            needs = "expected a run that has it"
+            raise InputError(f"--run {self.path}", f"no {name} in it", needs) from None
         except ValueError as error:
             raise InputError(
-                str(path), f"no JSON ({error})", "the file as medcot wrote it"
+                str(path), f"not valid JSON ({error})", "restore the file that medcot wrote"
             ) from None
 
     def remove(self, name: str) -> None:

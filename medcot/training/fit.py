@@ -125,8 +125,8 @@ def _common_checkpoint(directory: RunDirectory, should_stop: Callable[[], bool])
     """
     found = comm.from_main(lambda: directory.last_checkpoint(), should_stop)
     if found is not None and not found.exists():
-        got = f"{found}, which process {comm.rank()} does not see"
-        raise InputError("--resume", got, "a run directory in a folder that all hosts share")
+        got = f"process {comm.rank()} cannot see {found}"
+        raise InputError("--resume", got, "keep the run directory in a folder that all hosts share")
     return found
 
 
@@ -180,7 +180,7 @@ def _with_less_memory(plan: Plan, layers: int) -> Plan:
     raise RunFailed(
         "training",
         "one row does not fit into memory.",
-        "Try a new run with a shorter --max-length, a smaller --rank or --quantization 4bit.",
+        "Start a new run with a shorter --max-length, a smaller --rank or --quantization 4bit.",
     )
 
 
@@ -193,7 +193,9 @@ def _fewer_rows(plan: Plan) -> int:
 def _out_of_memory_beside_others(plan: Plan) -> RunFailed:
     """The other processes are inside a collective by now, so none can simply try again."""
     fewer = _fewer_rows(plan)
-    remedy = f"Go on with --resume --micro-batch {fewer}." if fewer else "Try --checkpointing on."
+    remedy = (
+        f"Continue with --resume --micro-batch {fewer}." if fewer else "Try --checkpointing on."
+    )
     return RunFailed("training", f"process {comm.rank()} ran out of memory.", remedy)
 
 

@@ -145,10 +145,10 @@ def test_a_paused_run_says_how_to_go_on_and_goes_on(kaggle: KaggleServer, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["build", "--rank", "0", "--owner", "ann"], "--rank: got"),
+        (["build", "--rank", "0", "--owner", "ann"], "--rank: found"),
         (["build", "--title", "no", "--owner", "ann"], "--title"),
         (["build", "--hours", "99", "--owner", "ann"], "--hours"),
-        (["wait"], "--out: got nothing"),
+        (["wait"], "--out: no run found in runs/"),
         (["fetch", "--out", "nowhere"], "nowhere"),
         (["run", "--nonsense"], "--nonsense"),
     ],

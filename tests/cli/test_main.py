@@ -83,7 +83,7 @@ MALFORMED = [
     (["run", "extra"], ["extra"]),
     (["rum"], ["rum", "run"]),
     (["run", "--config", "nothing.toml"], ["--config nothing.toml", "readable"]),
-    (["run", "--config", "bad.toml"], ["bad.toml", "no TOML"]),
+    (["run", "--config", "bad.toml"], ["bad.toml", "not valid TOML"]),
     (["run", "--config", "unknown.toml"], ["unknown.toml", "'rnk'", "'rank'"]),
     (["run", "--config", "refused.toml"], ["refused.toml, rank", "999", "1 to 256"]),
     (["run", "--config", "twice.toml"], ["twice.toml", "either steps or epochs"]),

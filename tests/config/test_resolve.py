@@ -70,7 +70,7 @@ def test_out_and_resume_may_come_from_anywhere_but_are_not_part_of_the_config(tm
         ({"MEDCOT_PRESET": "demoo"}, None, ["MEDCOT_PRESET", "'demo'"]),
         ({}, "rnk = 4", ["run.toml", "'rnk'", "'rank'"]),
         ({}, "rank = 'x'", ["run.toml, rank", "1 to 256"]),
-        ({}, "rank = ", ["run.toml", "no TOML"]),
+        ({}, "rank = ", ["run.toml", "not valid TOML"]),
         ({}, "steps = 3\nepochs = 2.0", ["run.toml", "either steps or epochs"]),
         ({}, 'preset = "demoo"', ["run.toml, preset", "'demo'"]),
     ],

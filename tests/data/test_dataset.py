@@ -71,12 +71,12 @@ BAD_BYTES = json.dumps(row(2)).encode().replace(b"Nothing.", b"caf\xe9")
 
 # name, file name, content, where the fault is, and what the message must say
 MALFORMED: list[tuple[str, str, bytes, str, str]] = [
-    ("missing column", "a.jsonl", jsonl(row(1), row(2, Response=...)), ", line 2, Response", "Question, Complex_CoT; needs Response"),
+    ("missing column", "a.jsonl", jsonl(row(1), row(2, Response=...)), ", line 2, Response", "Question, Complex_CoT; expected Response"),
     ("misspelt column", "a.jsonl", jsonl(row(Question=..., question="Q?")), ", line 1, Question", "question"),
     ("empty field", "a.jsonl", jsonl(row(1), row(2), row(3, Question="")), ", line 3, Question", "empty text"),
     ("blank field", "a.jsonl", jsonl(row(Complex_CoT=" \n\t ")), ", line 1, Complex_CoT", "empty text"),
     ("only punctuation", "a.jsonl", jsonl(row(Question="?! ...")), ", line 1, Question", "nothing but punctuation"),
-    ("null field", "a.jsonl", jsonl(row(Response=None)), ", line 1, Response", "null; needs text"),
+    ("null field", "a.jsonl", jsonl(row(Response=None)), ", line 1, Response", "null; expected text"),
     ("number for text", "a.jsonl", jsonl(row(Question=61)), ", line 1, Question", "number 61"),
     ("list for text", "a.jsonl", jsonl(row(Complex_CoT=["a", "b"])), ", line 1, Complex_CoT", "list ['a', 'b']"),
     ("object for text", "a.jsonl", jsonl(row(Response={"a": 1})), ", line 1, Response", "object"),
@@ -95,21 +95,21 @@ MALFORMED: list[tuple[str, str, bytes, str, str]] = [
     ("broken JSON", "a.jsonl", jsonl(row(1), '{"Question": "a"'), ", line 2, row", "broken JSON"),
     ("cut JSON text", "a.jsonl", jsonl('{"Question": "a'), ", line 1, row", "Unterminated string"),
     ("nested JSON", "a.jsonl", jsonl("[" * 200_000), ", line 1, row", "nested too deeply"),
-    ("list in a line", "a.jsonl", jsonl(row(), "[1, 2]"), ", line 2, row", "JSON list; needs a JSON object"),
+    ("list in a line", "a.jsonl", jsonl(row(), "[1, 2]"), ", line 2, row", "JSON list; expected a JSON object"),
     ("text in a line", "a.jsonl", jsonl('"hello"'), ", line 1, row", "JSON text"),
     ("key twice", "a.jsonl", jsonl('{"Question": "a", "Question": "b"}'), ", line 1, row", "the key 'Question' twice"),
     ("id twice", "a.jsonl", jsonl(row(1, id="x"), row(2, id="x")), ", line 2, id", "'x', which an earlier row has"),
     ("id of a wrong type", "a.jsonl", jsonl(row(id=[1])), ", line 1, id", "list [1]"),
-    ("unknown language", "a.jsonl", jsonl(row(lang="de")), ", line 1, lang", "'de'; needs en or zh"),
+    ("unknown language", "a.jsonl", jsonl(row(lang="de")), ", line 1, lang", "'de'; expected en or zh"),
     ("reference of a wrong type", "a.jsonl", jsonl(row(reference=3)), ", line 1, reference", "number 3"),
     ("claims as text", "a.jsonl", jsonl(row(claims="c")), ", line 1, claims", "text"),
     ("claim without patterns", "a.jsonl", jsonl(row(claims=[{"text": "c", "states": [], "contradicts": []}])), ", line 1, claims", "a claim without patterns"),
     ("claim with a broken pattern", "a.jsonl", jsonl(row(claims=[{"text": "c", "states": ["("], "contradicts": []}])), ", line 1, claims", "regular expressions"),
     ("fault after a blank line", "a.jsonl", jsonl(row(1), "", "  ", row(2, Question="")), ", line 4, Question", "empty text"),
     ("several faults", "a.jsonl", jsonl(row(1, Question=""), row(2, Response=1)), ", line 1, Question", "and 1 more: medcot data"),
-    ("empty file", "a.jsonl", b"", "", "an empty file"),
+    ("empty file", "a.jsonl", b"", "", "the file is empty"),
     ("blank file", "a.jsonl", b"\n\n", "", "no rows"),
-    ("JSON object", "a.json", b'{"Question": "a"}', ", line 1", "JSON object; needs one JSON list"),
+    ("JSON object", "a.json", b'{"Question": "a"}', ", line 1", "JSON object; expected one JSON list"),
     ("JSON Lines as JSON", "a.json", jsonl(row(1), row(2)), ", line 2", "belong in a .jsonl file"),
     ("broken JSON file", "a.json", b'[\n{"Question": "a"},\n{"Question" "b"}]', ", line 3", "broken JSON"),
     ("empty JSON list", "a.json", b"[]", "", "no rows"),
@@ -119,11 +119,11 @@ MALFORMED: list[tuple[str, str, bytes, str, str]] = [
     ("CSV without a column", "a.csv", b"Question,Response\na,b\nc,d\n", ", line 1, Complex_CoT", "Question, Response"),
     ("CSV column twice", "a.csv", b"Question,Question\na,b\n", ", line 1", "the column 'Question' twice"),
     ("CSV header alone", "a.csv", HEAD.encode(), "", "no rows"),
-    ("CSV with a cell too few", "a.csv", (HEAD + "a,b,c\nd,e\n").encode(), ", line 3, row", "2 cells; needs 3"),
+    ("CSV with a cell too few", "a.csv", (HEAD + "a,b,c\nd,e\n").encode(), ", line 3, row", "2 cells; expected 3"),
     ("CSV with an open quote", "a.csv", (HEAD + 'a,b,"c\nd,e,f\n').encode(), ", line 3", "unexpected end of data"),
     ("CSV empty cell", "a.csv", (HEAD + '"a\nb",b,c\nd,,f\n').encode(), ", line 4, Complex_CoT", "empty text"),
     ("CSV not UTF-8", "a.csv", HEAD.encode() + LATIN + b",b,c\n", ", line 2, Question", "byte 0xe9"),
-    ("not Parquet", "a.parquet", b"PAR1 but not really", ", row 1", "needs a whole Parquet file"),
+    ("not Parquet", "a.parquet", b"PAR1 but not really", ", row 1", "expected a complete Parquet file"),
     ("Parquet without a column", "a.parquet", parquet([row(Response=...)]), ", schema, Response", "Question, Complex_CoT"),
     ("Parquet with null", "a.parquet", parquet([row(1), row(2, Response=None)]), ", row 2, Response", "null"),
     ("Parquet with numbers", "a.parquet", parquet([row(Response=5)]), ", row 1, Response", "number 5"),
@@ -145,7 +145,8 @@ def test_malformed_file_is_refused_in_one_line_that_names_file_row_and_field(
     with pytest.raises(InputError) as refusal:
         load_dataset(config_for(path))
     message = str(refusal.value)
-    assert message.startswith(f"--dataset {path}{where}: got ")
+    assert message.startswith(f"--dataset {path}{where}: ")
+    assert "; " in message.removeprefix(f"--dataset {path}{where}: ")
     assert says in message
     assert message.isprintable()
     assert message.encode()
@@ -160,7 +161,7 @@ def test_malformed_file_is_refused_in_one_line_that_names_file_row_and_field(
         ("smaple", "did you mean 'sample'?"),
         ("a/b/c", "neither a file nor a hub name"),
         ("notes.xlsx", "no such file"),
-        ("\0.jsonl", "needs"),
+        ("\0.jsonl", "not a valid file name; expected"),
     ],
 )
 def test_what_is_no_data_set_is_refused(
@@ -183,7 +184,7 @@ def test_unreadable_file_is_refused(tmp_path: Path) -> None:
     try:
         if user == 0:  # root reads everything, so be somebody else for a moment
             os.seteuid(65534)
-        with pytest.raises(InputError, match="Permission denied; needs a readable file"):
+        with pytest.raises(InputError, match="Permission denied; expected a readable file"):
             load_dataset(config_for(path))
     finally:
         os.seteuid(user)
@@ -308,7 +309,7 @@ def test_no_row_to_train_or_test_on_is_an_error_that_names_what_to_change() -> N
             cases = tuple(case for case in cases if place(case.question) < 0.55)
         with pytest.raises(InputError) as refusal:
             split_cases(cases, config)
-        assert f"none of which falls to {part}" in str(refusal.value)
+        assert f"rows is assigned to {part}" in str(refusal.value)
         assert f"a {direction} --test-fraction" in str(refusal.value)
 
 
@@ -384,7 +385,7 @@ def test_inspection_lists_every_problem_and_counts_all_rows(tmp_path: Path) -> N
     ]
     lines = list(describe_inspection(found))
     assert lines[0] == f"{path}: 6 rows, 2 cases kept"
-    assert any("line 3, Question: empty text; needs text" in line for line in lines)
+    assert any("line 3, Question: found empty text; expected text" in line for line in lines)
 
 
 def test_an_inspection_of_broken_text_can_be_written_as_json(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_the_only_configuration_is_taken_with_a_note_unless_another_was_asked_fo
     found = online["only one configuration"]
     assert len(found["cases"]) == 40
     assert "configuration 'default', the only one of org/plain" in found["notes"]
-    assert "needs one of default in --dataset-config" in online["asked for another"]["message"]
+    assert "set --dataset-config to one of default" in online["asked for another"]["message"]
 
 
 def test_faulty_and_repeated_rows_are_left_out_and_listed(online: dict[str, Any]) -> None:
@@ -225,25 +225,29 @@ def test_faulty_and_repeated_rows_are_left_out_and_listed(online: dict[str, Any]
     assert problem == {
         "where": "org/faulty, row 2",
         "field": "Response",
-        "what": "empty text; needs text",
+        "what": "found empty text; expected text",
     }
 
 
 ERRORS = [
-    ("no such revision", "InputError", "a revision that is not there"),
-    ("no such configuration", "InputError", "'fr'; needs one of en, zh in --dataset-config"),
-    ("other columns", "InputError", "org/columns, columns, Question: got only the columns q, a"),
+    ("no such revision", "InputError", "no such revision; expected one of its branches"),
+    ("no such configuration", "InputError", "'fr'; set --dataset-config to one of en, zh"),
+    ("other columns", "InputError", "org/columns, columns, Question: found only the columns q, a"),
     ("no train split", "InputError", "train"),
     ("empty", "InputError", "doesn't contain any data files"),
     ("garbled", "InputError", "Parquet magic bytes not found"),
-    ("missing", "InputError", "no such dataset on the hub; needs the exact owner/name"),
-    ("gated", "InputError", "without a token; needs a token in HF_TOKEN or HUGGINGFACE_TOKEN"),
-    ("gated, other token", "InputError", "asked for at https://huggingface.co/datasets/org/gated"),
-    ("refused token", "InputError", "a token that the hub refuses"),
-    ("busy", "RunFailed", "429, too many requests. Wait 37 s"),
-    ("broken", "RunFailed", "the hub answers 503"),
+    ("missing", "InputError", "no such dataset on the hub; check owner/name"),
+    ("gated", "InputError", "no token was found; set HF_TOKEN or HUGGINGFACE_TOKEN to a token"),
+    (
+        "gated, other token",
+        "InputError",
+        "request access at https://huggingface.co/datasets/org/gated",
+    ),
+    ("refused token", "InputError", "the hub refused the token"),
+    ("busy", "RunFailed", "429 (too many requests). Wait 37 s"),
+    ("broken", "RunFailed", "the hub answered 503"),
     ("cut", "RunFailed", "the connection to the hub broke"),
-    ("cmexam", "InputError", "--mcq fzkuji/CMExam: got no such dataset"),
+    ("cmexam", "InputError", "--mcq fzkuji/CMExam: no such dataset"),
 ]
 
 
@@ -279,7 +283,7 @@ def test_without_a_network_the_demo_is_named_and_nothing_is_substituted(
 ) -> None:
     found = offline["not cached"]
     assert found["error"] == "InputError"
-    assert "org/other: got no connection to the hub" in found["message"]
+    assert "org/other: no connection to the hub" in found["message"]
     assert "--preset demo" in found["message"]
     assert found["seconds"] < 5
 

@@ -43,8 +43,13 @@ MALFORMED: list[tuple[str, dict[str, Any] | str, str, str]] = [
     ("number as option", question(options=OPTIONS | {"C": 5}), "options", "option C without"),
     ("broken option", question(options=OPTIONS | {"C": "a\0"}), "options C", "U+0000"),
     ("no answer", question(answer_idx=...), "answer_idx", "no such field"),
-    ("answer not an option", question(answer_idx="D"), "answer_idx", "'D'; needs one of A, B, C"),
-    ("answer as a number", question(answer_idx=1), "answer_idx", "1; needs one of"),
+    (
+        "answer not an option",
+        question(answer_idx="D"),
+        "answer_idx",
+        "'D'; expected one of A, B, C",
+    ),
+    ("answer as a number", question(answer_idx=1), "answer_idx", "1; expected one of"),
     ("answer as a list", question(answer_idx=["A"]), "answer_idx", "['A']"),
     ("texts contradict", question(answer="Iron"), "answer", "option B says otherwise"),
     ("wrong language", question(lang="fr"), "lang", "'fr'"),
@@ -65,7 +70,7 @@ def test_malformed_question_is_refused_with_file_line_and_field(
     path = write(tmp_path / "q.jsonl", question(id="x"), bad)
     with pytest.raises(InputError) as refusal:
         load_questions(str(path), "en")
-    assert str(refusal.value).startswith(f"--mcq {path}, line 2, {field}: got ")
+    assert str(refusal.value).startswith(f"--mcq {path}, line 2, {field}: found ")
     assert says in str(refusal.value)
 
 
@@ -77,7 +82,7 @@ def test_further_problems_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["medqua", "owner/name", "smaple", "q.xlsx", "nowhere.jsonl"])
 def test_an_unknown_set_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=rf"^--mcq {name}: got "):
+    with pytest.raises(InputError, match=rf"^--mcq {name}: (unknown set|no such file); expected "):
         load_questions(name, "en")
 
 

@@ -113,7 +113,7 @@ def test_as_a_script_it_refuses_what_is_wrong_with_one_line(tmp_path):
     done = run_script("--rnk", "3", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "medcot: --rnk: got an unknown option; needs a known one (did you mean 'rank'?)"
+        "medcot: --rnk: unknown option; see medcot run --help (did you mean 'rank'?)"
     ]
 
 
@@ -217,7 +217,7 @@ def test_the_command_lines_options_start_the_notebook():
     start = controls.read_start({"rank": 16, "steps": "60", "headless": "", "preset": "demo"})
     assert (start.config.rank, start.config.steps, start.headless) == (16, 60, True)
     assert controls.read_start({"language": "zh", "preset": "demo"}).interface == "zh"
-    with pytest.raises(InputError, match="--rnk: got an unknown option"):
+    with pytest.raises(InputError, match="--rnk: unknown option"):
         controls.read_start({"rnk": "3"})
     with pytest.raises(InputError, match="--rank"):
         controls.read_start({"rank": "0", "preset": "demo"})

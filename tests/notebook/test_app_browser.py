@@ -285,7 +285,7 @@ def test_a_set_that_cannot_be_loaded_is_explained_and_the_page_goes_on(page, fol
     choice.select_option(label=MEDICAL_O1)
     page.wait_for_selector("text=stand in for it here")
     page.get_by_role("button", name="Load from the hub").click()
-    page.wait_for_selector("text=What it needs: a network, a local file, or --preset demo")
+    page.wait_for_selector("text=What to do: use a local file or --preset demo")
     assert page.locator("#evidence").count() == 1
     choice.select_option(label=str(folder / "rows.jsonl"))
     wait_for(lambda: page.get_by_text("What it needs").count() == 0)

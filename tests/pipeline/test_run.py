@@ -200,7 +200,7 @@ def test_ctrl_c_ends_with_130_and_everything_kept(config, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "everything done is kept" in errors
+    assert "finished work is kept" in errors
     assert "Traceback" not in errors
     assert directory.stage() == "cancelled"
     assert directory.last_checkpoint() is not None

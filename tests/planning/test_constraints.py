@@ -124,7 +124,9 @@ def test_a_gpu_without_unsloth_is_planned_with_transformers() -> None:
     plan = plan_for("gpu-24g", machine, model="Qwen/Qwen3-4B")
     assert plan.engine == "transformers"
     assert any("unsloth is not installed" in reason for reason in plan.reasons)
-    with pytest.raises(InputError, match="--engine: got fused with norms of queries and keys"):
+    with pytest.raises(
+        InputError, match="--engine fused: does not support norms of queries and keys"
+    ):
         plan_for("gpu-24g", machine, model="Qwen/Qwen3-4B", engine="fused")
 
 

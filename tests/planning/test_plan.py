@@ -126,7 +126,7 @@ def test_a_local_folder_is_counted_from_its_config(tmp_path: Path) -> None:
     [
         (None, "no config.json"),
         ("{", "config.json"),
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ("{}", "model_type"),
         ('{"model_type": "bert"}', "'bert'"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "hidden_size"),

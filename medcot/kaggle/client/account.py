@@ -182,7 +182,7 @@ class Account:
         exists = self.is_private_dataset(ref)
         if exists is False:
             raise InputError(
-                "--as-dataset", f"{ref}, a public data set", "a private one: change or rename it"
+                "--as-dataset", f"{ref} is a public data set", "make it private or rename it"
             )
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             if exists is None:

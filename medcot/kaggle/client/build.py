@@ -119,7 +119,7 @@ def owner_of_this_machine(environ: Mapping[str, str] | None = None) -> str:
     login = find_login(environ)
     if name := environ.get("KAGGLE_USERNAME", "").strip() or (login.user if login else ""):
         return name
-    raise InputError("--owner", "no account name", "a Kaggle user name, or KAGGLE_USERNAME")
+    raise InputError("--owner", "no account name found", "pass --owner NAME or set KAGGLE_USERNAME")
 
 
 def dataset_slug(title: str) -> str:
@@ -129,9 +129,10 @@ def dataset_slug(title: str) -> str:
 
 def _complete(wishes: Wishes, gpu: bool) -> Orders:
     if not 600 <= wishes.limit_s <= LONGEST_SESSION_S:
-        raise InputError("--hours", f"{wishes.limit_s / 3600:g}", "1/6 to 12 hours")
+        raise InputError("--hours", f"found {wishes.limit_s / 3600:g}", "expected 1/6 to 12 hours")
     if not 60 <= wishes.margin_s <= wishes.limit_s / 2:
-        raise InputError("--margin", f"{wishes.margin_s / 60:g}", "1 minute to half of the session")
+        needs = "expected 1 minute to half of the session"
+        raise InputError("--margin", f"found {wishes.margin_s / 60:g}", needs)
     return replace(wishes.orders, gpu=gpu, limit_s=wishes.limit_s, margin_s=wishes.margin_s)
 
 
@@ -139,7 +140,9 @@ def _claim(run: RunDirectory, config: RunConfig) -> None:
     if not run.exists():
         run.create(config)
     elif run.config() != config:
-        raise InputError("--out", f"{run.path}, a run of another config", "another folder")
+        raise InputError(
+            f"--out {run.path}", "it holds a run of another config", "use another folder"
+        )
 
 
 def _write(folder: Path, script: str, metadata: Mapping[str, Any]) -> None:

@@ -107,7 +107,7 @@ def write_script(checksum: str, packed: bytes | None, template: Path) -> str:
     """
     if not template.is_file():
         raise RunFailed(
-            "build", f"there is no {template}.", "Run this from a checkout of the project."
+            "build", f"{template} does not exist.", "Run this in a checkout of the project."
         )
     text = template.read_text(encoding="utf-8")
     payload = f'"""\n{_as_text(packed)}\n"""' if packed else '""'
@@ -130,7 +130,7 @@ def read_script(text: str) -> dict[str, bytes]:
         return {}
     files = unpack(_from_text(payload[1])) if payload else {}
     if not found or Bundle(files).checksum != found[1]:
-        raise InputError("kernel.py", "a script that was changed", "the one that `build` writes")
+        raise InputError("kernel.py", "the script was changed", "build it again")
     return files
 
 
@@ -174,7 +174,7 @@ def _readable(name: str, content: bytes) -> bytes | str:
     try:
         rows = read_table(BufferReader(content)).to_pylist()
     except (ArrowInvalid, OSError) as error:
-        raise InputError(name, f"no parquet file ({error})", "one that can be read") from None
+        raise InputError(name, f"not a Parquet file ({error})", "expected a readable one") from None
     return "\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in rows)
 
 
@@ -186,7 +186,7 @@ def refuse_leaks(leaks: Sequence[Leak]) -> None:
         more = f" (and {len(leaks) - 1} more)" if len(leaks) > 1 else ""
         where, what = leaks[0].where, leaks[0].what
         raise InputError(
-            f"bundle, {where}", f"{what}{more}", "no secret in it: keep them in Kaggle's Secrets"
+            f"bundle, {where}", f"found {what}{more}", "keep secrets in Kaggle's Secrets"
         )
 
 
@@ -194,7 +194,9 @@ def _carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
     """The config as the kernel gets it: local files travel in ``data/``, the folder it runs in."""
     if Path(config.model).expanduser().is_dir():
         raise InputError(
-            "--model", f"{config.model}, a folder on this machine", "a hub name or smollm2-135m"
+            f"--model {config.model}",
+            "a folder on this machine cannot be sent",
+            "use a hub name or smollm2-135m",
         )
     files: dict[str, bytes] = {}
 
@@ -203,7 +205,9 @@ def _carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
             return source
         path = Path(source).expanduser()
         if not path.is_file():
-            raise InputError(option, source, "a file that exists, or a hub name")
+            raise InputError(
+                f"{option} {source}", "no such file", "expected an existing file or a hub name"
+            )
         content, name = path.read_bytes(), path.name
         while files.get(f"data/{name}", content) != content:
             name = f"{len(files)}-{path.name}"

@@ -28,13 +28,15 @@ def open_client(patience: Patience) -> Any:
         try:
             from kaggle.api.kaggle_api_extended import KaggleApi
         except ImportError:
-            raise InputError("Kaggle", "no Kaggle client", "pip install 'medcot[kaggle]'") from None
+            raise InputError(
+                "Kaggle", "its client is not installed", "run pip install 'medcot[kaggle]'"
+            ) from None
         api = KaggleApi()
         _limit_waiting(api)
         try:
             patiently(api.authenticate, patience, "the sign-in")
         except SystemExit:
-            raise bad_credentials("none, or a token that Kaggle does not know") from None
+            raise bad_credentials("none found, or Kaggle does not know the token") from None
         except Refused as error:
             raise bad_credentials(f"refused by Kaggle ({error.status})") from None
     return api
@@ -45,8 +47,8 @@ def bad_credentials(got: str) -> InputError:
     return InputError(
         "Kaggle credentials",
         got,
-        "KAGGLE_API_TOKEN, KAGGLE_USERNAME with KAGGLE_KEY, or kaggle.json "
-        f"(make one at {SETTINGS}, API)",
+        "set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, or save kaggle.json "
+        f"(create one at {SETTINGS}, API)",
     )
 
 

@@ -104,7 +104,7 @@ def _read_manifest(
     if manifest.bundle != push.checksum:
         raise RunFailed(
             "fetch",
-            f"the output of version {push.version} is that of another bundle.",
+            f"the output of version {push.version} belongs to another bundle.",
             "Nothing was written; push this run again, or fetch from its own run directory.",
         )
     return manifest
@@ -117,8 +117,8 @@ def _check_complete(files: Sequence[OutputFile], manifest: Manifest | None) -> N
         more = f" and {len(absent) - 1} more" if absent[1:] else ""
         raise RunFailed(
             "fetch",
-            f"Kaggle lists no {absent[0]}{more}.",
-            "Its list may be behind; fetch again in a minute.",
+            f"Kaggle does not list {absent[0]}{more}.",
+            "Its list may be out of date; fetch again in a minute.",
         )
 
 
@@ -171,7 +171,7 @@ def _download(file: OutputFile, target: Path, size: int | None, patience: Patien
         patiently(load, patience, file.name)
     except Refused as error:
         raise RunFailed(
-            "fetch", f"{file.name} could not be loaded ({error}).", "Fetch again."
+            "fetch", f"{file.name} could not be downloaded ({error}).", "Fetch again."
         ) from None
     part.replace(target)
 

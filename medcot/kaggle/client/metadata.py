@@ -88,25 +88,28 @@ def check_metadata(metadata: dict[str, Any], *, public: bool | None = None) -> N
     """
     for key, kind in _KEYS.items():
         if not isinstance(metadata.get(key), kind):
-            needs = "true or false" if kind is bool else f"a {kind.__name__}"
-            raise InputError(f"{_WHERE}, {key}", repr(metadata.get(key)), needs)
+            needs = "expected true or false" if kind is bool else f"expected a {kind.__name__}"
+            raise InputError(f"{_WHERE}, {key}", f"found {metadata.get(key)!r}", needs)
     if unknown := sorted(set(metadata) - set(_KEYS) - {"id_no", "docker_image"}):
-        raise InputError(f"{_WHERE}, {unknown[0]}", "a field that Kaggle ignores", "no such field")
+        raise InputError(f"{_WHERE}, {unknown[0]}", "Kaggle ignores this field", "remove it")
     _check_name(metadata["id"], metadata["title"])
     for key, value in (("language", "python"), ("kernel_type", "script")):
         if metadata[key] != value:
-            raise InputError(f"{_WHERE}, {key}", repr(metadata[key]), repr(value))
+            raise InputError(f"{_WHERE}, {key}", f"found {metadata[key]!r}", f"expected {value!r}")
     if public is not None and metadata["is_private"] == public:
         raise InputError(
-            f"{_WHERE}, is_private", str(metadata["is_private"]), "true unless --public is given"
+            f"{_WHERE}, is_private",
+            f"found {metadata['is_private']}",
+            "expected true unless --public is given",
         )
     if metadata["machine_shape"] and not metadata["enable_gpu"]:
-        raise InputError(f"{_WHERE}, machine_shape", metadata["machine_shape"], "enable_gpu")
+        got = f"found {metadata['machine_shape']} without a GPU"
+        raise InputError(f"{_WHERE}, machine_shape", got, "set enable_gpu to true")
     for key in ("dataset_sources", "kernel_sources"):
         for source in metadata[key]:
             owner, _, slug = str(source).partition("/")
             if not _OWNER.fullmatch(owner) or not _SLUG.fullmatch(slug):
-                raise InputError(f"{_WHERE}, {key}", repr(source), "OWNER/NAME")
+                raise InputError(f"{_WHERE}, {key}", f"found {source!r}", "expected OWNER/NAME")
 
 
 def check_source(text: str, limit: int = SOURCE_LIMIT) -> None:
@@ -117,21 +120,27 @@ def check_source(text: str, limit: int = SOURCE_LIMIT) -> None:
     if size > limit:
         raise InputError(
             "kernel source",
-            f"{size / 1024:.0f} KB",
-            f"at most {limit // 1024} KB; --as-dataset sends the bundle as a private data set",
+            f"{size / 1024:.0f} KB is more than the limit of {limit // 1024} KB",
+            "use --as-dataset, which sends the bundle as a private data set",
         )
     compile(text, "kernel.py", "exec")
 
 
 def _check_name(identity: str, title: str) -> None:
     if not 5 <= len(title) <= 50:
-        raise InputError("--title", f"{title!r} of {len(title)} characters", "5 to 50 characters")
+        got = f"{title!r} has {len(title)} characters"
+        raise InputError("--title", got, "expected 5 to 50 characters")
     if not re.fullmatch(r"[A-Za-z0-9]+(?:[ -][A-Za-z0-9]+)*", title):
         raise InputError(
-            "--title", repr(title), "ASCII letters and digits, single spaces or hyphens between"
+            "--title",
+            f"found {title!r}",
+            "expected ASCII letters and digits, separated by single spaces or hyphens",
         )
     owner, _, slug = identity.partition("/")
     if not _OWNER.fullmatch(owner) or owner == "OWNER":
-        raise InputError("--owner", repr(owner), "the user name of a Kaggle account")
+        raise InputError(
+            "--owner", f"found {owner!r}", "expected the user name of a Kaggle account"
+        )
     if slug != slug_of(title):
-        raise InputError(f"{_WHERE}, id", repr(slug), f"the title's slug, {slug_of(title)!r}")
+        needs = f"expected the title's slug, {slug_of(title)!r}"
+        raise InputError(f"{_WHERE}, id", f"found {slug!r}", needs)

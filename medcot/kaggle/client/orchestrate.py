@@ -62,7 +62,7 @@ def run_on_kaggle(
         if finish.progress <= _progress_before(run, sent):
             raise RunFailed(
                 "run",
-                f"session {sent.session} ended ({finish.outcome}) without any progress.",
+                f"session {sent.session} ended ({finish.outcome}) without progress.",
                 f"Look at its log, {run.path / FOLDER / f'v{sent.version}.log'}.",
             )
         again = False
@@ -119,7 +119,7 @@ def probe_secrets(
     fetched = fetch(account, sent, run, say)
     record(run, replace(sent, outcome=ending.name.lower()))
     if ending is not Ending.DONE or fetched.manifest is None:
-        raise RunFailed("secrets", f"the probe ended {ending.name.lower()}. {message}", "")
+        raise RunFailed("secrets", f"the probe ended as {ending.name.lower()}. {message}", "")
     missing = [line for line in fetched.manifest.notes if ": ok (" not in line]
     if missing and sent.version > 1:  # the first push has said so
         say(how_to_attach_secrets(sent.ref, orders))

@@ -107,7 +107,7 @@ def check_quota(account: Account, kernel: Kernel, say: Say) -> None:
         raise RunFailed(
             "push",
             f"{quota.left_h:.1f} of {quota.allowed_h:.0f} GPU hours are left.",
-            f"The quota is renewed{when}; nothing was pushed, and all that ran is kept.",
+            f"The quota is renewed{when}; nothing was pushed, and finished work is kept.",
         )
     if quota.reserved_h:
         say(f"another GPU session is running ({quota.reserved_h:.1f} hours reserved)")
@@ -144,8 +144,8 @@ def _taken_over(
     if sent and not again:
         raise InputError(
             "push",
-            f"the bundle of version {sent[-1].version}",
-            "wait and fetch for that version, or --again to spend quota on the same run twice",
+            f"this bundle was already pushed as version {sent[-1].version}",
+            "wait for and fetch that version, or use --again to spend quota on the same run twice",
         )
     return None
 
@@ -161,8 +161,8 @@ def _check_existing(account: Account, kernel: Kernel, existing: KernelOnKaggle |
     if MARKER not in existing.source:
         raise InputError(
             "--title",
-            f"{kernel.ref}, a kernel of yours that medcot did not make",
-            "another title, so that it is not overwritten",
+            f"{kernel.ref} is a kernel of yours that medcot did not make",
+            "use another title, so that it is not overwritten",
         )
     status = account.status(kernel.ref, existing.version)
     if status is not None and status.word in RUNNING:
@@ -180,8 +180,8 @@ def _check_datasets(account: Account, kernel: Kernel) -> None:
             continue
         private = account.is_private_dataset(ref)
         if private is not True:
-            got = f"{ref}, which is public" if private is False else f"{ref}, which does not exist"
-            raise InputError("--secrets-dataset", got, "a private data set of yours")
+            got = f"{ref} is public" if private is False else f"{ref} does not exist"
+            raise InputError("--secrets-dataset", got, "use a private data set of yours")
 
 
 def _upload(account: Account, folder: Path, ref: str) -> None:
@@ -189,7 +189,7 @@ def _upload(account: Account, folder: Path, ref: str) -> None:
         account.upload_dataset(folder, ref)
     except Refused as error:
         raise RunFailed(
-            "push", f"the data set {ref} was not taken ({error.message}).", "Nothing was pushed."
+            "push", f"Kaggle refused the data set {ref} ({error.message}).", "Nothing was pushed."
         ) from None
 
 
@@ -224,7 +224,7 @@ def _send(account: Account, kernel: Kernel, existing: KernelOnKaggle | None) -> 
             if fresh:
                 return SaveAnswer(kernel.ref, url_of(kernel.ref), now.version, "", {})
     raise RunFailed(
-        "push", f"Kaggle did not take it in {TRIES} tries ({reason}).", "Push again later."
+        "push", f"Kaggle did not accept it in {TRIES} tries ({reason}).", "Push again later."
     )
 
 
@@ -254,4 +254,4 @@ def _read(answer: SaveAnswer, kernel: Kernel) -> None:
 
 
 def _name_taken(kernel: Kernel) -> InputError:
-    return InputError("--title", f"{kernel.metadata['title']!r}, which is taken", "another title")
+    return InputError("--title", f"{kernel.metadata['title']!r} is taken", "use another title")

@@ -84,5 +84,5 @@ def last_push(run: RunDirectory) -> Push:
     """
     sent = runs_pushed(run)
     if not sent:
-        raise InputError("--out", f"{run.path}, from which nothing was pushed", "push it first")
+        raise InputError(f"--out {run.path}", "nothing was pushed from it", "push it first")
     return sent[-1]

@@ -60,7 +60,7 @@ def patiently(call: Callable[[], T], patience: Patience, what: str) -> T:
             raise RunFailed(
                 "Kaggle",
                 f"no answer to {what} for {patience.seconds / 60:.0f} minutes ({reason}).",
-                "Nothing is lost; give the same command again later.",
+                "Nothing is lost; run the same command again later.",
             )
         patience.sleep(wait)
         waited += wait

@@ -48,7 +48,7 @@ def check_gpus(machine: Machine, wanted: bool) -> None:
     if not machine.gpus:
         raise RunFailed(
             "machine",
-            "a GPU was asked for and none was given.",
+            "a GPU was requested but none is attached.",
             "Check the weekly quota, and that the account's phone number is verified.",
         )
     for gpu in machine.gpus:
@@ -57,7 +57,7 @@ def check_gpus(machine: Machine, wanted: bool) -> None:
                 "machine",
                 f"{gpu.name} has compute capability {capability(gpu)}; "
                 f"{'.'.join(map(str, OLDEST_CAPABILITY))} is the oldest that works.",
-                "Choose GPU T4 for the kernel (its settings on Kaggle, under Accelerator).",
+                "Choose GPU T4 in the kernel's settings on Kaggle, under Accelerator.",
             )
 
 

@@ -100,16 +100,16 @@ def _explain(session: Session, ended: Ended) -> None:
     if (session.run / "error.json").exists():
         return
     if ended.code == 2:
-        _write_error(session, RunFailed("run", "the options were refused.", "The log says which."))
+        _write_error(session, RunFailed("run", "the options were rejected.", "See the log."))
     elif ended.code > 128:
         number = ended.code - 128
         memory = " (the machine's memory may have run out)" if number == 9 else ""
         message = f"signal {number} ended the training{memory}."
-        remedy = "What was saved is kept; `run --again` goes on from it."
+        remedy = "Saved work is kept; `run --again` continues from it."
         _write_error(session, RunFailed("training", message, remedy))
     else:
         message = f"the training ended with exit code {ended.code}."
-        _write_error(session, RunFailed("training", message, "The log says why."))
+        _write_error(session, RunFailed("training", message, "See the log."))
 
 
 def _sign_off(session: Session, outcome: Outcome, code: int, notes: list[str]) -> int:

@@ -80,9 +80,7 @@ def train(session: Session, found: list[Lookup]) -> Ended:
     resume = _continue(session)
     environ = _environment(session, found, len(machine.gpus))
     if session.seconds_left < 10:
-        raise RunFailed(
-            "session", "no time is left to train.", "Ask for a longer session (--hours)."
-        )
+        raise RunFailed("session", "no time is left to train.", "Use a longer session (--hours).")
     preset, config = session.config["preset"], session.folder / "config.json"
     command = training_command(preset, len(machine.gpus), config, session.run, resume)
     session.say(f"training: {' '.join(command[1:])}")

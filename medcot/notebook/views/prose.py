@@ -48,12 +48,12 @@ def read_prose(folder: Path, language: str) -> Prose:
     """
     path = folder / f"prose_{language}.md"
     if not path.exists():
-        raise InputError(str(path), "no such file", "the prose beside the notebook")
+        raise InputError(str(path), "no such file", "expected the prose next to the notebook")
     _, *pieces = _SECTION.split(path.read_text(encoding="utf-8"))
     found: dict[str, Section] = {}
     for key, title, body in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
         if key in found:
-            raise InputError(str(path), f"the section {key} twice", "each section once")
+            raise InputError(str(path), f"found the section {key} twice", "name each section once")
         found[key] = Section(title.strip(), body.strip())
     return Prose(language, found)
 

@@ -75,60 +75,76 @@ _CHINESE = {
         r"\1（计算能力 \2）太旧，不能用于训练"
     ),
     # What went wrong, and what to do.
-    r"(.+), at least ([\d.]+) GiB of ([\d.]+) GiB usable (GPU memory|RAM)": (
-        r"\1 至少需要 \2 GiB，而可用的\4只有 \3 GiB"
+    r"it needs at least ([\d.]+) GiB of ([\d.]+) GiB usable (GPU memory|RAM)": (
+        r"至少需要 \1 GiB，而可用的\3只有 \2 GiB"
     ),
-    r"a smaller model such as --model (\S+), or --preset demo": (
+    r"use a smaller model such as --model (\S+), or --preset demo": (
         r"换一个更小的模型，例如 --model \1，或者使用 --preset demo"
     ),
-    r"(--\S+ \S+) or (--\S+ \S+)": r"\1 或者 \2",
-    r"(--\S+ \S+) or (--\S+ \S+) or (--\S+ \S+)": r"\1、\2 或者 \3",
-    r"a larger machine, or --model (\S+) \(--preset demo\)": (
-        r"换一台更大的机器，或者 --model \1（--preset demo）"
+    r"use (--\S+ \S+) or (--\S+ \S+)": r"使用 \1 或者 \2",
+    r"use (--\S+ \S+) or (--\S+ \S+) or (--\S+ \S+)": r"使用 \1、\2 或者 \3",
+    r"use (--\S+ \S+)": r"使用 \1",
+    r"use a larger machine, or --model (\S+) \(--preset demo\)": (
+        r"换一台更大的机器，或者使用 --model \1（--preset demo）"
     ),
-    r"a machine with more memory": "内存更大的机器",
-    r"a CUDA GPU, or --preset demo": "CUDA GPU，或者使用 --preset demo",
-    r"(.+) without a CUDA GPU": r"\1：这里没有 CUDA GPU",
-    r"(.+) without bitsandbytes": r"\1：没有安装 bitsandbytes",
-    r"(.+) which is not installed": r"\1：没有安装",
-    r"(pip install \S+), or (--\S+ \S+)": r"\1，或者 \2",
-    r"(\d+) or more: the shortest row has so many tokens": r"不小于 \1：最短的一行有这么多词元",
-    r"rows whose questions the evaluation does not hold too": "不与评测题重复的数据",
-    r"a whole number from (\d+) to (\d+)": r"从 \1 到 \2 的整数",
-    r"a multiple of the (\d+) processes that train side by side": (
-        r"\1 的倍数：有 \1 个进程同时训练"
+    r"use a machine with more memory": "换一台内存更大的机器",
+    r"use a CUDA GPU, or --preset demo": "使用 CUDA GPU，或者使用 --preset demo",
+    r"run (pip install \S+), or --preset demo": r"运行 \1，或者使用 --preset demo",
+    r"needs a CUDA GPU": "需要 CUDA GPU，而这里没有",
+    r"its (--\S+ \S+) needs a CUDA GPU": r"它的 \1 需要 CUDA GPU，而这里没有",
+    r"needs bitsandbytes, which is not installed": "需要 bitsandbytes，而这里没有安装",
+    r"its (--\S+ \S+) needs bitsandbytes, which is not installed": (
+        r"它的 \1 需要 bitsandbytes，而这里没有安装"
+    ),
+    r"is not installed": "没有安装",
+    r"its (--\S+ \S+) is not installed": r"它的 \1 没有安装",
+    r"run (pip install \S+)": r"运行 \1",
+    r"run (pip install \S+), or use (--\S+ \S+)": r"运行 \1，或者使用 \2",
+    r"every row is longer; the shortest has (\d+) tokens": r"每一行都更长；最短的一行有 \1 个词元",
+    r"use (\d+) or more": r"使用不小于 \1 的值",
+    r"every row also appears in the evaluation": "每一行都与评测题重复",
+    r"use other rows": "换用别的数据",
+    r"found (\S+)": r"得到的是 \1",
+    r"expected a whole number from (\d+) to (\d+)": r"应当是从 \1 到 \2 的整数",
+    r"it cannot be divided equally": "不能平均分配",
+    r"use a multiple of (\d+), the number of training processes": (
+        r"使用 \1 的倍数：有 \1 个进程同时训练"
     ),
     r"no connection to the hub": "连不上 Hugging Face",
-    r"a hub name, with HF_HUB_OFFLINE=1": "这是 Hugging Face 上的名称，但设置了 HF_HUB_OFFLINE=1",
-    r"a network, a local f(?:ile|older),? or --preset demo, which needs neither": (
-        "可用的网络、本地文件，或者两者都不需要的 --preset demo"
+    r"a hub name cannot be loaded with HF_HUB_OFFLINE=1": (
+        "这是 Hugging Face 上的名称，但设置了 HF_HUB_OFFLINE=1"
+    ),
+    r"use a local f(?:ile|older) or --preset demo, which need no network": (
+        "使用本地文件或 --preset demo，两者都不需要网络"
     ),
     r"no such file": "没有这个文件",
-    r"an existing (.+) file": r"一个存在的文件（\1）",
-    r"a folder that exists, a hub name \(owner/model\) or (\S+)": (
-        r"存在的文件夹、Hugging Face 上的名称（owner/model）或 \1"
+    r"expected an existing (.+) file": r"应当是一个存在的文件（\1）",
+    r"expected an existing folder, a hub name \(owner/model\) or (\S+)": (
+        r"应当是存在的文件夹、Hugging Face 上的名称（owner/model）或 \1"
     ),
-    r"it does not fit into memory\.": "内存放不下。",
-    r"memory ran out\.": "内存用尽了。",
+    r"the model does not fit into memory\.": "内存放不下这个模型。",
+    r"out of memory\.": "内存用尽了。",
     r"one row does not fit into memory\.": "一行数据内存也放不下。",
     r"Try --quantization 4bit\.": "试试 --quantization 4bit。",
     r"Try --quantization 4bit or a shorter --max-length\.": (
         "试试 --quantization 4bit，或者更小的 --max-length。"
     ),
-    r"Try a shorter --max-length, a smaller --rank or --quantization 4bit, then --resume\.": (
-        "试试更小的 --max-length、更小的 --rank 或 --quantization 4bit，然后 --resume。"
+    r"Start a new run with a shorter --max-length, a smaller --rank or --quantization 4bit\.": (
+        "用更小的 --max-length、更小的 --rank 或 --quantization 4bit 开始新的运行。"
     ),
-    r"error\.json has the details; --resume goes on\.": "详情见 error.json；--resume 可以继续。",
+    r"See error\.json for details; --resume continues the run\.": (
+        "详情见 error.json；--resume 可以继续。"
+    ),
     r"another training or answer is running on this server\.": (
         "这台服务器上正在训练或回答别的问题。"
     ),
-    r"Wait until it has ended, or cancel it where it was started\.": (
+    r"Wait until it ends, or cancel it on the page that started it\.": (
         "等它结束，或者在启动它的页面上取消。"
     ),
-    r"there is no training of yours to go on with\.": "没有可以继续的训练。",
+    r"you have no training to resume\.": "没有可以继续的训练。",
     r"Start one\.": "开始一次训练。",
-    r"an empty text": "空白的内容",
-    r"a question": "一个问题",
+    r"the text is empty": "内容是空白的",
+    r"ask a question": "提一个问题",
     r"same question as (.+), and answer": r"问题和答案都与 \1 相同",
     r"same question as (.+), with another answer": r"问题与 \1 相同，答案不同",
 }

@@ -141,7 +141,10 @@ def test_local_files_travel_and_are_named_by_where_they_are_there(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"dataset": "gone.jsonl"}, r"--dataset: got gone\.jsonl"), ({"mcq": ("no.csv",)}, "--mcq")],
+    [
+        ({"dataset": "gone.jsonl"}, r"--dataset gone\.jsonl: no such file"),
+        ({"mcq": ("no.csv",)}, "--mcq"),
+    ],
 )
 def test_a_file_that_is_not_there_cannot_travel(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
@@ -181,13 +184,13 @@ def test_the_committed_metadata_is_what_a_build_writes() -> None:
         ({"id": "ann/another"}, "the title's slug, 'medcot-fine-tuning'"),
         ({"id": "OWNER/medcot-fine-tuning"}, "--owner"),
         ({"id": "/medcot-fine-tuning"}, "--owner"),
-        ({"is_private": "true"}, "is_private: got 'true'; needs true or false"),
+        ({"is_private": "true"}, "is_private: found 'true'; expected true or false"),
         ({"language": "r"}, "language"),
         ({"kernel_type": "notebook"}, "kernel_type"),
         ({"enable_gpu": False}, "machine_shape"),
         ({"dataset_sources": ["nobody"]}, "OWNER/NAME"),
         ({"kernel_sources": ["a/b/3"]}, "OWNER/NAME"),
-        ({"accelerator": "T4"}, "a field that Kaggle ignores"),
+        ({"accelerator": "T4"}, "Kaggle ignores this field"),
     ],
 )
 def test_metadata_that_kaggle_would_misread_is_refused(changes: dict[str, Any], says: str) -> None:
@@ -213,8 +216,8 @@ def test_a_source_over_the_limit_is_refused_with_what_to_do() -> None:
     [
         (Wishes(limit_s=13 * 3600), "--hours"),
         (Wishes(limit_s=60), "--hours"),
-        (Wishes(limit_s=3600, margin_s=3000), "--margin: got 50; needs 1 minute to half"),
-        (Wishes(margin_s=0), "--margin: got 0"),
+        (Wishes(limit_s=3600, margin_s=3000), "--margin: found 50; expected 1 minute to half"),
+        (Wishes(margin_s=0), "--margin: found 0"),
     ],
 )
 def test_impossible_sessions_are_refused(wishes: Wishes, says: str, run: RunDirectory) -> None:
@@ -328,7 +331,7 @@ def test_a_token_in_a_compressed_column_is_found(
     with pytest.raises(InputError, match=r"rows\.parquet, line 51.*the value of SOME_API_KEY"):
         build(config_with(dataset=str(file)), RunDirectory(tmp_path / "run"), "ann", Wishes())
     file.write_bytes(b"not parquet at all")
-    with pytest.raises(InputError, match=r"rows\.parquet: got no parquet file"):
+    with pytest.raises(InputError, match=r"rows\.parquet: not a Parquet file"):
         build(config_with(dataset=str(file)), RunDirectory(tmp_path / "run"), "ann", Wishes())
 
 

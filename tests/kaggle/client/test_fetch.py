@@ -172,7 +172,7 @@ def test_a_file_of_the_manifest_that_is_not_listed_is_missed(
 ) -> None:
     end_session(session, FILES)
     del session.extra["tutorial.html"]
-    with pytest.raises(RunFailed, match=r"lists no tutorial\.html.*fetch again"):
+    with pytest.raises(RunFailed, match=r"does not list tutorial\.html.*fetch again"):
         fetch(account, push, run, lines)
 
 

@@ -205,7 +205,7 @@ def test_too_many_requests_are_followed_by_the_wait_that_was_asked_for(
 @pytest.mark.parametrize(
     ("error", "kind", "says"),
     [
-        ('The requested title "x" is already in use', InputError, "taken; needs another title"),
+        ('The requested title "x" is already in use', InputError, "taken; use another title"),
         ("Maximum batch GPU session count of 2 reached", RunFailed, "Wait for a running GPU"),
         ("You have exceeded your GPU quota", RunFailed, "weekly quota"),
         ("Something else", RunFailed, "Kaggle says: Something else. Nothing was started."),
@@ -253,7 +253,7 @@ def test_refused_credentials_are_told_apart_from_a_wrong_name(
     status: int,
 ) -> None:
     kaggle.fail("GetAcceleratorQuotaStatistics", status=status)
-    with pytest.raises(InputError, match=f"credentials: got refused by Kaggle .{status}"):
+    with pytest.raises(InputError, match=f"credentials: refused by Kaggle .{status}"):
         push(account, kernel, run, lines)
     assert not kaggle.calls_of("SaveKernel")
 
@@ -369,7 +369,7 @@ def test_a_script_changed_by_hand_is_not_pushed(
     path = kernel.folder / "kernel.py"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(kernel.checksum, "0" * 64), encoding="utf-8")
-    with pytest.raises(InputError, match="a script that was changed"):
+    with pytest.raises(InputError, match="the script was changed"):
         push(account, kernel, run, lines)
     assert not kaggle.calls_of("SaveKernel")
 
@@ -394,7 +394,7 @@ def test_a_public_secrets_data_set_is_refused(
 ) -> None:
     kaggle.add_dataset("ann/keys", {"wandb": b"x"}, private=False)
     wishes = Wishes(orders=replace(Orders(), secrets_dataset="ann/keys"))
-    with pytest.raises(InputError, match="ann/keys, which is public"):
+    with pytest.raises(InputError, match="ann/keys is public"):
         push(account, make(CONFIG, run, wishes), run, lines)
     assert not kaggle.calls_of("SaveKernel")
 
