@@ -14,7 +14,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 BUNDLE = ""  # SHA-256 of what the bundle holds; also the name of this push
@@ -47,9 +46,6 @@ def unpack(packed: bytes, folder: Path) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-        if name.endswith(".whl"):
-            with zipfile.ZipFile(target) as wheel:
-                wheel.extractall(folder / "package")
 
 
 def main() -> None:

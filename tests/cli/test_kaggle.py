@@ -17,7 +17,7 @@ import pytest
 from medcot.cli.doctor import Finding, examine_machine
 from medcot.kaggle.client.local_login import Login, find_login
 from medcot.kaggle.client.orchestrate import AccountCheck, check_account
-from medcot.kaggle.client.wheel import PROJECT
+from medcot.kaggle.client.sources import PROJECT
 from medcot.notebook.kaggle_panel import look_at_account
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import end_session, quick_session

@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from medcot.kaggle.client.wheel import PROJECT
+from medcot.kaggle.client.sources import PROJECT
 from medcot.kaggle.session.install import KEPT
 
 HOME = Path.home()  # before a test has its own

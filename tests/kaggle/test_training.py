@@ -161,7 +161,6 @@ def test_both_t4s_are_trained_on_by_two_processes_that_end_as_one_run(
 def test_a_session_stops_in_time_saves_and_says_it_is_not_finished(
     rows: str, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medcot.kaggle.client.wheel import PROJECT
     from medcot.kaggle.session.main import run_session
 
     config = small(rows, steps=100_000, model="tiny/llama", mcq=(), generate_samples=0)
@@ -170,7 +169,6 @@ def test_a_session_stops_in_time_saves_and_says_it_is_not_finished(
     for name, content in bundle.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    (folder / "package").symlink_to(PROJECT)
     monkeypatch.setenv("HF_HOME", str(hub))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     code = run_session(folder, root, bundle.checksum, started=time.time() - 540 + 20)

@@ -12,7 +12,7 @@ import pytest
 
 from medcot.kaggle.client.account import Account, connect
 from medcot.kaggle.client.retry import Patience
-from medcot.kaggle.client.wheel import PROJECT
+from medcot.kaggle.client.sources import PROJECT
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import Lines, quick_session
 from tests.support.kaggle_server import KaggleServer

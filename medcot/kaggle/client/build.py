@@ -28,7 +28,7 @@ from medcot.kaggle.client.metadata import (
     make_metadata,
     slug_of,
 )
-from medcot.kaggle.client.wheel import PROJECT
+from medcot.kaggle.client.sources import PROJECT
 from medcot.kaggle.session.secret_scan import known_secrets
 from medcot.runs.directory import RunDirectory
 

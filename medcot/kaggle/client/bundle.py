@@ -1,4 +1,4 @@
-"""What travels: wheel, notebook, config and data, packed the same way every time."""
+"""What travels: sources, notebook, config and data, packed the same way every time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
-from medcot.kaggle.client.wheel import PROJECT, build_wheel, wheel_name
+from medcot.kaggle.client.sources import PROJECT, collect_package, read_with_unix_line_ends
 from medcot.kaggle.session.secret_scan import Leak, Secret, find_leaks
 from medcot.kaggle.session.user_secrets import HUB_LABELS, WANDB_LABELS
 
@@ -75,7 +75,7 @@ def collect(config: RunConfig, orders: Orders, project: Path = PROJECT) -> Bundl
     """
     sent, data = _carry_data(config)
     files = {
-        wheel_name(): build_wheel(project / "medcot"),
+        **collect_package(project),
         "config.json": _json(sent.model_dump(mode="json")),
         "orders.json": _json(asdict(orders) | {"run": run_key(config)}),
         **data,
@@ -84,7 +84,7 @@ def collect(config: RunConfig, orders: Orders, project: Path = PROJECT) -> Bundl
     for path in carried:
         if path.is_file() and path.suffix in (".py", ".css", ".md", ".toml", ".txt"):
             name = path.relative_to(project).as_posix()
-            files[name] = path.read_bytes().replace(b"\r\n", b"\n")
+            files[name] = read_with_unix_line_ends(path)
     return Bundle(files)
 
 
@@ -152,7 +152,7 @@ def unpack(packed: bytes) -> dict[str, bytes]:
 
 
 def scan(files: Mapping[str, bytes], secrets: Sequence[Secret]) -> list[Leak]:
-    """Every secret in what is about to leave, by file. A wheel is stored, so its text is seen."""
+    """Find every secret in what is about to leave, by file."""
     return [
         leak
         for name in sorted(files)

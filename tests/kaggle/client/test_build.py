@@ -26,7 +26,8 @@ from medcot.errors import InputError
 from medcot.kaggle.client.build import Wishes, build, owner_of_this_machine
 from medcot.kaggle.client.bundle import Bundle, Orders, collect, pack, write_script
 from medcot.kaggle.client.metadata import check_metadata, check_source, make_metadata, slug_of
-from medcot.kaggle.client.wheel import PROJECT, build_wheel
+from medcot.kaggle.client.sources import PROJECT, collect_package
+from medcot.kaggle.session.requirements import requirements
 from medcot.kaggle.session.secret_scan import Redactor, Secret, find_leaks, known_secrets
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, config_with
@@ -69,22 +70,39 @@ def test_the_bundle_is_under_300_kb_without_data(tmp_path: Path) -> None:
     assert kernel.size < 300 * 1024
 
 
-def test_the_wheel_is_what_the_build_backend_makes(tmp_path: Path) -> None:
+def test_the_bundle_carries_the_files_of_the_built_wheel(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
     [made] = tmp_path.glob("*.whl")
-    theirs, ours = wheel_files(made.read_bytes()), wheel_files(build_wheel())
+    theirs = wheel_files(made.read_bytes())
+    ours = {name.removeprefix("package/"): text for name, text in collect_package().items()}
     package = {name for name in theirs if name.startswith("medcot/")}
     assert package == {name for name in ours if name.startswith("medcot/")}
     assert all(theirs[name] == ours[name] for name in package)
 
 
-def test_pip_installs_the_wheel(tmp_path: Path) -> None:
-    wheel = tmp_path / "medcot-0.1.0-py3-none-any.whl"
-    wheel.write_bytes(build_wheel())
-    options = ["--no-deps", "--no-index", "--quiet", "--target", str(tmp_path / "there")]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
-    assert (tmp_path / "there" / "medcot" / "config.py").exists()
+def test_the_unpacked_bundle_knows_the_requirements_without_an_installation(
+    tmp_path: Path,
+) -> None:
+    for name, content in collect(CONFIG, Orders()).files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from medcot.kaggle.session.requirements import requirements\n"
+        "print(*requirements(), sep='\\n')\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "package")]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines() == requirements(PROJECT / "pyproject.toml")
+
+
+def test_line_ends_of_a_windows_checkout_do_not_change_the_bundle(tmp_path: Path) -> None:
+    project = checkout(tmp_path / "project")
+    before = collect_package(project)
+    for path in (project / "medcot").rglob("*.py"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert collect_package(project) == before
 
 
 def test_the_script_unpacks_to_the_bundle_and_notices_damage(tmp_path: Path) -> None:
@@ -363,7 +381,7 @@ def test_tokens_that_nobody_knows_are_found_by_their_shape(text: str) -> None:
 
 
 def test_our_own_files_look_like_no_secret() -> None:
-    assert not [leak for name, text in wheel_files(build_wheel()).items()
+    assert not [leak for name, text in collect_package().items()
                 for leak in find_leaks(name, text, [])]  # fmt: skip
 
 
