@@ -35,7 +35,8 @@ class Fault:
     body: dict[str, Any] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None
-    """Bytes of a file, or events of a log, after which the connection ends."""
+    """Bytes of a file or (with ``carry_out``) of an answer, or events of a log, after which the
+    connection ends."""
     carry_out: bool = False
     """Do what was asked and lose the answer."""
     silent_s: float = 0.0
@@ -283,6 +284,8 @@ def _handler(server: KaggleServer) -> type[BaseHTTPRequestHandler]:
                     return self._hang_up()
                 return self._send(fault.status, fault.body or _error(fault), fault.headers)
             status, answer = server.answer(name, body)
+            if fault and fault.cut_after is not None:
+                return self._send(status, answer, cut_after=fault.cut_after)
             if fault and fault.status == 200 and fault.body is None:
                 time.sleep(fault.silent_s)
                 return self._hang_up()
@@ -376,7 +379,13 @@ def _handler(server: KaggleServer) -> type[BaseHTTPRequestHandler]:
             self.connection.shutdown(socket.SHUT_RDWR)
             self.connection.close()
 
-        def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+        def _send(
+            self,
+            status: int,
+            body: Any,
+            headers: dict[str, str] | None = None,
+            cut_after: int | None = None,
+        ) -> None:
             raw = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -384,7 +393,9 @@ def _handler(server: KaggleServer) -> type[BaseHTTPRequestHandler]:
             for name, value in (headers or {}).items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(raw)
+            self.wfile.write(raw[:cut_after])
+            if cut_after is not None:
+                self._hang_up()
 
     return Handler
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from medcot.errors import RunFailed, one_line
@@ -68,11 +66,13 @@ def patiently(call: Callable[[], T], patience: Patience, what: str) -> T:
 
 
 def retry_after(response: Any) -> float | None:
-    """Seconds from a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3)."""
-    text = (response.headers.get("Retry-After") or "").strip() if response is not None else ""
-    if text.isdigit():
-        return float(text)
+    """Return the seconds that a Retry-After header asks for (RFC 9110, 10.2.3), or None."""
+    from urllib3.exceptions import InvalidHeader
+    from urllib3.util import Retry
+
+    if response is None:
+        return None
     try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
+        return Retry().parse_retry_after(response.headers.get("Retry-After", ""))
+    except InvalidHeader:
         return None

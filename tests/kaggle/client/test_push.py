@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from requests import Response
 
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
@@ -17,7 +18,7 @@ from medcot.kaggle.client.build import Kernel, Wishes, build
 from medcot.kaggle.client.bundle import Orders
 from medcot.kaggle.client.push import push
 from medcot.kaggle.client.push_state import last_push, read_pushes
-from medcot.kaggle.client.retry import Patience
+from medcot.kaggle.client.retry import Patience, retry_after
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, Lines, config_with, idle_session
 from tests.support.kaggle_server import TOKEN, USER, KaggleServer
@@ -432,3 +433,14 @@ def test_a_server_that_stays_away_ends_the_wait_with_one_line(
     kaggle.fail("GetAcceleratorQuotaStatistics", status=503, times=1000)
     with pytest.raises(RunFailed, match=r"no answer to the quota.*Nothing is lost"):
         push(account, kernel, run, lines)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7), (" 7 ", 7), ("Fri, 31 Dec 1999 23:59:59 GMT", 0), ("soon", None), ("", None)],
+)
+def test_retry_after_holds_seconds_or_a_date(header: str, seconds: float | None) -> None:
+    response = Response()
+    response.headers["Retry-After"] = header
+    assert retry_after(response) == seconds
+    assert retry_after(None) is None

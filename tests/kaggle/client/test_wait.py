@@ -14,7 +14,7 @@ from medcot.kaggle.client.account import Account
 from medcot.kaggle.client.api_types import Status
 from medcot.kaggle.client.connection import log_lines
 from medcot.kaggle.client.push_state import Push
-from medcot.kaggle.client.wait import Ending, ending_of, wait
+from medcot.kaggle.client.wait import LAST_TRIES, Ending, ending_of, wait
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, Lines, end_session, idle_session
 from tests.support.kaggle_server import KaggleServer
@@ -203,6 +203,30 @@ def test_waiting_bears_bursts_of_429_and_5xx_and_lost_connections(
     assert wait(account, push, lines, interval=0.01)[0] is Ending.DONE
     assert naps[0] == 9.0
     assert naps[1:] == sorted(naps[1:])
+
+
+def test_an_answer_that_is_cut_in_its_middle_is_asked_for_again(
+    kaggle: KaggleServer, account: Account, lines: Lines, running: tuple[Push, Session]
+) -> None:
+    push, session = running
+    kaggle.fail("GetKernelSessionStatus", carry_out=True, cut_after=5, times=2)
+    session.end("COMPLETE")
+    assert wait(account, push, lines, interval=0.01)[0] is Ending.DONE
+    assert len(kaggle.calls_of("GetKernelSessionStatus")) == 3
+
+
+def test_a_log_that_cannot_be_had_does_not_delay_the_end(
+    kaggle: KaggleServer,
+    account: Account,
+    lines: Lines,
+    running: tuple[Push, Session],
+) -> None:
+    push, session = running
+    kaggle.fail("logs", status=503, times=1000)
+    in_turn((lambda: bool(kaggle.calls_of("logs")), lambda: session.end("COMPLETE")))
+    assert wait(account, push, lines, Lines(), interval=0.01)[0] is Ending.DONE
+    # Once or a few times while the session runs, then LAST_TRIES: the log is never waited for.
+    assert len(kaggle.calls_of("logs")) < 10 * LAST_TRIES
 
 
 def test_a_version_that_has_no_session_yet_is_waited_for(
