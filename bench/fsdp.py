@@ -284,8 +284,9 @@ class Worker:
         import trl.trainer.sft_trainer  # noqa: F401
 
         import medcot.training.fit  # noqa: F401
-        from medcot.engines import hf
-        from medcot.engines.fsdp import model as split
+        from medcot.engines.fsdp import safetensors_reader
+        from medcot.engines.fsdp.engine import FsdpEngine
+        from medcot.engines.hf import HfEngine
         from medcot.training.trainers import fsdp  # noqa: F401
 
         self.cuda = torch.cuda.is_available() and not self.arguments.small
@@ -299,8 +300,8 @@ class Worker:
             self.facts["device"] = torch.cuda.get_device_name()
             if self.arguments.cap:
                 self._cap()
-        split.Checkpoint = RandomWeights  # pyright: ignore[reportAttributeAccessIssue]
-        split.load_base = hf.load_base = self._loading(split.load_base)
+        safetensors_reader.Checkpoint = RandomWeights  # pyright: ignore[reportAttributeAccessIssue]
+        HfEngine.load_base = FsdpEngine.load_base = self._loading(FsdpEngine.load_base)
 
     def _cap(self) -> None:
         """Let torch and the planner see no more of the GPU than was asked for."""

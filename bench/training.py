@@ -254,9 +254,10 @@ def note(bench: Bench, name: str, plan: Any, events: list[Any], changed: bool) -
 
 def loaded_model(model: Any, tokenizer: Any, rows: int) -> Any:
     from medcot.engines.base import LoadedModel, settle_pad_token
+    from medcot.engines.fused.engine import FusedEngine
 
     settle_pad_token(tokenizer)
-    return LoadedModel(model, tokenizer, "fused", "cuda", rows)
+    return LoadedModel(model, tokenizer, FusedEngine(), "cuda", rows)
 
 
 def work_fused(bench: Bench, dtype: str, quantized: bool, variants: list[Any], stop: int) -> None:
@@ -380,9 +381,9 @@ def answer_together(bench: Bench, prepared: Any, loaded: Any) -> None:
 def work_unsloth(bench: Bench) -> None:
     """The tutorial's recipe, and its way of answering: one prompt at a time."""
     os.environ.pop("PYTORCH_CUDA_ALLOC_CONF")
-    from medcot.engines.unsloth import prepare_process
+    from medcot.engines.unsloth import UnslothEngine
 
-    prepare_process()
+    UnslothEngine().prepare_process()
     train_recipe(bench, "unsloth", 12, answer_alone)
 
 

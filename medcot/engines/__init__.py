@@ -1,7 +1,9 @@
-"""Loads a model, adds a LoRA adapter, and trains it in the engine's own way.
+"""Loads a model, puts a LoRA adapter on it and runs its training pass.
 
-Start at :mod:`medcot.engines.loading`: ``load_base``, ``add_adapter``, ``load_adapter``. ``hf``
-is transformers with peft, ``unsloth`` uses that library, ``fused`` is a training pass of our
-own, and ``fsdp`` shards the frozen weights over processes. All patches of other libraries are in
-``compat``. May import: planning, evaluation, data, runs and the layers below them.
+Start at :class:`medcot.engines.base.Engine`, the protocol, and
+:func:`medcot.engines.loading.engine_for`, which returns the engine of a plan. ``hf`` is plain
+transformers with peft, ``unsloth`` that library, ``fused`` medcot's own training pass and ``fsdp``
+weights sharded over processes. Patches of other libraries are in ``compat`` alone; ``fallbacks``
+records what had to be done the slower way. May import: planning, evaluation, data, runs and what
+lies below them.
 """

@@ -1,32 +1,119 @@
-"""What every engine takes and gives: where a model is, and the model once it is loaded."""
+"""What an engine is, and the records that engines take and return."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from medcot.config.schema import RunConfig
+    from medcot.data.prompts import ChatTemplate
+    from medcot.planning.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What callers need to know of an engine. They ask for a trait, never for a name.
+
+    Attributes:
+        packs: Trains through a pass of its own, on rows packed by medcot. That pass also chooses
+            its dtypes, recomputes layers one by one and logs its steps late.
+        splits: Each process holds a part of the weights, so all processes must use the model
+            alike, and inference must not leave tensors behind that autograd refuses.
+        replaceable_attention: Generation may exchange the attention function, which continuous
+            batching does.
+        extends_cache: A forward pass may read several tokens after a KV cache.
+    """
+
+    packs: bool = False
+    splits: bool = False
+    replaceable_attention: bool = True
+    extends_cache: bool = True
+
+
+class TrainedParameters(Protocol):
+    """What a training pass trains in place of the model's own parameters."""
+
+    def gather(self) -> nn.Parameter:
+        """Return all of them as one flat parameter, with its gradient."""
+        ...
+
+
+class Engine(Protocol):
+    """Loads a model, adds LoRA to it and runs its training pass."""
+
+    @property
+    def traits(self) -> Traits:
+        """What this engine does differently from plain transformers."""
+        ...
+
+    def prepare_process(self) -> None:
+        """Do what must happen before transformers or CUDA is first used.
+
+        Raises:
+            InputError: The engine's library is not installed.
+        """
+        ...
+
+    def load_base(self, config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
+        """Load the untuned model in the plan's precision on the plan's device."""
+        ...
+
+    def add_adapter(self, loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
+        """Return a peft model with a fresh adapter, the same for the same seed."""
+        ...
+
+    def read_adapter(
+        self, loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Path | None
+    ) -> Any:
+        """Return a peft model with the adapter in ``folder``, ready for inference.
+
+        Args:
+            folder: None in the worker processes of an engine that ``splits``.
+
+        Raises:
+            OSError, RuntimeError, ValueError: There is no adapter, or not one of this model.
+        """
+        ...
+
+    def training_pass(
+        self, loaded: LoadedModel, plan: Plan
+    ) -> AbstractContextManager[TrainedParameters | None]:
+        """Exchange the model's forward pass for the training pass while the context is open.
+
+        Yields what is trained where that is not the model's parameters one by one, else None.
+        """
+        ...
 
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A causal language model with its tokenizer, and what loaded them.
+    """A causal language model with its tokenizer and the engine that loaded them.
 
-    ``model`` is a transformers model, or a peft model once it has an adapter. ``answer_rows`` are
-    answered at once. Where the ``engine`` is "split", all processes must use it alike.
+    Attributes:
+        model: A transformers model, or a peft model once it has an adapter.
+        tokenizer: A transformers tokenizer with a pad token.
+        answer_rows: Prompts answered at once.
+        chat: The tokenizer's template for a user's turn; None where it has none.
     """
 
     model: Any
     tokenizer: Any
-    engine: str
+    engine: Engine
     device: str
     answer_rows: int
-    chat: Any = None
+    chat: ChatTemplate | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where `from_pretrained` finds a model: what it is given, and with which commit.
+    """Where ``from_pretrained`` finds a model: a folder or hub name, and the commit.
 
-    ``cached`` says that the hub is out of reach, so that only its local cache can answer.
+    ``cached`` is True when the hub is out of reach, so that only its local cache can answer.
     """
 
     source: str

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 LIBRARIES = ("trl", "transformers", "accelerate", "unsloth")
 
@@ -41,15 +46,43 @@ def deny_jupyter() -> None:
         vars(module)["is_in_notebook"] = lambda: False
 
 
-def provide_loss() -> None:
-    """Give TRL this loss where it found no Triton; elsewhere its own is the faster one."""
+def provide_loss(function: type[torch.autograd.Function]) -> None:
+    """Give TRL ``function`` where it found no Triton; elsewhere its own is the faster one."""
     import trl.trainer.utils
-
-    from medcot.engines.fused.cross_entropy import ChunkedLogProb
 
     name = "_ChunkedLogProbFunction"
     if getattr(trl.trainer.utils, name) is None:
-        setattr(trl.trainer.utils, name, ChunkedLogProb)
+        setattr(trl.trainer.utils, name, function)
+
+
+def disable_unsloth_statistics() -> None:
+    """Keep unsloth from reporting its use over the network, unless the user allows it."""
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+
+
+def let_allocator_grow() -> None:
+    """Let CUDA's allocator grow its blocks: rows of ever other length would fragment them.
+
+    It is read when CUDA makes its first block.
+    """
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def keep_accelerate_from_splitting() -> None:
+    """Keep accelerate from sharding a model a second time, its own way (1.13 to 1.15).
+
+    ``accelerate launch --use_fsdp`` sets the variable, by which medcot also knows that weights are
+    to be sharded; from here on accelerate alone would read it.
+    """
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+
+
+def name_cpu_without_number() -> None:
+    """Let runs of several CPU processes be resumed (accelerate 1.13 to 1.15).
+
+    accelerate numbers CPUs, and ``torch.load`` refuses "cpu:0" when it reads a checkpoint.
+    """
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 
 
 @contextmanager

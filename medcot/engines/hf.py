@@ -1,69 +1,94 @@
-"""transformers + peft: any device, any causal language model."""
+"""The plain engine: transformers and peft, on any device, for any causal language model."""
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from medcot.config.schema import TARGET_MODULES, RunConfig
-from medcot.engines.base import LoadedModel, Location, settle_pad_token
+from medcot.engines.base import LoadedModel, Location, TrainedParameters, Traits, settle_pad_token
 from medcot.planning.plan import Plan
 
 
-def load_base(_config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
-    """Load the model in the plan's precision on the plan's device. Safetensors only."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+class HfEngine:
+    """Trains and answers through the model's own modules."""
 
-    tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)
-    settle_pad_token(tokenizer)
-    dtype = dtype_of(plan)
-    model = AutoModelForCausalLM.from_pretrained(
-        where.source,
-        **where.options,
-        dtype=dtype,
-        use_safetensors=True,
-        attn_implementation=plan.attention,
-        quantization_config=_quantization(plan, dtype),
-        device_map=None if plan.device == "cpu" else {"": current_device(plan)},
-    )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return LoadedModel(model.eval(), tokenizer, "transformers", plan.device, plan.answer_rows)
+    traits = Traits()
 
+    def prepare_process(self) -> None:
+        """Do nothing: transformers may be imported at any time."""
 
-def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
-    """A peft model with a fresh adapter in float32, the same for the same seed."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
+    def load_base(self, config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
+        """Load the model in the plan's precision on the plan's device, from safetensors only."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    set_seed(config.seed)
-    if plan.checkpointing:
-        # The frozen embeddings give no gradient to recompute from; this makes their output do so.
-        loaded.model.enable_input_require_grads()
-    return get_peft_model(
-        loaded.model,
-        LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=list(TARGET_MODULES),
-            bias="none",
-            task_type="CAUSAL_LM",
-        ),
-    )
+        tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)
+        settle_pad_token(tokenizer)
+        dtype = dtype_of(plan)
+        model = AutoModelForCausalLM.from_pretrained(
+            where.source,
+            **where.options,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=plan.attention,
+            quantization_config=_quantization(plan, dtype),
+            device_map=None if plan.device == "cpu" else {"": current_device(plan)},
+        )
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return LoadedModel(model.eval(), tokenizer, self, plan.device, plan.answer_rows)
+
+    def add_adapter(self, loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
+        """Return a peft model with a fresh adapter in float32, the same for the same seed."""
+        from peft import LoraConfig, get_peft_model
+        from transformers import set_seed
+
+        set_seed(config.seed)
+        if plan.checkpointing:
+            # The frozen embeddings give no gradient to recompute from; this makes their output
+            # have one.
+            loaded.model.enable_input_require_grads()
+        return get_peft_model(
+            loaded.model,
+            LoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,
+                lora_dropout=config.dropout,
+                target_modules=list(TARGET_MODULES),
+                bias="none",
+                task_type="CAUSAL_LM",
+            ),
+        )
+
+    def read_adapter(
+        self, loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Path | None
+    ) -> Any:
+        """Return a peft model with the adapter in ``folder``, ready for inference.
+
+        Raises:
+            RuntimeError, ValueError: The adapter belongs to another model.
+        """
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(loaded.model, str(folder)).eval()
+
+    def training_pass(
+        self, loaded: LoadedModel, plan: Plan
+    ) -> AbstractContextManager[TrainedParameters | None]:
+        """Leave the model's forward pass as it is."""
+        return nullcontext()
 
 
 def current_device(plan: Plan) -> str:
-    """This process's accelerator: one per process under a launcher, else the first."""
-    import os
-
-    return (
-        f"{plan.device}:{os.environ.get('LOCAL_RANK', '0')}"
-        if plan.device == "cuda"
-        else plan.device
-    )
+    """Return this process's accelerator: one per process under a launcher, else the first."""
+    if plan.device != "cuda":
+        return plan.device
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def dtype_of(plan: Plan) -> Any:
-    """The torch dtype of the plan's precision."""
+    """Return the torch dtype of the plan's precision."""
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[plan.precision]

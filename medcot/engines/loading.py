@@ -8,16 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from medcot.config.schema import BUNDLED_MODEL, RunConfig
 from medcot.data.hub import explain_hub_error, find_commit
-from medcot.engines.base import LoadedModel, Location, settle_pad_token
+from medcot.engines.base import Engine, LoadedModel, Location, settle_pad_token
 from medcot.engines.bundled_model import bundled_model
 from medcot.engines.compat import deny_jupyter
+from medcot.engines.hf import HfEngine
 from medcot.errors import InputError, RunFailed, one_line
 from medcot.hardware.machine import Machine
 from medcot.planning.constraints import settle_ground
@@ -25,12 +24,18 @@ from medcot.planning.model_specs import model_shape
 from medcot.planning.plan import Plan
 
 
-@cache
+class _HubUnreachable(Exception):
+    """Raised so that :func:`_commit_on_hub` does not cache the answer "no connection"."""
+
+
 def locate(model: str, revision: str = "") -> Location:
     """Find a model: bundled, a folder, or a commit on the hub.
 
+    The hub is asked once per process and name, so that all parts of a run see one commit. A lost
+    connection is not remembered.
+
     Raises:
-        InputError: neither a folder nor on the hub.
+        InputError: Neither a folder nor on the hub.
     """
     if model == BUNDLED_MODEL:
         return Location(str(bundled_model()), cached=True)
@@ -40,13 +45,22 @@ def locate(model: str, revision: str = "") -> Location:
         needs = f"expected an existing folder, a hub name (owner/model) or {BUNDLED_MODEL}"
         raise InputError("--model", f"found {model!r}", needs)
     try:
-        commit = find_commit(model, revision, "model")
+        return Location(model, _commit_on_hub(model, revision))
+    except _HubUnreachable:
+        if _is_cached(model, revision):
+            return Location(model, revision or None, cached=True)
     except (OSError, ValueError) as error:
         raise explain_hub_error(error, f"--model {model}", "model") from None
-    if not commit and not _is_cached(model, revision):
-        needs = "use a local folder or --preset demo, which need no network"
-        raise InputError(f"--model {model}", "no connection to the hub", needs)
-    return Location(model, commit or revision or None, cached=not commit)
+    needs = "use a local folder or --preset demo, which need no network"
+    raise InputError(f"--model {model}", "no connection to the hub", needs)
+
+
+@cache
+def _commit_on_hub(model: str, revision: str) -> str:
+    commit = find_commit(model, revision, "model")
+    if not commit:
+        raise _HubUnreachable
+    return commit
 
 
 def _is_cached(model: str, revision: str) -> bool:
@@ -55,11 +69,37 @@ def _is_cached(model: str, revision: str) -> bool:
     return isinstance(try_to_load_from_cache(model, "config.json", revision=revision or None), str)
 
 
+def engine_for(plan: Plan) -> Engine:
+    """Return the engine that a plan asks for."""
+    return _engine_named("fsdp" if plan.split else plan.engine)
+
+
+def _engine_named(name: str) -> Engine:
+    """Return an engine; its libraries are imported when it is first used."""
+    deny_jupyter()
+    match name:
+        case "fused":
+            from medcot.engines.fused.engine import FusedEngine
+
+            return FusedEngine()
+        case "fsdp":
+            from medcot.engines.fsdp.engine import FsdpEngine
+
+            return FsdpEngine()
+        case "unsloth":
+            from medcot.engines.unsloth import UnslothEngine
+
+            return UnslothEngine()
+        case "transformers":
+            return HfEngine()
+        case _:
+            raise ValueError(f"no engine is called {name!r}")
+
+
 def prepare_engine(config: RunConfig, machine: Machine) -> None:
-    """Import what must come before transformers is: unsloth patches the libraries it finds."""
-    engine = settle_ground(config, machine, model_shape(config)).engine
-    if engine in ("unsloth", "fused"):
-        _engine(engine).prepare_process()
+    """Prepare this process for the engine of ``config``, before transformers is imported."""
+    ground = settle_ground(config, machine, model_shape(config))
+    _engine_named("fsdp" if ground.split else ground.engine).prepare_process()
 
 
 def load_tokenizer(config: RunConfig) -> Any:
@@ -90,35 +130,34 @@ def load_base(config: RunConfig, plan: Plan) -> LoadedModel:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        loaded = _engine("split" if plan.split else plan.engine).load_base(
-            config, plan, locate(config.model, config.model_revision)
-        )
+        where = locate(config.model, config.model_revision)
+        loaded = engine_for(plan).load_base(config, plan, where)
     loaded.chat = chat_template(loaded.tokenizer)
     return loaded
 
 
 def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> None:
     """Put a new LoRA adapter on the model; it changes nothing until it is trained."""
-    loaded.model = _engine(loaded.engine).add_adapter(loaded, config, plan)
+    loaded.model = loaded.engine.add_adapter(loaded, config, plan)
 
 
-def load_adapter(loaded: LoadedModel, folder: Path) -> None:
-    """Put the adapter in ``folder`` on the model, for inference.
+def load_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Path | None) -> None:
+    """Put the trained adapter in ``folder`` on the model, for inference.
+
+    Args:
+        folder: None in the worker processes of an engine that ``splits``: they receive the
+            weights from the main process.
 
     Raises:
-        InputError: there is no adapter, or it belongs to another model.
+        InputError: There is no adapter, or it belongs to another model.
     """
-    if not (folder / "adapter_config.json").exists():
+    if folder is not None and not (folder / "adapter_config.json").exists():
         raise InputError("--run", f"no adapter in {folder}", "train the run first")
-    from peft import PeftModel
-
     try:
-        loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            "--run", one_line(str(error)), "expected an adapter of this model"
-        ) from error
-    loaded.model.eval()
+        loaded.model = loaded.engine.read_adapter(loaded, config, plan, folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        found = one_line(str(error))
+        raise InputError("--run", found, "expected an adapter of this model") from error
 
 
 def trainable_parameters(model: Any) -> int:
@@ -133,19 +172,6 @@ def release(loaded: LoadedModel) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-ENGINES = {
-    "fused": "medcot.engines.fused.stack",
-    "split": "medcot.engines.fsdp.model",
-    "transformers": "medcot.engines.hf",
-    "unsloth": "medcot.engines.unsloth",
-}
-
-
-def _engine(name: str) -> ModuleType:
-    deny_jupyter()
-    return import_module(ENGINES[name])
 
 
 @contextmanager

@@ -1,71 +1,74 @@
-"""unsloth: one CUDA GPU per process. Optional (parts of it are AGPL-3.0)."""
+"""The unsloth engine: one CUDA GPU per process. Optional (parts of unsloth are AGPL-3.0)."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from medcot.config.schema import TARGET_MODULES, RunConfig
-from medcot.engines.base import LoadedModel, Location, settle_pad_token
+from medcot.engines.base import LoadedModel, Location, Traits, settle_pad_token
+from medcot.engines.compat import disable_unsloth_statistics
+from medcot.engines.hf import HfEngine, dtype_of
 from medcot.errors import InputError
 from medcot.planning.plan import Plan
 
 
-def prepare_process() -> None:
-    """Import unsloth before transformers, trl and peft, which it patches.
+class UnslothEngine(HfEngine):
+    """Trains and answers through the modules that unsloth puts in place of transformers'."""
 
-    Raises:
-        InputError: it is not installed.
-    """
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    try:
-        import unsloth  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "--engine unsloth",
-            "unsloth is not installed",
-            "run pip install 'medcot[gpu]' or use --engine transformers",
-        ) from error
+    # Its attention is compiled into the model, and takes one token at a time after a cache.
+    traits = Traits(replaceable_attention=False, extends_cache=False)
 
+    def prepare_process(self) -> None:
+        """Import unsloth before transformers, trl and peft, which it patches.
 
-def load_base(config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
-    """Load the model through ``FastLanguageModel``."""
-    prepare_process()
-    import torch
-    from unsloth import FastLanguageModel  # pyright: ignore[reportAttributeAccessIssue]
+        Raises:
+            InputError: It is not installed.
+        """
+        disable_unsloth_statistics()
+        try:
+            import unsloth  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                "--engine unsloth",
+                "unsloth is not installed",
+                "run pip install 'medcot[gpu]' or use --engine transformers",
+            ) from error
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[plan.precision]
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=where.source,
-        max_seq_length=config.max_length + config.max_new_tokens,
-        dtype=dtype,
-        load_in_4bit=plan.quantization == "4bit",
-        load_in_8bit=plan.quantization == "8bit",
-        **where.options,
-        trust_remote_code=False,
-    )
-    settle_pad_token(tokenizer)
-    # Training pads on the right; generation chooses its own side.
-    tokenizer.padding_side = "right"
-    FastLanguageModel.for_inference(model)
-    return LoadedModel(model, tokenizer, "unsloth", "cuda", plan.answer_rows)
+    def load_base(self, config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
+        """Load the model through ``FastLanguageModel``."""
+        self.prepare_process()
+        from unsloth import FastLanguageModel  # pyright: ignore[reportAttributeAccessIssue]
 
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            model_name=where.source,
+            max_seq_length=config.max_length + config.max_new_tokens,
+            dtype=dtype_of(plan),
+            load_in_4bit=plan.quantization == "4bit",
+            load_in_8bit=plan.quantization == "8bit",
+            **where.options,
+            trust_remote_code=False,
+        )
+        settle_pad_token(tokenizer)
+        # Training pads on the right; generation chooses its own side.
+        tokenizer.padding_side = "right"
+        FastLanguageModel.for_inference(model)
+        return LoadedModel(model, tokenizer, self, "cuda", plan.answer_rows)
 
-def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
-    """A peft model with a fresh adapter and unsloth's kernels on it."""
-    from unsloth import FastLanguageModel  # pyright: ignore[reportAttributeAccessIssue]
+    def add_adapter(self, loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
+        """Return a peft model with a fresh adapter and unsloth's kernels on it."""
+        from unsloth import FastLanguageModel  # pyright: ignore[reportAttributeAccessIssue]
 
-    FastLanguageModel.for_training(loaded.model)
-    return FastLanguageModel.get_peft_model(
-        loaded.model,
-        r=config.rank,
-        target_modules=list(TARGET_MODULES),
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        bias="none",
-        use_gradient_checkpointing="unsloth" if plan.checkpointing else False,
-        random_state=config.seed,
-        use_rslora=False,
-        loftq_config=None,
-        max_seq_length=config.max_length,
-    )
+        FastLanguageModel.for_training(loaded.model)
+        return FastLanguageModel.get_peft_model(
+            loaded.model,
+            r=config.rank,
+            target_modules=list(TARGET_MODULES),
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            bias="none",
+            use_gradient_checkpointing="unsloth" if plan.checkpointing else False,
+            random_state=config.seed,
+            use_rslora=False,
+            loftq_config=None,
+            max_seq_length=config.max_length,
+        )

@@ -71,9 +71,10 @@ def load_run(directory: RunDirectory, *, base: bool = False) -> models.LoadedMod
         raise InputError(
             f"--run {directory.path}", "the run has no adapter", "train it first, or use --base"
         )
-    loaded = models.load_base(config, inference_plan(config))
+    plan = inference_plan(config)
+    loaded = models.load_base(config, plan)
     if not base:
-        models.load_adapter(loaded, directory.adapter)
+        models.load_adapter(loaded, config, plan, directory.adapter)
     return loaded
 
 

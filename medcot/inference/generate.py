@@ -52,7 +52,7 @@ def _generate_in_slots(
     loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int
 ) -> list[list[int]] | None:
     """The answers' ids, or None where this model, engine or machine needs the plain way."""
-    if loaded.engine not in ("transformers", "fused") or loaded.model in _unsuited:
+    if not loaded.engine.traits.replaceable_attention or loaded.model in _unsuited:
         return None
     from medcot.inference.continuous_batching import decode, suits
 

@@ -36,9 +36,8 @@ def score_options(
     ]
     if all(len(ids) == 1 for texts in options for ids in texts):
         return _score_next_token(loaded, prompts, options)
-    if loaded.engine != "unsloth" and all(ids for texts in options for ids in texts):
+    if loaded.engine.traits.extends_cache and all(ids for texts in options for ids in texts):
         return _score_after_prompt(loaded, prompts, options)
-    # unsloth's own attention takes no cache of several tokens.
     flat = [(prompt, ids) for prompt, texts in zip(prompts, options, strict=True) for ids in texts]
     losses = iter(_score_ids(loaded, flat))
     return [[next(losses) for _ in texts] for texts in options]
@@ -177,6 +176,6 @@ def inference(loaded: LoadedModel) -> Iterator[None]:
 
     loaded.model.eval()
     # What a split model gathers in inference mode could not be trained with afterwards.
-    mode = torch.no_grad() if loaded.engine == "split" else torch.inference_mode()
+    mode = torch.no_grad() if loaded.engine.traits.splits else torch.inference_mode()
     with mode, quiet():
         yield

@@ -14,7 +14,6 @@ from typing import Any, Literal
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.engines import loading as models
-from medcot.errors import InputError, one_line
 from medcot.evaluation.batching import ask_groups
 from medcot.evaluation.interface import Ask, ModelTools
 from medcot.inference.generate import model_tools
@@ -44,7 +43,7 @@ Step = Use | Share | Adapter | Literal["train"]
 
 def is_split(loaded: models.LoadedModel) -> bool:
     """Whether all processes must use the model alike."""
-    return loaded.engine == "split"
+    return loaded.engine.traits.splits
 
 
 def announce(step: Step) -> None:
@@ -87,28 +86,11 @@ def load_adapter(loaded: models.LoadedModel, config: RunConfig, plan: Plan, fold
         InputError: there is no adapter, or it belongs to another model.
     """
     announce(Adapter(str(folder.resolve())))
-    _load_adapter(loaded, config, plan, folder)
+    models.load_adapter(loaded, config, plan, folder)
 
 
 def load_adapter_too(
     step: Adapter, loaded: models.LoadedModel, config: RunConfig, plan: Plan
 ) -> None:
     """What the main process does in :func:`load_adapter`, in the others."""
-    _load_adapter(loaded, config, plan, None if is_split(loaded) else Path(step.folder))
-
-
-def _load_adapter(
-    loaded: models.LoadedModel, config: RunConfig, plan: Plan, folder: Path | None
-) -> None:
-    if not is_split(loaded):
-        assert folder is not None
-        models.load_adapter(loaded, folder)
-        return
-    from medcot.engines.fsdp.model import read_adapter
-
-    try:
-        loaded.model = read_adapter(loaded, config, plan, folder)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            "--run", one_line(str(error)), "expected an adapter of this model"
-        ) from error
+    models.load_adapter(loaded, config, plan, None if is_split(loaded) else Path(step.folder))

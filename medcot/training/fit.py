@@ -14,13 +14,13 @@ from medcot.data.tokenization import IGNORED, Encoded, check_labels, gate_refusa
 from medcot.distributed import comm
 from medcot.engines.base import LoadedModel
 from medcot.engines.compat import quiet
-from medcot.engines.loading import trainable_parameters
+from medcot.engines.loading import engine_for, trainable_parameters
 from medcot.errors import InputError, RunFailed
 from medcot.planning.plan import Plan
 from medcot.records import OnEvent
 from medcot.runs.directory import RunDirectory
 from medcot.training.recorder import Recorder
-from medcot.training.trainers.choose import make_arguments, make_trainer, training_pass
+from medcot.training.trainers.choose import make_arguments, make_trainer
 
 GATE_ROWS = 8
 """Rows of the trainer's own first batch that the template gate decodes."""
@@ -101,7 +101,7 @@ def _train(
     loaded.model.config.use_cache = False
     arguments = make_arguments(config, plan, steps, directory.checkpoints)
     data = as_training_data(rows)
-    with training_pass(loaded, plan) as adapters, quiet():
+    with loaded.engine.training_pass(loaded, plan) as adapters, quiet():
         lengths = lengths_of(rows)
         trainer = make_trainer(loaded, adapters, arguments, data, lengths, recorder)
         for parameter in loaded.model.parameters():
@@ -171,7 +171,7 @@ def _with_less_memory(plan: Plan, layers: int) -> Plan:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if plan.engine == "fused" and plan.recomputed_layers < layers:
+    if engine_for(plan).traits.packs and plan.recomputed_layers < layers:
         return replace(plan, checkpointing=True, recomputed_layers=layers)
     if plan.micro_batch > 1:
         fewer = _fewer_rows(plan)

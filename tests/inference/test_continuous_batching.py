@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medcot.config.schema import TARGET_MODULES
 from medcot.engines.base import LoadedModel
+from medcot.engines.hf import HfEngine
 from medcot.inference.continuous_batching import Decoder, decode, suits
 from medcot.inference.generate import generate
 from tests.support.fakes import make_tiny_model
@@ -101,7 +102,7 @@ def test_a_model_with_rules_or_windows_of_its_own_is_answered_the_plain_way(mode
 
 def test_whatever_fails_in_slots_is_done_the_plain_way_with_a_warning(folder, model):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    loaded = LoadedModel(model, tokenizer, "transformers", "cpu", answer_rows=2)
+    loaded = LoadedModel(model, tokenizer, HfEngine(), "cpu", answer_rows=2)
     prompts = ["One.", "Another one, longer.", "A third."]
     expected = generate(loaded, prompts, 9)
 

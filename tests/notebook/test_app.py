@@ -257,7 +257,8 @@ def test_one_training_at_a_time_and_a_cancelled_one_goes_on(tiny, tmp_path):
 def test_a_process_with_marimo_in_it_can_load_an_engine_and_train():
     """transformers takes every such process for a Jupyter kernel, and then wants IPython."""
     script = (
-        "import marimo; from medcot.engines.loading import _engine; _engine('transformers')\n"
+        "import marimo; from medcot.engines.loading import _engine_named\n"
+        "_engine_named('transformers')\n"
         "from trl.trainer.sft_trainer import SFTTrainer"
     )
     done = subprocess.run(

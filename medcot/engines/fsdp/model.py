@@ -1,31 +1,24 @@
-"""A model split over processes: each keeps its part of every frozen weight (FSDP2, `fully_shard`).
+"""Builds a model whose frozen weights are sharded over processes (FSDP2, ``fully_shard``).
 
-Before a layer is used its weights are gathered, and let go after it. So a model trains that fits no
-single GPU. Adapters are small; every process holds them whole, and their gradients are averaged
-(:mod:`medcot.training.trainers.fsdp`): checkpoints, float32 masters and 8-bit optimizers are the
-usual ones.
+A layer's weights are gathered before it is used and freed after it, so a model can train that fits
+no single GPU. Adapters are small: every process holds them whole, and their gradients are averaged
+(:mod:`medcot.training.trainers.fsdp`). Checkpoints, float32 masters and 8-bit optimizers are
+therefore the usual ones.
 
-Every process reads the files by itself, one layer at a time, and quantises it before it is split:
-none ever holds more than its part and one layer. Two of accelerate's ways were left out: its FSDP2
-loads all 4-bit weights on every GPU first, and its FSDP1 is deprecated.
+Every process reads the files itself, one layer at a time, and quantises each layer before it is
+sharded: none ever holds more than its shard and one layer. accelerate offers two other ways. Its
+FSDP2 first loads all 4-bit weights on every GPU, and its FSDP1 is deprecated.
 """
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed, nn
 
-from medcot.config.schema import RunConfig
 from medcot.distributed import comm
-from medcot.engines import hf
-from medcot.engines.base import LoadedModel, Location, settle_pad_token
-from medcot.engines.fsdp.safetensors_reader import Checkpoint
-from medcot.engines.hf import current_device, dtype_of
 from medcot.planning.plan import Plan
 
 BLOCK = 64
@@ -59,49 +52,12 @@ class PackedLinear(nn.Linear):
         return bnb.matmul_4bit(x, self.weight.t(), quant_state=self.state, bias=bias)
 
 
-def load_base(_config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
-    """Load this process's part of the model, in the plan's precision, on the plan's device.
-
-    Raises:
-        OSError, KeyError: files or tensors are missing.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)
-    settle_pad_token(tokenizer)
-    shape = AutoConfig.from_pretrained(where.source, **where.options)
-    device = torch.device(current_device(plan))
-    # accelerate would split the model again, its own way, where it finds this.
-    os.environ["ACCELERATE_USE_FSDP"] = "false"
-    model = build_split(shape, Checkpoint(where), plan, dtype_of(plan), device)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return LoadedModel(model, tokenizer, "split", plan.device, plan.answer_rows)
-
-
-def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
-    """A peft model with a fresh adapter in float32, whole in every process and the same."""
-    return _with_common_adapter(hf.add_adapter(loaded, config, plan))
-
-
-def read_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Path | None) -> Any:
-    """A peft model with the adapter in ``folder``, which the main process alone needs to see."""
-    from peft import set_peft_model_state_dict
-    from peft.utils import load_peft_weights
-
-    model = hf.add_adapter(loaded, config, plan)
-    if folder is not None:
-        stored = load_peft_weights(str(folder), device=current_device(plan))
-        set_peft_model_state_dict(model, stored)
-    return _with_common_adapter(model).eval()
-
-
-def _with_common_adapter(model: Any) -> Any:
-    """Give the adapter of the main process's ``model`` to all."""
+def broadcast_adapter(model: Any) -> None:
+    """Give the main process's adapter to every process, in place."""
     if comm.world_size() > 1:
         for value in model.parameters():
             if value.requires_grad:
                 distributed.broadcast(value.data, src=0)
-    return model
 
 
 def build_split(

@@ -1,25 +1,15 @@
-"""transformers + peft with this project's own training pass for Llama-like models.
-
-The model is that of the ``transformers`` engine and stays whole: generation, scoring and saving use
-its own modules. Training alone goes another way: packed rows through
-:mod:`medcot.engines.fused.decoder_layer`.
-"""
+"""The fused training pass over all layers: packed rows in, the summed loss out."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from medcot.config.schema import RunConfig
-from medcot.engines import hf as plain
-from medcot.engines.base import LoadedModel, Location
 from medcot.engines.fused import reference_ops
 from medcot.engines.fused.cross_entropy import head_loss
 from medcot.engines.fused.decoder_layer import Kept, Layer, Packed
@@ -29,27 +19,6 @@ from medcot.engines.fused.nf4 import Scratch
 from medcot.engines.fused.ops import choose_functions
 from medcot.engines.fused.packing import PackedRows, pack
 from medcot.engines.fused.varlen_attention import choose_attention
-from medcot.planning.plan import Plan
-
-
-def prepare_process() -> None:
-    """Let the allocator grow its blocks: rows of ever other length would splinter them."""
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-
-
-def load_base(config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
-    """Load the model as the ``transformers`` engine does."""
-    prepare_process()
-    loaded = plain.load_base(config, plan, where)
-    loaded.engine = "fused"
-    return loaded
-
-
-def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
-    """A fresh peft adapter, the same as the ``transformers`` engine's for the same seed."""
-    # What is recomputed here starts from hidden states, not from embeddings that must be told to
-    # have a gradient.
-    return plain.add_adapter(loaded, config, replace(plan, checkpointing=False))
 
 
 @contextmanager

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
-from medcot.engines.base import LoadedModel
+from medcot.engines.base import LoadedModel, TrainedParameters
+from medcot.engines.compat import name_cpu_without_number, provide_loss
+from medcot.engines.loading import engine_for
 from medcot.planning.plan import Plan
 from medcot.training.recorder import Recorder
-
-if TYPE_CHECKING:
-    from medcot.engines.fused.flat_params import Adapters
-
-
-@contextmanager
-def training_pass(loaded: LoadedModel, plan: Plan) -> Iterator[Adapters | None]:
-    """Within, the model's forward pass is the one that its engine trains by; gives what it trains
-    where that is not the model's parameters one by one."""
-    if loaded.engine != "fused":
-        yield None
-        return
-    from medcot.engines.compat import unhurried_optimizer
-    from medcot.engines.fused.stack import fused_forward
-
-    fp8 = plan.quantization == "fp8"
-    forward = fused_forward(loaded.model, plan.recomputed_layers, fp8)
-    with forward as stack, unhurried_optimizer():
-        yield stack.adapters
 
 
 def make_trainer(
     loaded: LoadedModel,
-    adapters: Adapters | None,
+    adapters: TrainedParameters | None,
     arguments: Any,
     data: Any,
     lengths: Sequence[int],
@@ -47,9 +28,9 @@ def make_trainer(
     ``adapters`` are those of :func:`training_pass`, ``lengths`` the rows' tokens, in the order of
     ``data``.
     """
-    from medcot.engines.compat import provide_loss
+    from medcot.engines.fused.cross_entropy import ChunkedLogProb
 
-    provide_loss()
+    provide_loss(ChunkedLogProb)
     if adapters is not None:
         from medcot.training.trainers.fused import make_packed_trainer
 
@@ -64,7 +45,7 @@ def make_trainer(
 
 
 def _make_plain_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder: Recorder) -> Any:
-    if loaded.engine == "split" and comm.world_size() > 1:
+    if loaded.engine.traits.splits and comm.world_size() > 1:
         from medcot.training.trainers.fsdp import SplitTrainer as Trainer
     else:
         from trl.trainer.sft_trainer import SFTTrainer as Trainer
@@ -80,10 +61,9 @@ def make_arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path)
     """The ``SFTConfig`` of a run: what its config asks for, computed as its plan says."""
     from trl.trainer.sft_config import SFTConfig
 
-    on_cpu, fused = plan.device == "cpu", plan.engine == "fused"
+    on_cpu, fused = plan.device == "cpu", engine_for(plan).traits.packs
     if on_cpu and comm.world_size() > 1:
-        # accelerate numbers CPUs, and torch.load then refuses "cpu:0" when a run is resumed.
-        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        name_cpu_without_number()
     return SFTConfig(
         output_dir=str(checkpoints),
         max_steps=steps,

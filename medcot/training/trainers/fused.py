@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 from trl.trainer.sft_trainer import SFTTrainer
 
-from medcot.engines.fused.flat_params import Adapters
+from medcot.engines.base import TrainedParameters
 from medcot.engines.fused.packing import BalancedSampler, PackedCollator
 from medcot.training.recorder import Recorder, StepReadings
 
@@ -24,7 +24,7 @@ class PackedTrainer(SFTTrainer):
     device after each forward pass (entropy, accuracy, token counts) is left out.
     """
 
-    adapters: Adapters
+    adapters: TrainedParameters
     row_lengths: Sequence[int]
     step_loss: torch.Tensor | None = None
     grad_norm: torch.Tensor | None = None
@@ -103,7 +103,7 @@ class PackedTrainer(SFTTrainer):
 def make_packed_trainer(
     model: Any,
     arguments: Any,
-    adapters: Adapters,
+    adapters: TrainedParameters,
     rows: Any,
     lengths: Sequence[int],
     tokenizer: Any,

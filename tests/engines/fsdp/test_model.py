@@ -72,7 +72,8 @@ import sys, types
 import torch
 from torch.distributed import is_initialized
 from medcot.distributed import comm
-from medcot.engines.fsdp.model import Checkpoint, PackedLinear, build_split
+from medcot.engines.fsdp.model import PackedLinear, build_split
+from medcot.engines.fsdp.safetensors_reader import Checkpoint
 from medcot.engines.base import Location
 from transformers import AutoConfig
 
