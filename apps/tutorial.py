@@ -33,7 +33,7 @@ with app.setup(hide_code=True):
     )
     from medcot.notebook.views.elements import make_elements
     from medcot.notebook.views.prose import read_prose
-    from medcot.planning.model_specs import model_shape
+    from medcot.planning.model_specs import find_model_spec
     from medcot.planning.plan import make_plan
     from medcot.runs import history
     from medcot.runs.directory import RunDirectory, new_run_path
@@ -345,8 +345,8 @@ def tell_lora(language, rack, section, start):
 @app.cell
 def count_what_lora_trains(config):
     # rank x (inputs + outputs), for each of the seven layers of every block.
-    shape = attempt(model_shape, config)
-    trainable = shape.value.trainable(config.rank) if shape.value else None
+    shape = attempt(find_model_spec, config)
+    trainable = shape.value.lora_parameters(config.rank) if shape.value else None
     return shape, trainable
 
 

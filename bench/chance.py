@@ -22,7 +22,7 @@ from medcot.evaluation.interface import ModelTools
 from medcot.evaluation.suite import examine, make_examination, summarise
 from medcot.hardware.machine import detect_machine
 from medcot.inference.generate import model_tools
-from medcot.planning.model_specs import model_shape
+from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import make_plan
 
 HEADINGS = ("set", "questions", "right", "95 % interval", "by guessing", "holds it")
@@ -32,7 +32,7 @@ HEADINGS += ("chosen letters", "clock, s", "processor, s")
 def load(model: str) -> ModelTools:
     config = make_config("demo", {"model": model, "mcq": ()})
     load_tokenizer(config)
-    plan = make_plan(config, detect_machine(), model_shape(config), 64, 700.0, 1_000)
+    plan = make_plan(config, detect_machine(), find_model_spec(config), 64, 700.0, 1_000)
     return model_tools(load_base(config, plan), config)
 
 

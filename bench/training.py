@@ -211,7 +211,7 @@ def plan_of(config: Any, prepared: Any, limit: float | None, total_gib: float) -
     from medcot.data.tokenization import common_prefix
     from medcot.hardware.machine import detect_machine
     from medcot.planning.constraints import CUDA_CONTEXT_GIB
-    from medcot.planning.model_specs import model_shape
+    from medcot.planning.model_specs import find_model_spec
     from medcot.planning.plan import make_plan
 
     machine = detect_machine()
@@ -220,7 +220,7 @@ def plan_of(config: Any, prepared: Any, limit: float | None, total_gib: float) -
     rows = [row.prompt_ids for row in prepared.rows]
     lengths = [len(row) for row in prepared.rows]
     return make_plan(
-        config, here, model_shape(config), len(lengths), sum(lengths) / len(lengths),
+        config, here, find_model_spec(config), len(lengths), sum(lengths) / len(lengths),
         max(lengths), common_prefix(rows),
     )  # fmt: skip
 

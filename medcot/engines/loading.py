@@ -19,8 +19,8 @@ from medcot.engines.compat import deny_jupyter
 from medcot.engines.hf import HfEngine
 from medcot.errors import InputError, RunFailed, one_line
 from medcot.hardware.machine import Machine
-from medcot.planning.constraints import settle_ground
-from medcot.planning.model_specs import model_shape
+from medcot.planning.constraints import find_constraints
+from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan
 
 
@@ -98,7 +98,7 @@ def _engine_named(name: str) -> Engine:
 
 def prepare_engine(config: RunConfig, machine: Machine) -> None:
     """Prepare this process for the engine of ``config``, before transformers is imported."""
-    ground = settle_ground(config, machine, model_shape(config))
+    ground = find_constraints(config, machine, find_model_spec(config))
     _engine_named("fsdp" if ground.split else ground.engine).prepare_process()
 
 

@@ -11,7 +11,7 @@ from medcot.data.prompts import ask as ask_prompt
 from medcot.engines import loading as models
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
-from medcot.planning.model_specs import model_shape
+from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan, make_plan
 from medcot.runs.directory import RunDirectory
 from medcot.runs.environment import NOT_MEDICAL_ADVICE
@@ -83,7 +83,7 @@ def inference_plan(config: RunConfig) -> Plan:
     return make_plan(
         config,
         detect_machine(),
-        model_shape(config),
+        find_model_spec(config),
         config.samples,
         config.max_length / 2,
         config.max_length,

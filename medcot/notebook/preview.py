@@ -24,7 +24,7 @@ from medcot.data.tokenization import Encoded, chat_template, common_beginning, e
 from medcot.engines.bundled_model import bundled_model
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine, named_machine
-from medcot.planning.model_specs import model_shape
+from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan, make_plan
 from medcot.records import Case, Dataset, Dropped
 
@@ -204,7 +204,7 @@ def usual_plans() -> list[tuple[str, RunConfig, Plan]]:
         machine = detect_machine() if place == "here" else named_machine(place)
         known = is_at_hand(config)
         rows = choose_rows(config, load_material(config)) if known else _typical_rows(config)
-        plan = make_plan(config, machine, model_shape(config), *rows.size)
+        plan = make_plan(config, machine, find_model_spec(config), *rows.size)
         found.append((place, config, plan))
     return found
 

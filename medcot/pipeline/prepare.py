@@ -23,7 +23,7 @@ from medcot.evaluation.judge import check_judge
 from medcot.evaluation.suite import make_examination
 from medcot.hardware.machine import Machine, detect_machine
 from medcot.listener import Listener
-from medcot.planning.model_specs import model_shape
+from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan, make_plan
 from medcot.records import Dataset, Dropped, Split
 from medcot.runs.directory import RunDirectory
@@ -117,7 +117,7 @@ def _decide(
         raise InputError(where, "no training rows are left", "use a larger value or other data")
     lengths = lengths_of(rows)
     plan = make_plan(
-        config, machine, model_shape(config), len(rows), sum(lengths) / len(rows), max(lengths),
+        config, machine, find_model_spec(config), len(rows), sum(lengths) / len(rows), max(lengths),
         common_beginning(rows),
     )  # fmt: skip
     return Prepared(

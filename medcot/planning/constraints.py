@@ -10,7 +10,7 @@ from medcot.hardware.gpu_specs import capability, supports_bf16
 from medcot.hardware.machine import Machine, usable_gpus
 from medcot.planning.frozen_weights import obstacle_to_fp8, quantizations, require_8bit_optimizer
 from medcot.planning.memory_model import Device, Engine, Precision, Quantization
-from medcot.planning.model_specs import ModelShape
+from medcot.planning.model_specs import ModelSpec
 from medcot.planning.refusals import GPU_EXTRA, NO_CUDA, from_preset, refuse
 
 CUDA_CONTEXT_GIB = 0.6
@@ -24,7 +24,7 @@ _SWITCH = {"auto": (False, True), "on": (True,), "off": (False,)}
 
 
 @dataclass(frozen=True)
-class Ground:
+class Constraints:
     """The settled choices, and the values that are left to try of the open ones."""
 
     config: RunConfig
@@ -48,7 +48,7 @@ class Ground:
         return from_preset(self.config, field)
 
 
-def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Ground:
+def find_constraints(config: RunConfig, machine: Machine, spec: ModelSpec) -> Constraints:
     """Settle what needs no arithmetic, each choice with its reason.
 
     Raises:
@@ -57,16 +57,16 @@ def settle_ground(config: RunConfig, machine: Machine, shape: ModelShape) -> Gro
     reasons: list[str] = []
     warnings: list[str] = []
     device = _device(config, machine, reasons, warnings)
-    engine = _engine(config, machine, shape, device, reasons)
+    engine = _engine(config, machine, spec, device, reasons)
     precision = _precision(config, machine, device, reasons)
     attention = _attention(machine, device, engine, reasons)
     processes = _processes(config, machine, device, reasons, warnings)
-    no_fp8 = obstacle_to_fp8(machine, shape, engine, precision)
+    no_fp8 = obstacle_to_fp8(machine, spec, engine, precision)
     can_quantize = device == "cuda" and "bitsandbytes" in machine.packages
     require_8bit_optimizer(config, machine, device)
     if machine.split and config.quantization == "8bit":
         raise refuse(config, "quantization", BESIDE_SPLIT, "use --quantization 4bit or none")
-    return Ground(
+    return Constraints(
         config=config,
         engine=engine,
         device=device,
@@ -108,9 +108,9 @@ def _device(config: RunConfig, machine: Machine, reasons: list[str], warnings: l
 
 
 def _engine(
-    config: RunConfig, machine: Machine, shape: ModelShape, device: Device, reasons: list[str]
+    config: RunConfig, machine: Machine, spec: ModelSpec, device: Device, reasons: list[str]
 ) -> Engine:
-    obstacle = _not_fusible(config, shape)
+    obstacle = _not_fusible(config, spec)
     if config.engine == "fused" and obstacle:
         raise refuse(config, "engine", f"does not support {obstacle}", "use --engine transformers")
     installed = "unsloth" in machine.packages
@@ -140,9 +140,9 @@ def _engine(
     return "transformers"
 
 
-def _not_fusible(config: RunConfig, shape: ModelShape) -> str:
+def _not_fusible(config: RunConfig, spec: ModelSpec) -> str:
     """Why the fused training pass cannot train this; empty where it can."""
-    if shape.qk_norm:
+    if spec.qk_norm:
         return "norms of queries and keys"
     if config.dropout:
         return "LoRA dropout"

@@ -6,7 +6,7 @@ from medcot.config.schema import RunConfig
 from medcot.hardware.gpu_specs import supports_fp8
 from medcot.hardware.machine import Machine, usable_gpus
 from medcot.planning.memory_model import Device, Engine, Precision, Quantization
-from medcot.planning.model_specs import ModelShape
+from medcot.planning.model_specs import ModelSpec
 from medcot.planning.refusals import GPU_EXTRA, NO_CUDA, refuse
 
 NO_BITSANDBYTES = "needs bitsandbytes, which is not installed"
@@ -34,9 +34,7 @@ def quantizations(
     return ("none", *(() if no_fp8 else ("fp8",)), *(("4bit",) if can else ()))
 
 
-def obstacle_to_fp8(
-    machine: Machine, shape: ModelShape, engine: Engine, precision: Precision
-) -> str:
+def obstacle_to_fp8(machine: Machine, spec: ModelSpec, engine: Engine, precision: Precision) -> str:
     """Why frozen weights cannot be multiplied in 8-bit floats here; empty where they can."""
     if engine != "fused":
         return f"with the {engine} engine"
@@ -44,7 +42,7 @@ def obstacle_to_fp8(
         return "on a GPU below compute capability 8.9"
     if precision != "bf16":
         return f"with --precision {precision}"
-    if any(size % 16 for sizes in shape.linear_sizes.values() for size in sizes):
+    if any(size % 16 for sizes in spec.linear_sizes.values() for size in sizes):
         return "with layers whose width is no multiple of 16"
     return ""
 

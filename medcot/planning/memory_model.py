@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from medcot.planning.model_specs import ModelShape
+from medcot.planning.model_specs import ModelSpec
 
 Engine = Literal["fused", "unsloth", "transformers"]
 Quantization = Literal["4bit", "8bit", "fp8", "none"]
@@ -48,7 +48,7 @@ LARGE_WORKSPACE_GIB = 0.18
 
 
 @dataclass(frozen=True)
-class Setting:
+class StepConfig:
     """One way to run a training step. ``packing`` lays a micro-batch's rows end to end.
 
     ``recomputed_layers`` keep nothing but their input for the backward pass: all or none of
@@ -99,45 +99,45 @@ _SAVED = {
 }
 
 
-def predict_memory(setting: Setting, shape: ModelShape, rank: int, tokens: int) -> dict[str, float]:
+def predict_memory(step: StepConfig, spec: ModelSpec, rank: int, tokens: int) -> dict[str, float]:
     """Peak memory in GiB by part, for a micro-batch of ``tokens`` tokens, padding included."""
-    if setting.engine == "fused":
-        return _predict_fused(setting, shape, rank, tokens)
-    width = PRECISION_BYTES[setting.precision]
-    trainable = shape.trainable(rank)
+    if step.engine == "fused":
+        return _predict_fused(step, spec, rank, tokens)
+    width = PRECISION_BYTES[step.precision]
+    trainable = spec.lora_parameters(rank)
     parts = {
-        "weights": kept_weight_bytes(setting, shape),
+        "weights": kept_weight_bytes(step, spec),
         "adapters": trainable * _ADAPTER_BYTES,
         # Split, they are added up over the processes in buffers as large.
-        "gradients": trainable * _ADAPTER_BYTES * (1 if setting.shards == 1 else 2),
-        "optimizer": trainable * _OPTIMIZER_BYTES[setting.optimizer],
-        "activations": _activation_bytes(setting, shape, int(width), tokens),
-        "logits": _logit_bytes(setting, shape, width, tokens),
-        "workspace": _workspace_bytes(setting, shape, width) + gathered_bytes(setting, shape),
+        "gradients": trainable * _ADAPTER_BYTES * (1 if step.shards == 1 else 2),
+        "optimizer": trainable * _OPTIMIZER_BYTES[step.optimizer],
+        "activations": _activation_bytes(step, spec, int(width), tokens),
+        "logits": _logit_bytes(step, spec, width, tokens),
+        "workspace": _workspace_bytes(step, spec, width) + gathered_bytes(step, spec),
     }
     return {name: size / GIB for name, size in parts.items()}
 
 
-def _predict_fused(setting: Setting, shape: ModelShape, rank: int, tokens: int) -> dict[str, float]:
-    width = PRECISION_BYTES[setting.precision]
-    trainable = shape.trainable(rank)
-    passing = _fused_passing_bytes(shape, width, tokens)
-    head = _fused_head_bytes(shape, width, tokens)
-    if setting.device != "cuda":
+def _predict_fused(step: StepConfig, spec: ModelSpec, rank: int, tokens: int) -> dict[str, float]:
+    width = PRECISION_BYTES[step.precision]
+    trainable = spec.lora_parameters(rank)
+    passing = _fused_passing_bytes(spec, width, tokens)
+    head = _fused_head_bytes(spec, width, tokens)
+    if step.device != "cuda":
         workspace = CPU_WORKSPACE_GIB * GIB
     else:
-        largest = 2 * shape.hidden * shape.intermediate
-        workspace = FUSED_WORKSPACE_GIB[setting.quantization] * GIB
-        workspace += largest * width if setting.quantization == "4bit" else 0
+        largest = 2 * spec.hidden * spec.intermediate
+        workspace = FUSED_WORKSPACE_GIB[step.quantization] * GIB
+        workspace += largest * width if step.quantization == "4bit" else 0
     # Beside the weights themselves, which answers are given by.
-    copies = COPIES.get(setting.quantization, 0.0) * shape.linear_parameters
+    copies = COPIES.get(step.quantization, 0.0) * spec.linear_parameters
     parts = {
-        "weights": weight_bytes(shape, setting.quantization, width) + copies,
+        "weights": weight_bytes(spec, step.quantization, width) + copies,
         # The masters, and the copies that the products read.
         "adapters": trainable * (_ADAPTER_BYTES + width),
         "gradients": trainable * _ADAPTER_BYTES,
-        "optimizer": trainable * _OPTIMIZER_BYTES[setting.optimizer],
-        "activations": _fused_activation_bytes(setting, shape, rank, int(width), tokens),
+        "optimizer": trainable * _OPTIMIZER_BYTES[step.optimizer],
+        "activations": _fused_activation_bytes(step, spec, rank, int(width), tokens),
         # The head comes before the first layer's backward pass: they never need memory together.
         "logits": head,
         "workspace": workspace + max(0.0, passing - head),
@@ -145,50 +145,50 @@ def _predict_fused(setting: Setting, shape: ModelShape, rank: int, tokens: int) 
     return {name: size / GIB for name, size in parts.items()}
 
 
-def weight_bytes(shape: ModelShape, quantization: str, width: float) -> float:
+def weight_bytes(spec: ModelSpec, quantization: str, width: float) -> float:
     """Frozen weights: quantised in the blocks' linear layers alone, ``width`` bytes elsewhere."""
     inside = _QUANTIZED_BYTES.get(quantization, width)
-    return shape.linear_parameters * inside + width * (shape.parameters - shape.linear_parameters)
+    return spec.linear_parameters * inside + width * (spec.parameters - spec.linear_parameters)
 
 
-def kept_weight_bytes(setting: Setting, shape: ModelShape) -> float:
+def kept_weight_bytes(step: StepConfig, spec: ModelSpec) -> float:
     """Frozen weights of one process: all of them, or its part where they are split.
 
     Scales of quantised weights are not split, nor are embeddings that are the head's too.
     """
-    width = PRECISION_BYTES[setting.precision]
-    whole = weight_bytes(shape, setting.quantization, width)
-    if setting.shards == 1:
+    width = PRECISION_BYTES[step.precision]
+    whole = weight_bytes(spec, step.quantization, width)
+    if step.shards == 1:
         return whole
-    kept = shape.head_parameters * width if shape.tied_embeddings else 0.0
-    if setting.quantization == "4bit":
-        kept += shape.linear_parameters * (_QUANTIZED_BYTES["4bit"] - 0.5)
-    return kept + (whole - kept) / setting.shards
+    kept = spec.head_parameters * width if spec.tied_embeddings else 0.0
+    if step.quantization == "4bit":
+        kept += spec.linear_parameters * (_QUANTIZED_BYTES["4bit"] - 0.5)
+    return kept + (whole - kept) / step.shards
 
 
-def gathered_bytes(setting: Setting, shape: ModelShape) -> float:
+def gathered_bytes(step: StepConfig, spec: ModelSpec) -> float:
     """Weights gathered from all processes at once: of a layer, and meanwhile of the next one."""
-    if setting.shards == 1:
+    if step.shards == 1:
         return 0.0
-    width = PRECISION_BYTES[setting.precision]
-    layer = weight_bytes(shape, setting.quantization, width)
-    layer = (layer - width * (shape.parameters - shape.linear_parameters)) / shape.layers
+    width = PRECISION_BYTES[step.precision]
+    layer = weight_bytes(spec, step.quantization, width)
+    layer = (layer - width * (spec.parameters - spec.linear_parameters)) / spec.layers
     # What arrives is copied apart, so that the next layer is there twice for a moment.
-    head = 0.0 if shape.tied_embeddings else 2 * shape.head_parameters * width
+    head = 0.0 if spec.tied_embeddings else 2 * spec.head_parameters * width
     return max(3 * layer, head)
 
 
-def answer_rows(shape: ModelShape, width: float, tokens: int, free_gib: float) -> int:
+def answer_rows(spec: ModelSpec, width: float, tokens: int, free_gib: float) -> int:
     """Prompts that can be answered at once: their keys and values must fit ``free_gib``.
 
     ``tokens`` are those of the longest prompt and answer together. At most 64, at least 1.
     """
-    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * width * tokens
+    cache = 2 * spec.layers * spec.kv_heads * spec.head_dim * width * tokens
     # Growing the cache by one token copies one layer of it.
-    return max(1, min(64, int(free_gib * GIB / (cache * (1 + 2 / shape.layers)))))
+    return max(1, min(64, int(free_gib * GIB / (cache * (1 + 2 / spec.layers)))))
 
 
-def longest_pass(setting: Setting, mean_tokens: float, longest_tokens: int) -> int:
+def longest_pass_tokens(step: StepConfig, mean_tokens: float, longest_tokens: int) -> int:
     """Tokens of the longest micro-batch to expect, padding included.
 
     Packed, the sum of n rows stays within n means and sqrt(n) times the longest row's excess, of
@@ -196,78 +196,78 @@ def longest_pass(setting: Setting, mean_tokens: float, longest_tokens: int) -> i
     one run hardly go beyond. Of a step whose rows are shared out evenly, each pass has its part of
     the step's excess.
     """
-    rows = setting.micro_batch
-    if not setting.packing:
+    rows = step.micro_batch
+    if not step.packing:
         return rows * longest_tokens
     spread = max(0.0, longest_tokens - mean_tokens)
     certain = 1.0 if rows == 1 else 0.85
-    excess = certain * math.sqrt(rows / setting.balanced_passes) * spread
+    excess = certain * math.sqrt(rows / step.balanced_passes) * spread
     packed = min(rows * longest_tokens, math.ceil(rows * mean_tokens + excess))
-    return packed - (rows - 1) * setting.shared_tokens
+    return packed - (rows - 1) * step.shared_tokens
 
 
 def _fused_activation_bytes(
-    setting: Setting, shape: ModelShape, rank: int, width: int, tokens: int
+    step: StepConfig, spec: ModelSpec, rank: int, width: int, tokens: int
 ) -> float:
     """What :class:`medcot.engines.fused.decoder_layer.Kept` holds, layer by layer."""
-    wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     # The layer's middle, queries, keys, values and what attention made of them, gate and up.
-    kept = shape.hidden + (2 * wide + 2 * narrow) + 2 * shape.intermediate + 7 * rank
-    if setting.by_row:
+    kept = spec.hidden + (2 * wide + 2 * narrow) + 2 * spec.intermediate + 7 * rank
+    if step.by_row:
         kept += 3 * wide
     # The attention's log-sums, two norms' scales.
-    in_float32 = shape.heads + 2
+    in_float32 = spec.heads + 2
     per_layer = kept * width + in_float32 * 4
-    recomputed = setting.recomputed_layers
-    everything = (shape.layers - recomputed) * per_layer + shape.layers * shape.hidden * width
+    recomputed = step.recomputed_layers
+    everything = (spec.layers - recomputed) * per_layer + spec.layers * spec.hidden * width
     return tokens * (everything + (per_layer if recomputed else 0))
 
 
-def _fused_passing_bytes(shape: ModelShape, width: float, tokens: int) -> float:
+def _fused_passing_bytes(spec: ModelSpec, width: float, tokens: int) -> float:
     """What a layer's backward pass needs for itself: gradients of gate and up, and their input."""
-    return tokens * width * (3 * shape.intermediate + 4 * shape.hidden)
+    return tokens * width * (3 * spec.intermediate + 4 * spec.hidden)
 
 
-def _fused_head_bytes(shape: ModelShape, width: float, tokens: int) -> float:
+def _fused_head_bytes(spec: ModelSpec, width: float, tokens: int) -> float:
     """Logits and their gradient, some tokens at a time, and the gradient of all hidden states."""
     at_once = min(tokens, HEAD_TOKENS)
-    return width * (2 * at_once * shape.vocab + 4 * tokens * shape.hidden)
+    return width * (2 * at_once * spec.vocab + 4 * tokens * spec.hidden)
 
 
-def _activation_bytes(setting: Setting, shape: ModelShape, width: int, tokens: int) -> float:
-    saved = _SAVED[setting.engine, width]
+def _activation_bytes(step: StepConfig, spec: ModelSpec, width: int, tokens: int) -> float:
+    saved = _SAVED[step.engine, width]
     layer = (
-        saved.hidden * shape.hidden
-        + saved.query * shape.heads * shape.head_dim
-        + saved.key_value * shape.kv_heads * shape.head_dim
-        + saved.intermediate * shape.intermediate
+        saved.hidden * spec.hidden
+        + saved.query * spec.heads * spec.head_dim
+        + saved.key_value * spec.kv_heads * spec.head_dim
+        + saved.intermediate * spec.intermediate
     )
-    outside = saved.per_token * shape.hidden
-    if not setting.checkpointing:
-        return tokens * (shape.layers * layer + outside)
+    outside = saved.per_token * spec.hidden
+    if not step.checkpointing:
+        return tokens * (spec.layers * layer + outside)
     # One layer is recomputed at a time. Of each layer its input stays, which unsloth moves to RAM.
-    kept = 0 if setting.engine == "unsloth" else shape.layers * shape.hidden * width
+    kept = 0 if step.engine == "unsloth" else spec.layers * spec.hidden * width
     return tokens * (layer + kept + outside)
 
 
-def _logit_bytes(setting: Setting, shape: ModelShape, width: float, tokens: int) -> float:
-    if setting.device == "cuda":
+def _logit_bytes(step: StepConfig, spec: ModelSpec, width: float, tokens: int) -> float:
+    if step.device == "cuda":
         rows, columns = LOGIT_TILE
-        return min(tokens, rows) * min(shape.vocab, columns) * width
+        return min(tokens, rows) * min(spec.vocab, columns) * width
     # Elsewhere the project's own loss holds a chunk of logits, their softmax and a copy, in
     # float32, and the gradient of every hidden state.
-    return 3 * min(tokens, CPU_LOGIT_TOKENS) * shape.vocab * 4 + tokens * shape.hidden * width
+    return 3 * min(tokens, CPU_LOGIT_TOKENS) * spec.vocab * 4 + tokens * spec.hidden * width
 
 
-def _workspace_bytes(setting: Setting, shape: ModelShape, width: float) -> float:
+def _workspace_bytes(step: StepConfig, spec: ModelSpec, width: float) -> float:
     """Scratch space: matrix products, and the largest layer's weights when de-quantised."""
-    if setting.device != "cuda":
+    if step.device != "cuda":
         return CPU_WORKSPACE_GIB * GIB
-    largest = max(a * b for a, b in shape.linear_sizes.values()) * width
-    once = WORKSPACE_GIB[setting.engine] * GIB
-    if setting.quantization == "none":
+    largest = max(a * b for a, b in spec.linear_sizes.values()) * width
+    once = WORKSPACE_GIB[step.engine] * GIB
+    if step.quantization == "none":
         return once
-    if setting.engine != "transformers":
+    if step.engine != "transformers":
         return once + largest
     # What passes through a layer on the way back grows with it: seen at 8B and at 70B.
     return max(once + largest, LARGE_WORKSPACE_GIB * GIB + 3 * largest)

@@ -1,4 +1,4 @@
-"""The shape of a model: enough to count its parameters exactly without loading it. No torch."""
+"""The spec of a model: enough to count its parameters exactly without loading it. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medcot.errors import InputError, one_line
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class ModelSpec:
     """A Llama-like decoder: RMS norms, grouped attention, gated feed-forward.
 
     The biases are those of the linear layers; ``qk_norm`` is a norm over each head (Qwen3).
@@ -80,65 +80,59 @@ class ModelShape:
             biases += sum(sizes[name][1] for name in ("gate_proj", "up_proj", "down_proj"))
         return biases + (2 * self.head_dim if self.qk_norm else 0)
 
-    def trainable(self, rank: int, modules: Sequence[str] = TARGET_MODULES) -> int:
+    def lora_parameters(self, rank: int, modules: Sequence[str] = TARGET_MODULES) -> int:
         """LoRA parameters of ``rank`` on ``modules``: rank * (input + output) for each layer."""
         sizes = self.linear_sizes
         return self.layers * rank * sum(sum(sizes[name]) for name in modules)
 
 
-SMOLLM2_135M = ModelShape(576, 1536, 30, 9, 3, 64, 49152, tied_embeddings=True)
-_LLAMA_8B = ModelShape(4096, 14336, 32, 32, 8, 128, 128256, tied_embeddings=False)
-_QWEN_7B = ModelShape(3584, 18944, 28, 28, 4, 128, 152064, tied_embeddings=False, qkv_bias=True)
-_QWEN_14B = ModelShape(5120, 13824, 48, 40, 8, 128, 152064, tied_embeddings=False, qkv_bias=True)
-_QWEN_1_5B = ModelShape(1536, 8960, 28, 12, 2, 128, 151936, tied_embeddings=True, qkv_bias=True)
+SMOLLM2_135M = ModelSpec(576, 1536, 30, 9, 3, 64, 49152, tied_embeddings=True)
+_LLAMA_8B = ModelSpec(4096, 14336, 32, 32, 8, 128, 128256, tied_embeddings=False)
+_QWEN_7B = ModelSpec(3584, 18944, 28, 28, 4, 128, 152064, tied_embeddings=False, qkv_bias=True)
+_QWEN_14B = ModelSpec(5120, 13824, 48, 40, 8, 128, 152064, tied_embeddings=False, qkv_bias=True)
+_QWEN_1_5B = ModelSpec(1536, 8960, 28, 12, 2, 128, 151936, tied_embeddings=True, qkv_bias=True)
 
 _KNOWN = {
     "smollm2-135m": SMOLLM2_135M,
-    "smollm2-360m": ModelShape(960, 2560, 32, 15, 5, 64, 49152, tied_embeddings=True),
-    "smollm2-1.7b": ModelShape(2048, 8192, 24, 32, 32, 64, 49152, tied_embeddings=True),
+    "smollm2-360m": ModelSpec(960, 2560, 32, 15, 5, 64, 49152, tied_embeddings=True),
+    "smollm2-1.7b": ModelSpec(2048, 8192, 24, 32, 32, 64, 49152, tied_embeddings=True),
     "deepseek-r1-distill-llama-8b": _LLAMA_8B,
     "llama-3.1-8b": _LLAMA_8B,
     "meta-llama-3.1-8b": _LLAMA_8B,
     "llama-3-8b": _LLAMA_8B,
     "meta-llama-3-8b": _LLAMA_8B,
-    "llama-3.2-1b": ModelShape(2048, 8192, 16, 32, 8, 64, 128256, tied_embeddings=True),
-    "llama-3.2-3b": ModelShape(3072, 8192, 28, 24, 8, 128, 128256, tied_embeddings=True),
+    "llama-3.2-1b": ModelSpec(2048, 8192, 16, 32, 8, 64, 128256, tied_embeddings=True),
+    "llama-3.2-3b": ModelSpec(3072, 8192, 28, 24, 8, 128, 128256, tied_embeddings=True),
     # The distilled 1.5B is made from Qwen2.5-Math, and unties the head.
-    "deepseek-r1-distill-qwen-1.5b": ModelShape(
+    "deepseek-r1-distill-qwen-1.5b": ModelSpec(
         1536, 8960, 28, 12, 2, 128, 151936, tied_embeddings=False, qkv_bias=True
     ),
     "deepseek-r1-distill-qwen-7b": _QWEN_7B,
     "deepseek-r1-distill-qwen-14b": _QWEN_14B,
-    "qwen2.5-0.5b": ModelShape(
+    "qwen2.5-0.5b": ModelSpec(
         896, 4864, 24, 14, 2, 64, 151936, tied_embeddings=True, qkv_bias=True
     ),
     "qwen2.5-1.5b": _QWEN_1_5B,
-    "qwen2.5-3b": ModelShape(
+    "qwen2.5-3b": ModelSpec(
         2048, 11008, 36, 16, 2, 128, 151936, tied_embeddings=True, qkv_bias=True
     ),
     "qwen2.5-7b": _QWEN_7B,
     "qwen2.5-14b": _QWEN_14B,
-    "qwen3-0.6b": ModelShape(
-        1024, 3072, 28, 16, 8, 128, 151936, tied_embeddings=True, qk_norm=True
-    ),
-    "qwen3-1.7b": ModelShape(
-        2048, 6144, 28, 16, 8, 128, 151936, tied_embeddings=True, qk_norm=True
-    ),
-    "qwen3-4b": ModelShape(2560, 9728, 36, 32, 8, 128, 151936, tied_embeddings=True, qk_norm=True),
-    "qwen3-8b": ModelShape(
-        4096, 12288, 36, 32, 8, 128, 151936, tied_embeddings=False, qk_norm=True
-    ),
-    "qwen3-14b": ModelShape(
+    "qwen3-0.6b": ModelSpec(1024, 3072, 28, 16, 8, 128, 151936, tied_embeddings=True, qk_norm=True),
+    "qwen3-1.7b": ModelSpec(2048, 6144, 28, 16, 8, 128, 151936, tied_embeddings=True, qk_norm=True),
+    "qwen3-4b": ModelSpec(2560, 9728, 36, 32, 8, 128, 151936, tied_embeddings=True, qk_norm=True),
+    "qwen3-8b": ModelSpec(4096, 12288, 36, 32, 8, 128, 151936, tied_embeddings=False, qk_norm=True),
+    "qwen3-14b": ModelSpec(
         5120, 17408, 40, 40, 8, 128, 151936, tied_embeddings=False, qk_norm=True
     ),
 }
-"""Published shapes by hub name without owner and suffix, so that planning needs no network."""
+"""Published specs by hub name without owner and suffix, so that planning needs no network."""
 
 _SUFFIXES = ("-bnb-4bit", "-unsloth", "-instruct", "-base", "-chat", "-math")
 
 
-def model_shape(config: RunConfig) -> ModelShape:
-    """The shape of ``config.model``: bundled, a local folder, a known name, or from the hub.
+def find_model_spec(config: RunConfig) -> ModelSpec:
+    """The spec of ``config.model``: bundled, a local folder, a known name, or from the hub.
 
     Raises:
         InputError: a folder without a readable config.json, an unknown model that the hub cannot
@@ -148,21 +142,21 @@ def model_shape(config: RunConfig) -> ModelShape:
         return SMOLLM2_135M
     folder = Path(config.model)
     if folder.is_dir():
-        return _shape_from_file(folder / "config.json")
-    known = known_shape(config.model)
-    return known if known is not None else _shape_from_hub(config)
+        return _read_file(folder / "config.json")
+    known = look_up_model_spec(config.model)
+    return known if known is not None else _fetch_from_hub(config)
 
 
-def known_shape(model: str) -> ModelShape | None:
-    """The table's shape for a hub name such as ``unsloth/Qwen2.5-7B-Instruct-bnb-4bit``."""
+def look_up_model_spec(model: str) -> ModelSpec | None:
+    """The table's spec for a hub name such as ``unsloth/Qwen2.5-7B-Instruct-bnb-4bit``."""
     name = model.rpartition("/")[2].lower()
     while suffix := next((s for s in _SUFFIXES if name.endswith(s)), None):
         name = name.removesuffix(suffix)
     return _KNOWN.get(name)
 
 
-def read_shape(values: Mapping[str, Any], where: str) -> ModelShape:
-    """The shape that a transformers ``config.json`` describes.
+def read_model_spec(values: Mapping[str, Any], where: str) -> ModelSpec:
+    """The spec that a transformers ``config.json`` describes.
 
     Raises:
         InputError: ``where`` lacks a size, or is of a family that this cannot count.
@@ -173,7 +167,7 @@ def read_shape(values: Mapping[str, Any], where: str) -> ModelShape:
         raise InputError(where, f"found model_type {family or 'missing'!r}", needs)
     hidden, heads = _size(values, "hidden_size", where), _size(values, "num_attention_heads", where)
     biased = bool(values.get("attention_bias", False))
-    return ModelShape(
+    return ModelSpec(
         hidden=hidden,
         intermediate=_size(values, "intermediate_size", where),
         layers=_size(values, "num_hidden_layers", where),
@@ -198,7 +192,7 @@ def _size(values: Mapping[str, Any], name: str, where: str, default: int | None 
     return value
 
 
-def _shape_from_file(path: Path) -> ModelShape:
+def _read_file(path: Path) -> ModelSpec:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -209,10 +203,10 @@ def _shape_from_file(path: Path) -> ModelShape:
         raise InputError(str(path), one_line(str(error), 80), needs) from None
     if not isinstance(values, dict):
         raise InputError(str(path), "not a JSON object", "expected the model's config.json")
-    return read_shape(values, str(path))
+    return read_model_spec(values, str(path))
 
 
-def _shape_from_hub(config: RunConfig) -> ModelShape:
+def _fetch_from_hub(config: RunConfig) -> ModelSpec:
     """Fetch config.json alone, from the cache where it is there."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -229,4 +223,4 @@ def _shape_from_hub(config: RunConfig) -> ModelShape:
         raise InputError(
             f"--model {config.model}", f"it could not be loaded ({kind})", needs
         ) from None
-    return _shape_from_file(Path(path))
+    return _read_file(Path(path))

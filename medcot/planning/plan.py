@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from medcot.config.schema import RunConfig
 from medcot.hardware.machine import Machine
-from medcot.planning.constraints import Ground, settle_ground
-from medcot.planning.explain import explain_choice, explain_refusal, warn_of
+from medcot.planning.constraints import Constraints, find_constraints
+from medcot.planning.explain import explain_choice, explain_no_fit, list_warnings
 from medcot.planning.memory_model import PRECISION_BYTES, answer_rows
-from medcot.planning.model_specs import ModelShape
-from medcot.planning.search import Candidate, Work, best_of, list_candidates
+from medcot.planning.model_specs import ModelSpec
+from medcot.planning.search import Candidate, Workload, choose_best, list_candidates
 from medcot.planning.speed_model import evaluate_s, load_s
 
 
@@ -60,7 +60,7 @@ class Plan:
 def make_plan(
     config: RunConfig,
     machine: Machine,
-    shape: ModelShape,
+    spec: ModelSpec,
     rows: int,
     mean_tokens: float,
     longest_tokens: int,
@@ -76,70 +76,73 @@ def make_plan(
     """
     longest = max(1, min(longest_tokens, config.max_length))
     mean = max(1.0, min(mean_tokens, float(longest)))
-    work = Work(config, machine, shape, mean, longest, shared_tokens)
-    ground = settle_ground(config, machine, shape)
-    found = list_candidates(work, ground)
-    fitting = [one for one in found if one.peak_gib <= ground.limit_gib]
+    workload = Workload(config, machine, spec, mean, longest, shared_tokens)
+    constraints = find_constraints(config, machine, spec)
+    found = list_candidates(workload, constraints)
+    fitting = [one for one in found if one.peak_gib <= constraints.limit_gib]
     if not fitting:
-        raise explain_refusal(work, ground, found)
-    return _write_plan(work, ground, best_of(fitting), found, rows)
+        raise explain_no_fit(workload, constraints, found)
+    return _write_plan(workload, constraints, choose_best(fitting), found, rows)
 
 
 def _write_plan(
-    work: Work, ground: Ground, best: Candidate, found: list[Candidate], rows: int
+    workload: Workload, constraints: Constraints, best: Candidate, found: list[Candidate], rows: int
 ) -> Plan:
-    config, setting = work.config, best.setting
+    config, step = workload.config, best.step
     steps = config.total_steps(rows)
     epochs = steps * config.batch / max(1, rows)
-    tokens = config.batch * work.mean_tokens
-    time_s = _times(work, best, steps)
+    tokens = config.batch * workload.mean_tokens
+    time_s = _times(workload, best, steps)
     return Plan(
-        engine=setting.engine,
-        quantization=setting.quantization,
-        precision=setting.precision,
-        device=setting.device,
-        gpus=ground.processes,
-        micro_batch=setting.micro_batch,
-        accumulation=config.batch // ground.processes // setting.micro_batch,
-        packing=setting.packing,
-        checkpointing=setting.checkpointing,
-        attention=ground.attention,
-        optimizer=setting.optimizer,
-        trainable_parameters=work.shape.trainable(config.rank),
-        total_parameters=work.shape.parameters,
+        engine=step.engine,
+        quantization=step.quantization,
+        precision=step.precision,
+        device=step.device,
+        gpus=constraints.processes,
+        micro_batch=step.micro_batch,
+        accumulation=config.batch // constraints.processes // step.micro_batch,
+        packing=step.packing,
+        checkpointing=step.checkpointing,
+        attention=constraints.attention,
+        optimizer=step.optimizer,
+        trainable_parameters=workload.spec.lora_parameters(config.rank),
+        total_parameters=workload.spec.parameters,
         memory_gib={name: round(size, 3) for name, size in best.memory_gib.items()},
         peak_gib=round(best.peak_gib, 2),
-        limit_gib=round(ground.limit_gib, 2),
+        limit_gib=round(constraints.limit_gib, 2),
         steps=steps,
         epochs=round(epochs, 3),
         tokens_per_step=round(tokens, 1),
         tokens_per_second=round(tokens / best.step_s, 1),
         time_s=time_s,
-        reasons=(*ground.reasons, *explain_choice(ground, best, found)),
-        warnings=(*ground.warnings, *warn_of(work, ground, epochs, time_s["total"])),
-        answer_rows=_answer_rows(work, ground, best),
-        recomputed_layers=setting.recomputed_layers,
-        split=ground.split,
+        reasons=(*constraints.reasons, *explain_choice(constraints, best, found)),
+        warnings=(
+            *constraints.warnings,
+            *list_warnings(workload, constraints, epochs, time_s["total"]),
+        ),
+        answer_rows=_answer_rows(workload, constraints, best),
+        recomputed_layers=step.recomputed_layers,
+        split=constraints.split,
     )
 
 
-def _times(work: Work, best: Candidate, steps: int) -> dict[str, float]:
+def _times(workload: Workload, best: Candidate, steps: int) -> dict[str, float]:
     """Seconds by stage."""
     stages = {
-        "load": load_s(best.setting, work.shape),
+        "load": load_s(best.step, workload.spec),
         "evaluate": evaluate_s(
-            work.config, best.setting, work.shape, work.machine, work.mean_tokens
+            workload.config, best.step, workload.spec, workload.machine, workload.mean_tokens
         ),
         "train": steps * best.step_s,
     }
     return {name: round(s, 1) for name, s in (stages | {"total": sum(stages.values())}).items()}
 
 
-def _answer_rows(work: Work, ground: Ground, best: Candidate) -> int:
+def _answer_rows(workload: Workload, constraints: Constraints, best: Candidate) -> int:
     standing = ("weights", "adapters", "workspace")
-    free = ground.limit_gib - sum(best.memory_gib[name] for name in standing)
-    width = PRECISION_BYTES[best.setting.precision]
+    free = constraints.limit_gib - sum(best.memory_gib[name] for name in standing)
+    width = PRECISION_BYTES[best.step.precision]
     # A prompt is the part of a row that is not learnt, and never longer than a row.
-    tokens = work.longest_tokens + work.config.max_new_tokens
-    rows = answer_rows(work.shape, width, tokens, free)
-    return min(rows, 8) if ground.device == "cpu" else rows
+    tokens = workload.longest_tokens + workload.config.max_new_tokens
+    rows = answer_rows(workload.spec, width, tokens, free)
+    return min(rows, 8) if constraints.device == "cpu" else rows

@@ -8,7 +8,7 @@ from medcot.engines.loading import load_base
 from medcot.hardware.machine import detect_machine
 from medcot.inference.generate import generate, stream
 from medcot.inference.loglikelihood import score, score_options
-from medcot.planning.model_specs import model_shape
+from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import make_plan
 from tests.support.fakes import make_case
 
@@ -16,7 +16,7 @@ from tests.support.fakes import make_case
 @pytest.fixture(scope="module")
 def loaded(tiny_model):
     config = make_config("demo", {"model": str(tiny_model)})
-    plan = make_plan(config, detect_machine(), model_shape(config), 8, 100.0, 200)
+    plan = make_plan(config, detect_machine(), find_model_spec(config), 8, 100.0, 200)
     return load_base(config, plan)
 
 

@@ -18,7 +18,7 @@ from medcot.hardware.machine import detect_machine, named_machine
 from medcot.notebook import controls, jobs, preview
 from medcot.notebook.outcomes import attempt
 from medcot.pipeline.prepare import plan_only
-from medcot.planning.model_specs import model_shape
+from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import make_plan
 from medcot.runs.directory import RunDirectory
 from medcot.runs.history import bundled_run, differing_fields, list_runs
@@ -60,7 +60,7 @@ def test_the_notebook_tells_the_engines_own_numbers(tmp_path, monkeypatch):
     config = make_config("demo", {"rank": 8, "samples": 20, "steps": 5})
     outputs, values = load_app().run(defs={"start": controls.Start(config, "en")})
     assert values["config"] == config
-    assert values["trainable"] == model_shape(config).trainable(8) == 2_442_240
+    assert values["trainable"] == find_model_spec(config).lora_parameters(8) == 2_442_240
     expected = plan_only(config, detect_machine())
     assert values["plan"].tokens_per_step == expected.tokens_per_step
     assert values["plan"].epochs == expected.epochs
@@ -180,7 +180,7 @@ def test_the_quick_tokenizer_gives_the_librarys_tokens(style, language):
 def test_the_preview_plans_what_the_run_will(changes):
     config = make_config("demo", changes)
     rows = preview.choose_rows(config, preview.load_material(config))
-    ours = make_plan(config, named_machine("H100"), model_shape(config), *rows.size)
+    ours = make_plan(config, named_machine("H100"), find_model_spec(config), *rows.size)
     assert ours == plan_only(config, named_machine("H100"))
 
 

@@ -22,7 +22,7 @@ from medcot.notebook.views.elements import make_elements
 from medcot.notebook.views.markup import table, text
 from medcot.notebook.views.prose import read_prose
 from medcot.notebook.views.sentences import in_language
-from medcot.planning.model_specs import SMOLLM2_135M, model_shape
+from medcot.planning.model_specs import SMOLLM2_135M, find_model_spec
 from medcot.planning.plan import make_plan
 from medcot.runs import history
 from tests.support.fakes import make_case
@@ -110,7 +110,7 @@ def test_every_sentence_of_the_planner_is_said_in_chinese_too():
                 for machine_here in (machine, replace(machine, gpus=(), system="Darwin arm64")):
                     for change in changes:
                         config = make_config(preset, change)
-                        shape = model_shape(config)
+                        shape = find_model_spec(config)
                         planned = attempt(make_plan, config, machine_here, shape, 500, 788, 2048)
                         if planned.failure:
                             said |= {planned.failure.what, planned.failure.remedy}
@@ -141,7 +141,7 @@ def test_the_lora_view_gives_the_exact_count():
 
 def test_the_memory_bar_is_as_long_as_the_machine():
     config = make_config("kaggle-t4")
-    plan = make_plan(config, named_machine("T4"), model_shape(config), 500, 788, 2048)
+    plan = make_plan(config, named_machine("T4"), find_model_spec(config), 500, 788, 2048)
     page = plans.show_plan(plan, "en")
     widths = [float(found) for found in re.findall(r"width:([\d.]+)%", page)]
     assert len(widths) == 7

@@ -12,8 +12,8 @@ from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.hardware.gpu_specs import Gpu
 from medcot.hardware.machine import Machine, named_machine
-from medcot.planning.memory_model import Setting, longest_pass, predict_memory
-from medcot.planning.model_specs import model_shape
+from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predict_memory
+from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import make_plan
 from tests.support.plans import LAPTOP, plan_for, without_unsloth
 
@@ -79,11 +79,11 @@ def test_as_few_layers_are_recomputed_as_memory_demands() -> None:
     assert 0 < plan.recomputed_layers < 32
     assert plan.peak_gib <= plan.limit_gib
     config = make_config("kaggle-t4", {"micro_batch": 8})
-    setting = Setting(
+    setting = StepConfig(
         "fused", "cuda", "4bit", "fp16", 8, True, plan.recomputed_layers - 1, "adamw_8bit"
     )
-    tokens = longest_pass(setting, 788, 1900)
-    more = sum(predict_memory(setting, model_shape(config), 16, tokens).values())
+    tokens = longest_pass_tokens(setting, 788, 1900)
+    more = sum(predict_memory(setting, find_model_spec(config), 16, tokens).values())
     assert more > plan.limit_gib
 
 
@@ -242,15 +242,15 @@ def test_following_the_advice_makes_it_fit(
     machine = named_machine(gpu)
     longest = config.max_length
     with pytest.raises(InputError, match="GiB") as caught:
-        make_plan(config, machine, model_shape(config), 400, 788, longest)
+        make_plan(config, machine, find_model_spec(config), 400, 788, longest)
     better = make_config(preset, given_values | read_advice(caught.value.needs))
-    plan = make_plan(better, machine, model_shape(better), 400, 788, better.max_length)
+    plan = make_plan(better, machine, find_model_spec(better), 400, 788, better.max_length)
     assert plan.peak_gib <= plan.limit_gib
 
 
 def test_a_model_far_too_large_is_answered_with_a_smaller_one() -> None:
     config = make_config("demo", {"model": "unsloth/Qwen2.5-14B-Instruct"})
     with pytest.raises(InputError) as caught:
-        make_plan(config, LAPTOP, model_shape(config), 48, 500, 1000)
+        make_plan(config, LAPTOP, find_model_spec(config), 48, 500, 1000)
     assert "GiB usable RAM" in caught.value.got
     assert "--model unsloth/" in caught.value.needs

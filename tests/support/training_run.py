@@ -7,7 +7,7 @@ from medcot.data.prompts import render
 from medcot.data.tokenization import chat_template, encode
 from medcot.engines import loading as models
 from medcot.hardware.machine import detect_machine
-from medcot.planning.model_specs import model_shape
+from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import make_plan
 from medcot.runs.directory import RunDirectory
 from medcot.training.fit import fit
@@ -38,7 +38,7 @@ class Training:
         self.directory = RunDirectory(folder)
         if not self.directory.exists():
             self.directory.create(self.config)
-        shape = model_shape(self.config)
+        shape = find_model_spec(self.config)
         self.plan = make_plan(self.config, detect_machine(), shape, len(rows), 60.0, 80)
         self.loaded = models.load_base(self.config, self.plan)
         models.add_adapter(self.loaded, self.config, self.plan)

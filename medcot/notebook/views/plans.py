@@ -19,15 +19,15 @@ from medcot.notebook.views.markup import (
     text,
 )
 from medcot.notebook.views.sentences import in_language
-from medcot.planning.model_specs import ModelShape
+from medcot.planning.model_specs import ModelSpec
 from medcot.planning.plan import Plan
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "workspace")
 
 
-def show_lora(shape: ModelShape, config: RunConfig, language: str) -> str:
+def show_lora(shape: ModelSpec, config: RunConfig, language: str) -> str:
     """What the adapter adds: the update's shape, and the exact count of what is trained."""
-    trainable, everything = shape.trainable(config.rank), shape.parameters
+    trainable, everything = shape.lora_parameters(config.rank), shape.parameters
     rows = [
         (
             f"<code>{text(name)}</code>",
@@ -60,7 +60,7 @@ def show_lora(shape: ModelShape, config: RunConfig, language: str) -> str:
     )
 
 
-def _picture(shape: ModelShape, rank: int, language: str) -> str:
+def _picture(shape: ModelSpec, rank: int, language: str) -> str:
     """W, B and A of one layer, drawn to scale; a rank too thin to see is one pixel wide."""
     inner, outer = shape.linear_sizes["gate_proj"]
     unit = 150 / max(inner, outer)

@@ -11,8 +11,8 @@ from medcot.errors import InputError
 from medcot.hardware.gpu_specs import GPU_MODELS
 from medcot.hardware.machine import Machine, detect_machine
 from medcot.pipeline.run import run
-from medcot.planning.memory_model import Setting, kept_weight_bytes, predict_memory, weight_bytes
-from medcot.planning.model_specs import ModelShape
+from medcot.planning.memory_model import StepConfig, kept_weight_bytes, predict_memory, weight_bytes
+from medcot.planning.model_specs import ModelSpec
 from medcot.planning.plan import make_plan
 from medcot.runs.directory import RunDirectory
 from tests.support.fakes import make_tiny_model
@@ -169,7 +169,7 @@ def test_nf4_weights_split_by_halves_compute_the_same(tmp_path, untied_model):
         assert "done" in said
 
 
-LLAMA_70B = ModelShape(8192, 28672, 80, 64, 8, 128, 128256, tied_embeddings=False)
+LLAMA_70B = ModelSpec(8192, 28672, 80, 64, 8, 128, 128256, tied_embeddings=False)
 
 
 def machine(name, gpus, split):
@@ -185,7 +185,9 @@ def plan_70b(on, **changes):
 def test_the_planner_counts_a_part_of_the_weights_and_the_layer_at_hand():
     plan = plan_70b(machine("A100", 2, split=True))
     assert (plan.split, plan.engine, plan.quantization) == (True, "transformers", "4bit")
-    setting = Setting("transformers", "cuda", "4bit", "bf16", 1, False, 80, "adamw_8bit", shards=2)
+    setting = StepConfig(
+        "transformers", "cuda", "4bit", "bf16", 1, False, 80, "adamw_8bit", shards=2
+    )
     whole = weight_bytes(LLAMA_70B, "4bit", 2.0)
     assert 0.5 * whole < kept_weight_bytes(setting, LLAMA_70B) < 0.53 * whole
     assert plan.memory_gib["weights"] == pytest.approx(whole / 2**30 / 2, rel=0.06)
@@ -194,7 +196,7 @@ def test_the_planner_counts_a_part_of_the_weights_and_the_layer_at_hand():
 
 
 def test_the_plan_of_a_large_model_is_not_below_what_it_was_seen_to_use():
-    setting = Setting("transformers", "cuda", "4bit", "bf16", 2, False, 80, "adamw_8bit")
+    setting = StepConfig("transformers", "cuda", "4bit", "bf16", 2, False, 80, "adamw_8bit")
     planned = sum(predict_memory(setting, LLAMA_70B, 16, 2 * 768).values())
     assert 42.8 <= planned <= 1.03 * 42.8
 
