@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from medcot.cli.kaggle import choose_run, ended, existing_run, sign_in, speaker
+from medcot.cli.kaggle import choose_run, ended, sign_in, speaker
 from medcot.cli.kaggle_options import (
     AGAIN,
     FOLLOW,
@@ -28,6 +28,7 @@ from medcot.cli.kaggle_options import (
     take_wishes,
 )
 from medcot.cli.options import config_flags
+from medcot.cli.run_choice import existing_run
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.kaggle.client.build import FOLDER, Kernel, build, owner_of_this_machine
 from medcot.kaggle.client.orchestrate import Finish, probe_secrets, run_on_kaggle, take
@@ -98,7 +99,7 @@ def wait_command(
     as_json: bool,
 ) -> None:
     """Wait for the pushed version to end; the exit code says how."""
-    run = existing_run(out)
+    run = existing_run(out, "--out")
     sent, say = last_push(run), speaker(as_json)
     account = sign_in(patience)
     ending, message = wait(
@@ -116,7 +117,7 @@ def wait_command(
 @JSON
 def fetch_command(out: str | None, patience: float, as_json: bool) -> None:
     """Bring the output of the pushed version into the run directory."""
-    run = existing_run(out)
+    run = existing_run(out, "--out")
     sent, account = last_push(run), sign_in(patience)
     show_finish(take(account, sent, run, speaker(as_json), ended(account, sent)), run, as_json)
 

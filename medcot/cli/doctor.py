@@ -1,4 +1,7 @@
-"""What this machine can do, and what is missing. No torch, no network unless asked, no secrets."""
+"""Check what this machine can do and what is missing.
+
+Imports no torch, uses the network only when asked to, and shows no secret.
+"""
 
 from __future__ import annotations
 
@@ -23,26 +26,25 @@ Status = Literal["ok", "missing", "problem"]
 
 OLDEST_PYTHON = (3, 11)
 DEMO_RAM_GIB, DEMO_DISK_GIB = 3.5, 2.0
-"""What ``medcot run --preset demo`` needs."""
+"""Free memory and disk that ``medcot run --preset demo`` needs."""
 HUB_MODEL_GIB = 16.5
-"""The 8B model in 16 bits, as the hub's cache keeps it."""
+"""Size of the 8B model in 16 bits in the hub's cache."""
 
 WITHOUT = {
     "bitsandbytes": ("gpu", "no 4-bit or 8-bit weights and no 8-bit optimizer on a GPU"),
     "unsloth": ("gpu", "no --preset tutorial; models the fused engine cannot train are slow"),
     "marimo": ("app", "the notebook does not open"),
-    "altair": ("app", "the notebook has no charts"),
     "wandb": ("track", "runs are not tracked; events.jsonl has every step"),
     "kaggle": ("kaggle", "nothing can be pushed to Kaggle"),
     "lm-eval": ("lm-eval", "no comparison with the evaluation harness"),
     "openai": ("judge", "open answers are not judged by another model"),
 }
-"""Optional packages: the extra that brings them, and what is lost without."""
+"""Optional packages: the extra that installs each, and what is unavailable without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. ``missing`` is a limit, ``problem`` stands in the way."""
+    """The result of one check: ``missing`` limits what runs, ``problem`` prevents a run."""
 
     name: str
     status: Status
@@ -51,7 +53,7 @@ class Finding:
 
 
 def examine_machine(machine: Machine | None = None, *, online: bool = False) -> list[Finding]:
-    """Everything that decides what can be run here; ``online`` asks Kaggle after the account."""
+    """Run every check; ``online`` also asks Kaggle about the account."""
     machine = machine or detect_machine()
     return [
         _python(),
@@ -63,12 +65,12 @@ def examine_machine(machine: Machine | None = None, *, online: bool = False) -> 
         *_disks(),
         _bundled_model(),
         *_optional_packages(),
-        *_accounts(online),
+        *_accounts(online=online),
     ]
 
 
 def describe_findings(findings: list[Finding]) -> list[str]:
-    """One line for each finding, with its remedy below, and a last line that sums up."""
+    """Return one line for each finding with its remedy below it, and a summary line."""
     width = max(len(finding.name) for finding in findings)
     lines: list[str] = []
     for finding in findings:
@@ -77,7 +79,7 @@ def describe_findings(findings: list[Finding]) -> list[str]:
             lines.append(f"{'':8}{'':{width}}  -> {finding.remedy}")
     count = sum(finding.status == "problem" for finding in findings)
     if not count:
-        return [*lines, "Ready: nothing stands in the way of `medcot run`."]
+        return [*lines, "Ready for `medcot run`."]
     return [*lines, f"{count} problem{'s' if count > 1 else ''} to solve before `medcot run`."]
 
 
@@ -97,12 +99,12 @@ def _torch(machine: Machine) -> Finding:
     detail = f"{found}, {f'built for CUDA {cuda}' if cuda else 'without CUDA'}"
     if machine.unused_gpus:
         needs = "Install a CUDA build: https://pytorch.org/get-started/locally"
-        return Finding("torch", "problem", f"{detail}, yet there is a GPU", needs)
+        return Finding("torch", "problem", f"{detail}, although there is a GPU", needs)
     return Finding("torch", "ok", detail)
 
 
 def _libraries() -> Iterator[Finding]:
-    """The required packages against the ranges that this project was tried with."""
+    """Compare the required packages with the ranges that this project was tested with."""
     from packaging.requirements import Requirement
 
     wrong: list[str] = []
@@ -165,7 +167,7 @@ def _disks() -> Iterator[Finding]:
 
 
 def _disk(name: str, folder: Path, needed_gib: float, remedy: str) -> Finding:
-    """Whether ``folder``, or where it would be made, can be written and has room."""
+    """Check that ``folder``, or where it would be created, is writable and has space."""
     standing = next((p for p in (folder, *folder.parents) if p.exists()), Path("/"))
     free_gib = shutil.disk_usage(standing).free / 2**30
     detail = f"{folder}, {free_gib:.0f} GiB free"
@@ -203,7 +205,7 @@ def _optional_packages() -> Iterator[Finding]:
             yield Finding(name, "missing", f"without it {loss}", remedy)
 
 
-def _accounts(online: bool) -> Iterator[Finding]:
+def _accounts(*, online: bool) -> Iterator[Finding]:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         detail = "HF_HUB_OFFLINE is set: only what the cache has"
         yield Finding("hub", "missing", detail, "unset HF_HUB_OFFLINE")
@@ -217,11 +219,11 @@ def _accounts(online: bool) -> Iterator[Finding]:
     else:
         detail = "no login: runs are kept offline or untracked"
         yield Finding("W&B", "missing", detail, "set WANDB_API_KEY or run `wandb login`")
-    yield _kaggle(online)
+    yield _kaggle(online=online)
 
 
-def _kaggle(online: bool) -> Finding:
-    """The login that was found; with ``online`` what Kaggle itself says of it."""
+def _kaggle(*, online: bool) -> Finding:
+    """Report the login that was found or, with ``online``, what Kaggle says of it."""
     found = find_login()
     if found is None:
         remedy = "run `kaggle auth login` or set KAGGLE_API_TOKEN"

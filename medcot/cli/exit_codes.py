@@ -1,10 +1,11 @@
-"""How a command ends: its exit code and at most one line, and the same in every process."""
+"""How a command ends: its exit code and at most one line, the same in every process."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from typing import NoReturn
 
 import click
@@ -13,33 +14,43 @@ from medcot.distributed import comm
 from medcot.errors import Cancelled, InputError, RunFailed
 
 
+class ExitCode(IntEnum):
+    """The exit codes of every command."""
+
+    DONE = 0
+    FAILED = 1
+    WRONG_INPUT = 2
+    INTERRUPTED = 130
+
+
 @contextmanager
-def endings() -> Iterator[None]:
-    """Turn every way in which the block can end into an exit code and at most one line."""
+def exit_on_error() -> Iterator[None]:
+    """Turn whatever the block raises into an exit code and at most one line."""
     try:
         yield
     except InputError as error:
-        _end(2, str(error))
+        _exit(ExitCode.WRONG_INPUT, str(error))
     except click.UsageError as error:
-        _end(2, error.format_message())
+        _exit(ExitCode.WRONG_INPUT, error.format_message())
     except RunFailed as error:
-        _end(1, str(error))
+        _exit(ExitCode.FAILED, str(error))
     except (Cancelled, KeyboardInterrupt, click.Abort):
-        _end(130, "stopped; finished work is kept, --resume continues the run")
+        _exit(ExitCode.INTERRUPTED, "stopped; finished work is kept, --resume continues the run")
     except BrokenPipeError:
+        # Whoever read the output has closed it; Python would complain when it flushes.
         sys.stderr.close()
-        sys.exit(1)
+        sys.exit(ExitCode.FAILED)
     except SystemExit as error:
         if error.code:
             comm.fail(int(error.code), "see its own lines above.")
         raise
     except Exception as error:
-        comm.fail(1, f"{type(error).__name__}: {error}")
+        comm.fail(ExitCode.FAILED, f"{type(error).__name__}: {error}")
         raise
 
 
-def _end(code: int, line: str) -> NoReturn:
-    """Leave with ``code``. Of several processes the main one says why, wherever it happened."""
+def _exit(code: ExitCode, line: str) -> NoReturn:
+    """Exit with ``code``. Of several processes, the main one prints the first failure's line."""
     first = comm.fail(code, line)
     if comm.is_main():
         click.echo(f"medcot: {line if first.rank == 0 else first.explain()}", err=True)

@@ -3,54 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from medcot.cli.options import resolve_flags
+from medcot.cli.run_choice import choose_directory, config_of_run
 from medcot.config.schema import RunConfig
-from medcot.errors import InputError, RunFailed
+from medcot.errors import RunFailed
 from medcot.hardware.machine import named_machine
 from medcot.kaggle.client.account import Account, connect
 from medcot.kaggle.client.push_state import Push
 from medcot.kaggle.client.retry import Patience
 from medcot.kaggle.client.wait import Ending, ending_of
 from medcot.kaggle.session.secret_scan import Redactor, known_secrets
-from medcot.runs.directory import RunDirectory, new_run_path, newest_run
+from medcot.runs.directory import RunDirectory
 
 
 def choose_run(flags: dict[str, Any]) -> tuple[RunConfig, RunDirectory, bool]:
-    """The config and run directory that the flags name; an existing run keeps its config."""
-    resolved = resolve_flags(flags, named_machine("T4"))
-    path = resolved.out or (newest_run() if resolved.resume else None)
-    run = RunDirectory(path or new_run_path(resolved.config))
-    if not run.exists():
-        speaker(resolved.json)(f"preset {resolved.config.preset}, run directory {run.path}")
-        return resolved.config, run, resolved.json
-    config = run.config()
-    for name in resolved.given:
-        kept, asked = getattr(config, name, None), getattr(resolved.config, name, None)
-        if name in RunConfig.model_fields and kept != asked:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{option} {asked}", f"the run in {run.path} has {kept}", "use another --out"
-            )
-    return config, run, resolved.json
-
-
-def existing_run(out: str | None) -> RunDirectory:
-    """The run in the folder ``out``, or the newest one.
+    """Return config, run directory and ``--json`` of the flags; an existing run keeps its config.
 
     Raises:
-        InputError: there is none.
+        InputError: an option contradicts the existing run.
     """
-    path = Path(out) if out else newest_run()
-    if path is None:
-        raise InputError("--out", "no run found in runs/", "pass --out DIR")
-    run = RunDirectory(path)
-    run.config()
-    return run
+    resolved = resolve_flags(flags, named_machine("T4"))
+    run = choose_directory(resolved)
+    if run.exists():
+        return config_of_run(run, resolved), run, resolved.json
+    speaker(resolved.json)(f"preset {resolved.config.preset}, run directory {run.path}")
+    return resolved.config, run, resolved.json
 
 
 def sign_in(patience_min: float) -> Account:

@@ -1,4 +1,4 @@
-"""The command line. Each command obtains a config, calls the engine and prints what it gives."""
+"""Defines the command ``medcot``: each subcommand gets a config, calls the engine, prints."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medcot import __version__
-from medcot.cli.exit_codes import endings
+from medcot.cli.exit_codes import ExitCode, exit_on_error
 from medcot.cli.options import config_flags, resolve_flags
+from medcot.cli.run_choice import RESUMABLE, choose_directory, config_of_run, existing_run
 from medcot.credentials import use_hub_token
 from medcot.distributed import comm
-from medcot.errors import InputError
 from medcot.hardware.host_memory import keep_heap_small
 
 if TYPE_CHECKING:
     from medcot.config.resolve import Resolved
+    from medcot.config.schema import RunConfig
     from medcot.listener import Listener
     from medcot.runs.directory import RunDirectory
 
@@ -43,12 +44,13 @@ def cli() -> None:
 def run_command(**flags: Any) -> None:
     """Plan, score before, train, score after, report."""
     resolved = resolve_flags(flags)
-    directory = _run_directory(resolved)
+    directory = choose_directory(resolved)
     from medcot.pipeline.run import run
 
-    with _terminal(resolved.json) as listener:
+    with _terminal(as_json=resolved.json) as listener:
         listener.say(_preset_line(resolved))
-        report = run(_config_for(resolved, directory), directory, listener, resolved.resume)
+        config = _config_for(resolved, directory)
+        report = run(config, directory, listener, resume=resolved.resume)
     _print_report(report, directory, as_json=resolved.json)
 
 
@@ -64,7 +66,7 @@ def run_command(**flags: Any) -> None:
     ],
 )
 def plan_command(gpu: str | None, **flags: Any) -> None:
-    """Parameters, memory and time, and what would be chosen and why."""
+    """Predict parameters, memory and time; say what would be chosen and why."""
     from medcot.hardware.machine import detect_machine, named_machine
     from medcot.pipeline.prepare import plan_only
     from medcot.planning.describe import describe
@@ -83,14 +85,15 @@ def plan_command(gpu: str | None, **flags: Any) -> None:
 @config_flags()
 @cli.command("train")
 def train_command(**flags: Any) -> None:
-    """Plan and train only; `medcot evaluate` can follow."""
+    """Plan and train only; score with `medcot evaluate`."""
     resolved = resolve_flags(flags)
-    directory = _run_directory(resolved)
+    directory = choose_directory(resolved)
     from medcot.pipeline.run import train_only
 
-    with _terminal(resolved.json) as listener:
+    with _terminal(as_json=resolved.json) as listener:
         listener.say(_preset_line(resolved))
-        result = train_only(_config_for(resolved, directory), directory, listener, resolved.resume)
+        config = _config_for(resolved, directory)
+        result = train_only(config, directory, listener, resume=resolved.resume)
     if resolved.json:
         return _print_json(result)
     click.echo(f"adapter: {directory.adapter}")
@@ -114,13 +117,13 @@ JSON = click.option("--json", "as_json", is_flag=True, help="print facts as JSON
 )
 @JSON
 def evaluate_command(
-    run_path: str | None, mcq: tuple[str, ...], lm_eval: tuple[str, ...], as_json: bool
+    *, run_path: str | None, mcq: tuple[str, ...], lm_eval: tuple[str, ...], as_json: bool
 ) -> None:
-    """Score base and tuned model on the run's test rows, and report."""
-    directory = _existing_run(run_path)
+    """Score base and tuned model on the run's test rows; write the report."""
+    directory = existing_run(run_path)
     from medcot.pipeline.run import evaluate_only
 
-    with _terminal(as_json) as listener:
+    with _terminal(as_json=as_json) as listener:
         report = evaluate_only(directory, listener, mcq=mcq, lm_eval=lm_eval)
     _print_report(report, directory, as_json=as_json)
 
@@ -128,12 +131,12 @@ def evaluate_command(
 @cli.command("report")
 @RUN
 @JSON
-def report_command(run_path: str | None, as_json: bool) -> None:
-    """Write the report again from what was scored."""
-    directory = _existing_run(run_path)
+def report_command(*, run_path: str | None, as_json: bool) -> None:
+    """Write the report again from the stored scores."""
+    directory = existing_run(run_path)
     from medcot.pipeline.run import report_only
 
-    with _terminal(as_json) as listener:
+    with _terminal(as_json=as_json) as listener:
         report = report_only(directory, listener)
     _print_report(report, directory, as_json=as_json)
 
@@ -147,10 +150,10 @@ def report_command(run_path: str | None, as_json: bool) -> None:
 @JSON
 @click.argument("question")
 def ask_command(
-    run_path: str | None, base: bool, max_new_tokens: int | None, as_json: bool, question: str
+    *, run_path: str | None, base: bool, max_new_tokens: int | None, as_json: bool, question: str
 ) -> None:
-    """Stream an answer to QUESTION, thought and answer apart."""
-    directory = _existing_run(run_path)
+    """Stream the model's thought and answer to QUESTION."""
+    directory = existing_run(run_path)
     from medcot.inference.ask import ask, ask_whole
 
     if as_json:
@@ -167,7 +170,7 @@ def ask_command(
 @click.option("--dataset-config", default="", metavar="NAME", help="hub configuration")
 @click.option("--dataset-revision", default="", metavar="REV", help="hub branch, tag or commit")
 @JSON
-def data_command(source: str, as_json: bool, **options: str) -> None:
+def data_command(*, source: str, as_json: bool, **options: str) -> None:
     """Validate and describe a data set: a hub name, a file or `sample`."""
     from medcot.config.presets import make_config
     from medcot.data.inspection import describe_inspection, inspect_dataset
@@ -179,14 +182,14 @@ def data_command(source: str, as_json: bool, **options: str) -> None:
         for line in describe_inspection(inspection):
             click.echo(line)
     if inspection.problems:
-        sys.exit(2)
+        sys.exit(ExitCode.WRONG_INPUT)
 
 
 @cli.command("doctor")
-@click.option("--online", is_flag=True, help="ask Kaggle for the account's GPU hours, too")
+@click.option("--online", is_flag=True, help="also ask Kaggle for the account's GPU hours")
 @JSON
-def doctor_command(online: bool, as_json: bool) -> None:
-    """What this machine can do, and what is missing."""
+def doctor_command(*, online: bool, as_json: bool) -> None:
+    """Check what this machine can do and what is missing."""
     from medcot.cli.doctor import describe_findings, examine_machine
 
     findings = examine_machine(online=online)
@@ -198,20 +201,20 @@ def doctor_command(online: bool, as_json: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; every way it can end has its exit code and at most one line."""
+    """Run a command and exit with its code; errors print as one line."""
     keep_heap_small()
     use_hub_token()
-    with endings():
+    with exit_on_error():
         if comm.is_main():
             cli.main(arguments, prog_name="medcot", standalone_mode=False)
             comm.tell(None)
         else:
-            _beside()
+            _work_for_main_process()
         comm.close()
 
 
-def _beside() -> None:
-    """What a process beside the main one does, whatever the command: what it is told, silently."""
+def _work_for_main_process() -> None:
+    """Take part in whatever command the main process runs, without printing."""
     from medcot.cli.progress import TerminalListener, make_console
     from medcot.pipeline.worker import take_part
 
@@ -223,53 +226,16 @@ def _beside() -> None:
         take_part(listener)
 
 
-def _run_directory(resolved: Resolved) -> RunDirectory:
-    from medcot.runs.directory import RunDirectory, new_run_path, newest_run
-
-    if resolved.out is not None:
-        return RunDirectory(resolved.out)
-    newest = newest_run() if resolved.resume else None
-    return RunDirectory(newest or new_run_path(resolved.config))
-
-
-RESUMABLE = ("micro_batch", "checkpointing")
-"""Settings that a resumed run may change: they cost memory and time, and teach the same."""
-
-
-def _config_for(resolved: Resolved, directory: RunDirectory) -> Any:
-    """A resumed run keeps its own config; an option that says otherwise is refused."""
+def _config_for(resolved: Resolved, directory: RunDirectory) -> RunConfig:
+    """Return the config of the flags or, to resume, that of the run itself."""
     if not (resolved.resume and directory.exists()):
         return resolved.config
-    config = directory.config()
-    changed: dict[str, Any] = {}
-    for name in resolved.given:
-        kept, asked = getattr(config, name, None), getattr(resolved.config, name, None)
-        if name in RESUMABLE:
-            changed[name] = asked
-        elif name != "preset" and kept != asked:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{option} {asked}",
-                f"the run was started with {kept}",
-                "omit the option, or start a new run without --resume",
-            )
-    return config.model_copy(update=changed)
-
-
-def _existing_run(path: str | None) -> RunDirectory:
-    from medcot.runs.directory import RunDirectory, newest_run
-
-    found = Path(path) if path else newest_run()
-    if found is None:
-        raise InputError("--run", "no run found in runs/", "pass --run DIR")
-    directory = RunDirectory(found)
-    directory.config()
-    return directory
+    return config_of_run(directory, resolved, changeable=RESUMABLE, ignored=("preset",))
 
 
 @contextmanager
-def _terminal(as_json: bool) -> Iterator[Listener]:
-    """Progress on the terminal. With ``--json`` all of it, also what libraries print, is stderr."""
+def _terminal(*, as_json: bool) -> Iterator[Listener]:
+    """Show progress on the terminal; with ``--json``, send everything else to stderr."""
     from medcot.cli.progress import TerminalListener, make_console
 
     aside = redirect_stdout(sys.stderr) if as_json else nullcontext()

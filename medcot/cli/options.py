@@ -1,4 +1,4 @@
-"""The command line's flags, made from `RunConfig`'s fields."""
+"""Derives the command line's flags from `RunConfig`'s fields."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 PLACES = (
     click.Option(["--config", "config_file"], metavar="FILE", help="options from a .toml file"),
     click.Option(["--out"], metavar="DIR", help="run directory (default: runs/PRESET-TIME)"),
-    click.Option(["--resume"], is_flag=True, default=None, help="go on where a run stopped"),
+    click.Option(["--resume"], is_flag=True, default=None, help="continue an interrupted run"),
     click.Option(["--json"], is_flag=True, default=None, help="print facts as JSON"),
 )
 
 
 def config_flags(*, places: bool = True) -> Callable[[Command], Command]:
-    """Give a command every field of `RunConfig` as a flag, and where results go."""
+    """Add every field of `RunConfig` to a command as a flag, and the flags for its output."""
 
     def decorate(command: Command) -> Command:
         made: Any = command
@@ -39,9 +39,9 @@ def config_flags(*, places: bool = True) -> Callable[[Command], Command]:
 
 
 def resolve_flags(values: dict[str, Any], machine: Machine | None = None) -> Resolved:
-    """The config that the given flags, the environment and the config file ask for.
+    """Resolve the config from the given flags, the environment and the config file.
 
-    ``auto`` chooses the preset for ``machine``, by default the one at hand.
+    ``auto`` chooses the preset for ``machine``, by default this one.
     """
     from medcot.hardware.machine import choose_preset, detect_machine
 
@@ -77,7 +77,7 @@ def _metavar(name: str) -> str:
 
 
 def _help_all() -> click.Option:
-    def show(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    def show(context: click.Context, _parameter: click.Parameter, value: Any) -> None:
         if not value:
             return
         for option in context.command.params:

@@ -1,4 +1,4 @@
-"""A run as the terminal shows it: live where it is a terminal, plain lines where it is not."""
+"""Shows a run: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ TITLES = {
     "report": "report",
 }
 SAME_SIGNAL_SECONDS = 1.0
-"""Signals this close are one request: launchers send an interrupt and a termination at once."""
+"""Seconds within which signals count as one: launchers send SIGINT and SIGTERM together."""
 PLAIN_SECONDS = 10.0
-"""Without a terminal, at most one line in this time."""
+"""Without a terminal, seconds between progress lines."""
 
 
 class TerminalListener(Listener):
-    """Shows stages, progress and every step; Ctrl-C once asks the run to stop."""
+    """Shows stages, progress and every step; the first Ctrl-C asks the run to stop."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -49,9 +49,11 @@ class TerminalListener(Listener):
         self._stop = False
 
     def say(self, line: str) -> None:
+        """Print ``line`` above the progress bar."""
         self.console.print(escape(line), highlight=False)
 
     def stage(self, name: str) -> None:
+        """Finish the bar of the stage before, and start one for ``name``."""
         self._stage = TITLES.get(name, name)
         self._last_plain = 0.0
         if self._bars is not None:
@@ -61,9 +63,11 @@ class TerminalListener(Listener):
             self.say(f"{self._stage} …")
 
     def progress(self, done: int, total: int) -> None:
+        """Show how many rows are scored."""
         self._show(done, total, "rows")
 
     def event(self, event: Event) -> None:
+        """Show loss, throughput, memory and remaining time of an optimizer step."""
         facts = (
             f"loss {event.loss:.3f}  {event.tokens_per_second:,.0f} tokens/s"
             f"  {event.memory_gib:.1f} GiB  {_duration(event.eta_s)} left"
@@ -71,11 +75,15 @@ class TerminalListener(Listener):
         self._show(event.step, event.steps, facts)
 
     def should_stop(self) -> bool:
+        """Return whether the user asked to stop."""
         return self._stop
 
     def ask_to_stop(self) -> None:
+        """Make the run end after the current step, and say so."""
         self._stop = True
-        self.say("Stopping after this step; everything done is kept. Ctrl-C again stops at once.")
+        self.say(
+            "Stopping after this step; finished work is kept. Press Ctrl-C again to stop at once."
+        )
 
     def _show(self, done: int, total: int, facts: str) -> None:
         if self._bars is not None and self._task is not None:
@@ -91,7 +99,7 @@ class TerminalListener(Listener):
 
     @contextmanager
     def live(self) -> Iterator[TerminalListener]:
-        """Show progress while the block runs; its first Ctrl-C or SIGTERM asks the run to stop."""
+        """Show progress while the block runs; the first Ctrl-C or SIGTERM asks the run to stop."""
         with _asked_to_stop_by_signals(self):
             if not self.console.is_terminal:
                 yield self
@@ -129,7 +137,7 @@ def _asked_to_stop_by_signals(listener: TerminalListener) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, handle)
     except ValueError:
-        pass  # Signals reach the main thread alone.
+        pass  # Only the main thread may handle signals; elsewhere nothing was changed.
     try:
         yield
     finally:
@@ -138,7 +146,7 @@ def _asked_to_stop_by_signals(listener: TerminalListener) -> Iterator[None]:
 
 
 def make_console(*, quiet: bool = False) -> Console:
-    """The console that commands show progress on; without a terminal, lines are not folded."""
+    """Return the console for progress; without a terminal, long lines are not wrapped."""
     return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, quiet=quiet)
 
 
