@@ -94,7 +94,7 @@ KINDS = {
     "optimizer": ("koptimizer", "kpreconditionoptimizer", "adam"),
     "exchange": ("nccl",),
     "norms, gates, rotations, loss": (
-        "_rms", "_add_rms", "_renorm", "_swiglu", "_rope", "_join_rope", "_token_losses",
+        "_rms_norm", "_swiglu", "_rope", "_cross_entropy_kernel",
     ),
 }  # fmt: skip
 

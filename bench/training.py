@@ -301,11 +301,11 @@ def begin_fused(bench: Bench, dtype: str, quantized: bool) -> tuple[Any, Any]:
 def choose_attention_name(device: Any, dtype: str) -> str:
     import torch
 
-    from medcot.engines.fused.ops import choose_functions
+    from medcot.engines.fused.ops import choose_ops
     from medcot.engines.fused.varlen_attention import choose_attention
 
     kernel = choose_attention(device, getattr(torch, dtype), 128).__name__
-    return f"{kernel}, {choose_functions(device).__name__}"
+    return f"{kernel}, {choose_ops(device).__name__}"
 
 
 def work_both(bench: Bench) -> None:
@@ -346,7 +346,7 @@ def profile(bench: Bench, prepared: Any, loaded: Any, changes: dict[str, Any], n
         key: value.to("cuda") if hasattr(value, "to") else value
         for key, value in PackedCollator()([{"input_ids": ids, "labels": ids}]).items()
     }
-    with fused_forward(loaded.model, 0, changes.get("quantization") == "fp8"):
+    with fused_forward(loaded.model, 0, fp8=changes.get("quantization") == "fp8"):
         found["short_pass_ms"] = print_python_time(loaded.model, batch)
     bench.results.setdefault("profiles", {})[name] = found
     bench.say("profile", json.dumps(found))

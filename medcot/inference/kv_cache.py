@@ -14,6 +14,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, Cache
 
+from medcot.engines.private_apis import flash_attention_forward
+
 ATTENTION = "medcot_slots"
 """What transformers knows :meth:`Slots.attend` by."""
 
@@ -117,9 +119,10 @@ class Slots(Cache):
         keys, values = (
             one.transpose(1, 2).reshape(rows * size, *one.shape[1::2]) for one in (key, value)
         )
-        return torch.ops.aten._flash_attention_forward(
+        return flash_attention_forward(
             query, keys, values, self._rows[: rows + 1], self._starts[: rows + 1], 1, size,
-            0.0, False, False, scale=scaling, seqused_k=self._used[:rows],
+            dropout_p=0.0, is_causal=False, return_debug_mask=False,
+            scale=scaling, seqused_k=self._used[:rows],
         )[0]  # fmt: skip
 
 

@@ -29,9 +29,9 @@ _ADAPTER_BYTES = 4.0
 LOGIT_TILE = (4096, 32768)
 """Tokens and vocabulary entries whose logits exist at once in TRL's fused loss (16-bit)."""
 HEAD_TOKENS = 1024
-"""Tokens whose logits the fused pass holds at once: ``engines.loss.HEAD_TOKENS``."""
+"""The fused pass's ``HEAD_CHUNK_TOKENS`` (``engines.fused.cross_entropy``)."""
 CPU_LOGIT_TOKENS = 256
-"""The same without Triton: ``engines.loss.TOKENS_AT_ONCE``."""
+"""The same without Triton: ``TRL_CHUNK_TOKENS`` in the same module."""
 
 
 CPU_WORKSPACE_GIB = 0.85
@@ -209,7 +209,7 @@ def longest_pass_tokens(step: StepConfig, mean_tokens: float, longest_tokens: in
 def _fused_activation_bytes(
     step: StepConfig, spec: ModelSpec, rank: int, width: int, tokens: int
 ) -> float:
-    """What :class:`medcot.engines.fused.decoder_layer.Kept` holds, layer by layer."""
+    """What :class:`medcot.engines.fused.decoder_layer.SavedActivations` holds, layer by layer."""
     wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     # The layer's middle, queries, keys, values and what attention made of them, gate and up.
     kept = spec.hidden + (2 * wide + 2 * narrow) + 2 * spec.intermediate + 7 * rank

@@ -1,6 +1,7 @@
-"""Trains Llama-like models with a pass of our own: packed rows, joined LoRA products, own backward.
+"""A forward and backward pass of our own for LoRA training of Llama-like models.
 
-Start at :func:`medcot.engines.fused.stack.fused_forward`. ``decoder_layer`` computes one layer,
-``lora_linear`` its matrix products, ``reference_ops`` and ``triton_ops`` the operations in
-between.
+Start at :func:`.stack.fused_forward`. ``packing`` lays out the rows of a micro-batch,
+``decoder_layer`` computes a layer, ``lora_linear`` its matmuls (frozen weights in ``nf4`` and
+``fp8``), ``varlen_attention`` its attention, and ``ops`` what is between: ``reference_ops`` in
+plain PyTorch, ``triton_ops`` in Triton.
 """

@@ -1,8 +1,8 @@
-"""One decoder layer of a Llama-like model with LoRA, its backward pass written out.
+"""Computes a decoder layer of a Llama-like model with LoRA; its backward pass is written by hand.
 
-Frozen weights need no gradient and adapters a thin one, so the backward pass is four products
-back through the weights and little else. What it needs of the forward pass is kept, or, for layers
-that memory cannot afford, computed again from the layer's input.
+Frozen weights need no gradient, and those of adapters are thin, so the backward pass is four
+matmuls with the weights and little else. What it needs of the forward pass is saved or, for layers
+that do not fit into memory, recomputed from the layer's input.
 """
 
 from __future__ import annotations
@@ -12,133 +12,176 @@ from typing import Any
 
 import torch
 
-from medcot.engines.fused.lora_linear import Group
-from medcot.engines.fused.nf4 import Scratch
-from medcot.engines.fused.ops import choose_functions
+from medcot.engines.fused.lora_linear import LoraLinear
+from medcot.engines.fused.ops import Backend
 from medcot.engines.fused.packing import PackedRows
-from medcot.engines.fused.varlen_attention import Attention, Backward
+from medcot.engines.fused.varlen_attention import AttentionBackward
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """What all layers of one forward pass share."""
+class Positions:
+    """Where the tokens of a pass are: their layout and RoPE tables, the same for all layers."""
 
     rows: PackedRows
-    cos: torch.Tensor  # [tokens, head_dim]
-    sin: torch.Tensor  # [tokens, head_dim]
+    cos: torch.Tensor
+    """[tokens, head_dim]"""
+    sin: torch.Tensor
+    """[tokens, head_dim]"""
 
 
 @dataclass(slots=True)
-class Kept:
-    """What the backward pass needs of the forward pass, in the order it came about."""
+class SavedActivations:
+    """What a layer's backward pass needs of its forward pass, in the order of computation.
 
-    scale_in: torch.Tensor  # [tokens]
-    inner_qkv: torch.Tensor  # [tokens, 3 * rank]
-    mixed: torch.Tensor  # [tokens, heads, head_dim]
-    back_through_attention: Backward | None
-    inner_o: torch.Tensor
-    middle: torch.Tensor  # [tokens, width]
-    scale_middle: torch.Tensor
-    inner_gate_up: torch.Tensor
-    gate_up: torch.Tensor  # [tokens, 2 * intermediate]
-    inner_down: torch.Tensor | None = None
+    ``*_rstd`` are 1/RMS of the norms' inputs, float32 [tokens]; ``*_low_rank`` the low-rank
+    activations of a :class:`.lora_linear.LoraLinear`.
+    """
+
+    input_rstd: torch.Tensor
+    qkv_low_rank: torch.Tensor
+    attention_output: torch.Tensor
+    """[tokens, heads, head_dim]"""
+    attention_backward: AttentionBackward | None
+    o_low_rank: torch.Tensor
+    residual: torch.Tensor
+    """The residual stream after attention: [tokens, width]"""
+    residual_rstd: torch.Tensor
+    gate_up_low_rank: torch.Tensor
+    gate_up: torch.Tensor
+    """[tokens, 2 * intermediate]"""
+    down_low_rank: torch.Tensor | None = None
+    """None until :meth:`DecoderLayer.forward_down` has run."""
 
 
-class Layer:
-    """The parts of one decoder layer, taken from transformers' and peft's modules."""
+class DecoderLayer:
+    """One decoder layer, made of the parts of transformers' and peft's ``module``."""
 
-    def __init__(
-        self, module: Any, attend: Attention, dtype: torch.dtype, scratch: Scratch, fp8: bool
-    ) -> None:
+    def __init__(self, module: Any, backend: Backend) -> None:
         attention, mlp = module.self_attn, module.mlp
-        self.attend = attend
+        self.backend = backend
         self.head_dim = attention.head_dim
-        self.norm_in = module.input_layernorm
-        self.norm_middle = module.post_attention_layernorm
-        self.does = does = choose_functions(self.norm_in.weight.device)
+        self.input_norm = module.input_layernorm
+        self.post_attention_norm = module.post_attention_layernorm
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv = Group(projections, dtype, scratch, does, beside=True, fp8=fp8)
-        # What attention gives lies in a tensor of its own: copying it would cost what is saved.
-        self.o = Group([attention.o_proj], dtype, scratch, does, beside=False, fp8=fp8)
-        feed_forward = [mlp.gate_proj, mlp.up_proj]
-        self.gate_up = Group(feed_forward, dtype, scratch, does, beside=True, fp8=fp8)
-        self.down = Group([mlp.down_proj], dtype, scratch, does, beside=True, fp8=fp8)
-        self.heads = [width // self.head_dim for width in self.qkv.widths]
-
-    def use(self, does: Any) -> None:
-        """Compute by the functions of ``does`` from now on."""
-        self.does = does
-        for group in self.groups:
-            group.does = does
+        self.qkv = LoraLinear(projections, backend, fold_lora=True)
+        # Attention allocates its output; copying it into a wider buffer would cost what folding
+        # saves.
+        self.o = LoraLinear([attention.o_proj], backend, fold_lora=False)
+        self.gate_up = LoraLinear([mlp.gate_proj, mlp.up_proj], backend, fold_lora=True)
+        self.down = LoraLinear([mlp.down_proj], backend, fold_lora=True)
+        self.heads = [width // self.head_dim for width in self.qkv.out_features]
 
     @property
-    def groups(self) -> tuple[Group, ...]:
+    def linears(self) -> tuple[LoraLinear, ...]:
+        """The layer's linear layers, in the order of computation."""
         return self.qkv, self.o, self.gate_up, self.down
 
-    def run(self, hidden: torch.Tensor, packed: Packed, for_backward: bool) -> Kept:
-        """Everything up to the feed-forward network's gate and up projections."""
-        buffer, normed = self.qkv.input_buffer(len(hidden))
-        scale_in = self.does.rms(hidden, self.norm_in.weight, _eps(self.norm_in), normed)
-        qkv, inner_qkv = self.qkv.forward(buffer)
-        turned = self.heads[0] + self.heads[1]
-        self.does.rope_(qkv, packed.cos, packed.sin, turned, self.head_dim)
-        query, key, value = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
-        mixed, back = self.attend(query, key, value, packed.rows, for_backward)
-        update, inner_o = self.o.forward(mixed.flatten(1))
-        buffer, normed = self.gate_up.input_buffer(len(hidden))
-        middle, scale_middle = self.does.add_rms(
-            hidden, update, self.norm_middle.weight, _eps(self.norm_middle), normed
-        )
-        gate_up, inner_gate_up = self.gate_up.forward(buffer)
-        return Kept(
-            scale_in, inner_qkv, mixed, back, inner_o, middle, scale_middle, inner_gate_up, gate_up
-        )  # fmt: skip
+    def forward_to_gate_up(
+        self, hidden: torch.Tensor, positions: Positions, *, for_backward: bool
+    ) -> SavedActivations:
+        """Compute the layer up to the gate and up projections.
 
-    def finish(self, kept: Kept) -> torch.Tensor:
-        """The layer's output from what :meth:`run` gave."""
-        buffer, active = self.down.input_buffer(len(kept.middle))
-        self.does.swiglu(kept.gate_up, active)
-        update, kept.inner_down = self.down.forward(buffer)
-        return update.add_(kept.middle)
+        Args:
+            hidden: The layer's input, [tokens, width].
+            positions: Where the tokens are.
+            for_backward: Whether attention saves what its backward pass needs.
+        """
+        ops = self.backend.ops
+        buffer, normed = self.qkv.allocate_input(len(hidden))
+        norm = self.input_norm
+        input_rstd = ops.rms_norm(hidden, norm.weight, norm.variance_epsilon, normed)
+        qkv, qkv_low_rank = self.qkv.forward(buffer)
+        rotated_heads = self.heads[0] + self.heads[1]
+        ops.apply_rope_(qkv, positions.cos, positions.sin, rotated_heads, self.head_dim)
+        query, key, value = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
+        attention_output, attention_backward = self.backend.attention(
+            query, key, value, positions.rows, for_backward=for_backward
+        )
+        update, o_low_rank = self.o.forward(attention_output.flatten(1))
+        buffer, normed = self.gate_up.allocate_input(len(hidden))
+        norm = self.post_attention_norm
+        residual, residual_rstd = ops.add_rms_norm(
+            hidden, update, norm.weight, norm.variance_epsilon, normed
+        )
+        gate_up, gate_up_low_rank = self.gate_up.forward(buffer)
+        return SavedActivations(
+            input_rstd=input_rstd,
+            qkv_low_rank=qkv_low_rank,
+            attention_output=attention_output,
+            attention_backward=attention_backward,
+            o_low_rank=o_low_rank,
+            residual=residual,
+            residual_rstd=residual_rstd,
+            gate_up_low_rank=gate_up_low_rank,
+            gate_up=gate_up,
+        )
+
+    def forward_down(self, saved: SavedActivations) -> torch.Tensor:
+        """Return the layer's output [tokens, width] from :meth:`forward_to_gate_up`'s result."""
+        buffer, activation = self.down.allocate_input(len(saved.residual))
+        self.backend.ops.swiglu(saved.gate_up, activation)
+        update, saved.down_low_rank = self.down.forward(buffer)
+        return update.add_(saved.residual)
 
     def backward(
-        self, gradient: torch.Tensor, hidden: torch.Tensor, kept: Kept, packed: Packed, first: bool
+        self,
+        gradient: torch.Tensor,
+        hidden: torch.Tensor,
+        saved: SavedActivations,
+        positions: Positions,
+        *,
+        is_first: bool,
     ) -> torch.Tensor | None:
-        """Gradient of the layer's input (none for the ``first`` layer); its adapters' are added to
-        what they have."""
-        to_middle = self._feed_forward_backward(gradient, kept)
-        to_mixed, d_inner = self.o.input_gradient(to_middle)
-        self.o.add_gradients(kept.mixed.flatten(1), kept.inner_o, to_middle, d_inner)
-        assert kept.back_through_attention is not None
-        to_heads = kept.back_through_attention(to_mixed.view_as(kept.mixed))
-        to_qkv = self.does.join_rope_backward(*to_heads, packed.cos, packed.sin, packed.rows)
-        del to_mixed, to_heads
+        """Accumulate the adapters' gradients and return that of the layer's input.
+
+        Args:
+            gradient: Gradient of the layer's output, [tokens, width].
+            hidden: The layer's input, [tokens, width].
+            saved: Activations of the forward pass, computed ``for_backward``.
+            positions: Where the tokens are.
+            is_first: Whether nothing before this layer is trained: the result is None then.
+        """
+        ops = self.backend.ops
+        to_residual = self._feed_forward_backward(gradient, saved)
+        to_attention, d_low_rank = self.o.backward_input(to_residual)
+        self.o.accumulate_gradients(
+            saved.attention_output.flatten(1), saved.o_low_rank, to_residual, d_low_rank
+        )
+        assert saved.attention_backward is not None
+        to_heads = saved.attention_backward(to_attention.view_as(saved.attention_output))
+        to_qkv = ops.qkv_rope_backward(*to_heads, positions.cos, positions.sin, positions.rows)
+        del to_attention, to_heads
+        weight = self.input_norm.weight
         normed = torch.empty_like(hidden)
-        self.does.renorm(hidden, self.norm_in.weight, kept.scale_in, normed)
+        ops.recompute_rms_norm(hidden, weight, saved.input_rstd, normed)
         to_hidden = None
-        if first:
-            d_inner = self.qkv.inner_gradient(to_qkv)
+        if is_first:
+            d_low_rank = self.qkv.backward_low_rank(to_qkv)
         else:
-            to_normed, d_inner = self.qkv.input_gradient(to_qkv)
-            to_hidden = self.does.rms_backward(
-                to_normed, hidden, self.norm_in.weight, kept.scale_in, to_middle
+            to_normed, d_low_rank = self.qkv.backward_input(to_qkv)
+            to_hidden = ops.rms_norm_backward(
+                to_normed, hidden, weight, saved.input_rstd, to_residual
             )
-        self.qkv.add_gradients(normed, kept.inner_qkv, to_qkv, d_inner)
+        self.qkv.accumulate_gradients(normed, saved.qkv_low_rank, to_qkv, d_low_rank)
         return to_hidden
 
-    def _feed_forward_backward(self, gradient: torch.Tensor, kept: Kept) -> torch.Tensor:
-        to_active, d_inner = self.down.input_gradient(gradient)
-        to_gate_up, active = self.does.swiglu_backward(to_active, kept.gate_up)
-        inner = kept.inner_down if kept.inner_down is not None else self.down.inner(active)
-        self.down.add_gradients(active, inner, gradient, d_inner)
-        del active, to_active, d_inner
-        to_normed, d_inner = self.gate_up.input_gradient(to_gate_up)
-        weight = self.norm_middle.weight
-        normed = torch.empty_like(kept.middle)
-        self.does.renorm(kept.middle, weight, kept.scale_middle, normed)
-        self.gate_up.add_gradients(normed, kept.inner_gate_up, to_gate_up, d_inner)
-        return self.does.rms_backward(to_normed, kept.middle, weight, kept.scale_middle, gradient)
-
-
-def _eps(norm: Any) -> float:
-    return norm.variance_epsilon
+    def _feed_forward_backward(
+        self, gradient: torch.Tensor, saved: SavedActivations
+    ) -> torch.Tensor:
+        """Return the gradient of the residual stream before the feed-forward network."""
+        ops = self.backend.ops
+        to_activation, d_low_rank = self.down.backward_input(gradient)
+        to_gate_up, activation = ops.swiglu_backward(to_activation, saved.gate_up)
+        low_rank = saved.down_low_rank
+        if low_rank is None:  # A recomputed layer stops before the down projection.
+            low_rank = self.down.project(activation)
+        self.down.accumulate_gradients(activation, low_rank, gradient, d_low_rank)
+        del activation, to_activation, d_low_rank
+        to_normed, d_low_rank = self.gate_up.backward_input(to_gate_up)
+        weight = self.post_attention_norm.weight
+        normed = torch.empty_like(saved.residual)
+        ops.recompute_rms_norm(saved.residual, weight, saved.residual_rstd, normed)
+        self.gate_up.accumulate_gradients(normed, saved.gate_up_low_rank, to_gate_up, d_low_rank)
+        return ops.rms_norm_backward(
+            to_normed, saved.residual, weight, saved.residual_rstd, gradient
+        )

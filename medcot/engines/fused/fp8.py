@@ -1,67 +1,82 @@
-"""Products of frozen weights in 8-bit floats (e4m3): twice the rate of 16 bits, and more.
+"""Multiplies frozen weights in 8-bit floats (e4m3): twice the rate of 16-bit matmuls, and more.
 
-Each row of the input and each output's weights have a scale of their own, so that the largest of
-them just fits; what is learnt stays in 16 and 32 bits. Rounding is far finer than that of 4-bit
-weights. Needs compute capability 8.9 (RTX 4090, L4, H100); on a CPU it is right and slow.
+Each row of the input and each output's weights have a scale of their own. Trained parameters stay
+in 16 and 32 bits. The rounding error is far below that of 4-bit weights. Needs compute capability
+8.9 (RTX 4090, L4, H100); on a CPU the results are right and slow.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-ROWS_AT_A_TIME = 16
-"""Rows of the input are padded to a multiple of this, as the matrix units take them."""
+from medcot.engines.fused.ops import Ops
+from medcot.engines.private_apis import scaled_mm
+
+logger = logging.getLogger(__name__)
+
+ROW_MULTIPLE = 16
+"""The matmul's input is padded to a multiple of this many rows, as the hardware requires."""
 
 
 class Fp8Weight:
-    """[outputs, inputs] in 8 bits, twice: for the way there and, turned, for the way back.
+    """Holds frozen weights [outputs, inputs] in 8 bits twice: as they are, and transposed.
 
-    A product scales whole rows of what it reads along, and on the way back the weights' rows are
-    their columns.
+    Scales apply to whole rows of what a matmul sums over, and the backward pass sums over the
+    weights' other dimension.
+
+    Args:
+        weights: Weights of equal input width, concatenated along the outputs.
+        ops: Operations to quantize with.
     """
 
-    def __init__(self, parts: Sequence[torch.Tensor], does: Any) -> None:
-        joined = torch.cat([part.detach() for part in parts])
-        self.there = does.quantize_rows(joined, len(joined))
-        turned = joined.T.contiguous()
-        self.back = does.quantize_rows(turned, len(turned))
+    def __init__(self, weights: Sequence[torch.Tensor], ops: Ops) -> None:
+        joined = torch.cat([weight.detach() for weight in weights])
+        self._weight = ops.quantize_rows(joined, len(joined))
+        transposed = joined.T.contiguous()
+        self._transposed = ops.quantize_rows(transposed, len(transposed))
 
-    def forward(self, x: torch.Tensor, does: Any) -> torch.Tensor:
-        """``x`` [tokens, inputs] times the weights: [tokens, outputs] in the dtype of ``x``."""
-        return _product(x, self.there, does)
+    def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """Multiply ``x`` [tokens, inputs]: [tokens, outputs] in the dtype of ``x``."""
+        return _multiply(x, self._weight, ops)
 
-    def backward(self, dy: torch.Tensor, does: Any) -> torch.Tensor:
-        """Gradient of the input from ``dy`` [tokens, outputs]."""
-        return _product(dy, self.back, does)
+    def backward(self, gradient: torch.Tensor, ops: Ops) -> torch.Tensor:
+        """Return the input's gradient from that of the output, [tokens, outputs]."""
+        return _multiply(gradient, self._transposed, ops)
 
 
-def _product(x: torch.Tensor, weight: tuple[torch.Tensor, torch.Tensor], does: Any) -> torch.Tensor:
-    padded = -(-len(x) // ROWS_AT_A_TIME) * ROWS_AT_A_TIME
-    rows, scales = does.quantize_rows(x, padded)
-    product = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-        rows, weight[0].T, scale_a=scales[:, None], scale_b=weight[1][None], out_dtype=x.dtype,
-        use_fast_accum=True,
-    )  # fmt: skip
+def _multiply(x: torch.Tensor, weight: tuple[torch.Tensor, torch.Tensor], ops: Ops) -> torch.Tensor:
+    padded = -(-len(x) // ROW_MULTIPLE) * ROW_MULTIPLE
+    rows, scales = ops.quantize_rows(x, padded)
+    product = scaled_mm(rows, weight[0].T, scales[:, None], weight[1][None], x.dtype)
     return product[: len(x)]
 
 
-def fp8_works(weight: torch.Tensor, does: Any) -> bool:
-    """Whether this torch multiplies 8-bit floats here: a few rows there and back tell."""
+def find_fp8_fault(weight: torch.Tensor, ops: Ops) -> str | None:
+    """Say why 8-bit matmuls cannot be used for ``weight`` on its device, or return None.
+
+    Compares a few rows, forward and backward, with matmuls in the weights' dtype.
+
+    Raises:
+        torch.OutOfMemoryError: Memory ran out, which says nothing about the matmuls.
+    """
     side = min(64, weight.shape[1])
     sample = weight.detach()[:side, :side]
-    chance = torch.Generator().manual_seed(0)
-    x = torch.randn(24, side, generator=chance).to(sample)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(24, side, generator=generator).to(sample)
     try:
-        coarse = Fp8Weight([sample], does)
+        quantized = Fp8Weight([sample], ops)
         pairs = (
-            (coarse.forward(x, does), x @ sample.T),
-            (coarse.backward(x, does), x @ sample),
+            (quantized.forward(x, ops), x @ sample.T),
+            (quantized.backward(x, ops), x @ sample),
         )
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # noqa: BLE001 - whatever is missing, 16 bits do as well
-        return False
-    return all((got - wanted).norm() <= 0.1 * wanted.norm() for got, wanted in pairs)
+    except Exception as error:  # Drivers and compilers raise anything.
+        logger.info("8-bit matmuls failed in their trial", exc_info=True)
+        return type(error).__name__
+    if all((result - exact).norm() <= 0.1 * exact.norm() for result, exact in pairs):
+        return None
+    return "wrong results"

@@ -1,4 +1,4 @@
-"""Frozen weights that bitsandbytes keeps in 4 bits, unpacked where a product needs them."""
+"""Dequantizes frozen weights that bitsandbytes keeps in 4 bits, when a matmul needs them."""
 
 from __future__ import annotations
 
@@ -7,73 +7,87 @@ from typing import Any
 
 import torch
 
+from medcot.engines.fallbacks import report_fallback
 
-class Scratch:
-    """One buffer that every group's weights are unpacked into, one group at a time."""
+
+class DequantBuffer:
+    """One buffer into which the weights of every layer are dequantized, one after another."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._buffer: torch.Tensor | None = None
 
-    def room(self, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
-        """The buffer as a matrix of ``shape``; what was in it is lost."""
+    def view(self, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """Return the buffer as a matrix of ``shape``. Overwrites what earlier views hold."""
         size = shape[0] * shape[1]
         if self._buffer is None or self._buffer.numel() < size:
             self._buffer = torch.empty(size, dtype=self.dtype, device=device)
         return self._buffer[:size].view(shape)
 
 
-class FourBitWeight:
-    """The weights of ``bases`` (layers of bitsandbytes with equal input width) as one matrix.
+class Nf4Weight:
+    """Presents 4-bit linear layers of equal input width as one matrix.
 
-    On CUDA their packed numbers are laid end to end, the layers' own become views of them, and the
-    scales of their blocks, which are packed themselves, are unpacked once: what took dozens of
-    launches per layer and pass is one.
+    On CUDA the packed weights are concatenated, the layers' own become views of the result, and
+    the block scales, which are quantized themselves, are dequantized once. One launch per pass then
+    replaces dozens.
+
+    Args:
+        bases: bitsandbytes' ``Linear4bit`` layers.
+        buffer: Receives the dequantized weights.
     """
 
-    def __init__(self, bases: Sequence[Any], scratch: Scratch) -> None:
-        self.bases, self.scratch = bases, scratch
-        self.widths = [base.out_features for base in bases]
-        self.shape = (sum(self.widths), bases[0].in_features)
-        self._together = self._lay_together() if self._alike() else None
+    def __init__(self, bases: Sequence[Any], buffer: DequantBuffer) -> None:
+        self.bases, self.buffer = bases, buffer
+        self.out_features = [base.out_features for base in bases]
+        self.shape = (sum(self.out_features), bases[0].in_features)
+        self._joined = self._join() if self._can_join() else None
+        if self._joined is None and bases[0].weight.is_cuda:
+            report_fallback(
+                "nf4-by-layer",
+                "4-bit weights of layers that share an input cannot be dequantized in one launch "
+                "(other bitsandbytes or unlike layers): about 2,000 more launches per step of an "
+                "8B model, 9,067 instead of under 7,000.",
+            )
 
-    def unpack(self) -> torch.Tensor:
-        """[outputs, inputs], there until the next group's are unpacked."""
+    def dequantize(self) -> torch.Tensor:
+        """Return the weights [outputs, inputs]; valid until another layer's are dequantized."""
         device = self.bases[0].weight.device
-        joined = self.scratch.room(self.shape, device)
-        if self._together is not None:
-            packed, scales, state = self._together
+        weight = self.buffer.view(self.shape, device)
+        if self._joined is not None:
+            packed, scales, state = self._joined
             torch.ops.bitsandbytes.dequantize_4bit.out(
-                packed, scales, state.blocksize, state.quant_type, self.shape, joined.dtype,
-                out=joined,
+                packed, scales, state.blocksize, state.quant_type, self.shape, weight.dtype,
+                out=weight,
             )  # fmt: skip
-            return joined
+            return weight
         from bitsandbytes.functional import (  # pyright: ignore[reportMissingImports]
             dequantize_4bit,
         )
 
-        for base, part in zip(self.bases, joined.split(self.widths), strict=True):
+        for base, part in zip(self.bases, weight.split(self.out_features), strict=True):
             part.copy_(dequantize_4bit(base.weight.data, base.weight.quant_state))
-        return joined
+        return weight
 
-    def _alike(self) -> bool:
-        """Whether the layers are packed in one way, in whole blocks, for the dtype at hand."""
+    def _can_join(self) -> bool:
+        """Whether all layers are quantized alike, in whole blocks, for the buffer's dtype."""
         states = [base.weight.quant_state for base in self.bases]
         first = states[0]
-        kernels = torch.ops.bitsandbytes
+        operators = torch.ops.bitsandbytes
         return (
-            hasattr(kernels, "dequantize_4bit")
-            and hasattr(kernels.dequantize_4bit, "out")
+            hasattr(operators, "dequantize_4bit")
+            and hasattr(operators.dequantize_4bit, "out")
             and all(base.weight.is_cuda for base in self.bases)
             and all(
-                (one.blocksize, one.quant_type, one.dtype)
-                == (first.blocksize, first.quant_type, self.scratch.dtype)
-                for one in states
+                (state.blocksize, state.quant_type, state.dtype)
+                == (first.blocksize, first.quant_type, self.buffer.dtype)
+                for state in states
             )
-            and all(width * self.shape[1] % first.blocksize == 0 for width in self.widths)
+            and all(width * self.shape[1] % first.blocksize == 0 for width in self.out_features)
         )
 
-    def _lay_together(self) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    def _join(self) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Return packed weights, block scales in float32, and the common quantization state."""
         weights = [base.weight for base in self.bases]
         packed = torch.cat([weight.data.reshape(-1) for weight in weights])
         sizes = [weight.numel() for weight in weights]
@@ -84,7 +98,7 @@ class FourBitWeight:
 
 
 def _block_scales(state: Any) -> torch.Tensor:
-    """The largest number of each block, in float32."""
+    """Return the absolute maximum of each block, in float32."""
     if not state.nested:
         return state.absmax.float().reshape(-1)
     from bitsandbytes.functional import (  # pyright: ignore[reportMissingImports]
@@ -94,6 +108,6 @@ def _block_scales(state: Any) -> torch.Tensor:
     return (dequantize_blockwise(state.absmax, state.state2) + state.offset).float().reshape(-1)
 
 
-def is_quantized(base: Any) -> bool:
+def is_4bit(base: Any) -> bool:
     """Whether a linear layer holds 4-bit weights of bitsandbytes."""
     return type(base).__name__ == "Linear4bit"

@@ -1,9 +1,8 @@
-"""What a decoder layer does between its matrix products, forward and backward, in plain PyTorch.
+"""Implements :class:`.ops.Ops` in plain PyTorch: the reference for :mod:`.triton_ops`.
 
-The reference for :mod:`.triton_ops`, which does the same in one pass over memory
-each, and what runs where Triton is not. Arithmetic is float32 inside, results have the dtype of
-the input, as in transformers' own layers. Shapes: tokens first; ``out`` is written to and may be
-a strided part of a wider buffer.
+Also what runs where Triton does not. Arithmetic is float32, results have the dtype of the input,
+rounded where transformers' own layers round. Tensors have tokens first. ``out`` is written to and
+may be a strided part of a wider buffer.
 """
 
 from __future__ import annotations
@@ -12,50 +11,54 @@ import torch
 
 from medcot.engines.fused.packing import PackedRows
 
-LARGEST = 448.0
-"""The largest number of the 8-bit float format e4m3."""
-SMALLEST = 1e-12
-"""Stands in for the largest of a row of zeros."""
+E4M3_MAX = 448.0
+"""Largest finite number of the 8-bit float format e4m3."""
+AMAX_FLOOR = 1e-12
+"""Smallest absolute maximum that a quantized row is scaled by: a row of zeros has none."""
 
 
-def rms(hidden: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
-    """RMS norm of [tokens, width] into ``out``; gives 1/rms in float32 [tokens]."""
-    scale = torch.rsqrt(hidden.float().square().mean(-1) + eps)
-    renorm(hidden, weight, scale, out)
-    return scale
+def rms_norm(
+    hidden: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
+) -> torch.Tensor:
+    """Write the RMS norm of ``hidden`` [tokens, width] to ``out``; return 1/RMS, [tokens]."""
+    rstd = torch.rsqrt(hidden.float().square().mean(-1) + eps)
+    recompute_rms_norm(hidden, weight, rstd, out)
+    return rstd
 
 
-def add_rms(
+def add_rms_norm(
     hidden: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``hidden + update``, with its norm into ``out``; gives the sum and its 1/rms."""
+    """Write the RMS norm of ``hidden + update`` to ``out``; return the sum and its 1/RMS."""
     total = hidden + update
-    return total, rms(total, weight, eps, out)
+    return total, rms_norm(total, weight, eps, out)
 
 
-def renorm(
-    hidden: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor
+def recompute_rms_norm(
+    hidden: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, out: torch.Tensor
 ) -> None:
-    """The normed states again, from the 1/rms that was kept."""
-    out.copy_(weight * (hidden.float() * scale[:, None]).to(hidden.dtype))
+    """Write the RMS norm of ``hidden`` to ``out``, given the 1/RMS of the forward pass."""
+    out.copy_(weight * (hidden.float() * rstd[:, None]).to(hidden.dtype))
 
 
-def rms_backward(
+def rms_norm_backward(
     gradient: torch.Tensor,
     hidden: torch.Tensor,
     weight: torch.Tensor,
-    scale: torch.Tensor,
-    passing: torch.Tensor | None,
+    rstd: torch.Tensor,
+    residual_gradient: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Gradient of the norm's input, plus what is ``passing`` by on the residual stream."""
-    normed = hidden.float() * scale[:, None]
-    slope = gradient.float() * weight.float()
-    inward = scale[:, None] * (slope - normed * (slope * normed).mean(-1, keepdim=True))
-    return (inward if passing is None else inward + passing.float()).to(hidden.dtype)
+    """Return the gradient of the norm's input, plus that of the residual connection around it."""
+    normed = hidden.float() * rstd[:, None]
+    scaled = gradient.float() * weight.float()
+    result = rstd[:, None] * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
+    if residual_gradient is not None:
+        result = result + residual_gradient.float()
+    return result.to(hidden.dtype)
 
 
 def swiglu(gate_up: torch.Tensor, out: torch.Tensor) -> None:
-    """silu(gate) * up of [tokens, 2 * width]."""
+    """Write ``silu(gate) * up`` of ``gate_up`` [tokens, 2 * width] to ``out`` [tokens, width]."""
     gate, up = gate_up.chunk(2, dim=-1)
     out.copy_(torch.nn.functional.silu(gate.float()).to(gate.dtype) * up)
 
@@ -63,25 +66,28 @@ def swiglu(gate_up: torch.Tensor, out: torch.Tensor) -> None:
 def swiglu_backward(
     gradient: torch.Tensor, gate_up: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of ``gate_up``, and the layer's output again, which was not kept."""
+    """Return the gradient of ``gate_up``, and SwiGLU's output, which is recomputed, not saved."""
     gate, up = (part.float() for part in gate_up.chunk(2, dim=-1))
-    slope = gradient.float()
-    share = torch.sigmoid(gate)
-    silu = gate * share
-    to_gate = slope * up * share * (1 + gate * (1 - share))
-    both = torch.cat([to_gate, slope * silu], dim=-1).to(gate_up.dtype)
-    return both, silu.to(gate_up.dtype) * up.to(gate_up.dtype)
+    upstream = gradient.float()
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    gate_gradient = upstream * up * sigmoid * (1 + gate * (1 - sigmoid))
+    joined = torch.cat([gate_gradient, upstream * silu], dim=-1).to(gate_up.dtype)
+    return joined, silu.to(gate_up.dtype) * up.to(gate_up.dtype)
 
 
-def rope_(
-    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turned: int, head_dim: int
+def apply_rope_(
+    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotated_heads: int, head_dim: int
 ) -> None:
-    """Turn the first ``turned`` heads of [tokens, heads * head_dim] by their positions."""
-    heads = qkv[:, : turned * head_dim].unflatten(-1, (turned, head_dim))
-    heads.copy_(_turned(heads, cos, sin))
+    """Rotate the first ``rotated_heads`` heads of ``qkv`` [tokens, heads * head_dim] in place.
+
+    ``cos`` and ``sin`` are [tokens, head_dim] with equal halves, as transformers makes them.
+    """
+    heads = qkv[:, : rotated_heads * head_dim].unflatten(-1, (rotated_heads, head_dim))
+    heads.copy_(_rotate(heads, cos, sin))
 
 
-def join_rope_backward(
+def qkv_rope_backward(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -89,19 +95,22 @@ def join_rope_backward(
     sin: torch.Tensor,
     rows: PackedRows,
 ) -> torch.Tensor:
-    """Gradients of queries [tokens, heads, dim] and of keys and values [keys, kv heads, dim],
-    turned back and side by side: the inverse of a rotation is its transpose. Keys that rows share
-    have a gradient from each of them."""
-    keys, values = (_of_tokens(gradient, rows) for gradient in (keys, values))
-    parts = (_turned(queries, cos, -sin), _turned(keys, cos, -sin), values)
+    """Return the gradient of the joined QKV projection: [tokens, (heads + 2 * kv heads) * dim].
+
+    The arguments are gradients: of the queries [tokens, heads, dim], and of the keys and values of
+    whole rows [keys, kv heads, dim]. Tokens of the shared prefix get the sum over all rows. The
+    inverse of a rotation is its transpose.
+    """
+    keys, values = (_sum_over_rows(gradient, rows) for gradient in (keys, values))
+    parts = (_rotate(queries, cos, -sin), _rotate(keys, cos, -sin), values)
     return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
-def _of_tokens(gradient: torch.Tensor, rows: PackedRows) -> torch.Tensor:
-    """Gradients of keys as whole rows have them [keys, ...], summed to [tokens, ...]."""
-    if rows.own_keys is None:
+def _sum_over_rows(gradient: torch.Tensor, rows: PackedRows) -> torch.Tensor:
+    """Reduce gradients of whole rows' keys [keys, ...] to stored tokens [tokens, ...]."""
+    if rows.own_key_index is None:
         return gradient
-    result = gradient.index_select(0, rows.own_keys)
+    result = gradient.index_select(0, rows.own_key_index)
     parts = gradient.split(rows.key_lengths)
     shared = torch.stack([part[: rows.shared].float() for part in parts]).sum(0)
     result[: rows.shared] = shared.to(result.dtype)
@@ -109,31 +118,35 @@ def _of_tokens(gradient: torch.Tensor, rows: PackedRows) -> torch.Tensor:
 
 
 def quantize_rows(x: torch.Tensor, padded: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of [rows, width] as 8-bit floats (e4m3), and what to multiply each with: float32 [rows].
+    """Quantize each row of ``x`` [rows, width] to e4m3 with a scale of its own.
 
-    ``padded`` rows are given; what lies in those beyond ``x`` means nothing.
+    Returns [padded, width] in ``float8_e4m3fn`` and float32 scales [padded], which multiply the
+    rows. The contents of the rows beyond ``x`` are undefined.
     """
     rows = torch.zeros(padded, x.shape[1], dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.ones(padded, dtype=torch.float32, device=x.device)
-    wide = x.float()
-    scales[: len(x)] = wide.abs().amax(-1).clamp_(min=SMALLEST) / LARGEST
-    rows[: len(x)] = (wide / scales[: len(x), None]).to(rows.dtype)
+    x_fp32 = x.float()
+    scales[: len(x)] = x_fp32.abs().amax(-1).clamp_(min=AMAX_FLOOR) / E4M3_MAX
+    rows[: len(x)] = (x_fp32 / scales[: len(x), None]).to(rows.dtype)
     return rows, scales
 
 
-def token_losses_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Loss of each of [tokens]; ``logits`` become the gradient of the losses' sum by them."""
-    wide = logits.float()
-    log_total = torch.logsumexp(wide, dim=-1)
-    chosen = wide.gather(1, targets[:, None]).squeeze(1)
-    slope = wide.sub_(log_total[:, None]).exp_()
-    slope.scatter_add_(1, targets[:, None], slope.new_full((len(targets), 1), -1.0))
-    logits.copy_(slope)
-    return log_total - chosen
+def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return each token's loss, float32 [tokens], and overwrite ``logits`` with their gradient.
+
+    The gradient is that of the summed loss with respect to ``logits`` [tokens, vocab].
+    """
+    gradient = logits.float()
+    log_sum_exp = torch.logsumexp(gradient, dim=-1)
+    target_logits = gradient.gather(1, targets[:, None]).squeeze(1)
+    gradient = gradient.sub_(log_sum_exp[:, None]).exp_()
+    gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), -1.0))
+    logits.copy_(gradient)
+    return log_sum_exp - target_logits
 
 
-def _turned(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    wide = heads.float()
-    first, second = wide.chunk(2, dim=-1)
-    half = torch.cat([-second, first], dim=-1)
-    return (wide * cos[:, None].float() + half * sin[:, None].float()).to(heads.dtype)
+def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    x = heads.float()
+    first, second = x.chunk(2, dim=-1)
+    half_rotated = torch.cat([-second, first], dim=-1)
+    return (x * cos[:, None].float() + half_rotated * sin[:, None].float()).to(heads.dtype)

@@ -1,30 +1,49 @@
-"""Causal attention over rows that lie end to end: each row sees itself alone.
+"""Causal attention over packed rows: each row attends to itself alone.
 
-What it costs is what the rows cost, by the best kernel that the machine has: PyTorch's own
-variable-length FlashAttention (compute capability 8.0 and later), elsewhere (T4, Mac, CPU) one
-call of scaled_dot_product_attention per row.
+:func:`choose_attention` picks PyTorch's variable-length FlashAttention (compute capability 8.0 and
+later) or, elsewhere (T4, Mac, CPU), one call of ``scaled_dot_product_attention`` per row.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
+from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from medcot.engines.fallbacks import report_fallback
 from medcot.engines.fused.packing import PackedRows, pack
+from medcot.engines.private_apis import flash_attention_backward, flash_attention_forward
 
-Backward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""Gradient of attention's output to those of the query [tokens, heads, dim], and of key and value
-as the whole rows have them [keys, kv heads, dim]."""
+logger = logging.getLogger(__name__)
 
-Attention = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, PackedRows, bool],
-    tuple[torch.Tensor, Backward | None],
-]
-"""(query [tokens, heads, dim], key and value [tokens, kv heads, dim], rows, whether a backward pass
-follows) to the output [tokens, heads, dim] and its backward pass."""
+AttentionBackward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""Maps the gradient of attention's output to those of the query [tokens, heads, dim] and of the
+whole rows' keys and values [keys, kv heads, dim]."""
+
+
+class Attention(Protocol):
+    """Causal attention over packed rows."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rows: PackedRows,
+        *,
+        for_backward: bool,
+    ) -> tuple[torch.Tensor, AttentionBackward | None]:
+        """Return the output [tokens, heads, dim] and, if ``for_backward``, its backward pass.
+
+        ``query`` is [tokens, heads, dim]; ``key`` and ``value`` are [tokens, kv heads, dim].
+        """
+        ...
 
 
 def attend_by_row(
@@ -32,15 +51,16 @@ def attend_by_row(
     key: torch.Tensor,
     value: torch.Tensor,
     rows: PackedRows,
+    *,
     for_backward: bool,
-) -> tuple[torch.Tensor, Backward | None]:
-    """One call per row: exact on every device, and no score outside a row is ever computed."""
+) -> tuple[torch.Tensor, AttentionBackward | None]:
+    """Attend with one call per row: works on every device, computes no score between rows."""
     query, key, value = leaves = tuple(
         tensor.detach().requires_grad_(for_backward)
-        for tensor in (query, rows.spread(key), rows.spread(value))
+        for tensor in (query, rows.expand(key), rows.expand(value))
     )
     with torch.set_grad_enabled(for_backward):
-        output = _each_row(query, key, value, rows)
+        output = _attend_each_row(query, key, value, rows)
 
     def backward(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         to_query, to_key, to_value = torch.autograd.grad(output, leaves, gradient)
@@ -49,10 +69,10 @@ def attend_by_row(
     return output.detach(), backward if for_backward else None
 
 
-def _each_row(
+def _attend_each_row(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: PackedRows
 ) -> torch.Tensor:
-    group = query.shape[1] // key.shape[1]
+    queries_per_key = query.shape[1] // key.shape[1]
     outputs: list[torch.Tensor] = []
     for index, (q, k, v) in enumerate(
         zip(
@@ -62,15 +82,17 @@ def _each_row(
             strict=True,
         )
     ):
-        before = rows.shared if index else 0
-        if before:
-            # The kernels know a causal mask of as many queries as keys; a few queries too many
-            # cost less than a mask.
-            q = torch.cat([query[:before], q])
+        prefix = rows.shared if index else 0
+        if prefix:
+            # is_causal needs as many queries as keys; the extra queries cost less than a mask.
+            q = torch.cat([query[:prefix], q])
         output = scaled_dot_product_attention(
-            _as_batch(q), _as_batch(k, group), _as_batch(v, group), is_causal=True
+            _as_batch(q),
+            _as_batch(k, queries_per_key),
+            _as_batch(v, queries_per_key),
+            is_causal=True,
         )
-        outputs.append(output[0].transpose(0, 1)[before:])
+        outputs.append(output[0].transpose(0, 1)[prefix:])
     return torch.cat(outputs)
 
 
@@ -79,62 +101,91 @@ def attend_varlen(
     key: torch.Tensor,
     value: torch.Tensor,
     rows: PackedRows,
+    *,
     for_backward: bool,
-) -> tuple[torch.Tensor, Backward | None]:
-    """All rows in one call of PyTorch's variable-length FlashAttention.
+) -> tuple[torch.Tensor, AttentionBackward | None]:
+    """Attend to all rows in one call of PyTorch's variable-length FlashAttention.
 
-    The kernels themselves, without ``torch.nn.attention.varlen``: its layers of Python take longer
-    than the kernels where rows are few. Queries stand at the end of their keys, so the keys of
-    shared tokens come first.
+    Its causal mask aligns the last query with the last key, as the shared prefix's keys require.
     """
-    sizes = (rows.query_starts, rows.key_starts, rows.longest_query, rows.longest_key)
-    output, log_sums, random_state, unused, _ = torch.ops.aten._flash_attention_forward(
-        query, rows.spread(key), rows.spread(value), *sizes, 0.0, True, False
-    )
+    layout = (rows.cu_seqlens_q, rows.cu_seqlens_k, rows.max_seqlen_q, rows.max_seqlen_k)
+    output, logsumexp, rng_state, unused, _ = flash_attention_forward(
+        query, rows.expand(key), rows.expand(value), *layout,
+        dropout_p=0.0, is_causal=True, return_debug_mask=False,
+    )  # fmt: skip
 
     def backward(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        # Keys of whole rows are put together anew: kept, they would be there twice.
-        return torch.ops.aten._flash_attention_backward(
-            gradient, query, rows.spread(key), rows.spread(value), output, log_sums, *sizes,
-            0.0, True, random_state, unused,
+        # Expanded keys and values are computed again: saving them would store them twice.
+        return flash_attention_backward(
+            gradient, query, rows.expand(key), rows.expand(value), output, logsumexp, *layout,
+            dropout_p=0.0, is_causal=True, rng_state=rng_state, unused=unused,
         )  # fmt: skip
 
     return output, backward if for_backward else None
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> Attention:
-    """The fastest kernel that gives the right answer here."""
-    fits = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and head_dim <= 256
-    if fits and torch.cuda.get_device_capability(device) >= (8, 0):
-        return attend_varlen if _varlen_works(device, dtype, head_dim) else attend_by_row
+    """Return the fastest attention that gives the right result on ``device``.
+
+    On a GPU without FlashAttention this reports the fallback ``no-varlen-attention``.
+    """
+    if device.type != "cuda":
+        return attend_by_row
+    fault = _find_varlen_fault(device, dtype, head_dim)
+    if fault is None:
+        return attend_varlen
+    report_fallback(
+        "no-varlen-attention",
+        f"Variable-length FlashAttention is not used ({fault}): attention takes one call per row "
+        "instead of one per micro-batch, and keeps expanded keys and values for the backward pass "
+        "(3 x heads x head size more numbers per token and layer).",
+    )
     return attend_by_row
 
 
+def _find_varlen_fault(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"no kernel for {str(dtype).removeprefix('torch.')}"
+    if head_dim > 256:
+        return f"head size {head_dim} is above 256"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    return _try_varlen(device, dtype, head_dim)
+
+
 @cache
-def _varlen_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Try it forward and backward on three short rows that begin alike."""
-    chance = torch.Generator(device).manual_seed(0)
+def _try_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Compare with :func:`attend_by_row` on three short rows; return what is wrong, or None.
+
+    Raises:
+        torch.OutOfMemoryError: Memory ran out, which says nothing about the kernels.
+    """
+    generator = torch.Generator(device).manual_seed(0)
     rows = pack((9, 15, 12), shared=4).to(device)
     tokens = sum(rows.query_lengths)
     query, gradient = torch.randn(
-        2, tokens, 4, head_dim, device=device, dtype=dtype, generator=chance
+        2, tokens, 4, head_dim, device=device, dtype=dtype, generator=generator
     )
-    key, value = torch.randn(2, tokens, 2, head_dim, device=device, dtype=dtype, generator=chance)
+    key, value = torch.randn(
+        2, tokens, 2, head_dim, device=device, dtype=dtype, generator=generator
+    )
     results: list[tuple[torch.Tensor, ...]] = []
     try:
         for attend in (attend_varlen, attend_by_row):
-            output, backward = attend(query, key, value, rows, True)
+            output, backward = attend(query, key, value, rows, for_backward=True)
             assert backward is not None
             results.append((output, *backward(gradient)))
     except torch.OutOfMemoryError:
         raise
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        return False
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        logger.info("Variable-length FlashAttention failed in its trial", exc_info=True)
+        return type(error).__name__
     worst = max((a - b).abs().max().item() for a, b in zip(*results, strict=True))
-    return worst < 0.1
+    return None if worst < 0.1 else "wrong results"
 
 
-def _as_batch(tensor: torch.Tensor, group: int = 1) -> torch.Tensor:
-    """[tokens, heads, dim] to [1, heads * group, tokens, dim]."""
+def _as_batch(tensor: torch.Tensor, repeats: int = 1) -> torch.Tensor:
+    """Reshape [tokens, heads, dim] to [1, heads * repeats, tokens, dim]."""
     tensor = tensor.transpose(0, 1)[None]
-    return tensor.repeat_interleave(group, dim=1) if group > 1 else tensor
+    return tensor.repeat_interleave(repeats, dim=1) if repeats > 1 else tensor

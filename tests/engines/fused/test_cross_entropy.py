@@ -1,7 +1,7 @@
 import torch
 
 from medcot.engines.compat import provide_loss
-from medcot.engines.fused.cross_entropy import TOKENS_AT_ONCE, ChunkedLogProb
+from medcot.engines.fused.cross_entropy import TRL_CHUNK_TOKENS, ChunkedLogProb
 
 
 def reference(hidden, weight, targets, temperature=1.0, softcap=None, scale=1.0):
@@ -13,7 +13,7 @@ def reference(hidden, weight, targets, temperature=1.0, softcap=None, scale=1.0)
 
 def test_loss_and_gradient_are_those_of_the_full_logits():
     torch.manual_seed(0)
-    count = TOKENS_AT_ONCE + 7
+    count = TRL_CHUNK_TOKENS + 7
     weight = torch.randn(50, 16)
     targets = torch.randint(0, 50, (count,))
     weights = torch.rand(count)

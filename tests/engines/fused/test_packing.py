@@ -7,12 +7,12 @@ from torch.utils.data import SequentialSampler
 
 from medcot.data.tokenization import IGNORED, common_prefix
 from medcot.engines.fused.packing import (
-    WORTH_SHARING,
+    MIN_SHARED_PREFIX,
     BalancedSampler,
     PackedCollator,
+    balance_rows,
+    count_shared_tokens,
     pack,
-    share_out,
-    shared_tokens,
 )
 
 
@@ -30,7 +30,7 @@ def alike(shared, *own, prompt=2):
 
 
 def test_common_tokens_are_there_once_and_positions_go_on_after_them():
-    shared = WORTH_SHARING
+    shared = MIN_SHARED_PREFIX
     batch = PackedCollator()(alike(shared, 4, 3))
     assert batch["rows"].shared == shared
     ids = batch["input_ids"][0].tolist()
@@ -47,23 +47,23 @@ def test_keys_are_those_of_whole_rows_and_every_token_knows_its_own():
     rows = pack((5, 4, 6), shared=2)
     assert rows.query_lengths == (5, 2, 4)
     tokens = torch.arange(sum(rows.query_lengths))
-    spread = rows.spread(tokens)
-    assert spread.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6, 0, 1, 7, 8, 9, 10]
-    assert spread[rows.own_keys].tolist() == tokens.tolist()
-    assert rows.query_starts.tolist() == [0, 5, 7, 11]
-    assert rows.key_starts.tolist() == [0, 5, 9, 15]
+    expanded = rows.expand(tokens)
+    assert expanded.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6, 0, 1, 7, 8, 9, 10]
+    assert expanded[rows.own_key_index].tolist() == tokens.tolist()
+    assert rows.cu_seqlens_q.tolist() == [0, 5, 7, 11]
+    assert rows.cu_seqlens_k.tolist() == [0, 5, 9, 15]
 
 
 def test_what_is_predicted_from_stays_with_its_row():
     """A row whose prompt is hardly longer than the common tokens keeps the last of them."""
-    rows = alike(WORTH_SHARING + 4, 3, 3, prompt=0)
-    assert shared_tokens(rows) == WORTH_SHARING + 3
+    rows = alike(MIN_SHARED_PREFIX + 4, 3, 3, prompt=0)
+    assert count_shared_tokens(rows) == MIN_SHARED_PREFIX + 3
 
 
 def test_few_common_tokens_and_single_rows_are_left_alone():
-    assert shared_tokens(alike(WORTH_SHARING - 1, 4, 4)) == 0
-    assert shared_tokens(alike(WORTH_SHARING + 9, 4)[:1]) == 0
-    assert PackedCollator()(alike(3, 4, 4))["rows"].key_places is None
+    assert count_shared_tokens(alike(MIN_SHARED_PREFIX - 1, 4, 4)) == 0
+    assert count_shared_tokens(alike(MIN_SHARED_PREFIX + 9, 4)[:1]) == 0
+    assert PackedCollator()(alike(3, 4, 4))["rows"].key_index is None
 
 
 def test_common_prefix_of_rows():
@@ -74,8 +74,8 @@ def test_common_prefix_of_rows():
 
 def test_a_batch_moves_as_a_whole():
     moved = pack((3, 3), shared=1).to("meta")
-    assert moved.query_starts.is_meta
-    assert moved.key_places.is_meta
+    assert moved.cu_seqlens_q.is_meta
+    assert moved.key_index.is_meta
     assert moved.key_lengths == (3, 3)
 
 
@@ -85,7 +85,7 @@ def test_passes_of_a_step_get_equally_many_rows_and_about_as_many_tokens():
     worst = 0.0
     for start in range(0, 160, 16):
         rows = list(range(start, start + 16))
-        groups = share_out(rows, lengths, 8)
+        groups = balance_rows(rows, lengths, 8)
         assert sorted(groups[0] + groups[1]) == rows
         assert [len(group) for group in groups] == [8, 8]
         one, other = (sum(lengths[row] for row in group) for group in groups)
@@ -95,9 +95,10 @@ def test_passes_of_a_step_get_equally_many_rows_and_about_as_many_tokens():
 
 def test_rows_that_fill_no_step_are_shared_out_too():
     lengths = [900, 850, 800, 100, 90, 80, 70]
-    assert [len(group) for group in share_out(range(7), lengths, 3)] == [3, 3, 1]
+    assert [len(group) for group in balance_rows(range(7), lengths, 3)] == [3, 3, 1]
     assert (
-        max(sum(lengths[row] for row in group) for group in share_out(range(7), lengths, 3)) < 1100
+        max(sum(lengths[row] for row in group) for group in balance_rows(range(7), lengths, 3))
+        < 1100
     )
 
 

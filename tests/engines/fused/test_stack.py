@@ -9,9 +9,11 @@ from transformers import AutoModelForCausalLM
 
 from medcot.config.schema import TARGET_MODULES
 from medcot.data.tokenization import IGNORED
-from medcot.engines.fused import decoder_layer, reference_ops
+from medcot.engines.fused import reference_ops
+from medcot.engines.fused import stack as stack_module
+from medcot.engines.fused.decoder_layer import DecoderLayer
 from medcot.engines.fused.packing import PackedCollator, pack
-from medcot.engines.fused.stack import Stack, fast_functions_agree, fused_forward
+from medcot.engines.fused.stack import DecoderStack, find_ops_fault, fused_forward
 from medcot.engines.fused.varlen_attention import attend_by_row, choose_attention
 from tests.support.fakes import make_tiny_model
 from tests.support.training_run import Training, make_rows
@@ -108,8 +110,9 @@ def with_function(**changes):
 
     from medcot.engines.fused import reference_ops
 
-    names = ("rms", "add_rms", "renorm", "rms_backward", "swiglu", "swiglu_backward", "rope_",
-             "join_rope_backward", "token_losses_", "quantize_rows")  # fmt: skip
+    names = ("rms_norm", "add_rms_norm", "recompute_rms_norm", "rms_norm_backward", "swiglu",
+             "swiglu_backward", "apply_rope_", "qkv_rope_backward", "cross_entropy_",
+             "quantize_rows")  # fmt: skip
     return SimpleNamespace(**({name: getattr(reference_ops, name) for name in names} | changes))
 
 
@@ -121,23 +124,23 @@ def test_functions_that_are_wrong_or_fail_on_this_device_are_not_used(folder):
         raise RuntimeError("no kernel image is available")
 
     with torch.no_grad():
-        stack = Stack(make_adapted(folder), 0)
-        first = stack.layers[0]
+        stack = DecoderStack(make_adapted(folder), 0)
         for functions, agrees in (
             (with_function(), True),
             (with_function(swiglu=wrong), False),
-            (with_function(rms_backward=failing), False),
+            (with_function(rms_norm_backward=failing), False),
         ):
-            first.does = functions
-            assert fast_functions_agree(first, stack.rotary) is agrees
-            assert first.does is functions
+            stack.backend.ops = functions
+            fault = find_ops_fault(stack.layers[0], stack.rotary)
+            assert (fault is None) is agrees
+            assert stack.backend.ops is functions
 
 
 def test_a_pass_without_its_kernels_says_so_and_is_right(folder, monkeypatch):
     model, examples = make_adapted(folder), make_examples()
     wrong = with_function(swiglu=lambda gate_up, out: out.fill_(1.0))
-    monkeypatch.setattr(decoder_layer, "choose_functions", lambda device: wrong)
-    with pytest.warns(UserWarning, match="goes on without"), fused_forward(model, 0):
+    monkeypatch.setattr(stack_module, "choose_ops", lambda device: wrong)
+    with pytest.warns(UserWarning, match="continues without"), fused_forward(model, 0):
         got = model(**PackedCollator()(examples))
     torch.testing.assert_close(got, plain_loss(model, examples), rtol=1e-5, atol=1e-4)
 
@@ -146,10 +149,10 @@ def test_memory_that_runs_out_in_the_trial_is_no_verdict_on_the_kernels(folder):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    stack = Stack(make_adapted(folder), 0)
-    stack.layers[0].does = with_function(rms=full)
+    stack = DecoderStack(make_adapted(folder), 0)
+    stack.backend.ops = with_function(rms_norm=full)
     with pytest.raises(torch.OutOfMemoryError):
-        fast_functions_agree(stack.layers[0], stack.rotary)
+        find_ops_fault(stack.layers[0], stack.rotary)
 
 
 def test_accelerate_may_wrap_the_pass(folder):
@@ -192,7 +195,7 @@ def test_attention_by_row_is_causal_and_keeps_rows_apart():
     torch.manual_seed(0)
     query = torch.randn(12, 4, 8)
     key, value = torch.randn(2, 12, 2, 8)
-    output, backward = attend_by_row(query, key, value, pack((5, 7)), False)
+    output, backward = attend_by_row(query, key, value, pack((5, 7)), for_backward=False)
     assert backward is None
     for start, end in ((0, 5), (5, 12)):
         for place in range(start, end):
@@ -267,19 +270,19 @@ def test_out_of_memory_recomputes_layers_before_it_halves_the_rows(tmp_path, tin
     training = FusedTraining(tmp_path / "run", tiny_model, rows)
     calls = []
     plan = replace(training.plan, micro_batch=4, accumulation=1, recomputed_layers=0)
-    original = decoder_layer.Layer.run
+    original = DecoderLayer.forward_to_gate_up
 
-    def refuse_keeping(self, hidden, packed, for_backward):
+    def refuse_keeping(self, hidden, positions, *, for_backward):
         calls.append(for_backward)
         if for_backward and len(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(self, hidden, packed, for_backward)
+        return original(self, hidden, positions, for_backward=for_backward)
 
-    decoder_layer.Layer.run = refuse_keeping
+    DecoderLayer.forward_to_gate_up = refuse_keeping
     try:
         result = training.fit(plan=plan)
     finally:
-        decoder_layer.Layer.run = original
+        DecoderLayer.forward_to_gate_up = original
     assert (result.plan.micro_batch, result.plan.recomputed_layers) == (4, 2)
     assert result.steps == 6
 
@@ -350,9 +353,7 @@ def test_copies_of_weights_are_gone_after_the_training(folder):
     model, batch = make_adapted(folder), PackedCollator()(make_examples())
     with fused_forward(model, 0, fp8=True) as stack:
         model(**batch).backward()
-        copies = [
-            ref(group.fp8) for decoder_layer in stack.layers for group in decoder_layer.groups
-        ]
+        copies = [ref(linear.fp8) for layer in stack.layers for linear in layer.linears]
     assert stack is not None
     assert all(copy() is None for copy in copies)
 

@@ -44,23 +44,23 @@ def test_norms(dtype):
     )
     outs = [strided(TOKENS, WIDTH, dtype) for _ in range(6)]
     scales = [
-        module.rms(hidden, weight, 1e-5, out)
+        module.rms_norm(hidden, weight, 1e-5, out)
         for module, out in zip((triton_ops, reference_ops), outs[:2], strict=True)
     ]
     close(scales[0], scales[1], torch.float32)
     close(outs[0], outs[1], dtype)
     sums = [
-        module.add_rms(hidden, update, weight, 1e-5, out)
+        module.add_rms_norm(hidden, update, weight, 1e-5, out)
         for module, out in zip((triton_ops, reference_ops), outs[2:4], strict=True)
     ]
     close(sums[0][0], sums[1][0], dtype)
     close(outs[2], outs[3], dtype)
     for module, out in zip((triton_ops, reference_ops), outs[4:], strict=True):
-        module.renorm(hidden, weight, scales[0], out)
+        module.recompute_rms_norm(hidden, weight, scales[0], out)
     close(outs[4], outs[5], dtype)
     for passing in (None, update):
         got, wanted = (
-            module.rms_backward(gradient, hidden, weight, scales[0], passing)
+            module.rms_norm_backward(gradient, hidden, weight, scales[0], passing)
             for module in (triton_ops, reference_ops)
         )
         close(got, wanted, dtype)
@@ -85,13 +85,13 @@ def test_rotations(dtype):
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     qkv = random(TOKENS, (HEADS + 2 * KV_HEADS) * DIM, dtype=dtype)
     got, wanted = qkv.clone(), qkv.clone()
-    triton_ops.rope_(got, cos, sin, HEADS + KV_HEADS, DIM)
-    reference_ops.rope_(wanted, cos, sin, HEADS + KV_HEADS, DIM)
+    triton_ops.apply_rope_(got, cos, sin, HEADS + KV_HEADS, DIM)
+    reference_ops.apply_rope_(wanted, cos, sin, HEADS + KV_HEADS, DIM)
     close(got, wanted, dtype)
     parts = got.unflatten(1, (-1, DIM)).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
     rows = pack((TOKENS,)).to(DEVICE)
-    back = triton_ops.join_rope_backward(*parts, cos, sin, rows)
-    close(back, reference_ops.join_rope_backward(*parts, cos, sin, rows), dtype)
+    back = triton_ops.qkv_rope_backward(*parts, cos, sin, rows)
+    close(back, reference_ops.qkv_rope_backward(*parts, cos, sin, rows), dtype)
     close(back, qkv, dtype)
 
 
@@ -103,25 +103,25 @@ def test_gradients_of_shared_keys_come_from_every_row(dtype):
     queries = random(tokens, HEADS, DIM, dtype=dtype)
     key, value = (random(keys, KV_HEADS, DIM, seed=seed, dtype=dtype) for seed in (1, 2))
     got, wanted = (
-        module.join_rope_backward(queries, key, value, cos, sin, rows)
+        module.qkv_rope_backward(queries, key, value, cos, sin, rows)
         for module in (triton_ops, reference_ops)
     )
     close(got, wanted, dtype)
 
 
 def test_losses(dtype, monkeypatch):
-    monkeypatch.setattr(triton_ops, "WORDS_AT_ONCE", 16)
+    monkeypatch.setattr(triton_ops, "VOCAB_BLOCK", 16)
     logits, targets = random(TOKENS, 50, dtype=dtype), torch.tensor([0, 49, 3, 17, 16])
     targets = targets.to(DEVICE)
     got, wanted = logits.clone(), logits.clone()
     close(
-        triton_ops.token_losses_(got, targets),
-        reference_ops.token_losses_(wanted, targets),
+        triton_ops.cross_entropy_(got, targets),
+        reference_ops.cross_entropy_(wanted, targets),
         torch.float32,
     )
     close(got, wanted, dtype)
     losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    close(reference_ops.token_losses_(logits.clone(), targets), losses, torch.float32)
+    close(reference_ops.cross_entropy_(logits.clone(), targets), losses, torch.float32)
 
 
 def test_rounding_to_8_bits(dtype):
