@@ -1,4 +1,4 @@
-"""What lies in a pass and where."""
+"""How rows are packed, and how the rows of a step are balanced over micro-batches."""
 
 import random
 
@@ -21,7 +21,7 @@ def example(ids, prompt):
 
 
 def alike(shared, *own, prompt=2):
-    """Rows that begin with the same tokens, go on with other ones, and learn their last."""
+    """Rows that share a prefix and are labelled after their prompts."""
     begin = list(range(100, 100 + shared))
     return [
         example(begin + [10 * index + place for place in range(count)], shared + prompt)
@@ -29,7 +29,7 @@ def alike(shared, *own, prompt=2):
     ]
 
 
-def test_common_tokens_are_there_once_and_positions_go_on_after_them():
+def test_a_shared_prefix_is_stored_once_and_positions_continue_after_it():
     shared = MIN_SHARED_PREFIX
     batch = PackedCollator()(alike(shared, 4, 3))
     assert batch["rows"].shared == shared
@@ -43,7 +43,7 @@ def test_common_tokens_are_there_once_and_positions_go_on_after_them():
     assert before == [1, 2, 11]
 
 
-def test_keys_are_those_of_whole_rows_and_every_token_knows_its_own():
+def test_keys_are_those_of_whole_rows_and_every_token_has_the_index_of_its_own():
     rows = pack((5, 4, 6), shared=2)
     assert rows.query_lengths == (5, 2, 4)
     tokens = torch.arange(sum(rows.query_lengths))
@@ -54,13 +54,13 @@ def test_keys_are_those_of_whole_rows_and_every_token_knows_its_own():
     assert rows.cu_seqlens_k.tolist() == [0, 5, 9, 15]
 
 
-def test_what_is_predicted_from_stays_with_its_row():
-    """A row whose prompt is hardly longer than the common tokens keeps the last of them."""
+def test_the_token_before_the_first_label_stays_with_its_row():
+    """A row whose prompt is the shared prefix keeps its last token."""
     rows = alike(MIN_SHARED_PREFIX + 4, 3, 3, prompt=0)
     assert count_shared_tokens(rows) == MIN_SHARED_PREFIX + 3
 
 
-def test_few_common_tokens_and_single_rows_are_left_alone():
+def test_short_prefixes_and_single_rows_are_not_shared():
     assert count_shared_tokens(alike(MIN_SHARED_PREFIX - 1, 4, 4)) == 0
     assert count_shared_tokens(alike(MIN_SHARED_PREFIX + 9, 4)[:1]) == 0
     assert PackedCollator()(alike(3, 4, 4))["rows"].key_index is None
@@ -79,7 +79,7 @@ def test_a_batch_moves_as_a_whole():
     assert moved.key_lengths == (3, 3)
 
 
-def test_passes_of_a_step_get_equally_many_rows_and_about_as_many_tokens():
+def test_micro_batches_of_a_step_have_equally_many_rows_and_similar_token_counts():
     chance = random.Random(0)
     lengths = [chance.randint(300, 1500) for _ in range(160)]
     worst = 0.0
@@ -93,7 +93,7 @@ def test_passes_of_a_step_get_equally_many_rows_and_about_as_many_tokens():
     assert worst < 0.02
 
 
-def test_rows_that_fill_no_step_are_shared_out_too():
+def test_rows_that_fill_no_step_are_balanced_too():
     lengths = [900, 850, 800, 100, 90, 80, 70]
     assert [len(group) for group in balance_rows(range(7), lengths, 3)] == [3, 3, 1]
     assert (
@@ -102,7 +102,7 @@ def test_rows_that_fill_no_step_are_shared_out_too():
     )
 
 
-def test_a_step_has_the_rows_that_it_would_have_had_and_an_epoch_all():
+def test_balancing_keeps_the_rows_of_each_step_and_of_the_epoch():
     lengths = [100, 900, 200, 800, 300, 700, 400, 600, 500, 1]
     order = list(BalancedSampler(SequentialSampler(lengths), lengths, 2, 2))
     assert [sorted(order[start : start + 4]) for start in (0, 4, 8)] == [

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from medcot.config.schema import TARGET_MODULES
 from medcot.data.tokenization import IGNORED
+from medcot.engines.fallbacks import collect_fallbacks
 from medcot.engines.fused import reference_ops
 from medcot.engines.fused import stack as stack_module
 from medcot.engines.fused.decoder_layer import DecoderLayer
@@ -94,7 +95,7 @@ def test_rows_do_not_see_each_other(folder):
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-4)
 
 
-def test_the_model_is_its_own_again_afterwards(folder):
+def test_plain_forward_is_restored_after_the_context(folder):
     model, examples = make_adapted(folder), make_examples()
     ids = torch.tensor([examples[0]["input_ids"]])
     before = model(input_ids=ids).logits
@@ -105,10 +106,8 @@ def test_the_model_is_its_own_again_afterwards(folder):
 
 
 def with_function(**changes):
-    """The plain functions with some exchanged, as another module."""
+    """Make operations that are the reference's except for ``changes``."""
     from types import SimpleNamespace
-
-    from medcot.engines.fused import reference_ops
 
     names = ("rms_norm", "add_rms_norm", "recompute_rms_norm", "rms_norm_backward", "swiglu",
              "swiglu_backward", "apply_rope_", "qkv_rope_backward", "cross_entropy_",
@@ -116,7 +115,7 @@ def with_function(**changes):
     return SimpleNamespace(**({name: getattr(reference_ops, name) for name in names} | changes))
 
 
-def test_functions_that_are_wrong_or_fail_on_this_device_are_not_used(folder):
+def test_operations_that_are_wrong_or_fail_on_this_device_are_found(folder):
     def wrong(gate_up, out):
         out.fill_(1.0)
 
@@ -136,16 +135,18 @@ def test_functions_that_are_wrong_or_fail_on_this_device_are_not_used(folder):
             assert stack.backend.ops is functions
 
 
-def test_a_pass_without_its_kernels_says_so_and_is_right(folder, monkeypatch):
+def test_where_triton_fails_the_pass_warns_and_gives_the_right_loss(folder, monkeypatch):
     model, examples = make_adapted(folder), make_examples()
     wrong = with_function(swiglu=lambda gate_up, out: out.fill_(1.0))
     monkeypatch.setattr(stack_module, "choose_ops", lambda device: wrong)
-    with pytest.warns(UserWarning, match="continues without"), fused_forward(model, 0):
-        got = model(**PackedCollator()(examples))
+    with collect_fallbacks() as found, pytest.warns(UserWarning, match="continues without"):  # noqa: SIM117
+        with fused_forward(model, 0):
+            got = model(**PackedCollator()(examples))
+    assert [fallback.code for fallback in found.sorted()] == ["triton-failed"]
     torch.testing.assert_close(got, plain_loss(model, examples), rtol=1e-5, atol=1e-4)
 
 
-def test_memory_that_runs_out_in_the_trial_is_no_verdict_on_the_kernels(folder):
+def test_out_of_memory_in_the_trial_is_raised_and_no_verdict_on_the_kernels(folder):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -155,7 +156,7 @@ def test_memory_that_runs_out_in_the_trial_is_no_verdict_on_the_kernels(folder):
         find_ops_fault(stack.layers[0], stack.rotary)
 
 
-def test_accelerate_may_wrap_the_pass(folder):
+def test_a_pass_wrapped_by_accelerate_gives_the_same_loss_and_is_removed(folder):
     """As it does for fp16: the loss must be the same, and nothing of it must stay behind."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -255,7 +256,7 @@ def test_the_loss_curve_is_that_of_the_plain_engine(plain_run, tmp_path, tiny_mo
     )
 
 
-def test_a_cancelled_fused_training_goes_on_to_the_same_end(tmp_path, tiny_model, rows):
+def test_a_cancelled_fused_training_resumes_to_the_same_losses(tmp_path, tiny_model, rows):
     whole = FusedTraining(tmp_path / "whole", tiny_model, rows)
     whole.fit()
     seen = []
@@ -327,14 +328,16 @@ def test_a_row_of_zeros_and_a_large_number_survive_rounding_to_8_bits():
     assert torch.equal(product[0], torch.zeros(48))
 
 
-def test_where_8_bit_products_fail_the_pass_says_so_and_goes_on_in_16(folder, monkeypatch):
+def test_where_8_bit_matmuls_fail_the_pass_warns_and_computes_in_16_bits(folder, monkeypatch):
     def missing(*_, **__):
         raise RuntimeError("torch._scaled_mm is only supported on CUDA devices with 8.9")
 
     monkeypatch.setattr(torch, "_scaled_mm", missing)
     model, examples = make_adapted(folder), make_examples()
-    with pytest.warns(UserWarning, match="in 16 bits"), fused_forward(model, 0, fp8=True):
-        got = model(**PackedCollator()(examples))
+    with collect_fallbacks() as found, pytest.warns(UserWarning, match="in 16 bits"):  # noqa: SIM117
+        with fused_forward(model, 0, fp8=True):
+            got = model(**PackedCollator()(examples))
+    assert [fallback.code for fallback in found.sorted()] == ["no-fp8"]
     torch.testing.assert_close(got, plain_loss(model, examples), rtol=1e-5, atol=1e-4)
 
 
@@ -347,7 +350,7 @@ def test_a_training_in_8_bit_floats_has_the_loss_curve_of_the_plain_engine(
     assert training.losses() != pytest.approx(plain_run.losses(), abs=1e-6)
 
 
-def test_copies_of_weights_are_gone_after_the_training(folder):
+def test_copies_of_weights_are_freed_after_the_training(folder):
     from weakref import ref
 
     model, batch = make_adapted(folder), PackedCollator()(make_examples())
@@ -358,7 +361,7 @@ def test_copies_of_weights_are_gone_after_the_training(folder):
     assert all(copy() is None for copy in copies)
 
 
-def test_adapters_are_one_tensor_within_and_their_own_again_afterwards(folder):
+def test_adapters_are_one_flat_tensor_within_the_context_only(folder):
     model, batch = make_adapted(folder), PackedCollator()(make_examples())
     trained = [p for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in trained]

@@ -1,4 +1,4 @@
-"""The Triton kernels against the plain functions. Needs Triton: a GPU, or its interpreter."""
+"""Triton kernels agree with the reference. Needs a GPU, or Triton's interpreter."""
 
 import os
 
