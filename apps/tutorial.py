@@ -21,7 +21,7 @@ with app.setup(hide_code=True):
     from medcot.data.tokenization import encode
     from medcot.notebook import controls as c
     from medcot.notebook import jobs, kaggle_panel, preview, script_mode
-    from medcot.notebook.outcomes import attempt
+    from medcot.notebook.results import attempt
     from medcot.notebook.views import (
         answers,
         charts,
@@ -39,7 +39,7 @@ with app.setup(hide_code=True):
     from medcot.runs.directory import RunDirectory, new_run_path
 
     RUNS = Path("runs")
-    charts.warm_up()
+    RUNNER = jobs.RUNNER
 
 
 @app.cell(hide_code=True)
@@ -50,6 +50,13 @@ def read_arguments():
     mo.stop(_started.failure, pages.failure(_started.failure, "en"))
     start = _started.value
     return (start,)
+
+
+@app.cell(hide_code=True)
+def load_charts():
+    # Importing altair takes a second: a thread does it while the first cells run.
+    charts.warm_up()
+    return
 
 
 @app.cell(hide_code=True)
@@ -403,7 +410,7 @@ def train_when_headless(start):
     headless_job = None
     if start.headless and start.run is None:
         _run = RunDirectory(start.out or new_run_path(start.config))
-        headless_job = jobs.start_training(start.config, _run, echo=script_mode.listen).finish()
+        headless_job = RUNNER.start_training(start.config, _run, echo=script_mode.listen).finish()
     trained = jobs.path_to_show(headless_job, "")
     return headless_job, trained
 
@@ -422,7 +429,7 @@ def offer_training(config, language, machine_name, plan, set_job, start, visitor
         # In the page's address, so that a reload finds its own training again.
         mo.query_params().set("visitor", visitor)
         _run = RunDirectory(new_run_path(config))
-        set_job(attempt(jobs.start_training, config, _run, visitor))
+        set_job(attempt(RUNNER.start_training, config, _run, visitor))
 
     train = mo.ui.button(kind="success", label=say("train", language), on_click=_begin)
     mo.stop(start.headless)
@@ -440,7 +447,7 @@ def make_the_pulse():
 def follow_training(get_ended, get_job, pulse, start):
     # Ticks while a training runs in this process; a pulse that is not shown does not beat.
     (get_job(), get_ended())
-    _beats = jobs.is_training() and not start.headless
+    _beats = RUNNER.is_training() and not start.headless
     mo.Html(f'<div class="mc-hidden">{pulse}</div>') if _beats else None
     return
 
@@ -448,8 +455,8 @@ def follow_training(get_ended, get_job, pulse, start):
 @app.cell(hide_code=True)
 def notice_the_end(pulse, set_ended):
     pulse.value
-    if jobs.ended_job():
-        set_ended(jobs.ended_job())
+    if RUNNER.ended_job():
+        set_ended(RUNNER.ended_job())
     return
 
 
@@ -460,13 +467,13 @@ def offer_to_stop(get_ended, get_job, language, set_job, visitor):
     cancel = mo.ui.button(
         kind="danger",
         label=say("cancel", language),
-        on_click=lambda _: jobs.cancel_training(visitor),
+        on_click=lambda _: RUNNER.cancel_training(visitor),
     )
     resume = mo.ui.button(
         label=say("resume", language),
-        on_click=lambda _: set_job(attempt(jobs.resume_training, visitor)),
+        on_click=lambda _: set_job(attempt(RUNNER.resume_training, visitor)),
     )
-    _offer = {"running": cancel, "cancelled": resume}.get(jobs.state_for(visitor))
+    _offer = {"running": cancel, "cancelled": resume}.get(RUNNER.state_for(visitor))
     pages.stack(pages.refusal(get_job(), language), _offer)
     return
 
@@ -474,7 +481,7 @@ def offer_to_stop(get_ended, get_job, language, set_job, visitor):
 @app.cell(hide_code=True)
 def show_training(get_ended, get_job, pulse, show):
     (pulse.value, get_ended(), get_job())
-    show(training.show_job, jobs.current_job()) if jobs.current_job() else None
+    show(training.show_job, RUNNER.current_job()) if RUNNER.current_job() else None
     return
 
 
@@ -522,7 +529,7 @@ def answer_the_question(get_asked, set_answer):
     _path, _text, _base = get_asked()
     _live = partial(pages.show_growing, mo.output.replace)
     _run = RunDirectory(_path)
-    set_answer(attempt(jobs.answer_question, _run, _text, base=_base, show=_live))
+    set_answer(attempt(RUNNER.answer_question, _run, _text, base=_base, show=_live))
     return
 
 

@@ -1,9 +1,9 @@
-"""What the notebook was started with, and what its controls offer, from `RunConfig`'s fields."""
+"""Reads the notebook's options, and derives its controls from `RunConfig`'s fields."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from medcot.config.schema import (
     bounds,
 )
 from medcot.errors import InputError, nearest
-from medcot.hardware.machine import choose_preset, detect_machine, named_machine
+from medcot.hardware.machine import Machine, choose_preset, detect_machine, named_machine
 from medcot.records import Language
 from medcot.runs.directory import RunDirectory
 
 SLIDERS = ("rank", "alpha", "samples", "learning_rate", "max_length", "batch")
-"""The fields that have a slider, besides the length of training (``steps`` or ``epochs``)."""
+"""Fields with a slider, besides the length of training (``steps`` or ``epochs``)."""
 
 MACHINES = ("here", "T4", "2xT4", "L4", "A10G", "RTX 4090", "A100", "H100", "H200")
 MODELS = (BUNDLED_MODEL, R1_LLAMA_8B)
@@ -39,16 +39,16 @@ _MACHINE_OF = {
 }
 _BY_POWERS_OF_TWO = ("rank", "alpha", "batch", "max_length")
 _SMALLEST = {"learning_rate": 1e-6, "epochs": 0.1}
-"""The first mark where the field only says "above 0"."""
+"""First mark of a field whose lower bound is "above 0"."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What the notebook was started with: the same options as every other way in.
+    """The options that the notebook was started with, the same as on the command line.
 
     ``headless`` trains while the page is made, without a click; ``run`` shows a finished run
-    instead of training; ``out`` is where a training goes. ``interface`` is the page's language,
-    by default that of the data.
+    instead of training; ``out`` is the run directory of a training. ``interface`` is the page's
+    language, by default that of the data; ``given`` holds the fields that were set.
     """
 
     config: RunConfig
@@ -57,11 +57,11 @@ class Start:
     headless: bool = False
     run: Path | None = None
     out: Path | None = None
-    given: Mapping[str, Any] = ()  # type: ignore[assignment]
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def read_start(arguments: Mapping[str, Any]) -> Start:
-    """The start that command-line arguments ask for; a flag without a value counts as given.
+    """Read command-line arguments; a flag without a value counts as given.
 
     Raises:
         InputError: an unknown option, a refused value, or a ``--run`` that is no run.
@@ -95,64 +95,64 @@ def read_start(arguments: Mapping[str, Any]) -> Start:
 
 
 def machine_for(preset: str) -> str:
-    """The name of ``MACHINES`` that a preset is planned for: this one, where it has a GPU."""
+    """Return the one of ``MACHINES`` to plan a preset for: this machine if it has a GPU."""
     if preset not in _MACHINE_OF or detect_machine().gpus:
         return "here"
     return _MACHINE_OF[preset]
 
 
 def starting_config(start: Start, preset: str) -> RunConfig:
-    """The config that the controls begin with: ``preset`` under what was given at the start."""
+    """Return the controls' first config: ``preset`` with the options of the start on top."""
     if preset == start.config.preset:
         return start.config
     return make_config(preset, dict(start.given))
 
 
-def marks(field: str, value: float | None = None) -> list[float]:
-    """The values that a slider of ``field`` stops at, within the field's bounds, ``value`` too.
+def marks(name: str, value: float | None = None) -> list[float]:
+    """Return the values that a slider of the field ``name`` stops at, ``value`` among them.
 
-    Even steps of a ratio rather than of a difference: what they set works by its magnitude.
+    They lie within the field's bounds, evenly by ratio: what they set works by its magnitude.
     """
-    low, high = bounds(field)
-    low, high = _SMALLEST.get(field, low) or 0, high or 0
-    if field in _BY_POWERS_OF_TWO:
+    low, high = bounds(name)
+    low, high = _SMALLEST.get(name, low) or 0, high or 0
+    if name in _BY_POWERS_OF_TWO:
         found = {low, high} | {2**n for n in range(21)} | {3 * 2**n for n in range(20)}
     else:
         found = {low, high} | {m * 10.0**n for n in range(-6, 7) for m in (1, 2, 3, 5)}
     if value is not None:
         found.add(value)
-    whole = value_type(field) is int
+    whole = value_type(name) is int
     kept = {int(mark) if whole else float(f"{mark:.6g}") for mark in found if low <= mark <= high}
     return sorted(kept - {0} if whole and low > 0 else kept)
 
 
-def explain(field: str, language: str) -> str:
+def explain(name: str, language: str) -> str:
     """Return what a setting means: in English the description of its field in `RunConfig`."""
-    known = RunConfig.model_fields.get(field)
+    known = RunConfig.model_fields.get(name)
     if language != "en" or known is None:
-        return say(f"help_{field}", language)
+        return say(f"help_{name}", language)
     description = known.description or ""
     return f"{description[:1].upper()}{description[1:]}."
 
 
 def length_field(config: RunConfig) -> str:
-    """The field that says how long ``config`` trains: ``steps`` or ``epochs``."""
+    """Return the field that sets the length of training: ``steps`` or ``epochs``."""
     return "epochs" if config.steps is None else "steps"
 
 
 def shown_values(config: RunConfig) -> dict[str, Any]:
-    """The fields of ``config`` that have a control, with their values."""
+    """Return the fields of ``config`` that have a control, with their values."""
     names = ("preset", "model", "dataset", "language", *SLIDERS, length_field(config))
     return {name: getattr(config, name) for name in names}
 
 
 def offered(known: Sequence[str], value: str) -> list[str]:
-    """``known`` with ``value``, which a start may have named, in front where it is not there."""
+    """Return ``known`` with ``value`` in front if it is not among them."""
     return list(known) if value in known else [value, *known]
 
 
 def changed_config(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """``base`` with the controls' values.
+    """Return ``base`` with the controls' values on top.
 
     Raises:
         InputError: a value that its field refuses.
@@ -162,13 +162,13 @@ def changed_config(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     return make_config(base.preset, {length: getattr(base, length)} | given)
 
 
-def machine_of(name: str) -> Any:
-    """The machine that a name of ``MACHINES`` stands for."""
+def machine_of(name: str) -> Machine:
+    """Return the machine that one of ``MACHINES`` names."""
     return detect_machine() if name == "here" else named_machine(name)
 
 
 def _value(name: str, value: Any) -> Any:
-    """A command line gives text, or numbers already read; ``mcq`` may come several times."""
+    """Read one option: text, a number already parsed, or a list where it was repeated."""
     if isinstance(value, list):
         return tuple(str(one) for one in value)
     if value == "" and name in ("resume", "json"):

@@ -1,4 +1,4 @@
-"""What the notebook's Kaggle panel does: build without a network, push only when told to."""
+"""Builds kernels for the notebook's Kaggle panel, and pushes them when told to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebook as a script, `python apps/tutorial.py -- --headless`, speaks and ends as medcot."""
+"""Makes the notebook as a script, `python apps/tutorial.py -- --headless`, behave like medcot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from medcot.notebook.jobs import Job
-from medcot.notebook.outcomes import Failure
+from medcot.notebook.results import ErrorText
 from medcot.runs.environment import NOT_MEDICAL_ADVICE
 from medcot.runs.history import RunRecord
 
@@ -14,15 +14,15 @@ NOTEBOOK = "tutorial.py"
 
 
 def is_script() -> bool:
-    """Whether Python runs the notebook itself: neither a server, nor an export, nor a test does."""
+    """Return whether Python runs the notebook itself, and no server, export or test does."""
     import marimo as mo
 
-    # Not by __main__, which marimo makes the notebook also where another program runs it.
+    # __name__ does not tell: marimo calls the notebook __main__ in every program that runs it.
     return mo.app_meta().mode == "script" and Path(sys.argv[0]).name == NOTEBOOK
 
 
-def refuse(failure: Failure | None) -> None:
-    """End a script over ``failure``, with one line: exit code 2 for wrong input, 1 otherwise."""
+def refuse(failure: ErrorText | None) -> None:
+    """Exit a script with the line of ``failure``: code 2 for wrong input, 1 otherwise."""
     if failure is None or not is_script():
         return
     wrong = failure.kind == "input"
@@ -32,19 +32,17 @@ def refuse(failure: Failure | None) -> None:
 
 
 def listen(line: str) -> None:
-    """A line of a run that goes on: printed by a script, shown by a page."""
+    """Print a line of a running training in a script; a page shows it itself."""
     if is_script():
         print(line, flush=True)
 
 
 def conclude(job: Job | None, shown: RunRecord) -> None:
-    """What a script ends with: why the training failed, or the verdict of the run that is shown."""
+    """Print the verdict of the shown run in a script, or exit with why the training failed."""
     if not is_script():
         return
     if job and job.state == "cancelled":
-        print(
-            f"medcot: cancelled; everything done is kept in {job.directory.path}", file=sys.stderr
-        )
+        print(f"medcot: cancelled; finished work is kept in {job.directory.path}", file=sys.stderr)
         sys.exit(130)
     refuse(job.failure if job else None)
     if shown.report:

@@ -1,4 +1,4 @@
-"""An executed notebook, as marimo exports it, made into pages that ask no other host."""
+"""Turns a notebook exported by marimo into pages that load nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MOUNT = re.compile(
 
 
 def make_served_page(page: str, language: Language) -> str:
-    """An exported page with its assets beside it. Of the code only what teaches stays in sight.
+    """Return an exported page that loads its assets from its own folder and hides code cells.
 
     Raises:
         RunFailed: the page is not as marimo's export makes it, or a cell of it failed.
@@ -53,7 +53,7 @@ def make_served_page(page: str, language: Language) -> str:
 
 
 def make_single_file(page: str, language: Language) -> str:
-    """An exported page's outputs as plain HTML with their style: no script, nothing to fetch.
+    """Return a page's outputs as plain HTML with inline style: no script, nothing to load.
 
     Raises:
         RunFailed: the page is not as marimo's export makes it, or a cell of it failed.
@@ -76,7 +76,7 @@ def make_single_file(page: str, language: Language) -> str:
 
 
 def read_session(page: str) -> list[tuple[Cell, Cell]]:
-    """Each cell of an exported page as what it shows and what it is made of, in their order.
+    """Return each cell of an exported page as its output and its source, in order.
 
     Raises:
         RunFailed: the page holds no session.
@@ -89,7 +89,7 @@ def read_session(page: str) -> list[tuple[Cell, Cell]]:
 
 
 def read_cell(cell: Cell, source: Cell, language: Language) -> Iterator[str]:
-    """What one cell shows, as HTML: its code where that is not hidden, and its output.
+    """Yield what a cell shows, as HTML: its code unless that is hidden, and its output.
 
     Raises:
         RunFailed: the cell failed.
@@ -112,7 +112,7 @@ def _as_html(data: dict[str, Any]) -> Iterator[str]:
 
 
 _SERVED_STYLE = '<style>[data-testid="static-notebook-banner"] { display: none }</style>'
-"""The page says by itself that it is a record."""
+"""The page itself says that it is a record, so marimo's banner is hidden."""
 
 _SHELL = """<!DOCTYPE html>
 <html lang="{language}">

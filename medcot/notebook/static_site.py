@@ -1,4 +1,4 @@
-"""The static tutorial: the executed notebook as pages that need neither a server nor a network.
+"""Writes the executed notebook as static pages that need no server and no network.
 
 ``site/index.html`` and ``zh.html`` are marimo's own export with its assets beside them, for any
 static server; ``tutorial-en.html`` and ``tutorial-zh.html`` hold everything in one file, without
@@ -34,7 +34,7 @@ _CACHES = shutil.ignore_patterns("__marimo__", "__pycache__")
 
 
 def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) -> list[Path]:
-    """Execute the notebook and write its pages into ``out``; gives the pages.
+    """Execute the notebook, write its pages into ``out`` and return them.
 
     Without ``run`` the first page trains with ``options`` (those of the command line), and the
     second shows the same run.
@@ -68,7 +68,7 @@ def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) 
 
 
 def _require_done(run: Path) -> None:
-    """A page is published of a whole run only: it would show another's verdict otherwise."""
+    """Refuse a run without a report: its page would show another run's verdict."""
     record = read_run(run)
     if record.report is not None and record.stage == "done":
         return
@@ -79,7 +79,7 @@ def _require_done(run: Path) -> None:
 
 
 def _execute(folder: Path, language: Language, asked: Sequence[str]) -> str:
-    """The exported page. marimo ends with 0 also where a cell stopped: the page is looked at."""
+    """Return the exported page. marimo exits with 0 even if a cell stopped, so read the page."""
     page = folder / PAGES[language]
     command = [
         sys.executable,

@@ -16,7 +16,7 @@ from medcot.engines.bundled_model import bundled_model
 from medcot.errors import InputError, RunFailed
 from medcot.hardware.machine import detect_machine, named_machine
 from medcot.notebook import controls, jobs, preview
-from medcot.notebook.outcomes import attempt
+from medcot.notebook.results import attempt
 from medcot.pipeline.prepare import plan_only
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import make_plan
@@ -234,21 +234,21 @@ def test_options_given_at_the_start_outlive_a_change_of_preset():
 
 def test_one_training_at_a_time_and_a_cancelled_one_goes_on(tiny, tmp_path):
     long = tiny.model_copy(update={"steps": 500})
-    job = jobs.start_training(long, RunDirectory(tmp_path / "run"), owner="me")
+    job = jobs.RUNNER.start_training(long, RunDirectory(tmp_path / "run"), owner="me")
     with pytest.raises(RunFailed, match="another training"):
-        jobs.start_training(tiny, RunDirectory(tmp_path / "other"), owner="you")
-    jobs.cancel_training("you")
+        jobs.RUNNER.start_training(tiny, RunDirectory(tmp_path / "other"), owner="you")
+    jobs.RUNNER.cancel_training("you")
     assert not job.stop.is_set(), "only its owner may cancel it"
     while not job.events and job.state == "running":
         job.wait(0.05)
-    jobs.cancel_training("me")
+    jobs.RUNNER.cancel_training("me")
     assert job.wait(60).state == "cancelled", job.failure
     learnt = len(job.events)
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
-    again = jobs.resume_training("me")
+    again = jobs.RUNNER.resume_training("me")
     while not again.events and again.state == "running":
         again.wait(0.05)
-    jobs.cancel_training("me")
+    jobs.RUNNER.cancel_training("me")
     assert again.wait(60).state == "cancelled", again.failure
     assert again.events[0].step >= learnt
     assert list_runs(tmp_path)[0].stage == "cancelled"
@@ -269,22 +269,24 @@ def test_a_process_with_marimo_in_it_can_load_an_engine_and_train():
 
 def test_a_failed_training_frees_the_server_and_says_what_to_do(tiny, tmp_path):
     wrong = tiny.model_copy(update={"dataset": str(tmp_path / "missing.jsonl")})
-    job = jobs.start_training(wrong, RunDirectory(tmp_path / "run")).wait(60)
+    job = jobs.RUNNER.start_training(wrong, RunDirectory(tmp_path / "run")).wait(60)
     assert job.state == "failed"
     assert "missing.jsonl" in str(job.failure)
-    with jobs.reserved():
-        assert attempt(jobs.start_training, tiny, RunDirectory(tmp_path / "x")).failure
+    with jobs.RUNNER.reserved():
+        assert attempt(jobs.RUNNER.start_training, tiny, RunDirectory(tmp_path / "x")).failure
 
 
 def test_a_question_of_ones_own_is_answered_by_the_base_model(tiny, tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.create(tiny)
     seen = []
-    reply = jobs.answer_question(run, "Why?", base=True, show=lambda one: seen.append(dict(one)))
+    reply = jobs.RUNNER.answer_question(
+        run, "Why?", base=True, show=lambda one: seen.append(dict(one))
+    )
     assert seen
     assert reply["question"] == "Why?"
-    assert attempt(jobs.answer_question, run, " ", base=True).failure.kind == "input"
-    assert "adapter" in str(attempt(jobs.answer_question, run, "Why?", base=False).failure)
+    assert attempt(jobs.RUNNER.answer_question, run, " ", base=True).failure.kind == "input"
+    assert "adapter" in str(attempt(jobs.RUNNER.answer_question, run, "Why?", base=False).failure)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -16,7 +16,7 @@ from medcot.config.schema import RunConfig
 from medcot.hardware.machine import named_machine
 from medcot.notebook import preview
 from medcot.notebook.controls import MACHINES, explain
-from medcot.notebook.outcomes import Failure, attempt
+from medcot.notebook.results import ErrorText, attempt
 from medcot.notebook.views import answers, charts, evidence, plans, rows
 from medcot.notebook.views.elements import make_elements
 from medcot.notebook.views.markup import table, text
@@ -47,7 +47,7 @@ def test_every_view_of_a_hostile_row_is_harmless():
     shown = [
         rows.show_case(case, "en"),
         rows.show_cases([case], {}, 1, 1, "zh"),
-        rows.show_failure(Failure("input", HOSTILE, HOSTILE, HOSTILE), "en"),
+        rows.show_failure(ErrorText("input", HOSTILE, HOSTILE, HOSTILE), "en"),
         answers.show_own_answer(reply, "en"),
         answers.compare_replies(reply, reply | {"answer": f"{HOSTILE} more"}, "zh"),
     ]

@@ -1,4 +1,4 @@
-"""The notebook's controls, one for each field of `RunConfig` that a page can change."""
+"""Makes the notebook's controls, one for each field of `RunConfig` that a page can change."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from medcot.notebook.controls import (
 
 
 def make_elements(base: RunConfig, *, editing: bool) -> dict[str, Any]:
-    """Controls by field, with ``base``'s values. Their labels are the options' own names.
+    """Return controls by field, with ``base``'s values; the option's name is the label.
 
-    ``length`` is that of training, in ``steps`` or ``epochs``, whichever ``base`` gives.
+    ``length`` sets ``steps`` or ``epochs``, whichever ``base`` has.
 
     A served page (not ``editing``) offers known models and data sets only: a visitor who could
     name a path would read the server's files.
     """
     length = length_field(base)
     found: dict[str, Any] = {
-        "model": _named("model", base.model, MODELS, editing),
-        "dataset": _named("dataset", base.dataset, DATASETS, editing),
+        "model": _named("model", base.model, MODELS, editing=editing),
+        "dataset": _named("dataset", base.dataset, DATASETS, editing=editing),
         "language": mo.ui.dropdown(
             list(choices("language")), value=base.language, label="`language`"
         ),
@@ -45,7 +45,7 @@ def make_elements(base: RunConfig, *, editing: bool) -> dict[str, Any]:
     return found
 
 
-def _named(field: str, value: str, known: tuple[str, ...], editing: bool) -> Any:
+def _named(field: str, value: str, known: tuple[str, ...], *, editing: bool) -> Any:
     if editing:
         return mo.ui.text(value=value, label=f"`{field}`", full_width=True)
     return mo.ui.dropdown(offered(known, value), value=value, label=f"`{field}`", full_width=True)

@@ -1,4 +1,4 @@
-"""Small pieces of HTML. :func:`text` is the one way for a text that is not the project's own."""
+"""Makes small pieces of HTML. Every text from outside the project goes through :func:`text`."""
 
 from __future__ import annotations
 
@@ -10,66 +10,66 @@ _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2
 
 
 def text(value: object) -> str:
-    """``value`` so that a page shows it and never runs it; unseen control characters show."""
+    """Escape ``value`` for HTML, and make invisible control characters visible."""
     visible = _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value))
     return html.escape(visible, quote=True)
 
 
 def paragraphs(value: str) -> str:
-    """An untrusted text with its lines kept."""
+    """Return an untrusted text with its line breaks kept."""
     return f'<div class="mc-text">{text(value.strip())}</div>'
 
 
 def join(*parts: str) -> str:
-    """Pieces one under the other."""
+    """Stack pieces of HTML vertically."""
     return f'<div class="mc-stack">{"".join(parts)}</div>'
 
 
 def columns(*parts: str) -> str:
-    """Pieces side by side, one under the other where the page is narrow."""
+    """Place pieces of HTML side by side; on a narrow page, stack them."""
     cells = "".join(f"<div>{part}</div>" for part in parts)
     return f'<div class="mc-columns">{cells}</div>'
 
 
 def card(title: str, body: str, kind: str = "") -> str:
-    """``body`` (HTML) under a small title (text)."""
+    """Put ``body`` (HTML) under a small title (text)."""
     return f'<section class="mc-card {kind}"><h4>{text(title)}</h4>{body}</section>'
 
 
 def callout(kind: str, title: str, body: str = "") -> str:
-    """A note that stands out; ``kind`` is note, good, bad or warn."""
+    """Return a highlighted note; ``kind`` is note, good, bad or warn."""
     role = "alert" if kind == "bad" else "note"
     return f'<aside class="mc-callout mc-{kind}" role="{role}"><b>{text(title)}</b>{body}</aside>'
 
 
 def paragraph(value: str) -> str:
-    """One paragraph of plain text."""
+    """Return a paragraph of plain text."""
     return f"<p>{text(value)}</p>"
 
 
 def small(value: str) -> str:
-    """A remark in small print."""
+    """Return a remark in small print."""
     return f'<p class="mc-small">{text(value)}</p>'
 
 
 def items(lines: Iterable[str]) -> str:
-    """A list of plain texts."""
+    """Return a list of plain texts."""
     return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
 
 
 def code(value: str) -> str:
-    """A command to copy."""
+    """Return a command to copy."""
     return f'<pre class="mc-code" tabindex="0"><code>{text(value)}</code></pre>'
 
 
 def details(title: str, body: str, *, opened: bool = False) -> str:
-    """``body`` (HTML) behind a title (text)."""
+    """Hide ``body`` (HTML) behind a title (text)."""
     start = "<details open>" if opened else "<details>"
     return f"{start}<summary>{text(title)}</summary>{body}</details>"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """A table whose cells are HTML: escape them with :func:`text` where they are not."""
+    """Return a table whose cells are HTML; escape plain text with :func:`text`."""
     head = "".join(f'<th scope="col">{text(one)}</th>' for one in headers)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     head = f"<thead><tr>{head}</tr></thead>" if any(headers) else ""
@@ -80,13 +80,13 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "")
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """Names (text) with their values (text), in as many columns as fit."""
+    """Return names and values (text) in as many columns as fit."""
     cells = "".join(f"<div><dt>{text(n)}</dt><dd>{text(v)}</dd></div>" for n, v in pairs)
     return f'<dl class="mc-facts">{cells}</dl>'
 
 
 def figure(picture: str, alt: str, caption: str = "") -> str:
-    """An SVG or other picture (HTML) with the words that stand for it."""
+    """Return an SVG or other picture (HTML) with its text alternative."""
     under = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     return (
         f'<figure class="mc-figure"><div role="img" aria-label="{text(alt)}">{picture}</div>'
@@ -95,11 +95,11 @@ def figure(picture: str, alt: str, caption: str = "") -> str:
 
 
 def heading(anchor: str, title: str) -> str:
-    """A section's heading, which the table of contents leads to."""
+    """Return a section's heading, to which the table of contents links."""
     return f'<h2 id="{text(anchor)}">{text(title)}</h2>'
 
 
 def localized(body: str, language: str) -> str:
-    """``body`` (HTML) marked with the language that it is written in."""
+    """Mark ``body`` (HTML) with its language."""
     tag = {"en": "en", "zh": "zh-CN"}[language]
     return f'<div class="mc" lang="{tag}">{body}</div>'

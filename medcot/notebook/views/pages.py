@@ -1,4 +1,4 @@
-"""The parts of a whole page, as marimo shows them: sections, content, errors, controls."""
+"""Makes the parts of a page for marimo: sections, contents, errors, controls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import marimo as mo
 
 from medcot.catalog import duration, say
 from medcot.notebook.controls import explain
-from medcot.notebook.outcomes import Failure, Outcome
+from medcot.notebook.results import ErrorText, Result
 from medcot.notebook.views.answers import disclaimer
 from medcot.notebook.views.markup import (
     callout,
@@ -32,24 +32,24 @@ View = Callable[..., str]
 
 
 def title(prose: Prose) -> str:
-    """The page's own title."""
+    """Return the page's title."""
     shown = f'<h1 class="mc-title">{text(prose.title("claim"))}</h1>'
     return localized(shown, prose.language)
 
 
 def body(prose: Prose, key: str, **values: object) -> mo.Html:
-    """The text of a section, without its heading."""
+    """Return the text of a section without its heading."""
     return mo.Html(localized(mo.md(prose.body(key, **values)).text, prose.language))
 
 
 def section(prose: Prose, key: str, **values: object) -> mo.Html:
-    """A section's heading and text."""
+    """Return a section's heading and text."""
     told = heading(key, prose.title(key)) + mo.md(prose.body(key, **values)).text
     return mo.Html(localized(told, prose.language))
 
 
 def contents(prose: Prose) -> str:
-    """Links to the sections."""
+    """Return links to the sections."""
     links = "".join(
         f'<a href="#{text(key)}">{text(name)}</a>'
         for key, name in list_sections(prose)
@@ -60,40 +60,40 @@ def contents(prose: Prose) -> str:
 
 
 def other_language(language: str) -> mo.Html:
-    """The link from one language's static page to the other's."""
+    """Return the link from one language's static page to the other's."""
     page = {"en": "zh.html", "zh": "index.html"}[language]
     name = text(say("other_language", language))
     return mo.Html(f'<p class="mc"><a href="{page}" data-other-language>{name}</a></p>')
 
 
 def show(language: str, view: View, value: Any, *arguments: Any, **options: Any) -> mo.Html:
-    """``view`` of ``value``. An outcome without a value is shown as what went wrong."""
-    if isinstance(value, Outcome):
+    """Show ``value`` by ``view``; show a failed :class:`Result` as its error."""
+    if isinstance(value, Result):
         if value.failure is not None:
             return failure(value.failure, language)
         value = value.value
     return mo.Html(localized(view(value, *arguments, language, **options), language))
 
 
-def failure(found: Failure | None, language: str) -> mo.Html:
-    """An error with what to do."""
+def failure(found: ErrorText | None, language: str) -> mo.Html:
+    """Show an error with what to do."""
     return mo.Html(localized(show_failure(found, language) if found else "", language))
 
 
-def refusal(asked: Outcome | None, language: str) -> mo.Html | None:
-    """Why a button did nothing, if it did nothing."""
+def refusal(asked: Result | None, language: str) -> mo.Html | None:
+    """Show why a button's action failed, if it failed."""
     found = asked.failure if asked else None
     return failure(found, language) if found else None
 
 
 def show_growing(replace: Callable[[mo.Html], None], reply: Mapping[str, Any]) -> None:
-    """An answer while it is written: what it says, and what it is not in both languages."""
+    """Show a growing answer, with the disclaimer in both languages."""
     written = paragraphs(f"{reply['thought']}\n\n{reply['answer']}")
     replace(mo.Html(localized(written + disclaimer("en") + disclaimer("zh"), "en")))
 
 
-def sent(outcome: Outcome | None, language: str) -> mo.Html | None:
-    """What came of the last step to Kaggle."""
+def sent(outcome: Result | None, language: str) -> mo.Html | None:
+    """Show the result of the last step on the Kaggle panel."""
     if outcome is None:
         return None
     if outcome.failure is not None:
@@ -102,17 +102,17 @@ def sent(outcome: Outcome | None, language: str) -> mo.Html | None:
 
 
 def note(key: str, language: str, kind: str = "note", **values: object) -> mo.Html:
-    """One of the project's own remarks."""
+    """Show a remark from the catalog."""
     return mo.Html(localized(callout(kind, say(key, language, **values)), language))
 
 
 def command(value: str) -> mo.Html:
-    """A command to copy."""
+    """Show a command to copy."""
     return mo.Html(localized(code(value), "en"))
 
 
 def which_run(run: RunRecord, language: str) -> mo.Html:
-    """Which run a section shows."""
+    """Say which run a section shows."""
     key = "bundled_run" if run.bundled else "shown_run"
     key = key if run.report else "unscored_run"
     said = say(key, language, name=run.name, steps=len(run.events))
@@ -120,17 +120,17 @@ def which_run(run: RunRecord, language: str) -> mo.Html:
 
 
 def stack(*parts: Any) -> mo.Html:
-    """Parts one under the other; those that are None are not there."""
+    """Stack parts vertically, without those that are None."""
     return mo.vstack([part for part in parts if part is not None])
 
 
 def plain(value: str, language: str) -> mo.Html:
-    """Words in small print."""
+    """Show a text in small print."""
     return mo.Html(localized(small(value), language))
 
 
 def training_time(plan: Plan | None, machine: str, language: str) -> mo.Html | None:
-    """How long the button below it takes, where the plan is that of this machine."""
+    """Say how long a training takes if the plan is for this machine."""
     if machine != "here":
         return plain(say("train_here", language, machine=machine), language)
     if plan is None:
@@ -140,7 +140,7 @@ def training_time(plan: Plan | None, machine: str, language: str) -> mo.Html | N
 
 
 def reason(preset: str, why: str, language: str) -> mo.Html | None:
-    """Why the page starts with the preset that it starts with, where nobody named one."""
+    """Say why this preset was chosen, if nobody named one."""
     if not why:
         return None
     said = say("preset_why", language, preset=preset, why=in_language(why, language))
@@ -148,7 +148,7 @@ def reason(preset: str, why: str, language: str) -> mo.Html | None:
 
 
 def knobs(elements: Mapping[str, Any], names: Sequence[str], language: str) -> mo.Html:
-    """Controls beside one another, each with its option's name and what it is."""
+    """Place controls side by side, each with its explanation."""
     cells = [
         f'<div data-knob="{name}">{elements[name]}{small(explain(name, language))}</div>'
         for name in names
@@ -158,7 +158,7 @@ def knobs(elements: Mapping[str, Any], names: Sequence[str], language: str) -> m
 
 
 def settings_table(values: Mapping[str, Any], language: str) -> mo.Html:
-    """The settings of a page without a kernel, where controls would do nothing."""
+    """Show the settings on a static page, where controls would have no effect."""
     rows = [
         (f"<code>{text(name)}</code>", text(value), text(explain(name, language)))
         for name, value in values.items()

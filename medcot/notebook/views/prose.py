@@ -1,4 +1,4 @@
-"""Prose in sections: a file of ``# key | Title`` lines, each with its Markdown below."""
+"""Reads prose in sections: ``# key | Title`` lines, each with Markdown below it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VALUE = re.compile(r"\{\{(\w+)\}\}")
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One section: its title, and its text as Markdown."""
+    """A section's title, and its text as Markdown."""
 
     title: str
     body: str
@@ -29,10 +29,11 @@ class Prose:
     sections: Mapping[str, Section]
 
     def title(self, key: str) -> str:
+        """Return the title of the section ``key``."""
         return self.sections[key].title
 
     def body(self, key: str, **values: object) -> str:
-        """The Markdown of ``key`` with ``{{name}}`` replaced by the project's own values.
+        """Return the Markdown of ``key`` with each ``{{name}}`` replaced by its value.
 
         Raises:
             KeyError: a value that the text asks for is missing.
@@ -41,7 +42,7 @@ class Prose:
 
 
 def read_prose(folder: Path, language: str) -> Prose:
-    """``prose_LANGUAGE.md`` in ``folder``.
+    """Read ``prose_LANGUAGE.md`` in ``folder``.
 
     Raises:
         InputError: the file is missing, or names a section twice.
@@ -59,5 +60,5 @@ def read_prose(folder: Path, language: str) -> Prose:
 
 
 def list_sections(prose: Prose) -> list[tuple[str, str]]:
-    """Key and title of every section, in order."""
+    """Return key and title of every section, in order."""
     return [(key, section.title) for key, section in prose.sections.items()]

@@ -8,8 +8,8 @@ from typing import Any
 from medcot.catalog import say
 from medcot.data.contamination import Leak
 from medcot.data.tokenization import Encoded
-from medcot.notebook.outcomes import Failure
 from medcot.notebook.preview import Material, Rows
+from medcot.notebook.results import ErrorText
 from medcot.notebook.views.charts import draw_lengths
 from medcot.notebook.views.markup import (
     callout,
@@ -159,7 +159,7 @@ def _leaked(leaks: Sequence[Leak], language: str) -> list[tuple[str, str]]:
     ]
 
 
-def show_failure(failure: Failure, language: str) -> str:
+def show_failure(failure: ErrorText, language: str) -> str:
     """An error as a note with what to do; everything else on the page goes on."""
     title = say(f"failure_{failure.kind}", language)
     what, remedy = (in_language(said, language) for said in (failure.what, failure.remedy))

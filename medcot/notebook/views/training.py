@@ -1,4 +1,4 @@
-"""A training as a page shows it while it goes on, and what is left of it."""
+"""Shows a training while it runs and after it has ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from medcot.runs.history import RunRecord
 
 
 def show_job(job: Job, language: str) -> str:
-    """Where ``job`` is: its stage, the loss so far, time left, speed and memory."""
+    """Show a job's stage, loss, remaining time, throughput and memory."""
     parts = [_ending(job, language) if job.state != "running" else _stage(job, language)]
     if job.events:
         last = job.events[-1]
@@ -46,7 +46,7 @@ def show_job(job: Job, language: str) -> str:
 
 
 def show_finished(run: RunRecord, language: str) -> str:
-    """The training of a run that is over."""
+    """Show the training of a finished run."""
     if not run.events:
         return ""
     last = run.events[-1]
@@ -85,7 +85,7 @@ def _ending(job: Job, language: str) -> str:
 
 
 def describe_sending(step: AccountCheck | Built | Push, language: str) -> str:
-    """What the last step to Kaggle gave."""
+    """Describe the result of the last step on the Kaggle panel."""
     if isinstance(step, Built):
         size = f"{step.kernel.size / 1024:.0f}"
         said = say("kaggle_built", language, folder=str(step.kernel.folder), size=size)

@@ -1,0 +1,53 @@
+"""Values or errors as text, for a front end that must survive every error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from medcot.errors import Cancelled, InputError, RunFailed, one_line
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorText:
+    """An error without its traceback, which would keep a model in memory.
+
+    ``kind`` is ``input`` (something given is wrong), ``failed`` (a stage gave up) or
+    ``unforeseen``; ``what`` says what was found, ``remedy`` what to do.
+    """
+
+    kind: Literal["input", "failed", "unforeseen"]
+    where: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what} {self.remedy}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a call returned, or the error that it raised."""
+
+    value: Any = None
+    failure: ErrorText | None = None
+
+
+def attempt(function: Callable[..., Any], *arguments: Any, **options: Any) -> Result:
+    """Call ``function``; return what it returns, or the text of what it raises."""
+    try:
+        return Result(value=function(*arguments, **options))
+    except Exception as error:  # noqa: BLE001 - the page must survive whatever it is
+        return Result(failure=describe_error(error))
+
+
+def describe_error(error: BaseException) -> ErrorText:
+    """Return the text of ``error``, with what to do where that is known."""
+    if isinstance(error, InputError):
+        return ErrorText("input", error.where, one_line(error.got), error.needs)
+    if isinstance(error, RunFailed):
+        return ErrorText("failed", error.stage, error.message, error.remedy)
+    if isinstance(error, Cancelled):
+        return ErrorText("failed", "", "cancelled", "")
+    return ErrorText("unforeseen", type(error).__name__, one_line(str(error)), "")
