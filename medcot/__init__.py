@@ -8,22 +8,44 @@ their layers. Importing this package does not import torch: each name loads on f
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medcot.config.presets import make_config
+    from medcot.config.schema import RunConfig
+    from medcot.data.dataset import load_dataset
+    from medcot.planning.plan import make_plan
+    from medcot.records import Case, Question
+    from medcot.runs.directory import RunDirectory
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "RunConfig": "config.schema",
-    "make_config": "config.presets",
-    "Case": "records",
-    "Question": "records",
-    "RunDirectory": "runs.directory",
-    "load_dataset": "data.dataset",
-    "make_plan": "planning.plan",
+__all__ = [
+    "Case",
+    "Question",
+    "RunConfig",
+    "RunDirectory",
+    "load_dataset",
+    "make_config",
+    "make_plan",
+]
+
+_MODULES = {
+    "Case": "medcot.records",
+    "Question": "medcot.records",
+    "RunConfig": "medcot.config.schema",
+    "RunDirectory": "medcot.runs.directory",
+    "load_dataset": "medcot.data.dataset",
+    "make_config": "medcot.config.presets",
+    "make_plan": "medcot.planning.plan",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"medcot.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'medcot' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -122,9 +122,6 @@ def runs_to_show(
 
 
 def commands_for(run: RunRecord) -> list[str]:
-    """Commands that ask a run's model, and that turn it into what other programs read."""
+    """Return the commands that use a run's model."""
     place = "runs/NAME" if run.bundled else shlex.quote(f"runs/{run.path.name}")
-    return [
-        f'medcot ask --run {place} "What are the warning signs of sepsis?"',
-        f"medcot export --run {place} --to adapter    # or merged, gguf, ollama, hub",
-    ]
+    return [f'medcot ask --run {place} "What are the warning signs of sepsis?"']
