@@ -131,7 +131,7 @@ def choose_run_to_show(get_ended, language, start, trained, visitor):
     # What the later sections show: the run of this page, the one asked for, or the bundled one.
     _path = jobs.path_to_show(get_ended(), visitor) or trained or start.run
     shown = history.read_run(_path) if _path else history.bundled_run(language)
-    report = shown.report or history.bundled_run(language).report
+    report = evidence.read_report(shown) or evidence.read_report(history.bundled_run(language))
     return report, shown
 
 
@@ -498,7 +498,7 @@ def tell_the_tuned(language, report, section, show, shown):
 @app.cell(hide_code=True)
 def make_question_box(report):
     question = mo.ui.text_area(
-        value=report["fixed_question"]["question"], rows=4, full_width=True, label="`ask`"
+        value=report.fixed_question.question, rows=4, full_width=True, label="`ask`"
     )
     return (question,)
 
@@ -548,7 +548,7 @@ def tell_the_evidence(language, report, section, show, shown):
         show(evidence.show_comparison, report),
         show(evidence.show_figures, report),
         show(evidence.show_power, report),
-        show(evidence.show_telling_rows, report),
+        show(evidence.show_changed_rows, report),
     )
     return
 

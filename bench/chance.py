@@ -19,7 +19,7 @@ from medcot.config.presets import make_config
 from medcot.data.mcq import load_questions
 from medcot.engines.loading import load_base, load_tokenizer
 from medcot.evaluation.interface import ModelTools
-from medcot.evaluation.suite import examine, make_examination, summarise
+from medcot.evaluation.suite import evaluate, make_suite, summarise
 from medcot.hardware.machine import detect_machine
 from medcot.inference.generate import model_tools
 from medcot.planning.model_specs import find_model_spec
@@ -39,17 +39,21 @@ def load(model: str) -> ModelTools:
 def line(name: str, count: int, language: str, tools: ModelTools) -> str:
     config = make_config("demo", {"mcq_samples": count})
     asked = {Path(name).stem: load_questions(name, language)}  # type: ignore[arg-type]
-    examination = make_examination(config, [], None, asked)
+    suite = make_suite(config, [], None, asked)
     clock, processor = time.perf_counter(), time.process_time()
-    rows = examine(examination, tools, [], [].append)
+    rows = evaluate(suite, tools, [], [].append)
     clock, processor = time.perf_counter() - clock, time.process_time() - processor
-    (found,) = summarise(rows, examination)["mcq"]["sets"].values()
-    (questions,) = examination.questions.values()
+    summary = summarise(rows, suite)
+    (found,) = summary.mcq.sets.values() if summary.mcq else ()
+    (questions,) = suite.questions.values()
     chance = sum(1 / len(one.options) for one in questions) / len(questions)
-    letters = ", ".join(f"{k} {n}" for k, n in sorted(Counter(r["choice"] for r in rows).items()))
-    cells = [Path(name).stem, str(found["n"]), f"{100 * found['accuracy']:.1f} %"]
-    cells += [f"{100 * found['low']:.1f} to {100 * found['high']:.1f} %", f"{100 * chance:.1f} %"]
-    cells += ["yes" if found["low"] <= chance <= found["high"] else "no", letters]
+    low, high = found.low or 0.0, found.high or 0.0
+    letters = ", ".join(
+        f"{k} {n}" for k, n in sorted(Counter(row.choice or "none" for row in rows).items())
+    )
+    cells = [Path(name).stem, str(found.n), f"{100 * (found.accuracy or 0.0):.1f} %"]
+    cells += [f"{100 * low:.1f} to {100 * high:.1f} %", f"{100 * chance:.1f} %"]
+    cells += ["yes" if low <= chance <= high else "no", letters]
     return f"| {' | '.join([*cells, f'{clock:.0f}', f'{processor:.0f}'])} |"
 
 

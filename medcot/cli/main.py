@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from medcot.config.resolve import Resolved
     from medcot.config.schema import RunConfig
     from medcot.listener import Listener
+    from medcot.reporting.schema import Report
     from medcot.runs.directory import RunDirectory
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -248,10 +249,12 @@ def _preset_line(resolved: Resolved) -> str:
     return f"preset {resolved.config.preset}{why}"
 
 
-def _print_report(report: dict[str, Any], directory: RunDirectory, *, as_json: bool) -> None:
+def _print_report(report: Report, directory: RunDirectory, *, as_json: bool) -> None:
     if as_json:
-        return _print_json(report)
-    click.echo(report["verdict"]["sentence"])
+        from medcot.reporting.schema import report_to_json
+
+        return _print_json(report_to_json(report))
+    click.echo(report.verdict.sentence)
     click.echo(f"report: {directory.report_markdown}")
     return None
 

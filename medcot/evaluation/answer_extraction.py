@@ -1,9 +1,9 @@
-"""Which option did an answer state? The last stated letter, or None: nothing is guessed.
+"""Extracts the option letter that an answer states last, or None: nothing is guessed.
 
 A letter counts where it is *stated*: after a cue ("Answer: B", "故选B"), as the whole of a line, in
 ``\\boxed{}``, or called right ("B is correct"). A letter that merely occurs ("vitamin B") does not.
-Two letters in one statement, or a labelled answer that is no option, make it unclear: None.
-An option's own text, given in full after a cue or as the whole answer, states its letter.
+Two letters in one statement, or a labelled answer that is no option, are unclear: None.
+An option's full text after a cue, or as the whole answer, states its letter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LABELS = (
     r"\b(?:ans|answer|choice)\.?\s*(?:[:=]|[-–—](?=\s))\s*(?:option\s+|choice\s+)?",
     r"(?:答案|正确选项|最佳选项)\s*(?:应该?|就?是|选|为|:|=|\s)*(?:选项)?\s*",
 )
-"""Cues that count in either language: a label leaves no doubt of what follows."""
+"""Labels: cues in either language that leave no doubt about what follows."""
 
 _BE = r"(?:is|would be|must be|should be|has to be|will be|remains)"
 _SURE = (
@@ -64,7 +64,7 @@ _NOT_BUT = (
     r"(?:不是|并非|not\s+)\s*{noun}{letter}\s*(?:选?项)?\s*,?\s*(?:but|而是|是)\s*(?:rather\s+)?"
 )
 _CONTRAST = r"(?:^|[,;:。]\s*|\.\s+)(?={excluded})"
-"""Where "not A but C" stands for itself."""
+"""Start of a statement like "not A but C"."""
 _WRONG = re.compile(
     r"\b(?:not|wrong|incorrect|unlikely|false|excluded|contraindicated)\b|n't\b|错|不|非|排除",
     re.IGNORECASE,
@@ -77,20 +77,20 @@ _GOES_ON = re.compile(
 )
 
 
-def continuations(question: Question) -> list[str]:
-    """What stands after the cue for each option when likelihoods are compared: its letter.
+def option_continuations(question: Question) -> list[str]:
+    """List the continuation whose likelihood is compared for each option: its letter.
 
-    English sets a space before it, Chinese none, as text after "Answer:" and "答案：" has it.
+    English puts a space before it and Chinese none, as after "Answer:" and "答案：".
     """
     space = " " if question.language == "en" else ""
     return [f"{space}{letter}" for letter in question.options]
 
 
 def extract_letter(text: str, options: Mapping[str, str], language: Language) -> str | None:
-    """The letter that ``text`` states last, or None where it states none clearly.
+    """Return the letter that ``text`` states last, or None if it states none clearly.
 
-    ``text`` is the part after the thought; where it still has the thought, that is left out, and a
-    thought that never closes leaves no answer.
+    ``text`` is the part after the thought. If it still has the thought, that is dropped; a thought
+    that never closes leaves no answer.
     """
     if CLOSE in text:
         text = text.partition(CLOSE)[2]
@@ -110,11 +110,11 @@ def extract_letter(text: str, options: Mapping[str, str], language: Language) ->
 
 
 Statement = tuple[int, str | None]
-"""Where it ends, and the letter; None for one that is not clear."""
+"""End of a statement in the text, and its letter; None for an unclear one."""
 
 
 def _plain(text: str) -> str:
-    """Full-width forms as ASCII, without emphasis marks."""
+    """Fold full-width forms to ASCII and drop emphasis marks."""
     folded = unicodedata.normalize("NFKC", text).replace("’", "'")
     return re.sub(r"[*`$]|(?<!\w)_+|_+(?!\w)|^\s*[#>]+\s*", "", folded, flags=re.MULTILINE).strip()
 
@@ -125,7 +125,7 @@ def _letter(options: Mapping[str, str]) -> str:
 
 
 def _labelled(text: str, options: Mapping[str, str], language: Language) -> Iterator[Statement]:
-    """Letters after a cue."""
+    """Find letters after a cue."""
     letter = _letter(options)
     excluded = _NOT_BUT.format(noun=_NOUN, letter=letter.replace("?P<letter>", "?:"))
     contrast = _CONTRAST.format(excluded=excluded)
@@ -141,7 +141,7 @@ def _labelled(text: str, options: Mapping[str, str], language: Language) -> Iter
 
 
 def _read_letters(text: str, start: int, options: Mapping[str, str]) -> Statement | None:
-    """The letter, or several joined, that begins at ``start``."""
+    """Read the letter, or several joined ones, at ``start``."""
     pattern = re.compile(_letter(options))
     first = found = pattern.match(text, start)
     if not first:
@@ -161,7 +161,7 @@ def _read_letters(text: str, start: int, options: Mapping[str, str]) -> Statemen
 
 
 def _stands_alone(text: str, found: re.Match[str], options: Mapping[str, str]) -> bool:
-    """Whether a letter is a letter, not the start of "A-fib", "B cells" or "A patient with"."""
+    """Tell a letter from the start of "A-fib", "B cells" or "A patient with"."""
     letter, end = found["letter"], found.end()
     bracketed = not found.group().startswith(letter)
     if bracketed or _GOES_ON.match(text, end):
@@ -171,7 +171,7 @@ def _stands_alone(text: str, found: re.Match[str], options: Mapping[str, str]) -
 
 
 def _read_small(text: str, start: int, options: Mapping[str, str]) -> Statement | None:
-    """A lower-case letter, where nothing but the end of the statement follows it."""
+    """Read a lower-case letter that ends its statement."""
     found = re.compile(r"[(\[]?([a-z])[)\]]?\s*(?=$|[\n.;])").match(text, start)
     letter = found[1].upper() if found else ""
     return (found.end(), letter) if found and letter in options else None
@@ -180,7 +180,7 @@ def _read_small(text: str, start: int, options: Mapping[str, str]) -> Statement 
 def _read_text(
     text: str, start: int, options: Mapping[str, str], *, certain: bool
 ) -> Statement | None:
-    """An option's whole text after a cue; what else follows a ``certain`` label is unclear."""
+    """Read an option's full text after a cue. After a ``certain`` label, the rest is unclear."""
     longest = max(map(len, options.values()), default=0) + 40  # with room for marks around it
     rest = re.compile(rf"\s*([^\n]{{0,{longest}}})").match(text, start)
     said = rest[1] if rest else ""
@@ -191,16 +191,16 @@ def _read_text(
 
 
 def _called_right(text: str, options: Mapping[str, str], language: Language) -> Iterator[Statement]:
-    """Letters that are called right: "B is correct", "选项B正确"."""
+    """Find letters that are called right: "B is correct", "选项B正确"."""
     pattern = rf"{_BEFORE_CALLED[language]}{_letter(options)}{_CALLED_RIGHT[language]}"
     for found in re.finditer(pattern, text, re.MULTILINE):
         yield (found.end(), found["letter"])
 
 
 def _lines(text: str, options: Mapping[str, str], *, whole: bool) -> Iterator[Statement]:
-    """Lines that are a letter, or a letter with its option's text; ``whole``: and nothing more.
+    """Find lines that are a letter, alone or with its option's text; ``whole``: and nothing more.
 
-    Several different ones in a row are the options said over again, not a statement.
+    Several different ones in a row repeat the options and state nothing.
     """
     for letters in _runs(text, options):
         end, letter, bare = letters[-1]
@@ -209,7 +209,7 @@ def _lines(text: str, options: Mapping[str, str], *, whole: bool) -> Iterator[St
 
 
 def _runs(text: str, options: Mapping[str, str]) -> Iterator[list[tuple[int, str, bool]]]:
-    """Lines of :func:`_lines` that follow one another: their ends, letters, and whether whole."""
+    """Group consecutive lines of :func:`_lines`: their ends, letters, and whether whole."""
     position, run = 0, list[tuple[int, str, bool]]()
     for line in [*text.splitlines(keepends=True), "-"]:
         if found := _line_letter(line.strip(), options):
@@ -235,7 +235,7 @@ def _line_letter(line: str, options: Mapping[str, str]) -> tuple[str, bool] | No
 
 
 def _by_text(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter of the one option whose text is ``text``."""
+    """Return the letter of the only option whose text is ``text``."""
     same = [letter for letter, option in options.items() if _same(text, option)]
     return same[0] if len(same) == 1 else None
 

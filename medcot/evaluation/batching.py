@@ -1,63 +1,86 @@
-"""An examination in handfuls of like length: asked together, saved together, shared out."""
+"""Splits an evaluation into batches of similar length.
+
+A batch is the unit of saving and of distribution across processes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from medcot.data import prompts
-from medcot.evaluation.interface import Examination, Key, ModelTools, Row
-from medcot.evaluation.scorers import ask_by_likelihood, ask_by_reasoning, ask_cases
-from medcot.records import Case
+from medcot.evaluation.interface import EvaluationSuite, Kind, ModelTools, RowKey, ScoredRow
+from medcot.evaluation.scorers import score_by_likelihood, score_by_reasoning, score_cases
+from medcot.records import Case, Question
 
-Item = TypeVar("Item")
-Group = tuple[list[tuple[Key, Any]], Callable[[list[Any]], Iterator[Row]]]
+Item = TypeVar("Item", Case, Question)
 
 SCORED_AT_ONCE = 32
-"""Rows scored by loss or likelihood between two writes, and lost at most when killed."""
+"""Rows per batch when nothing is generated; a kill loses at most one batch."""
 
 
-def ask_groups(
-    examination: Examination, tools: ModelTools, wanted: Sequence[int]
-) -> Iterator[list[Row]]:
-    """Have the groups at the places ``wanted`` answered by ``tools``, one after the other."""
-    groups = list(groups_of(examination, tools))
+@dataclass(frozen=True)
+class Batch:
+    """Items that are scored and saved together: the keys of their rows, and how to score them."""
+
+    keys: tuple[RowKey, ...]
+    score: Callable[[], Iterator[ScoredRow]]
+
+
+def answer_batches(
+    suite: EvaluationSuite, tools: ModelTools, wanted: Sequence[int]
+) -> Iterator[list[ScoredRow]]:
+    """Score the batches at the indices ``wanted`` with ``tools``, one after the other."""
+    batches = make_batches(suite, tools)
     for index in wanted:
-        group, answer = groups[index]
-        yield list(answer([item for _, item in group]))
+        yield list(batches[index].score())
 
 
-def groups_of(examination: Examination, tools: ModelTools) -> Iterator[Group]:
-    """The items in handfuls of like length, each with the function that answers them."""
-    style, in_full = examination.style, {case.id for case in examination.generated}
-    at_once = max(1, tools.answers_at_once)
+def make_batches(suite: EvaluationSuite, tools: ModelTools) -> list[Batch]:
+    """Split ``suite`` into batches. The same suite and batch size give the same batches."""
+    return [*_case_batches(suite, tools), *_question_batches(suite, tools)]
 
-    def cases_of(kind: str, answered: bool) -> Callable[[list[Case]], Iterator[Row]]:
-        return lambda group: ask_cases(group, kind, answered, style, tools)
 
-    full = [case for case in examination.cases if case.id in in_full]
-    rest = [case for case in examination.cases if case.id not in in_full]
-    for group in _by_length(full, _case_length, at_once):
-        yield [(("case", "", case.id), case) for case in group], cases_of("case", True)
-    for group in _by_length(rest, _case_length, SCORED_AT_ONCE):
-        yield [(("case", "", case.id), case) for case in group], cases_of("case", False)
-    if fixed := examination.fixed:
-        yield [(("fixed", "", fixed.id), fixed)], cases_of("fixed", True)
-    likely = examination.mcq_method == "likelihood"
-    for name, asked in examination.questions.items():
-        size = SCORED_AT_ONCE if likely else at_once
-        for group in _by_length(asked, lambda one: len(prompts.choice_cue(one)), size):
-            keyed = [(("mcq", name, question.id), question) for question in group]
-            if likely:
-                yield keyed, lambda group, name=name: ask_by_likelihood(group, name, tools)
-            else:
-                yield keyed, lambda group, name=name: ask_by_reasoning(group, name, style, tools)
+def _case_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
+    in_full = {case.id for case in suite.generated}
+    full = [case for case in suite.cases if case.id in in_full]
+    rest = [case for case in suite.cases if case.id not in in_full]
+    score = partial(score_cases, style=suite.style, tools=tools)
+    for cases in _by_length(full, _case_length, max(1, tools.answers_at_once)):
+        yield _batch(cases, ("case", ""), partial(score, cases, "case", answered=True))
+    for cases in _by_length(rest, _case_length, SCORED_AT_ONCE):
+        yield _batch(cases, ("case", ""), partial(score, cases, "case", answered=False))
+    if suite.fixed:
+        yield _batch([suite.fixed], ("fixed", ""), partial(score, [suite.fixed], "fixed"))
+
+
+def _question_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
+    likely = suite.mcq_method == "likelihood"
+    size = SCORED_AT_ONCE if likely else max(1, tools.answers_at_once)
+    for name, asked in suite.questions.items():
+        for questions in _by_length(asked, lambda one: len(prompts.choice_cue(one)), size):
+            score = (
+                partial(score_by_likelihood, questions, name, tools)
+                if likely
+                else partial(score_by_reasoning, questions, name, suite.style, tools)
+            )
+            yield _batch(questions, ("mcq", name), score)
+
+
+def _batch(
+    items: Sequence[Case] | Sequence[Question],
+    kind_and_set: tuple[Kind, str],
+    score: Callable[[], Iterator[ScoredRow]],
+) -> Batch:
+    return Batch(tuple((*kind_and_set, item.id) for item in items), score)
 
 
 def _by_length(
     items: Sequence[Item], length: Callable[[Item], int], size: int
 ) -> Iterator[list[Item]]:
-    """Longest first: what does not fit shows at once."""
+    """Yield batches, the longest items first: running out of memory shows at once."""
     ordered = sorted(items, key=length, reverse=True)
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]

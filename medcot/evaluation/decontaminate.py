@@ -1,7 +1,7 @@
-"""Questions that trained rows give away, left out of sets that came after the training.
+"""Drops evaluation questions that overlap the training data, for sets added after training.
 
-Before training, rows that an evaluation set holds too are not trained on. A set that is asked of a
-model trained already comes too late for that: there the questions go instead, listed and counted.
+Before training, the overlapping training rows are excluded instead. Once a model is trained only
+the questions can still go; they are listed and counted in the report.
 """
 
 from __future__ import annotations
@@ -10,54 +10,54 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from medcot.data.contamination import Leak, find_leaks
-from medcot.evaluation.interface import CASES, FIXED, Examination, Row
+from medcot.evaluation.interface import CASES, FIXED, EvaluationSuite, ScoredRow
 from medcot.records import Case
 
 Texts = Mapping[str, Sequence[tuple[str, str]]]
 """Set name to (id, question) pairs."""
 
 
-def evaluation_texts(examination: Examination) -> dict[str, list[tuple[str, str]]]:
-    """The questions that no training row may share, by set."""
-    texts = {CASES: [(case.id, case.question) for case in examination.cases]}
-    if examination.fixed:
-        texts[FIXED] = [(examination.fixed.id, examination.fixed.question)]
-    for name, questions in examination.questions.items():
+def collect_texts(suite: EvaluationSuite) -> dict[str, list[tuple[str, str]]]:
+    """Collect the questions that no training row may share, by set."""
+    texts = {CASES: [(case.id, case.question) for case in suite.cases]}
+    if suite.fixed:
+        texts[FIXED] = [(suite.fixed.id, suite.fixed.question)]
+    for name, questions in suite.questions.items():
         texts[name] = [(question.id, question.question) for question in questions]
     return texts
 
 
-def withhold(
-    examination: Examination, trained: Sequence[Case]
-) -> tuple[Examination, tuple[Leak, ...]]:
-    """``examination`` without the questions that a row of ``trained`` shares, and these."""
-    texts = evaluation_texts(examination)
-    leaks = _all_leaks(trained, {name: texts[name] for name in examination.questions})
+def decontaminate_suite(
+    suite: EvaluationSuite, trained: Sequence[Case]
+) -> tuple[EvaluationSuite, tuple[Leak, ...]]:
+    """Split ``suite`` into one without the questions that ``trained`` rows share, and the hits."""
+    texts = collect_texts(suite)
+    leaks = _all_leaks(trained, {name: texts[name] for name in suite.questions})
     hit = {(leak.set_name, leak.evaluation_id) for leak in leaks}
     kept = {
         name: tuple(one for one in questions if (name, one.id) not in hit)
-        for name, questions in examination.questions.items()
+        for name, questions in suite.questions.items()
     }
     left = {name: questions for name, questions in kept.items() if questions}
-    return replace(examination, questions=left), leaks
+    return replace(suite, questions=left), leaks
 
 
-def withhold_rows(
-    rows: Sequence[Row], examination: Examination, trained: Sequence[Case]
-) -> tuple[list[Row], tuple[Leak, ...]]:
-    """The same for scored rows of sets that the examination does not ask, by their prompts."""
+def decontaminate_rows(
+    rows: Sequence[ScoredRow], suite: EvaluationSuite, trained: Sequence[Case]
+) -> tuple[list[ScoredRow], tuple[Leak, ...]]:
+    """Do the same for scored rows of sets outside ``suite``, by their prompts."""
     texts: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
-        if row["kind"] == "mcq" and row["set"] not in examination.questions:
-            texts.setdefault(row["set"], []).append((row["id"], row["prompt"]))
+        if row.kind == "mcq" and row.set not in suite.questions:
+            texts.setdefault(row.set, []).append((row.id, row.prompt))
     leaks = _all_leaks(trained, texts)
     hit = {(leak.set_name, leak.evaluation_id) for leak in leaks}
-    return [row for row in rows if (row["set"], row["id"]) not in hit], leaks
+    return [row for row in rows if (row.set, row.id) not in hit], leaks
 
 
 def _all_leaks(trained: Sequence[Case], texts: Texts) -> tuple[Leak, ...]:
-    """Every question that is hit, by one row at least. :func:`find_leaks` names each row's worst
-    hit in a set, so what it named is taken out and the rest looked at again."""
+    """Find every question that at least one row hits. :func:`find_leaks` reports only each row's
+    worst hit in a set, so its hits are removed and the rest is searched again."""
     found: list[Leak] = []
     left = {name: list(pairs) for name, pairs in texts.items() if pairs}
     while leaks := find_leaks(trained, left) if trained and left else []:

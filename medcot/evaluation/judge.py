@@ -1,9 +1,9 @@
-"""An optional judge for open answers: any OpenAI-compatible endpoint, blinded, in both orders.
+"""An optional LLM judge for open answers: any OpenAI-compatible endpoint, blinded, in both orders.
 
-A judge often prefers what it reads first, so each pair is shown twice with the places changed, and
-counts only where both times the same answer won. The judge is told neither which answer came from
-which model nor that there was a training. It is a help where no claims were written by hand; its
-opinion is reported beside the verdict and never part of it.
+Judges tend to prefer the answer they read first, so each pair is shown twice with the order
+swapped, and counts only if the same answer wins both times. The judge is told neither which model
+wrote which answer nor that any training took place. It helps where no rubric was written by hand;
+its opinion is reported next to the verdict and never part of it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Literal
 
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError, one_line
-from medcot.evaluation.interface import Examination, Row
+from medcot.evaluation.interface import EvaluationSuite, ScoredRow
+from medcot.runs.directory import Phase
 from medcot.stats.paired import LEVEL, sign_test
 
-Ask = Callable[[str], str]
-Side = Literal["before", "after"]
-Outcome = Literal["before", "after", "tie", "inconsistent", "unread"]
+AskJudge = Callable[[str], str]
+"""Sends a prompt to the judge and returns its reply."""
+
+Preference = Literal["before", "after", "tie", "inconsistent", "unread"]
+"""What the judge's two replies say of a pair; unread: a reply had none of the words asked for."""
 
 TIMEOUT_S = 120.0
 
@@ -53,8 +56,8 @@ End with one line that is exactly one word: 1, 2 or tie."""
 
 
 @dataclass(frozen=True, slots=True)
-class Contest:
-    """One question with its reference and the two answers."""
+class AnswerPair:
+    """One question with its reference and the two answers to it."""
 
     id: str
     question: str
@@ -63,11 +66,36 @@ class Contest:
     after: str
 
 
+@dataclass(frozen=True, slots=True)
+class JudgeResult:
+    """The judge's opinion of all pairs, as the report shows it.
+
+    ``reached`` is False if the endpoint gave no answer; then only ``sentence`` says anything. Of
+    ``n`` pairs, ``before`` to ``unread`` count the preferences. ``agreement`` is the share of read
+    pairs on which both orders agreed, ``p_value`` that of an exact sign test, and ``outcomes`` maps
+    question ids to preferences.
+    """
+
+    model: str
+    url: str
+    reached: bool
+    sentence: str
+    n: int = 0
+    before: int = 0
+    after: int = 0
+    tie: int = 0
+    inconsistent: int = 0
+    unread: int = 0
+    agreement: float | None = None
+    p_value: float | None = None
+    outcomes: Mapping[str, Preference] = field(default_factory=dict[str, Preference])
+
+
 def check_judge(config: RunConfig) -> None:
     """Refuse a judge that could not be asked, before anything is trained.
 
     Raises:
-        InputError: an endpoint without a model or a model without one, or no client installed.
+        InputError: an endpoint without a model, a model without one, or no client installed.
     """
     url, model = config.judge_url, config.judge_model
     if model and not url:
@@ -80,39 +108,38 @@ def check_judge(config: RunConfig) -> None:
 
 
 def judge_answers(
-    before: Sequence[Row],
-    after: Sequence[Row],
-    examination: Examination,
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
+    suite: EvaluationSuite,
     url: str,
     model: str,
-    known: Mapping[str, Outcome] | None = None,
-    save: Callable[[str, Outcome], Any] | None = None,
-) -> dict[str, Any]:
-    """Every open answer of ``before`` against that of ``after``, judged by ``model`` at ``url``.
+    known: Mapping[str, Preference] | None = None,
+    save: Callable[[str, Preference], object] | None = None,
+) -> JudgeResult:
+    """Have ``model`` at ``url`` compare each open answer of ``before`` with that of ``after``.
 
-    Gives what the report shows, with its ``sentence``. An endpoint that cannot be reached or
-    refuses gives a sentence that says so: a run does not fail for its judge. ``known`` are outcomes
-    by contest, of this or an earlier call; each new one goes to ``save`` at once.
+    An endpoint that cannot be reached or refuses does not fail the run: the result's sentence says
+    so. ``known`` maps the names of pairs to preferences from an earlier call; each new preference
+    is passed to ``save`` at once.
     """
     import openai
 
-    contests = {_name(one, model): one for one in _contests(before, after, examination)}
-    found: dict[str, Outcome] = {n: o for n, o in (known or {}).items() if n in contests}
-    asked = {name: one for name, one in contests.items() if name not in found}
+    pairs = {_name(one, model): one for one in _pair_answers(before, after, suite)}
+    found: dict[str, Preference] = {n: o for n, o in (known or {}).items() if n in pairs}
+    asked = {name: one for name, one in pairs.items() if name not in found}
     try:
-        for name, outcome in compare(asked, connect(url, model)):
-            found[name] = outcome
+        for name, preference in compare_answers(asked, connect(url, model)):
+            found[name] = preference
             if save:
-                save(name, outcome)
+                save(name, preference)
     except openai.OpenAIError as error:
         said = f"The judge at {url} gave no answer ({one_line(str(error), 100)}): not judged."
-        return {"model": model, "url": url, "reached": False, "sentence": said}
-    outcomes: dict[str, Outcome] = {contests[name].id: outcome for name, outcome in found.items()}
-    return {"model": model, "url": url, "reached": True} | tally(outcomes)
+        return JudgeResult(model, url, reached=False, sentence=said)
+    return tally({pairs[name].id: one for name, one in found.items()}, model, url)
 
 
-def connect(url: str, model: str) -> Ask:
-    """A function that asks ``model`` at ``url``, with ``OPENAI_API_KEY`` where it is set."""
+def connect(url: str, model: str) -> AskJudge:
+    """Return a function that asks ``model`` at ``url``, with ``OPENAI_API_KEY`` if it is set."""
     import openai
 
     key = os.environ.get("OPENAI_API_KEY") or "none"
@@ -127,77 +154,86 @@ def connect(url: str, model: str) -> Ask:
     return ask
 
 
-def compare(contests: Mapping[str, Contest], ask: Ask) -> Iterator[tuple[str, Outcome]]:
-    """The outcome of each contest, by name. Equal answers are a tie without being asked about."""
-    for name, contest in contests.items():
-        if contest.before == contest.after:
+def compare_answers(
+    pairs: Mapping[str, AnswerPair], ask: AskJudge
+) -> Iterator[tuple[str, Preference]]:
+    """Yield each pair's name and the judge's preference. Equal answers are a tie, unasked."""
+    for name, pair in pairs.items():
+        if pair.before == pair.after:
             yield name, "tie"
             continue
-        forth = _winner(ask(_prompt(contest, contest.before, contest.after)), "before", "after")
-        back = _winner(ask(_prompt(contest, contest.after, contest.before)), "after", "before")
-        if forth is None or back is None:
+        first = _read_winner(ask(_prompt(pair, pair.before, pair.after)), "before", "after")
+        second = _read_winner(ask(_prompt(pair, pair.after, pair.before)), "after", "before")
+        if first is None or second is None:
             yield name, "unread"
         else:
-            yield name, forth if forth == back else "inconsistent"
+            yield name, first if first == second else "inconsistent"
 
 
-def tally(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Counts, the agreement of the two orders, an exact sign test and the sentence."""
+def tally(outcomes: Mapping[str, Preference], model: str, url: str) -> JudgeResult:
+    """Count the preferences (by question id) and test them with an exact sign test."""
     count = Counter(outcomes.values())
     read = len(outcomes) - count["unread"]
     agreed = read - count["inconsistent"]
     p_value = sign_test(count["after"], count["before"])
-    return {
-        "n": len(outcomes),
-        **{name: count[name] for name in ("before", "after", "tie", "inconsistent", "unread")},
-        "agreement": agreed / read if read else None,
-        "p_value": p_value,
-        "outcomes": dict(outcomes),
-        "sentence": _say(count, read, agreed, p_value),
-    }
+    return JudgeResult(
+        model,
+        url,
+        reached=True,
+        sentence=_say(count, read, agreed, p_value),
+        n=len(outcomes),
+        before=count["before"],
+        after=count["after"],
+        tie=count["tie"],
+        inconsistent=count["inconsistent"],
+        unread=count["unread"],
+        agreement=agreed / read if read else None,
+        p_value=p_value,
+        outcomes=dict(outcomes),
+    )
 
 
-def _contests(
-    before: Sequence[Row], after: Sequence[Row], examination: Examination
-) -> Iterator[Contest]:
-    tuned = {(row["kind"], row["id"]): row for row in after}
-    fixed = [examination.fixed] if examination.fixed else []
-    cases = {case.id: case for case in [*examination.cases, *fixed]}
+def _pair_answers(
+    before: Sequence[ScoredRow], after: Sequence[ScoredRow], suite: EvaluationSuite
+) -> Iterator[AnswerPair]:
+    tuned = {(row.kind, row.id): row for row in after}
+    fixed = [suite.fixed] if suite.fixed else []
+    cases = {case.id: case for case in [*suite.cases, *fixed]}
     for row in before:
-        other = tuned.get((row["kind"], row["id"]))
-        if row["kind"] == "mcq" or other is None or row["id"] not in cases:
+        other = tuned.get((row.kind, row.id))
+        if row.kind == "mcq" or other is None or row.id not in cases:
             continue
-        if row["output"] is not None and other["output"] is not None:
-            case = cases[row["id"]]
+        if row.output is not None and other.output is not None:
+            case = cases[row.id]
             reference = case.reference or case.response
-            yield Contest(case.id, case.question, reference, _said(row), _said(other))
+            yield AnswerPair(case.id, case.question, reference, _answer(row), _answer(other))
 
 
-def _name(contest: Contest, model: str) -> str:
-    """Other answers or another judge make another contest."""
-    texts = "\0".join([model, *astuple(contest)])
-    return f"{contest.id}:{hashlib.sha256(texts.encode()).hexdigest()[:16]}"
+def _name(pair: AnswerPair, model: str) -> str:
+    """Name a pair so that other answers or another judge make another name."""
+    texts = "\0".join([model, *astuple(pair)])
+    return f"{pair.id}:{hashlib.sha256(texts.encode()).hexdigest()[:16]}"
 
 
-def _said(row: Row) -> str:
-    return row["answer"] or "(no answer)"
+def _answer(row: ScoredRow) -> str:
+    return row.answer or "(no answer)"
 
 
-def _prompt(contest: Contest, first: str, second: str) -> str:
-    parts = {"question": contest.question, "reference": contest.reference}
+def _prompt(pair: AnswerPair, first: str, second: str) -> str:
+    parts = {"question": pair.question, "reference": pair.reference}
     parts |= {"first": first, "second": second}
     return _PROMPT.format(**{name: text.replace(">>>", "> > >") for name, text in parts.items()})
 
 
-def _winner(reply: str, first: Side, second: Side) -> Outcome | None:
-    """What the last line says; None where it is none of the three words."""
+def _read_winner(reply: str, first: Phase, second: Phase) -> Preference | None:
+    """Read the winner from the last line; None if it is none of the three words."""
     lines = [line for line in reply.splitlines() if line.strip()]
     word = re.sub(r"[^a-z0-9]", "", lines[-1].lower()) if lines else ""
-    said: dict[str, Outcome] = {"1": first, "2": second, "tie": "tie"}
+    said: dict[str, Preference] = {"1": first, "2": second, "tie": "tie"}
     return said.get(word)
 
 
-def _say(count: Counter[Outcome], read: int, agreed: int, p_value: float) -> str:
+def _say(count: Counter[Preference], read: int, agreed: int, p_value: float) -> str:
     if not read:
         return "The judge gave no opinion that could be read."
     said = (

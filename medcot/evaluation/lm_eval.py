@@ -1,6 +1,6 @@
-"""lm-evaluation-harness: our sets as its tasks, its tasks as rows of our paired report.
+"""Adapter to lm-evaluation-harness: our sets as its tasks, its results as our scored rows.
 
-An exported set shows the model exactly what our own likelihood method shows it, prompt and
+An exported set shows the model exactly what our likelihood method shows it, prompt and
 continuations, so that both choose the same option for every question.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -15,19 +16,20 @@ from typing import Any, cast
 from medcot.data import prompts
 from medcot.errors import InputError, RunFailed, nearest, one_line
 from medcot.evaluation import answer_extraction
-from medcot.evaluation.interface import Row
+from medcot.evaluation.interface import ScoredRow
 from medcot.evaluation.scorers import make_row
 from medcot.records import Question
 
 METRICS = ("acc", "exact_match", "pass@1")
-"""Right or wrong by question, the first that a task has. Others, as acc_norm, choose otherwise."""
+"""Metrics that mark each question right or wrong; a task's first one counts. Others, such as
+acc_norm, choose differently from our own method."""
 
 
 def export_task(questions: Iterable[Question], folder: Path, name: str = "medcot") -> Path:
-    """Write ``NAME.jsonl`` and ``NAME.yaml`` into ``folder``; the latter is the task.
+    """Write ``NAME.jsonl`` and the task ``NAME.yaml`` into ``folder``; return the task's path.
 
-    Run it with ``lm_eval --include_path FOLDER --tasks NAME``. The task names its rows by absolute
-    path: move both together and the path must follow.
+    Run it with ``lm_eval --include_path FOLDER --tasks NAME``. The task holds the absolute path of
+    its rows: edit it if you move them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / f"{name}.jsonl"
@@ -48,7 +50,7 @@ def export_task(questions: Iterable[Question], folder: Path, name: str = "medcot
         "metadata": {"version": 1},
     }
     path = folder / f"{name}.yaml"
-    # JSON is YAML too, and has no surprises with "no" or a colon.
+    # JSON is valid YAML, without YAML's surprises about "no" and colons.
     path.write_text(json.dumps(task, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
@@ -60,17 +62,17 @@ def run_lm_eval(
     include: Path | None = None,
     batch_size: int = 8,
     cache: Path | None = None,
-) -> list[Row]:
-    """Rows of ``tasks`` as the installed lm_eval scores the loaded ``model`` on them.
+) -> list[ScoredRow]:
+    """Score the loaded ``model`` on ``tasks`` with the installed lm_eval.
 
-    ``include`` is a folder with further tasks, such as those of :func:`export_task`. Each answer
-    is kept beside ``cache`` at once, so that a call that was killed goes on where it was: the same
-    path must not be given for another model.
+    ``include`` is a folder of further tasks, such as those of :func:`export_task`. Each answer is
+    stored at once in files whose names begin with ``cache``, so that a killed call can continue:
+    use one path per model.
 
     Raises:
-        InputError: lm_eval is not installed, or has no such task, or the task has no metric that is
-            right or wrong by question.
-        RunFailed: lm_eval failed, mostly because a task's data set could not be had.
+        InputError: lm_eval is not installed or has no such task, or the task has no metric that
+            marks each question right or wrong.
+        RunFailed: lm_eval failed, usually because a task's data set could not be downloaded.
     """
     manager = check_tasks(tasks, include)
     from lm_eval.evaluator import simple_evaluate
@@ -96,7 +98,7 @@ def run_lm_eval(
 
 
 def check_tasks(tasks: Sequence[str], include: Path | None = None) -> Any:
-    """lm_eval's task manager, which has all of ``tasks``.
+    """Return lm_eval's task manager after checking that it has all of ``tasks``.
 
     Raises:
         InputError: lm_eval is not installed, or has no such task.
@@ -108,28 +110,28 @@ def check_tasks(tasks: Sequence[str], include: Path | None = None) -> Any:
         raise InputError("--lm-eval", "the package lm_eval is not installed", needs) from None
     own = tuple(sorted(path.stem for path in include.glob("*.yaml"))) if include else ()
     folder = str(include) if own else ""
-    # Only where needed: reading the list of its 14,000 own tasks takes lm_eval many seconds.
-    manager = _task_manager(folder, own, set(tasks) <= set(own))
+    # Its own tasks only if needed: listing all 14,000 takes lm_eval many seconds.
+    manager = _task_manager(folder, own, with_defaults=not set(tasks) <= set(own))
     check_names(tasks, manager.all_tasks)
     return manager
 
 
 @lru_cache(maxsize=2)
-def _task_manager(folder: str, names: tuple[str, ...], only: bool) -> Any:  # noqa: ARG001
-    """Of ``folder`` and, unless ``only``, lm_eval's own. ``names`` are those in ``folder``: where
-    another one has come it must be read again."""
+def _task_manager(folder: str, names: tuple[str, ...], *, with_defaults: bool) -> Any:  # noqa: ARG001
+    """Load the tasks in ``folder`` and, if ``with_defaults``, lm_eval's own. ``names``, those of
+    ``folder``, are part of the cache key: a new one makes it read the folder again."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=folder or None, include_defaults=not only)
+    return TaskManager(include_path=folder or None, include_defaults=with_defaults)
 
 
-def read_samples(task: str, samples: Sequence[dict[str, Any]]) -> list[Row]:
-    """lm_eval's logged samples of one task as rows, one by document, in its order.
+def read_samples(task: str, samples: Sequence[dict[str, Any]]) -> list[ScoredRow]:
+    """Convert lm_eval's logged samples of one task to rows, one per document, in its order.
 
     Raises:
-        InputError: no metric of the task is right or wrong by question.
+        InputError: no metric of the task marks each question right or wrong.
     """
-    rows: dict[int, Row] = {}
+    rows: dict[int, ScoredRow] = {}
     given = {sample["doc_id"]: str(sample["doc"].get("id", "")) for sample in samples}
     named = "" not in given.values() and len(set(given.values())) == len(given)
     for sample in samples:
@@ -142,18 +144,22 @@ def read_samples(task: str, samples: Sequence[dict[str, Any]]) -> list[Row]:
                 f"expected one of {', '.join(METRICS)}",
             )
         identity = given[sample["doc_id"]] if named else str(sample["doc_id"])
-        row = make_row("mcq", task, identity, _context(sample))
-        row |= {"correct": bool(sample[metric]), "metric": metric, "key": sample["target"]}
-        # A task with several filters logs each document once for each: the first counts.
+        row = replace(
+            make_row("mcq", task, identity, _context(sample)),
+            correct=bool(sample[metric]),
+            metric=metric,
+            key=str(sample["target"]),
+        )
+        # A task with several filters logs each document once per filter: the first counts.
         rows.setdefault(sample["doc_id"], row)
     return [rows[number] for number in sorted(rows)]
 
 
 def check_names(tasks: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse the first of ``tasks`` that is not ``known``.
+    """Refuse tasks that are not ``known``.
 
     Raises:
-        InputError: with the nearest known name.
+        InputError: names the first unknown task and the nearest known name.
     """
     for task in tasks:
         if task not in known:
@@ -165,13 +171,13 @@ def _as_document(question: Question) -> dict[str, Any]:
     return {
         "id": question.id,
         "prompt": prompts.choice_cue(question),
-        "choices": answer_extraction.continuations(question),
+        "choices": answer_extraction.option_continuations(question),
         "gold": list(question.options).index(question.answer),
     }
 
 
 def _context(sample: dict[str, Any]) -> str:
-    """The prompt of the first request, in either of the two shapes that lm_eval logs."""
+    """Return the prompt of the first request, in either of the two shapes that lm_eval logs."""
     arguments = sample.get("arguments")
     if isinstance(arguments, dict):
         first = next(iter(arguments.values()), {})

@@ -1,7 +1,7 @@
-"""Does an open answer state what it must? Patterns for each claim, and nothing beyond them.
+"""Checks an open answer against a rubric: key facts, each with hand-written patterns.
 
-The check is for the few questions whose claims were written by hand. It says ``states``,
-``contradicts`` or ``silent``; an answer passes when it states every claim and contradicts none.
+Only a few questions have one. An answer ``states`` or ``contradicts`` each claim, or is ``silent``
+on it; it passes if it states every claim, which rules out contradicting one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from medcot.records import Claim
 
 Finding = Literal["states", "contradicts", "silent"]
 
-# What an answer sets itself apart from is not what it claims: "rather than an increased volume".
+# What an answer rejects is not what it claims: "rather than an increased volume".
 _CONTRAST = re.compile(
     r"\b(?:rather than|as opposed to|in contrast to|unlike|instead of)\b[^.;,\n]*"
     r"(?:,\s*(?:which|where|in which)\b[^.;,\n]*)?"
@@ -26,26 +26,26 @@ _CONTRAST = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ClaimFinding:
-    """What an answer says of one claim."""
+    """What an answer says about one claim."""
 
     claim: str
     finding: Finding
 
 
 def check_claims(answer: str, claims: Sequence[Claim]) -> list[ClaimFinding]:
-    """What ``answer`` (without its thought) says of each claim. An empty answer is silent."""
+    """Check ``answer`` (without its thought) against each claim. An empty answer is silent."""
     text = _CONTRAST.sub(" ", re.sub(r"[*_`]", "", answer))
     return [ClaimFinding(claim.text, _check(text, claim)) for claim in claims]
 
 
-def passes(findings: Sequence[ClaimFinding]) -> bool:
-    """Whether every claim is stated."""
+def states_all(findings: Sequence[ClaimFinding]) -> bool:
+    """Tell whether every claim is stated; False without claims."""
     return bool(findings) and all(one.finding == "states" for one in findings)
 
 
 def _check(text: str, claim: Claim) -> Finding:
-    """A passage that states the claim is taken out before contradictions are looked for, so that
-    "no involuntary contractions" is not read as "involuntary contractions"."""
+    """Check one claim. Passages that state it are removed before contradictions are looked for, so
+    that "no involuntary contractions" is not read as "involuntary contractions"."""
     rest, stated = text, 0
     for pattern in claim.states:
         rest, count = re.subn(pattern, " ", rest, flags=re.IGNORECASE)

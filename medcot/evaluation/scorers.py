@@ -1,95 +1,103 @@
-"""From a handful of items to their rows: asked of the model, taken apart, and graded."""
+"""Scores a batch of items: asks the model, parses the outputs, and grades them as rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from medcot.data import prompts
 from medcot.evaluation import answer_extraction, output_checks, rubric
-from medcot.evaluation.interface import ModelTools, Row
-from medcot.records import (
-    Case,
-    Generation,
-    Question,
-    Style,
-    TokenLoss,
-)
+from medcot.evaluation.interface import Kind, ModelTools, ScoredRow
+from medcot.records import Case, Generation, Language, Question, Style, TokenLoss
 
 
-def ask_cases(
-    cases: list[Case], kind: str, answered: bool, style: Style, tools: ModelTools
-) -> Iterator[Row]:
+def score_cases(
+    cases: Sequence[Case], kind: Kind, *, style: Style, tools: ModelTools, answered: bool = True
+) -> Iterator[ScoredRow]:
+    """Score cases by the loss of their reference and, if ``answered``, by a generated answer."""
     asked = [prompts.render(case, style, tools.chat) for case in cases]
     losses = tools.score(asked)
-    texts = tools.generate([prompt.text for prompt in asked]) if answered else [None] * len(cases)
+    texts: Sequence[Generation | None] = [None] * len(cases)
+    if answered:
+        texts = tools.generate([prompt.text for prompt in asked])
     for case, prompt, loss, text in zip(cases, asked, losses, texts, strict=True):
-        row = make_row(kind, "", case.id, prompt.text, loss, text)
-        if text is not None:
-            row["language_match"] = output_checks.speaks(row["answer"] or text.text, case.language)
-        if case.claims and text is not None:
-            checked = rubric.check_claims(row["answer"], case.claims)
-            row["claims"] = [{"claim": one.claim, "finding": one.finding} for one in checked]
-            row["correct"] = rubric.passes(checked)
+        row = make_row(kind, "", case.id, prompt.text, loss, text, case.language)
+        if case.claims and row.answer is not None:
+            checked = rubric.check_claims(row.answer, case.claims)
+            row = replace(row, claims=tuple(checked), correct=rubric.states_all(checked))
         yield row
 
 
-def ask_by_likelihood(questions: list[Question], name: str, tools: ModelTools) -> Iterator[Row]:
-    """The letter that the model finds likeliest after the cue; the first of equals."""
+def score_by_likelihood(
+    questions: Sequence[Question], name: str, tools: ModelTools
+) -> Iterator[ScoredRow]:
+    """Choose the letter with the lowest loss after the cue; of equals, the first."""
     cues = [prompts.choice_cue(question) for question in questions]
-    offered = [answer_extraction.continuations(question) for question in questions]
+    offered = [answer_extraction.option_continuations(question) for question in questions]
     scored = tools.score_options(list(zip(cues, offered, strict=True)))
     for question, cue, losses in zip(questions, cues, scored, strict=True):
-        totals = [loss.total for loss in losses]
-        letter = list(question.options)[totals.index(min(totals))]
+        by_letter = dict(zip(question.options, (loss.total for loss in losses), strict=True))
+        letter = min(by_letter, key=by_letter.__getitem__)
         row = make_row("mcq", name, question.id, cue)
-        by_letter = dict(zip(question.options, totals, strict=True))
-        yield row | _graded(question, letter, finished=True) | {"option_losses": by_letter}
+        yield replace(_grade(row, question, letter, finished=True), option_losses=by_letter)
 
 
-def ask_by_reasoning(
-    questions: list[Question], name: str, style: Style, tools: ModelTools
-) -> Iterator[Row]:
+def score_by_reasoning(
+    questions: Sequence[Question], name: str, style: Style, tools: ModelTools
+) -> Iterator[ScoredRow]:
+    """Let the model reason in free text and read the letter from its answer."""
     asked = [prompts.ask_choice(question, style, tools.chat) for question in questions]
     for question, prompt, text in zip(questions, asked, tools.generate(asked), strict=True):
-        row = make_row("mcq", name, question.id, prompt, text=text)
-        row["language_match"] = output_checks.speaks(row["answer"] or text.text, question.language)
+        row = make_row("mcq", name, question.id, prompt, None, text, question.language)
         letter = answer_extraction.extract_letter(
-            row["answer"], question.options, question.language
+            row.answer or "", question.options, question.language
         )
-        yield row | _graded(question, letter, finished=text.finished)
+        yield _grade(row, question, letter, finished=text.finished)
 
 
-def _graded(question: Question, letter: str | None, finished: bool) -> Row:
-    """An answer that was cut off is wrong even where a letter stands in it: it was not its last."""
-    return {
-        "choice": letter,
-        "key": question.answer,
-        "correct": finished and letter == question.answer,
-        "unparsed": finished and letter is None,
-        "unfinished": not finished,
-    }
+def _grade(row: ScoredRow, question: Question, letter: str | None, *, finished: bool) -> ScoredRow:
+    """Grade a choice. A truncated answer is wrong whatever letter it states: it was not done."""
+    return replace(
+        row,
+        choice=letter,
+        key=question.answer,
+        correct=finished and letter == question.answer,
+        unparsed=finished and letter is None,
+        unfinished=not finished,
+    )
 
 
 def make_row(
-    kind: str,
+    kind: Kind,
     name: str,
     identity: str,
     prompt: str,
     loss: TokenLoss | None = None,
     text: Generation | None = None,
-) -> Row:
-    """One line of ``evaluation/*.jsonl``. What was not asked for is None."""
-    row: Row = {"kind": kind, "set": name, "id": identity, "prompt": prompt}
-    row |= {"output": None, "thought": None, "answer": None, "correct": None}
-    row |= {"nll": None, "nll_sum": None, "completion_tokens": None}
-    row |= {"tokens": None, "closed": None, "finished": None, "repeats": None}
+    language: Language | None = None,
+) -> ScoredRow:
+    """Make a row from the item's loss and output, where it has them.
+
+    ``language`` is what the output should be in; without it, that is not checked.
+    """
+    row = ScoredRow(kind, name, identity, prompt)
     if loss:
-        row |= {"nll": loss.mean, "nll_sum": loss.total, "completion_tokens": loss.tokens}
-    if text:
-        reply = prompts.parse(text.text)
-        thought, answer = output_checks.share_tokens(text.tokens, reply.thought, reply.answer)
-        row |= {"output": text.text, "thought": reply.thought, "answer": reply.answer}
-        row |= {"tokens": text.tokens, "thought_tokens": thought, "answer_tokens": answer}
-        row |= {"closed": reply.closed, "finished": text.finished}
-        row["repeats"] = output_checks.loops(text.text)
-    return row
+        row = replace(row, nll=loss.mean, nll_sum=loss.total, completion_tokens=loss.tokens)
+    if text is None:
+        return row
+    reply = prompts.parse(text.text)
+    thought, answer = output_checks.divide_tokens(text.tokens, reply.thought, reply.answer)
+    spoken = reply.answer or text.text
+    return replace(
+        row,
+        output=text.text,
+        thought=reply.thought,
+        answer=reply.answer,
+        tokens=text.tokens,
+        thought_tokens=thought,
+        answer_tokens=answer,
+        closed=reply.closed,
+        finished=text.finished,
+        repeats=output_checks.has_loop(text.text),
+        language_match=output_checks.is_in_language(spoken, language) if language else None,
+    )

@@ -1,45 +1,100 @@
-"""One examination, held before and after: what is asked, the answers as rows, and their summary.
+"""One evaluation suite, run before and after training: what is asked, the rows, their summary.
 
-Models are known only by three callables, so the same code examines a network, a server or a table.
-Each row is handed over as soon as it is known; rows that are there already are not asked for again.
+A model is known only by three callables, so the same code evaluates a network, a server or a
+table. Each batch of rows is saved as soon as it is scored; saved rows are not scored again.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import cast
 
 from medcot.config.schema import RunConfig
 from medcot.data.mcq_catalog import label_sets
-from medcot.evaluation.batching import ask_groups, groups_of
+from medcot.evaluation.batching import answer_batches, make_batches
 from medcot.evaluation.interface import (
     BY_LM_EVAL,
     CASES,
     FIXED,
-    Ask,
-    Examination,
-    Key,
+    AnswerBatches,
+    EvaluationSuite,
     ModelTools,
-    Row,
+    RowKey,
+    ScoredRow,
 )
+from medcot.evaluation.rubric import ClaimFinding
 from medcot.records import Case, Question
 from medcot.stats.paired import rate_interval
 
 
-def make_examination(
+@dataclass(frozen=True, slots=True)
+class SetAccuracy:
+    """Right answers to a question set, with Wilson's 95 % interval; None without questions.
+
+    ``unparsed`` answers state no clear letter, ``unfinished`` ones were truncated: both are wrong.
+    """
+
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    n: int
+    unparsed: int = 0
+    unfinished: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy(SetAccuracy):
+    """Right answers to all questions together, each counted once, and to each set."""
+
+    sets: Mapping[str, SetAccuracy] = field(default_factory=dict[str, SetAccuracy])
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one side of a report, before or after, adds up to. None: nothing was asked for it.
+
+    ``nll`` is the mean loss in nats per completion token over ``rows`` test rows. The rates and
+    the mean numbers of tokens are over the ``answered_rows``; ``truncated`` counts outputs that
+    reached the token limit, of ``generated`` outputs in all.
+    """
+
+    nll: float | None
+    rows: int
+    answered_rows: int
+    closed_rate: float | None
+    finished_rate: float | None
+    repetition_rate: float | None
+    language_match_rate: float | None
+    answer_tokens: float | None
+    thought_tokens: float | None
+    truncated: int
+    generated: int
+    claims: tuple[ClaimFinding, ...] = ()
+    mcq: Accuracy | None = None
+
+    def value(self, measure: str) -> float | None:
+        """Return the value of ``measure``, a field's name; for ``mcq`` it is the accuracy."""
+        if measure == "mcq":
+            return self.mcq and self.mcq.accuracy
+        return cast("float | None", getattr(self, measure))
+
+
+def make_suite(
     config: RunConfig,
     cases: Sequence[Case],
     fixed: Case | None,
     questions: Mapping[str, Sequence[Question]],
-) -> Examination:
-    """The examination that ``config`` asks for, from the test rows and the sets at hand.
+) -> EvaluationSuite:
+    """Make the suite that ``config`` asks for from the test rows and the question sets.
 
-    Where fewer questions are asked than a set has, they are chosen by a hash of their id, so that
-    a larger number keeps those of a smaller one.
+    If fewer questions are asked than a set has, they are chosen by a hash of their id, so that
+    a larger sample contains every smaller one.
     """
     kept = tuple(cases)[: config.test_samples]
     labels = label_sets(questions, taken=(CASES, FIXED))
-    return Examination(
+    return EvaluationSuite(
         cases=kept,
         generated=kept[: config.generate_samples],
         fixed=fixed,
@@ -53,92 +108,88 @@ def make_examination(
     )
 
 
-def examine(
-    examination: Examination,
+def evaluate(
+    suite: EvaluationSuite,
     tools: ModelTools,
-    done: Iterable[Row],
-    save: Callable[[Row], None],
+    done: Iterable[ScoredRow],
+    save: Callable[[ScoredRow], None],
     on_progress: Callable[[int, int], None] | None = None,
-    ask: Ask = ask_groups,
-) -> list[Row]:
-    """Ask everything that is not in ``done``; one row for each item, in the examination's order.
+    answer: AnswerBatches = answer_batches,
+) -> list[ScoredRow]:
+    """Score everything that is not in ``done``; return one row per item, in the suite's order.
 
-    ``save`` gets each new row at once. Items go to the model by length, so that a batch wastes
-    little on padding, and always in the same groups (a half-saved one is asked again), so that a
-    resumed examination gives the rows of an uninterrupted one to the last digit. ``ask`` has the
-    groups answered, in this process or elsewhere.
+    Each new row is passed to ``save`` when its batch is done. Batches hold items of similar length,
+    which wastes little on padding, and are always the same (a half-saved one is scored again), so
+    that a resumed evaluation gives exactly the rows of an uninterrupted one. ``answer`` scores the
+    batches, in this process or in several.
     """
-    order = list(_keys(examination))
-    rows = {_key(row): row for row in done if _key(row) in set(order)}
-    groups = [
-        [key for key, _ in group if key not in rows] for group, _ in groups_of(examination, tools)
+    order = list(_list_keys(suite))
+    rows = {row.row_key: row for row in done if row.row_key in set(order)}
+    missing = [
+        [key for key in batch.keys if key not in rows] for batch in make_batches(suite, tools)
     ]
-    open_groups = [index for index, wanted in enumerate(groups) if wanted]
+    open_batches = [index for index, keys in enumerate(missing) if keys]
     if on_progress and rows:
         on_progress(len(rows), len(order))
-    for index, answered in zip(open_groups, ask(examination, tools, open_groups), strict=True):
-        for row in answered:
-            if _key(row) in groups[index]:
-                rows[_key(row)] = row
+    answered = answer(suite, tools, open_batches)
+    for index, batch_rows in zip(open_batches, answered, strict=True):
+        for row in batch_rows:
+            if row.row_key in missing[index]:
+                rows[row.row_key] = row
                 save(row)
         if on_progress:
             on_progress(len(rows), len(order))
     return [rows[key] for key in order]
 
 
-def summarise(rows: Sequence[Row], examination: Examination) -> Row:
-    """One side of the report: what the rows say together."""
-    cases = [row for row in rows if row["kind"] == "case"]
-    answered = [row for row in cases if row["output"] is not None]
-    fixed = next((row for row in rows if row["kind"] == "fixed"), None)
-    spoken = [row for row in rows if row["output"] is not None]
-    summary: Row = {
-        "nll": _ratio(cases, "nll_sum", "completion_tokens"),
-        "rows": len(cases),
-        "answered_rows": len(answered),
-        "closed_rate": _mean(answered, "closed"),
-        "finished_rate": _mean(answered, "finished"),
-        "repetition_rate": _mean(answered, "repeats"),
-        "language_match_rate": _mean(answered, "language_match"),
-        "answer_tokens": _mean(answered, "answer_tokens"),
-        "thought_tokens": _mean(answered, "thought_tokens"),
-        "truncated": sum(not row["finished"] for row in spoken),
-        "generated": len(spoken),
-        "claims": fixed["claims"] if fixed else [],
-    }
-    by_set = {
-        name: [row for row in rows if row["kind"] == "mcq" and row["set"] == name]
-        for name in sets_of(rows, examination)
-    }
-    if by_set:
-        every = [row for found in by_set.values() for row in found]
-        together = [row for row in every if counted_once(row, examination)]
-        per_set = {name: _accuracy(found) for name, found in by_set.items()}
-        summary["mcq"] = _accuracy(together) | {"sets": per_set}
-    return summary
+def summarise(rows: Sequence[ScoredRow], suite: EvaluationSuite) -> Summary:
+    """Sum up one side of a report, before or after."""
+    cases = [row for row in rows if row.kind == "case"]
+    answered = [row for row in cases if row.output is not None]
+    fixed = next((row for row in rows if row.kind == "fixed"), None)
+    spoken = [row for row in rows if row.output is not None]
+    return Summary(
+        nll=_ratio((row.nll_sum for row in cases), (row.completion_tokens for row in cases)),
+        rows=len(cases),
+        answered_rows=len(answered),
+        closed_rate=_mean(row.closed for row in answered),
+        finished_rate=_mean(row.finished for row in answered),
+        repetition_rate=_mean(row.repeats for row in answered),
+        language_match_rate=_mean(row.language_match for row in answered),
+        answer_tokens=_mean(row.answer_tokens for row in answered),
+        thought_tokens=_mean(row.thought_tokens for row in answered),
+        truncated=sum(not row.finished for row in spoken),
+        generated=len(spoken),
+        claims=fixed.claims if fixed else (),
+        mcq=_sum_up_sets(rows, suite),
+    )
 
 
-def sets_of(rows: Sequence[Row], examination: Examination) -> list[str]:
-    """The names of the multiple-choice sets: those asked, then those that came from elsewhere."""
-    found = (row["set"] for row in rows if row["kind"] == "mcq")
-    return list(dict.fromkeys([*examination.questions, *found]))
+def list_sets(rows: Sequence[ScoredRow], suite: EvaluationSuite) -> list[str]:
+    """List the multiple-choice sets by name: those of the suite, then those scored elsewhere."""
+    found = (row.set for row in rows if row.kind == "mcq")
+    return list(dict.fromkeys([*suite.questions, *found]))
 
 
-def counted_once(row: Row, examination: Examination) -> bool:
-    """Whether a row counts among all questions: lm_eval's answer to one that is asked does not."""
-    name = row["set"]
-    return not (name.startswith(BY_LM_EVAL) and name[len(BY_LM_EVAL) :] in examination.questions)
+def is_counted(row: ScoredRow, suite: EvaluationSuite) -> bool:
+    """Tell whether a row counts among all questions.
 
-
-def in_order(rows: Iterable[Row], examination: Examination) -> tuple[list[Row], int]:
-    """The rows as the examination asks them, then lm_eval's; and how many are missing.
-
-    Others, of sets that are not asked any more, are passed over.
+    A question of the suite that lm_eval answered too counts once, as the suite's.
     """
-    found = {_key(row): row for row in rows}
-    asked = list(_keys(examination))
+    return not (
+        row.set.startswith(BY_LM_EVAL) and row.set.removeprefix(BY_LM_EVAL) in suite.questions
+    )
+
+
+def order_rows(rows: Iterable[ScoredRow], suite: EvaluationSuite) -> tuple[list[ScoredRow], int]:
+    """Sort rows into the suite's order, lm_eval's after them; also count the missing ones.
+
+    Rows of sets that are no longer asked are left out.
+    """
+    found = {row.row_key: row for row in rows}
+    asked = list(_list_keys(suite))
     known = [found.pop(key) for key in asked if key in found]
-    others = [row for row in found.values() if "metric" in row]
+    others = [row for row in found.values() if row.metric is not None]
     return [*known, *others], len(asked) - len(known)
 
 
@@ -153,35 +204,42 @@ def _choose(questions: Sequence[Question], count: int, seed: int) -> tuple[Quest
     return tuple(questions[index] for index in chosen)
 
 
-def _key(row: Row) -> Key:
-    return (row["kind"], row["set"], row["id"])
-
-
-def _keys(examination: Examination) -> Iterator[Key]:
-    yield from (("case", "", case.id) for case in examination.cases)
-    if examination.fixed:
-        yield ("fixed", "", examination.fixed.id)
-    for name, asked in examination.questions.items():
+def _list_keys(suite: EvaluationSuite) -> Iterator[RowKey]:
+    yield from (("case", "", case.id) for case in suite.cases)
+    if suite.fixed:
+        yield ("fixed", "", suite.fixed.id)
+    for name, asked in suite.questions.items():
         yield from (("mcq", name, question.id) for question in asked)
 
 
-def _accuracy(rows: Sequence[Row]) -> Row:
-    right = sum(bool(row["correct"]) for row in rows)
-    bounds = rate_interval(right, len(rows))
-    return {
-        "accuracy": right / len(rows) if rows else None,
-        "low": bounds[0] if bounds else None,
-        "high": bounds[1] if bounds else None,
-        "n": len(rows),
-        "unparsed": sum(bool(row.get("unparsed")) for row in rows),
-        "unfinished": sum(bool(row.get("unfinished")) for row in rows),
-    }
+def _sum_up_sets(rows: Sequence[ScoredRow], suite: EvaluationSuite) -> Accuracy | None:
+    names = list_sets(rows, suite)
+    if not names:
+        return None
+    asked = [row for row in rows if row.kind == "mcq"]
+    together = _count_right([row for row in asked if is_counted(row, suite)])
+    sets = {name: _count_right([row for row in asked if row.set == name]) for name in names}
+    return Accuracy(*astuple(together), sets=sets)
 
 
-def _mean(rows: Sequence[Row], field: str) -> float | None:
-    return sum(row[field] for row in rows) / len(rows) if rows else None
+def _count_right(rows: Sequence[ScoredRow]) -> SetAccuracy:
+    right = sum(bool(row.correct) for row in rows)
+    low, high = rate_interval(right, len(rows)) or (None, None)
+    return SetAccuracy(
+        accuracy=right / len(rows) if rows else None,
+        low=low,
+        high=high,
+        n=len(rows),
+        unparsed=sum(bool(row.unparsed) for row in rows),
+        unfinished=sum(bool(row.unfinished) for row in rows),
+    )
 
 
-def _ratio(rows: Sequence[Row], above: str, below: str) -> float | None:
-    total = sum(row[below] for row in rows)
-    return sum(row[above] for row in rows) / total if total else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value or 0 for value in values]
+    return sum(known) / len(known) if known else None
+
+
+def _ratio(above: Iterable[float | None], below: Iterable[float | None]) -> float | None:
+    total = sum(value or 0 for value in below)
+    return sum(value or 0 for value in above) / total if total else None

@@ -1,7 +1,7 @@
 """What all processes do with their models: the main one says it, all do it.
 
 A forward pass of a split model gathers its weights from all processes, so none can do one alone.
-Where each has the whole model they share an examination's work (:mod:`medcot.pipeline.sharding`).
+Where each has the whole model they share an evaluation's work (:mod:`medcot.pipeline.sharding`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Literal
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.engines import loading as models
-from medcot.evaluation.batching import ask_groups
-from medcot.evaluation.interface import Ask, ModelTools
+from medcot.evaluation.batching import answer_batches
+from medcot.evaluation.interface import AnswerBatches, ModelTools
 from medcot.inference.generate import model_tools
 from medcot.pipeline.sharding import Share, share_out
 from medcot.planning.plan import Plan
@@ -51,10 +51,12 @@ def announce(step: Step) -> None:
     comm.tell(step)
 
 
-def ask_of(loaded: models.LoadedModel, phase: str, should_stop: Callable[[], bool]) -> Ask:
-    """Who answers an examination's groups: this process alone, or each process its share."""
+def ask_of(
+    loaded: models.LoadedModel, phase: str, should_stop: Callable[[], bool]
+) -> AnswerBatches:
+    """Choose who scores an evaluation's batches: this process alone, or each process its share."""
     if comm.world_size() == 1 or is_split(loaded):
-        return ask_groups
+        return answer_batches
     return share_out(announce, phase, should_stop)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medcot.config.schema import RunConfig
@@ -12,7 +12,7 @@ from medcot.data.mcq_catalog import label_sets
 from medcot.data.readers import READERS
 from medcot.engines.base import LoadedModel
 from medcot.evaluation import lm_eval as bridge
-from medcot.evaluation.interface import BY_LM_EVAL
+from medcot.evaluation.interface import BY_LM_EVAL, row_to_json, rows_from_json
 from medcot.listener import Listener
 from medcot.pipeline.prepare import Prepared
 from medcot.runs.directory import Phase, RunDirectory
@@ -65,19 +65,20 @@ def score_tasks(
     directory = prepared.directory
     path, folder = directory.evaluation(phase), task_folder(directory)
     for number, task in enumerate(tasks):
-        known = [row for row in directory.rows(path) if row.get("task") == task.name]
-        if known and len(known) == known[0]["of"]:
+        saved = rows_from_json(directory.rows(path), where=str(path))
+        known = [row for row in saved if row.task == task.name]
+        if known and len(known) == known[0].of:
             continue
         listener.stage(f"lm_eval {phase}")
         cache = folder / f"{phase}-{number}-{task.name.replace('/', '-')}"
         rows = bridge.run_lm_eval(loaded.model, loaded.tokenizer, [task.name], folder, cache=cache)
-        there = {(row["set"], row["id"]) for row in known}
-        for row in rows:
+        there = {row.row_key for row in known}
+        for scored in rows:
+            name = BY_LM_EVAL + task.name if task.local else scored.set
             # ``of`` tells half a task from a whole one.
-            row |= {"task": task.name, "of": len(rows)}
-            row |= {"set": BY_LM_EVAL + task.name} if task.local else {}
-            if (row["set"], row["id"]) not in there:
-                directory.append(path, row)
+            row = replace(scored, set=name, task=task.name, of=len(rows))
+            if row.row_key not in there:
+                directory.append(path, row_to_json(row))
         for left in folder.iterdir():
             if left.name.startswith(cache.name):
                 left.unlink()

@@ -17,10 +17,10 @@ from medcot.data.token_store import ids_of_rows, lengths_of
 from medcot.data.tokenization import Encoded, common_beginning
 from medcot.engines import loading as models
 from medcot.errors import InputError
-from medcot.evaluation.decontaminate import evaluation_texts, withhold
-from medcot.evaluation.interface import Examination
+from medcot.evaluation.decontaminate import collect_texts, decontaminate_suite
+from medcot.evaluation.interface import EvaluationSuite
 from medcot.evaluation.judge import check_judge
-from medcot.evaluation.suite import make_examination
+from medcot.evaluation.suite import make_suite
 from medcot.hardware.machine import Machine, detect_machine
 from medcot.listener import Listener
 from medcot.planning.model_specs import find_model_spec
@@ -40,7 +40,7 @@ class Prepared:
     dataset: Dataset
     split: Split
     rows: Sequence[Encoded]
-    examination: Examination
+    suite: EvaluationSuite
     dropped: tuple[Dropped, ...]
     leaks: tuple[Leak, ...]
     withheld: tuple[Leak, ...] = ()
@@ -100,14 +100,14 @@ def _decide(
     questions = {name: load_questions(name, config.language) for name in config.mcq}
     fixed = load_fixed_question(config.language)
     test_cases = [dataset.cases[at[row_id]] for row_id in split.test]
-    examination, withheld = withhold(
-        make_examination(config, test_cases, fixed, questions),
+    suite, withheld = decontaminate_suite(
+        make_suite(config, test_cases, fixed, questions),
         cases_with(dataset.cases, trained),
     )
     choice = choose_rows(
         Picked(dataset.cases, (at[row_id] for row_id in split.train)),
         dataset.fingerprint,
-        evaluation_texts(examination),
+        collect_texts(suite),
         config,
         tokenizer,
     )
@@ -127,7 +127,7 @@ def _decide(
         dataset=dataset,
         split=split,
         rows=rows,
-        examination=examination,
+        suite=suite,
         dropped=(*dataset.dropped, *choice.dropped),
         leaks=choice.leaks,
         withheld=withheld,
@@ -166,7 +166,7 @@ def _write_decisions(prepared: Prepared, machine: Machine) -> None:
 def _announcements(prepared: Prepared) -> Iterator[str]:
     config, dropped, leaks = prepared.config, prepared.dropped, prepared.leaks
     yield (
-        f"{len(prepared.rows)} training rows and {len(prepared.examination.cases)} test rows"
+        f"{len(prepared.rows)} training rows and {len(prepared.suite.cases)} test rows"
         f" of {prepared.dataset.name}; {prepared.plan.trainable_parameters:,} trainable parameters"
     )
     yield from prepared.dataset.notes

@@ -12,7 +12,8 @@ from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.engines import loading as models
 from medcot.errors import Cancelled, InputError, RunFailed, one_line
-from medcot.evaluation.suite import examine
+from medcot.evaluation.interface import ScoredRow, row_to_json, rows_from_json
+from medcot.evaluation.suite import evaluate
 from medcot.listener import Listener
 from medcot.pipeline.collective import announce, ask_of, load_adapter, tools_of
 from medcot.pipeline.lm_eval import ready_tasks, score_tasks
@@ -20,6 +21,7 @@ from medcot.pipeline.prepare import Prepared, prepare
 from medcot.pipeline.report import write_report
 from medcot.pipeline.worker import hand_out
 from medcot.records import Event
+from medcot.reporting.schema import Report, report_to_json
 from medcot.runs.directory import Phase, RunDirectory
 from medcot.training.tracking import Tracker, start_tracking
 
@@ -29,7 +31,7 @@ def run(
     directory: RunDirectory,
     listener: Listener | None = None,
     resume: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Do all of it and give the report. A resumed run redoes nothing that is on disk.
 
     Under a launcher this is for the main process; the others call ``beside.take_part``.
@@ -54,7 +56,7 @@ def run(
         except BaseException:
             tracker.finish(None, exit_code=1)
             raise
-        tracker.finish(report)
+        tracker.finish(report_to_json(report))
         directory.set_stage("done")
     return report
 
@@ -81,7 +83,7 @@ def evaluate_only(
     listener: Listener,
     mcq: tuple[str, ...] = (),
     lm_eval: tuple[str, ...] = (),
-) -> dict[str, Any]:
+) -> Report:
     """Score what of base and tuned model is not scored yet, and report.
 
     ``mcq`` names further multiple-choice sets, ``lm_eval`` tasks of lm-evaluation-harness or files
@@ -115,7 +117,7 @@ def evaluate_only(
     return report
 
 
-def report_only(directory: RunDirectory, listener: Listener) -> dict[str, Any]:
+def report_only(directory: RunDirectory, listener: Listener) -> Report:
     """Write the report of a run again from its scored rows."""
     with recorded(directory):
         prepared = prepare(directory.config(), directory, listener, resume=True)
@@ -126,8 +128,8 @@ def report_only(directory: RunDirectory, listener: Listener) -> dict[str, Any]:
 
 def score(
     prepared: Prepared, loaded: models.LoadedModel, phase: Phase, listener: Listener
-) -> list[dict[str, Any]]:
-    """Hold the examination and keep every row at once; rows on disk are not computed again."""
+) -> list[ScoredRow]:
+    """Run the evaluation suite and save each batch at once; rows on disk are not scored again."""
     directory = prepared.directory
     directory.set_stage(phase)
     listener.stage(phase)
@@ -138,13 +140,13 @@ def score(
         if (listener.should_stop() or comm.stop_requested()) and done < total:
             raise Cancelled
 
-    return examine(
-        prepared.examination,
+    return evaluate(
+        prepared.suite,
         tools_of(loaded, prepared.config),
-        done=list(directory.rows(path)),
-        save=lambda row: directory.append(path, row),
+        done=rows_from_json(directory.rows(path), where=str(path)),
+        save=lambda row: directory.append(path, row_to_json(row)),
         on_progress=progress,
-        ask=ask_of(loaded, phase, listener.should_stop),
+        answer=ask_of(loaded, phase, listener.should_stop),
     )
 
 

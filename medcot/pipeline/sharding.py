@@ -1,7 +1,7 @@
-"""An examination that several processes answer, each with the whole model.
+"""Shards an evaluation over processes that each hold the whole model.
 
-They take the groups in turn. A group is answered exactly as one process would answer it, so the
-rows are the same; the main process gets and writes them in the order of the groups.
+Batches are dealt out in turn. Each is scored exactly as a single process would score it, so the
+rows are the same; the main process receives and writes them in the order of the batches.
 """
 
 from __future__ import annotations
@@ -10,31 +10,33 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from medcot.distributed import comm
-from medcot.evaluation.batching import ask_groups
-from medcot.evaluation.interface import Ask, Examination, ModelTools, Row
+from medcot.evaluation.batching import answer_batches
+from medcot.evaluation.interface import AnswerBatches, EvaluationSuite, ModelTools, ScoredRow
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What the other processes are told: the examination, and which of its groups are asked.
+    """What the other processes are told: the suite, and which of its batches are wanted.
 
-    ``answers_at_once`` is the main process's, since groups depend on it; ``phase`` tells one
-    examination of a run from the other.
+    ``answers_at_once`` is the main process's, since batches depend on it; ``phase`` tells the two
+    evaluations of a run apart.
     """
 
     phase: str
-    examination: Examination
+    suite: EvaluationSuite
     answers_at_once: int
     wanted: tuple[int, ...]
 
 
-def share_out(tell: Callable[[Share], None], phase: str, should_stop: Callable[[], bool]) -> Ask:
-    """How the main process asks: its own groups itself, for the others' it waits."""
+def share_out(
+    tell: Callable[[Share], None], phase: str, should_stop: Callable[[], bool]
+) -> AnswerBatches:
+    """Return how the main process scores: its own batches itself, the others' by waiting."""
 
     def ask(
-        examination: Examination, tools: ModelTools, wanted: Sequence[int]
-    ) -> Iterator[list[Row]]:
-        share = Share(phase, examination, tools.answers_at_once, tuple(wanted))
+        suite: EvaluationSuite, tools: ModelTools, wanted: Sequence[int]
+    ) -> Iterator[list[ScoredRow]]:
+        share = Share(phase, suite, tools.answers_at_once, tuple(wanted))
         if wanted:
             tell(share)
         own = answer(share, tools)
@@ -48,7 +50,7 @@ def share_out(tell: Callable[[Share], None], phase: str, should_stop: Callable[[
 
 
 def take_share(share: Share, tools: ModelTools, should_stop: Callable[[], bool]) -> None:
-    """Answer this process's groups and hand them in.
+    """Score this process's batches and hand them in.
 
     Raises:
         Cancelled, RunFailed: another process ended.
@@ -63,10 +65,10 @@ def take_share(share: Share, tools: ModelTools, should_stop: Callable[[], bool])
             return
 
 
-def answer(share: Share, tools: ModelTools) -> Iterator[list[Row]]:
-    """The rows of this process's groups, one after the other."""
+def answer(share: Share, tools: ModelTools) -> Iterator[list[ScoredRow]]:
+    """Score this process's batches, one after the other."""
     own = share.wanted[comm.rank() :: comm.world_size()]
-    return ask_groups(share.examination, tools, own)
+    return answer_batches(share.suite, tools, own)
 
 
 def _name(share: Share, place: int) -> str:

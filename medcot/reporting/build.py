@@ -1,92 +1,99 @@
-"""``report.json`` from the rows before and after: pairs, verdict, what could have been shown."""
+"""Builds the report from the rows before and after: pairs, verdict, statistical power."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Literal, TypeVar
 
 from medcot.config.schema import RunConfig
+from medcot.data.contamination import Leak
 from medcot.errors import InputError
-from medcot.evaluation.interface import BY_LM_EVAL, Examination, Row
-from medcot.evaluation.suite import counted_once, in_order, sets_of, summarise
+from medcot.evaluation.interface import BY_LM_EVAL, EvaluationSuite, ScoredRow
+from medcot.evaluation.suite import is_counted, list_sets, order_rows, summarise
 from medcot.records import Question
-from medcot.reporting.examples import changed_questions, fixed_question, telling_rows
-from medcot.reporting.figures import write_figures
-from medcot.reporting.markdown import render_markdown
-from medcot.reporting.wording import NOT_MEDICAL_ADVICE, say_verdict
-from medcot.stats import paired as statistics
-from medcot.stats import power
-from medcot.stats.paired import Paired
+from medcot.reporting.examples import (
+    Pairs,
+    compare_fixed_question,
+    select_changed_questions,
+    select_rows,
+)
+from medcot.reporting.schema import (
+    Agreement,
+    ChoiceEndpoint,
+    Comparisons,
+    Detectable,
+    Endpoint,
+    Facts,
+    NeededRows,
+    Report,
+    RowLoss,
+    Truncated,
+    Verdicts,
+)
+from medcot.reporting.wording import say_verdict
+from medcot.stats import paired, power
+from medcot.stats.paired import PairedDifference, Verdict
 
-__all__ = ["build_report", "render_markdown", "write_figures"]
+FEW_POINTS = 0.05
+"""Change of accuracy, 5 points, for which the needed number of questions is always given."""
 
-LISTED = ("leaks", "withheld")
-FEW_POINTS = 0.05  # of right answers: what a reader may want to be told apart from chance
+T = TypeVar("T")
 Better = Literal["lower", "higher"]
-Pairs = list[tuple[Row, Row]]
-
-_RATES = {
-    "closed_rate": "closed",
-    "finished_rate": "finished",
-    "repetition_rate": "repeats",
-    "language_match_rate": "language_match",
-}
-_LENGTHS = {"answer_tokens": "answer_tokens", "thought_tokens": "thought_tokens"}
 
 
 def build_report(
-    before: Sequence[Row],
-    after: Sequence[Row],
-    examination: Examination,
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
+    suite: EvaluationSuite,
     config: RunConfig,
-    facts: dict[str, Any],
-) -> dict[str, Any]:
-    """The content of ``report.json``. ``facts`` are what the run knows beside: kept as given.
+    facts: Facts = Facts(),  # noqa: B008 - frozen
+    *,
+    leaks: Sequence[Leak] = (),
+    withheld: Sequence[Leak] = (),
+) -> Report:
+    """Compare the two sides. Differences are after minus before: a fall of ``nll`` is good.
 
-    Of them ``leaks`` (training rows that an evaluation set holds too), ``withheld`` (questions
-    that were trained on) and ``judge`` are shown in their own places. Differences are after minus
-    before: a fall of ``nll`` is good.
+    ``leaks`` are training rows that an evaluation set holds too, ``withheld`` questions that were
+    trained on.
 
     Raises:
-        InputError: a side lacks some of what the examination asks.
+        InputError: a side lacks some of the suite's rows.
     """
-    sides = {"before": before, "after": after}
-    before, after = (_whole(rows, examination, side) for side, rows in sides.items())
+    before, after = _complete(before, suite, "before"), _complete(after, suite, "after")
     pairs = _pair(before, after)
-    paired = _compare(pairs, before, examination, config.seed)
-    verdict = _verdicts(paired)
-    _forget_what_is_shown(paired, verdict)
-    report: dict[str, Any] = {
-        "not_medical_advice": NOT_MEDICAL_ADVICE,
-        "verdict": verdict,
-        "before": summarise(before, examination),
-        "after": summarise(after, examination),
-        "paired": paired,
-        "detectable": _of_endpoints(paired, "detectable"),
-        "needed_rows": _of_endpoints(paired, "needed_rows"),
-        **telling_rows(pairs, examination),
-        "changed_questions": changed_questions(pairs, examination),
-        "fixed_question": fixed_question(pairs, examination),
-        "lm_eval_agreement": _agreement(before, after, examination),
-        "truncated": _truncated(before, after, config),
-        "leaks": facts.get("leaks", []),
-        "withheld": facts.get("withheld", []),
-        "chance": _chance(examination),
-        "differences": [
-            {"id": b["id"], "before": b["nll"], "after": a["nll"]}
-            for b, a in pairs
-            if b["kind"] == "case"
-        ],
-        "config": config.model_dump(mode="json"),
-        "facts": {name: value for name, value in facts.items() if name not in LISTED},
-    }
-    verdict["sentence"] = say_verdict(report)
-    return report
+    compared = _compare(pairs, before, suite, config.seed)
+    verdict = _reach_verdicts(compared)
+    compared = _drop_needless_sizes(compared, verdict)
+    loss, mcq = compared.nll, compared.mcq
+    better, worse = select_rows(pairs, suite)
+    report = Report(
+        verdict=verdict,
+        before=summarise(before, suite),
+        after=summarise(after, suite),
+        paired=compared,
+        detectable=Detectable(loss and loss.detectable, mcq and mcq.detectable),
+        needed_rows=NeededRows(loss and loss.needed_rows, mcq and mcq.needed_rows),
+        better_rows=better,
+        worse_rows=worse,
+        changed_questions=select_changed_questions(pairs, suite),
+        fixed_question=compare_fixed_question(pairs, suite),
+        lm_eval_agreement=_compare_with_lm_eval(before, after, suite),
+        truncated=_count_truncated(before, after, config),
+        leaks=tuple(leaks),
+        withheld=tuple(withheld),
+        chance={name: _guess(asked) for name, asked in suite.questions.items()},
+        differences=tuple(
+            RowLoss(b.id, b.nll or 0.0, a.nll or 0.0) for b, a in pairs if b.kind == "case"
+        ),
+        config=config,
+        facts=facts,
+    )
+    return replace(report, verdict=replace(verdict, sentence=say_verdict(report)))
 
 
-def _whole(rows: Sequence[Row], examination: Examination, side: str) -> list[Row]:
-    ordered, missing = in_order(rows, examination)
+def _complete(rows: Sequence[ScoredRow], suite: EvaluationSuite, side: str) -> list[ScoredRow]:
+    ordered, missing = order_rows(rows, suite)
     if missing:
         raise InputError(
             f"evaluation/{side}.jsonl",
@@ -96,120 +103,131 @@ def _whole(rows: Sequence[Row], examination: Examination, side: str) -> list[Row
     return ordered
 
 
-def _pair(before: Sequence[Row], after: Sequence[Row]) -> Pairs:
-    """The rows that both sides have, in the order of before."""
-    found = {(row["kind"], row["set"], row["id"]): row for row in after}
-    keyed = [((row["kind"], row["set"], row["id"]), row) for row in before]
-    return [(row, found[key]) for key, row in keyed if key in found]
+def _pair(before: Sequence[ScoredRow], after: Sequence[ScoredRow]) -> Pairs:
+    """Pair the rows that both sides have, in the order of ``before``."""
+    found = {row.row_key: row for row in after}
+    return [(row, found[row.row_key]) for row in before if row.row_key in found]
 
 
 def _compare(
-    pairs: Pairs, before: Sequence[Row], examination: Examination, seed: int
-) -> dict[str, Any]:
-    cases = [(b, a) for b, a in pairs if b["kind"] == "case"]
-    answered = [(b, a) for b, a in cases if b["output"] is not None and a["output"] is not None]
-    losses = (*_sides(cases, "nll_sum"), [b["completion_tokens"] for b, _ in cases])
-    found: dict[str, Paired | None] = {"nll": statistics.compare_means(*losses, seed=seed)}
-    for name, field in _RATES.items():
-        found[name] = statistics.compare_rates(*_sides(answered, field))
-    for name, field in _LENGTHS.items():
-        found[name] = statistics.compare_means(*_sides(answered, field), seed=seed)
-    paired: dict[str, Any] = {name: asdict(one) if one else None for name, one in found.items()}
-    if paired["nll"]:
-        paired["nll"]["detectable"] = power.detectable_mean(*losses)
-        paired["nll"]["needed_rows"] = power.rows_for_mean(*losses)
-    if names := sets_of(before, examination):
-        paired["mcq"] = _compare_sets(pairs, names, examination)
-    return paired
+    pairs: Pairs, before: Sequence[ScoredRow], suite: EvaluationSuite, seed: int
+) -> Comparisons:
+    cases = [(b, a) for b, a in pairs if b.kind == "case"]
+    answered = [(b, a) for b, a in cases if b.output is not None and a.output is not None]
+
+    def rate(read: Callable[[ScoredRow], bool | None]) -> PairedDifference | None:
+        return paired.compare_rates(*_sides(answered, lambda row: bool(read(row))))
+
+    def mean(read: Callable[[ScoredRow], float | None]) -> PairedDifference | None:
+        return paired.compare_means(*_sides(answered, lambda row: read(row) or 0), seed=seed)
+
+    names = list_sets(before, suite)
+    return Comparisons(
+        nll=_compare_losses(cases, seed),
+        closed_rate=rate(lambda row: row.closed),
+        finished_rate=rate(lambda row: row.finished),
+        repetition_rate=rate(lambda row: row.repeats),
+        language_match_rate=rate(lambda row: row.language_match),
+        answer_tokens=mean(lambda row: row.answer_tokens),
+        thought_tokens=mean(lambda row: row.thought_tokens),
+        mcq=_compare_sets(pairs, names, suite) if names else None,
+    )
 
 
-def _compare_sets(pairs: Pairs, names: list[str], examination: Examination) -> dict[str, Any]:
-    """All questions together as the one comparison asked beforehand; the sets, corrected."""
-    asked = [(b, a) for b, a in pairs if b["kind"] == "mcq"]
-    level = statistics.corrected_level(len(names))
+def _compare_losses(cases: Pairs, seed: int) -> Endpoint | None:
+    before, after = _sides(cases, lambda row: row.nll_sum or 0.0)
+    tokens, _ = _sides(cases, lambda row: row.completion_tokens or 0)
+    found = paired.compare_means(before, after, tokens, seed=seed)
+    return found and Endpoint(
+        **asdict(found),
+        detectable=power.detectable_mean(before, after, tokens),
+        needed_rows=power.rows_for_mean(before, after, tokens),
+    )
+
+
+def _compare_sets(pairs: Pairs, names: list[str], suite: EvaluationSuite) -> ChoiceEndpoint:
+    """Compare all questions together, decided on beforehand, and each set, corrected for number."""
+    asked = [(b, a) for b, a in pairs if b.kind == "mcq"]
+    level = paired.corrected_level(len(names))
     per_set = {
-        name: statistics.compare_rates(
-            *_sides([pair for pair in asked if pair[0]["set"] == name], "correct"), level
-        )
+        name: paired.compare_rates(*_grades([p for p in asked if p[0].set == name]), level)
         for name in names
     }
-    corrected = statistics.correct({name: one for name, one in per_set.items() if one})
-    sides = _sides([pair for pair in asked if counted_once(pair[0], examination)], "correct")
-    together = statistics.compare_rates(*sides)
-    return (asdict(together) if together else {"n": 0}) | {
-        "detectable": power.detectable_rate(*sides),
-        "needed_rows": power.rows_for_rate(*sides) if together else None,
-        "needed_for_5_points": power.rows_to_find(*sides, FEW_POINTS) if together else None,
-        "sets": {name: asdict(one) for name, one in corrected.items()},
-    }
+    sets = paired.correct_p_values({name: one for name, one in per_set.items() if one})
+    before, after = _grades([pair for pair in asked if is_counted(pair[0], suite)])
+    together = paired.compare_rates(before, after)
+    if together is None:
+        return ChoiceEndpoint(0.0, None, None, 1.0, 0, sets=sets)
+    return ChoiceEndpoint(
+        **asdict(together),
+        detectable=power.detectable_rate(before, after),
+        needed_rows=power.rows_for_rate(before, after),
+        needed_for_5_points=power.rows_to_find(before, after, FEW_POINTS),
+        sets=sets,
+    )
 
 
-def _sides(pairs: Pairs, field: str) -> tuple[list[Any], list[Any]]:
-    return [b[field] for b, _ in pairs], [a[field] for _, a in pairs]
+def _sides(pairs: Pairs, read: Callable[[ScoredRow], T]) -> tuple[list[T], list[T]]:
+    return [read(b) for b, _ in pairs], [read(a) for _, a in pairs]
 
 
-def _verdicts(paired: dict[str, Any]) -> dict[str, Any]:
-    verdict: dict[str, Any] = {"nll": _verdict(paired["nll"], "lower")}
-    if mcq := paired.get("mcq"):
-        verdict["mcq"] = _verdict(mcq, "higher")
-        verdict["mcq_sets"] = {name: _verdict(one, "higher") for name, one in mcq["sets"].items()}
-    return verdict
+def _grades(pairs: Pairs) -> tuple[list[bool], list[bool]]:
+    return _sides(pairs, lambda row: bool(row.correct))
 
 
-def _verdict(paired: dict[str, Any] | None, better: Better) -> statistics.Verdict:
-    if not paired or not paired["n"]:
-        return "no evidence"
-    fields = ("difference", "low", "high", "p_value", "n", "level")
-    return Paired(**{name: paired[name] for name in fields}).verdict(better)
+def _reach_verdicts(compared: Comparisons) -> Verdicts:
+    loss, mcq = compared.nll, compared.mcq
+    verdict = Verdicts(nll=_reach_verdict(loss, "lower"))
+    if mcq is None:
+        return verdict
+    sets = {name: _reach_verdict(one, "higher") for name, one in mcq.sets.items()}
+    return replace(verdict, mcq=_reach_verdict(mcq, "higher"), mcq_sets=sets)
 
 
-def _forget_what_is_shown(paired: dict[str, Any], verdict: dict[str, Any]) -> None:
-    """How many rows would show a difference is said only of one that was not shown."""
-    for name in ("nll", "mcq"):
-        if paired.get(name) and verdict[name] != "no evidence":
-            paired[name]["needed_rows"] = None
+def _reach_verdict(found: PairedDifference | None, better: Better) -> Verdict:
+    return found.verdict(better) if found and found.n else "no evidence"
 
 
-def _of_endpoints(paired: dict[str, Any], field: str) -> dict[str, Any]:
-    return {name: paired[name].get(field) for name in ("nll", "mcq") if paired.get(name)}
+def _drop_needless_sizes(compared: Comparisons, verdict: Verdicts) -> Comparisons:
+    """Omit the required sample size when the difference is already significant."""
+    if compared.nll and verdict.nll != "no evidence":
+        compared = replace(compared, nll=replace(compared.nll, needed_rows=None))
+    if compared.mcq and verdict.mcq != "no evidence":
+        compared = replace(compared, mcq=replace(compared.mcq, needed_rows=None))
+    return compared
 
 
-def _agreement(
-    before: Sequence[Row], after: Sequence[Row], examination: Examination
-) -> dict[str, dict[str, int]]:
-    """Of sets that lm_eval scored too: how often it judged a question as medcot did."""
-    found: dict[str, dict[str, int]] = {}
-    for side, rows in (("before", before), ("after", after)):
-        ours = {(r["set"], r["id"]): r["correct"] for r in rows if r["kind"] == "mcq"}
-        for name in examination.questions:
-            theirs = {key[1]: right for key, right in ours.items() if key[0] == BY_LM_EVAL + name}
-            both = [
-                right == ours[name, one] for one, right in theirs.items() if (name, one) in ours
-            ]
-            if both:
-                found.setdefault(name, {})[side] = sum(both)
-                found[name]["n"] = len(both)
-    return {name: counts for name, counts in found.items() if len(counts) == 3}
+def _compare_with_lm_eval(
+    before: Sequence[ScoredRow], after: Sequence[ScoredRow], suite: EvaluationSuite
+) -> dict[str, Agreement]:
+    """Count, for each set that lm_eval scored too, how often it graded a question as medcot did."""
+    found: dict[str, Agreement] = {}
+    for name in suite.questions:
+        alike = [_agree(rows, name) for rows in (before, after)]
+        if all(alike):
+            found[name] = Agreement(sum(alike[0]), sum(alike[1]), len(alike[1]))
+    return found
 
 
-def _truncated(before: Sequence[Row], after: Sequence[Row], config: RunConfig) -> dict[str, Any]:
-    """How many generated answers reached the limit instead of ending."""
-
-    def count(rows: Sequence[Row]) -> int:
-        return sum(row["finished"] is False for row in rows)
-
-    return {
-        "before": count(before),
-        "after": count(after),
-        "of": sum(row["output"] is not None for row in after),
-        "max_new_tokens": config.max_new_tokens,
-    }
+def _agree(rows: Sequence[ScoredRow], name: str) -> list[bool]:
+    """List, for each question of a set that both graded, whether the grades are equal."""
+    ours = {row.id: row.correct for row in rows if row.kind == "mcq" and row.set == name}
+    theirs = [row for row in rows if row.kind == "mcq" and row.set == BY_LM_EVAL + name]
+    return [row.correct == ours[row.id] for row in theirs if row.id in ours]
 
 
-def _chance(examination: Examination) -> dict[str, float]:
-    """The accuracy of guessing, by set."""
+def _count_truncated(
+    before: Sequence[ScoredRow], after: Sequence[ScoredRow], config: RunConfig
+) -> Truncated:
+    """Count the outputs that reached the token limit."""
+    return Truncated(
+        before=sum(row.finished is False for row in before),
+        after=sum(row.finished is False for row in after),
+        of=sum(row.output is not None for row in after),
+        max_new_tokens=config.max_new_tokens,
+    )
 
-    def of(asked: Sequence[Question]) -> float:
-        return sum(1 / len(question.options) for question in asked) / len(asked)
 
-    return {name: of(asked) for name, asked in examination.questions.items()}
+def _guess(asked: Sequence[Question]) -> float:
+    """Return the accuracy of guessing."""
+    return sum(1 / len(question.options) for question in asked) / len(asked)

@@ -1,87 +1,111 @@
-"""What a reader of the report looks at: single rows before and after, beside their reference."""
+"""Selects the qualitative examples: single rows before and after, with their reference."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from medcot.evaluation.interface import Examination, Row
+from medcot.evaluation.interface import EvaluationSuite, ScoredRow
+from medcot.reporting.schema import (
+    Answer,
+    ChangedList,
+    ChangedQuestion,
+    ChangedQuestions,
+    ChangedRow,
+    ClaimFindings,
+    FixedQuestion,
+    Passed,
+)
 
 SHOWN_ROWS = 5
-Pairs = Sequence[tuple[Row, Row]]
+Pairs = Sequence[tuple[ScoredRow, ScoredRow]]
+"""The same row before and after."""
 
 
-def telling_rows(pairs: Pairs, examination: Examination) -> dict[str, list[Row]]:
-    """The rows whose loss fell and rose most; those answered in full first, as they can be read."""
-    cases = {case.id: case for case in examination.cases}
-    rows: list[Row] = []
-    for b, a in pairs:
-        if b["kind"] != "case" or b["id"] not in cases:
+def select_rows(
+    pairs: Pairs, suite: EvaluationSuite
+) -> tuple[tuple[ChangedRow, ...], tuple[ChangedRow, ...]]:
+    """Select the rows whose loss fell most and those whose loss rose most.
+
+    Rows answered in full come first, because a reader can compare their answers.
+    """
+    cases = {case.id: case for case in suite.cases}
+    rows: list[ChangedRow] = []
+    for before, after in pairs:
+        if before.kind != "case" or before.id not in cases:
             continue
-        case = cases[b["id"]]
+        if before.nll is None or after.nll is None:
+            continue
+        case = cases[before.id]
         rows.append(
-            {
-                "id": case.id,
-                "question": case.question,
-                "reference": case.reference or case.response,
-                "nll_before": b["nll"],
-                "nll_after": a["nll"],
-                "difference": a["nll"] - b["nll"],
-                "before": _answer(b),
-                "after": _answer(a),
-            }
+            ChangedRow(
+                id=case.id,
+                question=case.question,
+                reference=case.reference or case.response,
+                nll_before=before.nll,
+                nll_after=after.nll,
+                difference=after.nll - before.nll,
+                before=_answer(before),
+                after=_answer(after),
+            )
         )
-    fell = sorted((r for r in rows if r["difference"] < 0), key=lambda r: r["difference"])
-    rose = sorted((r for r in rows if r["difference"] > 0), key=lambda r: -r["difference"])
-    return {"better_rows": _readable_first(fell), "worse_rows": _readable_first(rose)}
+    fell = sorted((row for row in rows if row.difference < 0), key=lambda row: row.difference)
+    rose = sorted((row for row in rows if row.difference > 0), key=lambda row: -row.difference)
+    return _readable_first(fell), _readable_first(rose)
 
 
-def changed_questions(pairs: Pairs, examination: Examination) -> dict[str, Any]:
-    """The questions that became right and those that became wrong: how many, and the first few."""
-    asked = {
-        (name, one.id): one for name, all_of in examination.questions.items() for one in all_of
-    }
-    sides: dict[str, list[Row]] = {"became_right": [], "became_wrong": []}
-    for b, a in pairs:
-        question = asked.get((b["set"], b["id"])) if b["kind"] == "mcq" else None
-        if question is None or bool(b["correct"]) == bool(a["correct"]):
+def select_changed_questions(pairs: Pairs, suite: EvaluationSuite) -> ChangedQuestions:
+    """Select the questions that became right and those that became wrong."""
+    asked = {(name, one.id): one for name, all_of in suite.questions.items() for one in all_of}
+    right: list[ChangedQuestion] = []
+    wrong: list[ChangedQuestion] = []
+    for before, after in pairs:
+        question = asked.get((before.set, before.id)) if before.kind == "mcq" else None
+        if question is None or bool(before.correct) == bool(after.correct):
             continue
-        side = "became_right" if a["correct"] else "became_wrong"
-        sides[side].append(
-            {
-                "set": b["set"],
-                "id": question.id,
-                "question": question.question,
-                "reference": f"{question.answer}. {question.options[question.answer]}",
-                "before": b.get("choice"),
-                "after": a.get("choice"),
-            }
+        (right if after.correct else wrong).append(
+            ChangedQuestion(
+                set=before.set,
+                id=question.id,
+                question=question.question,
+                reference=f"{question.answer}. {question.options[question.answer]}",
+                before=before.choice,
+                after=after.choice,
+            )
         )
-    return {side: {"n": len(rows), "shown": rows[:SHOWN_ROWS]} for side, rows in sides.items()}
+    return ChangedQuestions(
+        ChangedList(len(right), tuple(right[:SHOWN_ROWS])),
+        ChangedList(len(wrong), tuple(wrong[:SHOWN_ROWS])),
+    )
 
 
-def fixed_question(pairs: Pairs, examination: Examination) -> dict[str, Any] | None:
-    """The fixed question's answers and their claims; None where it was not asked."""
-    case = examination.fixed
-    pair = next(((b, a) for b, a in pairs if b["kind"] == "fixed"), None)
+def compare_fixed_question(pairs: Pairs, suite: EvaluationSuite) -> FixedQuestion | None:
+    """Set the answers to the fixed question side by side; None if it was not asked."""
+    case = suite.fixed
+    pair = next((pair for pair in pairs if pair[0].kind == "fixed"), None)
     if case is None or pair is None:
         return None
-    return {
-        "question": case.question,
-        "reference": case.reference or case.response,
-        "before": _answer(pair[0]),
-        "after": _answer(pair[1]),
-        "claims": {"before": pair[0].get("claims", []), "after": pair[1].get("claims", [])},
-        "passed": {"before": pair[0]["correct"], "after": pair[1]["correct"]},
-    }
+    before, after = pair
+    return FixedQuestion(
+        question=case.question,
+        reference=case.reference or case.response,
+        before=_answer(before),
+        after=_answer(after),
+        claims=ClaimFindings(before.claims, after.claims),
+        passed=Passed(before.correct, after.correct),
+    )
 
 
-def _readable_first(rows: list[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: row["after"] is None)[:SHOWN_ROWS]
+def _readable_first(rows: list[ChangedRow]) -> tuple[ChangedRow, ...]:
+    return tuple(sorted(rows, key=lambda row: row.after is None)[:SHOWN_ROWS])
 
 
-def _answer(row: Row) -> dict[str, Any] | None:
-    if row["output"] is None:
+def _answer(row: ScoredRow) -> Answer | None:
+    if row.output is None:
         return None
-    kept = ("thought", "answer", "closed", "finished", "tokens")
-    return {name: row[name] for name in kept}
+    return Answer(
+        thought=row.thought or "",
+        answer=row.answer or "",
+        closed=bool(row.closed),
+        finished=bool(row.finished),
+        tokens=row.tokens or 0,
+    )

@@ -6,9 +6,11 @@ run without them has a report without figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from medcot.reporting.schema import Figure, Report
 
 BETTER, WORSE, LINE = "#2b6cb0", "#c05621", "#4a5568"
 WIDTH, HEIGHT, LABEL = 560, 240, 260
@@ -27,33 +29,31 @@ def can_draw() -> bool:
 
 
 def write_figures(
-    report: dict[str, Any], events: Iterable[dict[str, Any]], folder: Path
-) -> list[Path]:
-    """Write the figures into ``folder/figures`` and list them in ``report["figures"]``.
+    report: Report, events: Sequence[Mapping[str, Any]], folder: Path
+) -> tuple[Figure, ...]:
+    """Write the figures into ``folder/figures`` and return them.
 
-    Returns the files: none without altair and vl-convert (extra ``app``), or without data.
+    There are none without altair and vl-convert (extra ``app``), and none without data.
     """
-    report["figures"] = []
     if not can_draw():
-        return []
+        return ()
     charts = {
-        "loss": ("Training loss by step", loss_chart(list(events))),
+        "loss": ("Training loss by step", loss_chart(events)),
         "differences": (DIFFERENCES, difference_chart(report)),
         "accuracy": ("Change of right answers by set", accuracy_chart(report)),
     }
-    written: list[Path] = []
+    written: list[Figure] = []
     for name, (title, chart) in charts.items():
         if chart is None:
             continue
         path = folder / "figures" / f"{name}.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
         _finish(chart, title, _NOTES.get(name, "")).save(path)
-        written.append(path)
-        report["figures"].append({"file": f"figures/{path.name}", "title": title})
-    return written
+        written.append(Figure(f"figures/{path.name}", title))
+    return tuple(written)
 
 
-def loss_chart(events: list[dict[str, Any]]) -> Any:
+def loss_chart(events: Sequence[Mapping[str, Any]]) -> Any:
     """Training loss by step, an altair chart; None without steps."""
     import altair as alt
 
@@ -70,17 +70,17 @@ def loss_chart(events: list[dict[str, Any]]) -> Any:
     )
 
 
-def difference_chart(report: dict[str, Any]) -> Any:
+def difference_chart(report: Report) -> Any:
     """Each test row's loss after minus before, in order of size; None without rows.
 
     The line is the mean over tokens, the band its interval.
     """
     import altair as alt
 
-    rows, paired = report["differences"], report["paired"]["nll"]
-    if not rows:
+    rows, paired = report.differences, report.paired.nll
+    if not rows or paired is None:
         return None
-    changes = sorted(row["after"] - row["before"] for row in rows)
+    changes = sorted(row.after - row.before for row in rows)
     points = [{"row": i + 1, "change": c, "better": c < 0} for i, c in enumerate(changes)]
     zero = alt.Chart(alt.Data(values=[{"y": 0}])).mark_rule(color=LINE, strokeDash=[4, 3])
     dots = (
@@ -98,8 +98,9 @@ def difference_chart(report: dict[str, Any]) -> Any:
         )
     )
     layers = [zero.encode(y="y:Q"), dots]
-    if paired["low"] is not None:
-        span = alt.Data(values=[{key: paired[key] for key in ("difference", "low", "high")}])
+    if paired.low is not None:
+        ends = {"difference": paired.difference, "low": paired.low, "high": paired.high}
+        span = alt.Data(values=[ends])
         layers.insert(
             0, alt.Chart(span).mark_rect(color=LINE, opacity=0.15).encode(y="low:Q", y2="high:Q")
         )
@@ -107,17 +108,21 @@ def difference_chart(report: dict[str, Any]) -> Any:
     return alt.layer(*layers)
 
 
-def accuracy_chart(report: dict[str, Any]) -> Any:
+def accuracy_chart(report: Report) -> Any:
     """Each set's change of right answers with its interval; None where no set was asked."""
     import altair as alt
 
-    mcq = report["paired"].get("mcq")
-    if not mcq or not mcq["sets"]:
+    mcq = report.paired.mcq
+    if not mcq or not mcq.sets:
         return None
     points = [
-        {"set": f"{name} (n={one['n']})"}
-        | {key: 100 * one[key] for key in ("difference", "low", "high")}
-        for name, one in mcq["sets"].items()
+        {
+            "set": f"{name} (n={one.n})",
+            "difference": 100 * one.difference,
+            "low": 100 * (one.difference if one.low is None else one.low),
+            "high": 100 * (one.difference if one.high is None else one.high),
+        }
+        for name, one in mcq.sets.items()
     ]
     base = alt.Chart(alt.Data(values=points)).encode(
         y=alt.Y("set:N", title=None, sort=None, axis=alt.Axis(labelLimit=LABEL))

@@ -1,13 +1,26 @@
-"""``report.md``: what ``report.json`` holds, as a person reads it. Texts of models are escaped."""
+"""``report.md``: a report as Markdown. Texts of models and data are escaped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from medcot.reporting.markdown_rows import show_changed, show_fixed, show_rows
-from medcot.reporting.wording import (
+from medcot.data.contamination import Leak
+from medcot.evaluation.suite import SetAccuracy
+from medcot.reporting.schema import (
+    MEASURES,
     NOT_MEDICAL_ADVICE,
+    Answer,
+    ChangedList,
+    ChangedQuestion,
+    ChangedRow,
+    ChoiceEndpoint,
+    Endpoint,
+    FixedQuestion,
+    Measure,
+    Report,
+)
+from medcot.reporting.wording import (
+    count,
     escape,
     say_cautions,
     show_change,
@@ -17,10 +30,18 @@ from medcot.reporting.wording import (
     show_size,
     show_value,
 )
+from medcot.stats.paired import PairedDifference
 
-LONGEST_LIST = 10  # rows of a list; the whole is in report.json
+LONGEST_LIST = 10
+"""Rows of a list; ``report.json`` has them all."""
 
-_NAMES = {
+LONGEST_TEXT = 900
+"""Characters of one answer; ``evaluation/*.jsonl`` has all of it."""
+
+SHORT_TEXT = 200
+"""Characters of a question in a table, and of the end of an unclosed thought."""
+
+_NAMES: dict[Measure, str] = {
     "nll": "test loss (nats per token)",
     "mcq": "multiple choice, right",
     "closed_rate": "thought closed",
@@ -32,37 +53,36 @@ _NAMES = {
 }
 
 
-def render_markdown(report: dict[str, Any]) -> str:
-    """``report.md``."""
+def render_markdown(report: Report) -> str:
+    """Render ``report.md``."""
     parts = [
         "# Did the fine-tuning help?",
-        f"**{report['verdict']['sentence']}**",
+        f"**{report.verdict.sentence}**",
         f"> {NOT_MEDICAL_ADVICE}",
         *_comparison(report),
         *say_cautions(report),
         *_sets(report),
-        *_limits(report),
+        *_power(report),
         *_figures(report),
-        *show_fixed(report),
-        *show_rows(report),
-        *show_changed(report),
+        *_fixed_question(report.fixed_question),
+        *_rows("better", report.better_rows),
+        *_rows("worse", report.worse_rows),
+        *_changed_questions(report),
         *_judge(report),
-        *_left_out(report),
+        *_left_out("Training rows left out", report.leaks),
+        *_left_out("Questions left out, as they were trained on", report.withheld),
         *_setting(report),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _comparison(report: dict[str, Any]) -> Iterator[str]:
+def _comparison(report: Report) -> Iterator[str]:
     lines = ["| | before | after | difference | 95 % interval | p | n |"]
     lines.append("| :-- | --: | --: | --: | :-: | --: | --: |")
-    for name, title in _NAMES.items():
-        paired = report["paired"].get(name)
-        if paired and paired["n"]:
-            before, after = report["before"][name], report["after"][name]
-            if name == "mcq":
-                before, after = before["accuracy"], after["accuracy"]
-            lines.append(_line(title, name, before, after, paired))
+    for measure in MEASURES:
+        if paired := report.paired.of(measure):
+            before, after = report.before.value(measure), report.after.value(measure)
+            lines.append(_line(_NAMES[measure], measure, before, after, paired))
     yield "## Before and after"
     yield "\n".join(lines)
     yield (
@@ -75,131 +95,216 @@ def _comparison(report: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _line(title: str, name: str, before: float, after: float, paired: dict[str, Any]) -> str:
+def _line(
+    title: str,
+    measure: Measure,
+    before: float | None,
+    after: float | None,
+    paired: PairedDifference,
+) -> str:
     cells = [
         title,
-        show_value(name, before),
-        show_value(name, after),
-        show_change(name, paired["difference"]),
-        show_interval(name, paired),
-        show_p(paired["p_value"]),
-        str(paired["n"]),
+        show_value(measure, before),
+        show_value(measure, after),
+        show_change(measure, paired.difference),
+        show_interval(measure, paired),
+        show_p(paired.p_value),
+        str(paired.n),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _sets(report: dict[str, Any]) -> Iterator[str]:
-    mcq = report["paired"].get("mcq")
-    if not mcq:
+def _sets(report: Report) -> Iterator[str]:
+    mcq, before, after = report.paired.mcq, report.before.mcq, report.after.mcq
+    if not mcq or not before or not after:
         return
-    sets = mcq["sets"]
     lines = ["| set | before | after | difference | interval | p | n | by guessing | verdict |"]
     lines.append("| :-- | --: | --: | --: | :-: | --: | --: | --: | :-- |")
-    for name, paired in sets.items():
-        before, after = (report[side]["mcq"]["sets"][name] for side in ("before", "after"))
-        line = _line(escape(name), "mcq", before["accuracy"], after["accuracy"], paired)
-        chance = report["chance"].get(name)
-        guess = show_percent(chance) if chance is not None else ""
-        lines.append(f"{line} {guess} | {report['verdict']['mcq_sets'][name]} |")
+    verdicts = report.verdict.mcq_sets or {}
+    for name, paired in mcq.sets.items():
+        accuracies = before.sets[name].accuracy, after.sets[name].accuracy
+        line = _line(escape(name), "mcq", *accuracies, paired)
+        lines.append(f"{line} {show_percent(report.chance.get(name))} | {verdicts[name]} |")
     yield "## Multiple choice by set"
     yield "\n".join(lines)
-    if len(sets) > 1:
-        level = f"{100 * next(iter(sets.values()))['level']:.1f}"
-        yield (
-            f"{len(sets)} sets give chance {len(sets)} tries: their p-values are corrected by"
-            f" Holm's method and their intervals are {level} % each, so that all hold together."
-        )
-    yield _unread(report)
-    for name, alike in report["lm_eval_agreement"].items():
+    yield from _correction(mcq)
+    yield _method(report, before, after)
+    for name, alike in report.lm_eval_agreement.items():
         yield (
             f"lm-evaluation-harness and medcot judge the same questions of {escape(name)} alike,"
-            f" right or wrong: {alike['before']} of {alike['n']} before and {alike['after']} of"
-            f" {alike['n']} after. Together they are counted once."
+            f" right or wrong: {alike.before} of {alike.n} before and {alike.after} of"
+            f" {alike.n} after. Together they are counted once."
         )
 
 
-def _unread(report: dict[str, Any]) -> str:
-    if report["config"]["mcq_method"] == "likelihood":
+def _correction(mcq: ChoiceEndpoint) -> Iterator[str]:
+    if len(mcq.sets) > 1:
+        level = f"{100 * next(iter(mcq.sets.values())).level:.1f}"
+        yield (
+            f"{len(mcq.sets)} sets give chance {len(mcq.sets)} tries: their p-values are corrected"
+            f" by Holm's method and their intervals are {level} % each, so that all hold together."
+        )
+
+
+def _method(report: Report, before: SetAccuracy, after: SetAccuracy) -> str:
+    if report.config.mcq_method == "likelihood":
         return "Answered by likelihood: the letter that the model finds likeliest after the cue."
     said = [
-        f"{side}: {mcq['unparsed']} stated no clear letter, {mcq['unfinished']} were cut off"
-        for side in ("before", "after")
-        if (mcq := report[side]["mcq"])
+        f"{side}: {mcq.unparsed} stated no clear letter, {mcq.unfinished} were cut off"
+        for side, mcq in (("before", before), ("after", after))
     ]
     return f"Answered by reasoning; what cannot be read counts as wrong ({'; '.join(said)})."
 
 
-def _limits(report: dict[str, Any]) -> Iterator[str]:
+def _power(report: Report) -> Iterator[str]:
     lines: list[str] = []
-    for name in ("nll", "mcq"):
-        paired = report["paired"].get(name)
-        if not paired or not paired["n"]:
-            continue
+    for name, paired in report.paired.endpoints().items():
         unit = "test rows" if name == "nll" else "questions"
-        if (least := paired["detectable"]) is not None:
+        if (least := paired.detectable) is not None:
             lines.append(
-                f"- {_NAMES[name]}: with {paired['n']} {unit}, a true difference of"
+                f"- {_NAMES[name]}: with {paired.n} {unit}, a true difference of"
                 f" {show_size(name, least)} or more would be found four times out of five."
             )
-        if (needed := paired["needed_rows"]) is not None:
-            seen = show_size(name, paired["difference"])
-            lines.append(
-                f"- To tell a difference like the one seen ({seen}) from chance takes about"
-                f" {needed:,} {unit}: {needed - paired['n']:,} more."
-            )
-        elif (needed := paired.get("needed_for_5_points") or 0) > paired["n"]:
-            lines.append(
-                f"- To find a change of 5 points four times out of five takes about {needed:,}"
-                f" {unit}, {needed - paired['n']:,} more, and only if hardly more answers change"
-                " sides than did here."
-            )
+        lines += _needed_rows(name, paired, unit)
     if lines:
         yield "## What this run could have shown"
         yield "\n".join(lines)
 
 
-def _figures(report: dict[str, Any]) -> Iterator[str]:
-    if figures := report.get("figures"):
+def _needed_rows(name: Measure, paired: Endpoint, unit: str) -> Iterator[str]:
+    if (needed := paired.needed_rows) is not None:
+        seen = show_size(name, paired.difference)
+        yield (
+            f"- To tell a difference like the one seen ({seen}) from chance takes about"
+            f" {needed:,} {unit}: {needed - paired.n:,} more."
+        )
+    elif isinstance(paired, ChoiceEndpoint) and (paired.needed_for_5_points or 0) > paired.n:
+        needed = paired.needed_for_5_points or 0
+        yield (
+            f"- To find a change of 5 points four times out of five takes about {needed:,}"
+            f" {unit}, {needed - paired.n:,} more, and only if hardly more answers change"
+            " sides than did here."
+        )
+
+
+def _figures(report: Report) -> Iterator[str]:
+    if report.figures:
         yield "## Figures"
-        yield from (f"![{escape(one['title'])}]({one['file']})" for one in figures)
+        yield from (f"![{escape(one.title)}]({one.file})" for one in report.figures)
 
 
-def _judge(report: dict[str, Any]) -> Iterator[str]:
-    judged = report["facts"].get("judge")
-    if judged:
-        yield "## The judge"
-        yield escape(judged["sentence"])
+def _fixed_question(fixed: FixedQuestion | None) -> Iterator[str]:
+    """Render the fixed question with its answers, and a table of its claims."""
+    if fixed is None:
+        return
+    yield "## The same question, before and after"
+    yield f"*{escape(fixed.question)}*"
+    yield _side_by_side(fixed)
+    if fixed.claims.after:
+        lines = ["| what the answer must say | before | after |", "| :-- | :-- | :-- |"]
+        both = zip(fixed.claims.before, fixed.claims.after, strict=True)
+        lines += [f"| {escape(b.claim)} | {b.finding} | {a.finding} |" for b, a in both]
+        sides = (fixed.passed.before, fixed.passed.after)
+        passed = ("passed" if side else "failed" for side in sides)
+        yield "\n".join([*lines, f"| **all of it** | {' | '.join(passed)} |"])
 
 
-def _left_out(report: dict[str, Any]) -> Iterator[str]:
-    """What training rows and evaluation sets had in common, and which of the two gave way."""
-    lists = (
-        ("Training rows left out", report["leaks"]),
-        ("Questions left out, as they were trained on", report["withheld"]),
-    )
-    for title, leaks in lists:
-        if not leaks:
-            continue
-        lines = ["| training row | set | its row | in common |", "| :-- | :-- | :-- | :-- |"]
-        for leak in leaks[:LONGEST_LIST]:
-            names = (escape(leak[key]) for key in ("case_id", "set_name", "evaluation_id"))
-            share = "the question" if leak["kind"] == "same question" else "text"
-            of = f"{share}, {100 * leak['share']:.0f} % of the shorter one"
-            lines.append(f"| {' | '.join(names)} | {of} |")
-        yield f"## {title}: {len(leaks)}"
+def _rows(direction: str, rows: Sequence[ChangedRow]) -> Iterator[str]:
+    """Render test rows whose loss changed most, each with its reference."""
+    yield f"## Rows that got {direction}"
+    if not rows:
+        yield "None."
+    for row in rows:
+        yield f"### {escape(row.id)}: loss {row.nll_before:.3f} → {row.nll_after:.3f}"
+        yield f"*{escape(_shorten(row.question))}*"
+        yield _side_by_side(row)
+
+
+def _changed_questions(report: Report) -> Iterator[str]:
+    """Render the questions whose grade changed, both ways; nothing if none did."""
+    changed = report.changed_questions
+    if not changed.became_right.n and not changed.became_wrong.n:
+        return
+    yield "## Questions that changed sides"
+    yield from _changed_list(changed.became_right, "right")
+    yield from _changed_list(changed.became_wrong, "wrong")
+
+
+def _changed_list(side: ChangedList, word: str) -> Iterator[str]:
+    shown = len(side.shown)
+    some = f", the first {shown} of them" if shown < side.n else ""
+    yield f"{count(side.n, 'question')} became {word}{some}{':' if shown else '.'}"
+    if shown:
+        lines = ["| set | question | right answer | before | after |"]
+        lines += ["| :-- | :-- | :-- | :-: | :-: |", *map(_changed_question, side.shown)]
         yield "\n".join(lines)
-        if len(leaks) > LONGEST_LIST:
-            yield f"And {len(leaks) - LONGEST_LIST} more, in `report.json`."
 
 
-def _setting(report: dict[str, Any]) -> Iterator[str]:
-    config = report["config"]
-    length = f"{config['steps']} steps" if config["steps"] is not None else ""
-    length = length or f"{config['epochs']} epochs"
+def _changed_question(row: ChangedQuestion) -> str:
+    cells = [escape(row.set), escape(_shorten(row.question, SHORT_TEXT))]
+    cells += [escape(_shorten(row.reference, SHORT_TEXT))]
+    return f"| {' | '.join([*cells, row.before or 'none', row.after or 'none'])} |"
+
+
+def _side_by_side(row: ChangedRow | FixedQuestion) -> str:
+    cells = [_cell(row.reference), _answer(row.before), _answer(row.after)]
+    return f"| reference | before | after |\n| :-- | :-- | :-- |\n| {' | '.join(cells)} |"
+
+
+def _answer(answer: Answer | None) -> str:
+    if answer is None:
+        return "(scored, not answered in full)"
+    cut = "" if answer.finished else " (cut off at the limit)"
+    if not answer.closed:
+        return f"(no answer: the thought never closed){cut} … {_cell(_tail(answer.thought))}"
+    return (_cell(answer.answer) or "(empty)") + cut
+
+
+def _tail(text: str) -> str:
+    """Return the last words, beginning with a whole one."""
+    end = text[-SHORT_TEXT:]
+    return end if len(text) <= SHORT_TEXT else end[end.find(" ") + 1 :]
+
+
+def _cell(text: str) -> str:
+    plain = _shorten(text).replace("**", "")
+    paragraphs = [escape(line) for line in plain.splitlines() if line.strip()]
+    return " <br> ".join(paragraphs)
+
+
+def _shorten(text: str, longest: int = LONGEST_TEXT) -> str:
+    return text if len(text) <= longest else f"{text[:longest]} …"
+
+
+def _judge(report: Report) -> Iterator[str]:
+    if report.facts.judge:
+        yield "## The judge"
+        yield escape(report.facts.judge.sentence)
+
+
+def _left_out(title: str, leaks: Sequence[Leak]) -> Iterator[str]:
+    """Render what training rows and evaluation sets had in common; nothing if nothing."""
+    if not leaks:
+        return
+    lines = ["| training row | set | its row | in common |", "| :-- | :-- | :-- | :-- |"]
+    for leak in leaks[:LONGEST_LIST]:
+        names = (escape(name) for name in (leak.case_id, leak.set_name, leak.evaluation_id))
+        share = "the question" if leak.kind == "same question" else "text"
+        of = f"{share}, {100 * leak.share:.0f} % of the shorter one"
+        lines.append(f"| {' | '.join(names)} | {of} |")
+    yield f"## {title}: {len(leaks)}"
+    yield "\n".join(lines)
+    if len(leaks) > LONGEST_LIST:
+        yield f"And {len(leaks) - LONGEST_LIST} more, in `report.json`."
+
+
+def _setting(report: Report) -> Iterator[str]:
+    config = report.config
+    length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs} epochs"
     yield "## Setting"
     yield (
-        f"Model {escape(config['model'])}, data {escape(config['dataset'])}, {length} of"
-        f" {config['batch']} rows, LoRA rank {config['rank']}, learning rate"
-        f" {config['learning_rate']:g}, seed {config['seed']}. The whole setting is in"
+        f"Model {escape(config.model)}, data {escape(config.dataset)}, {length} of"
+        f" {config.batch} rows, LoRA rank {config.rank}, learning rate"
+        f" {config.learning_rate:g}, seed {config.seed}. The whole setting is in"
         " `config.json`, every answer in `evaluation/`."
     )

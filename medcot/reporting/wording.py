@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
-NOT_MEDICAL_ADVICE = (
-    "Research output, not medical advice: the answers below come from a language model and may be"
-    " wrong or harmful."
-)
+from medcot.evaluation.suite import SetAccuracy
+from medcot.reporting.schema import ChoiceEndpoint, Measure, Report
+from medcot.stats.paired import PairedDifference
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#!~$&])")
 
 
-def say_verdict(report: dict[str, Any]) -> str:
+def say_verdict(report: Report) -> str:
     """The verdict in one or two sentences, directions in words."""
     said = [_say_loss(report)]
-    if "mcq" in report["verdict"]:
-        said.append(_say_choice(report))
+    if report.paired.mcq:
+        said.append(_say_choice(report, report.paired.mcq))
     return " ".join(said)
 
 
-def _say_loss(report: dict[str, Any]) -> str:
-    nll = report["paired"]["nll"]
+def _say_loss(report: Report) -> str:
+    nll = report.paired.nll
     if nll is None:
         return "No test row was scored, so nothing is known of the test loss."
-    rows = count(nll["n"], "test row")
-    if nll["difference"] == 0:
+    rows = count(nll.n, "test row")
+    if nll.difference == 0:
         return f"Test loss did not change at all on {rows}: no evidence of an effect."
-    moved = "fell" if nll["difference"] < 0 else "rose"
-    by = f"by {abs(nll['difference']):.3f} nats per token on {rows}{_span(nll)}"
-    match report["verdict"]["nll"]:
+    moved = "fell" if nll.difference < 0 else "rose"
+    by = f"by {abs(nll.difference):.3f} nats per token on {rows}{_span(nll)}"
+    match report.verdict.nll:
         case "improved":
             return f"Test loss {moved} {by}: improved."
         case "worse":
@@ -40,41 +38,42 @@ def _say_loss(report: dict[str, Any]) -> str:
             return f"Test loss {moved} {by}, which may be chance: no evidence."
 
 
-def _say_choice(report: dict[str, Any]) -> str:
-    mcq = report["paired"]["mcq"]
-    if not mcq["n"]:
+def _say_choice(report: Report, mcq: ChoiceEndpoint) -> str:
+    if not mcq.n:
         return "No multiple-choice question was answered both times."
-    before, after = (show_percent(report[side]["mcq"]["accuracy"]) for side in ("before", "after"))
-    asked = f"of {mcq['n']} multiple-choice questions"
-    match report["verdict"]["mcq"]:
+    before, after = (
+        show_percent(side.mcq and side.mcq.accuracy) for side in (report.before, report.after)
+    )
+    asked = f"of {mcq.n} multiple-choice questions"
+    match report.verdict.mcq:
         case "improved":
             return f"Right answers rose from {before} to {after} {asked}: improved."
         case "worse":
             return f"Right answers fell from {before} to {after} {asked}: worse."
-        case _ if mcq["difference"] == 0:
+        case _ if mcq.difference == 0:
             return f"Right answers stayed at {after} {asked}: no evidence.{_reach(mcq)}"
         case _:
             went = f"Right answers went from {before} to {after} {asked}, which may be chance"
             return f"{went}: no evidence.{_reach(mcq)}"
 
 
-def _reach(mcq: dict[str, Any]) -> str:
-    if mcq["detectable"] is None:
+def _reach(mcq: ChoiceEndpoint) -> str:
+    if mcq.detectable is None:
         return " So few questions could have shown no change at all."
-    least = show_size("mcq", mcq["detectable"])
+    least = show_size("mcq", mcq.detectable)
     return f" Only a change of {least} or more would likely have shown with so many questions."
 
 
-def _span(paired: dict[str, Any]) -> str:
-    if paired["low"] is None:
+def _span(paired: PairedDifference) -> str:
+    if paired.low is None or paired.high is None:
         return ""
-    low, high = sorted((abs(paired["low"]), abs(paired["high"])))
-    if paired["low"] * paired["high"] <= 0:
+    low, high = sorted((abs(paired.low), abs(paired.high)))
+    if paired.low * paired.high <= 0:
         return f" (95 % interval {show_interval('nll', paired)})"
     return f" (95 % interval {low:.3f} to {high:.3f})"
 
 
-def say_cautions(report: dict[str, Any]) -> Iterator[str]:
+def say_cautions(report: Report) -> Iterator[str]:
     """What to keep in mind when reading the table, as a section; nothing where there is nothing."""
     lines = [*_caution_of_length(report), *_caution_of_data(report), *_caution_of_chance(report)]
     if lines:
@@ -82,42 +81,47 @@ def say_cautions(report: dict[str, Any]) -> Iterator[str]:
         yield "\n".join(f"- {line}" for line in lines)
 
 
-def _caution_of_length(report: dict[str, Any]) -> Iterator[str]:
-    cut = report["truncated"]
-    if cut["before"] or cut["after"]:
+def _caution_of_length(report: Report) -> Iterator[str]:
+    cut = report.truncated
+    if cut.before or cut.after:
         yield (
-            f"Of {cut['of']} generated answers, {cut['before']} before and {cut['after']} after"
-            f" reached {cut['max_new_tokens']} tokens and were cut off (`--max-new-tokens`)."
+            f"Of {cut.of} generated answers, {cut.before} before and {cut.after} after"
+            f" reached {cut.max_new_tokens} tokens and were cut off (`--max-new-tokens`)."
         )
-    for side in ("before", "after"):
-        if report[side]["closed_rate"] == 0:
+    for side, summary in (("before", report.before), ("after", report.after)):
+        if summary.closed_rate == 0:
             yield f"No thought was closed {side}: there is no answer to read on that side."
 
 
-def _caution_of_data(report: dict[str, Any]) -> Iterator[str]:
-    if leaks := report["leaks"]:
-        rows = count(len({leak["case_id"] for leak in leaks}), "training row")
+def _caution_of_data(report: Report) -> Iterator[str]:
+    if leaks := report.leaks:
+        rows = count(len({leak.case_id for leak in leaks}), "training row")
         yield f"{rows} also stood in what is evaluated, and had no part in training."
-    if withheld := report["withheld"]:
+    if withheld := report.withheld:
         questions = count(len(withheld), "question")
         yield f"{questions} of sets added after the training stood in training rows: left out."
-    if report["facts"].get("dataset", {}).get("synthetic"):
+    if report.facts.dataset and report.facts.dataset.synthetic:
         yield "The rows are synthetic samples, not clinically reviewed."
 
 
-def _caution_of_chance(report: dict[str, Any]) -> Iterator[str]:
+def _caution_of_chance(report: Report) -> Iterator[str]:
     """Sets on which a side is not told apart from guessing."""
-    for name, chance in report["chance"].items():
-        sides = [report[side]["mcq"]["sets"][name] for side in ("before", "after")]
-        if all(one["low"] <= chance <= one["high"] for one in sides):
+    for name, chance in report.chance.items():
+        sides = [side.mcq.sets[name] for side in (report.before, report.after) if side.mcq]
+        if sides and all(_holds(one, chance) for one in sides):
             yield (
                 f"On {escape(name)}, neither before ({_within(sides[0])}) nor after"
                 f" ({_within(sides[1])}) is told apart from guessing ({show_percent(chance)})."
             )
 
 
-def _within(accuracy: dict[str, Any]) -> str:
-    return f"{100 * accuracy['low']:.1f} to {show_percent(accuracy['high'])}"
+def _holds(accuracy: SetAccuracy, chance: float) -> bool:
+    low, high = accuracy.low, accuracy.high
+    return low is not None and high is not None and low <= chance <= high
+
+
+def _within(accuracy: SetAccuracy) -> str:
+    return f"{100 * (accuracy.low or 0.0):.1f} to {show_percent(accuracy.high)}"
 
 
 def count(number: int, noun: str) -> str:
@@ -125,7 +129,7 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def show_value(name: str, value: float | None) -> str:
+def show_value(name: Measure, value: float | None) -> str:
     if value is None:
         return ""
     if name == "nll":
@@ -133,7 +137,7 @@ def show_value(name: str, value: float | None) -> str:
     return f"{value:.0f}" if name.endswith("tokens") else show_percent(value)
 
 
-def show_change(name: str, value: float) -> str:
+def show_change(name: Measure, value: float) -> str:
     """A signed difference, with a typographic minus."""
     if value == 0:
         return "0"
@@ -144,14 +148,14 @@ def show_change(name: str, value: float) -> str:
     return text.replace("-", "−")
 
 
-def show_size(name: str, value: float) -> str:
+def show_size(name: Measure, value: float) -> str:
     return f"{abs(value):.3f}" if name == "nll" else f"{100 * abs(value):.1f} points"
 
 
-def show_interval(name: str, paired: dict[str, Any]) -> str:
-    if paired["low"] is None:
+def show_interval(name: Measure, paired: PairedDifference) -> str:
+    if paired.low is None or paired.high is None:
         return "too few rows"
-    low, high = (show_change(name, paired[side]) for side in ("low", "high"))
+    low, high = (show_change(name, end) for end in (paired.low, paired.high))
     return f"{low.removesuffix(' points')} to {high.removesuffix(' points')}"
 
 

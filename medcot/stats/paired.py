@@ -24,7 +24,7 @@ _CELLS = 4_000_000  # numbers in one block of resamples: 32 MB
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
+class PairedDifference:
     """A difference, after minus before, over ``n`` pairs.
 
     ``low`` and ``high`` bound it with confidence ``level``; None where ``n`` gives no interval.
@@ -62,7 +62,7 @@ def rate_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, 
 
 def compare_rates(
     before: Sequence[bool], after: Sequence[bool], level: float = LEVEL
-) -> Paired | None:
+) -> PairedDifference | None:
     """The change of a rate over the same rows: exact McNemar, Bonett and Price's interval.
 
     The interval (Wald's on each count of changed rows plus one; Bonett and Price 2012,
@@ -78,7 +78,7 @@ def compare_rates(
     gained, lost = changes(before, after)
     p_value = float(cast("Any", mcnemar([[0, gained], [lost, 0]], exact=True)).pvalue)
     low, high = _adjusted_wald(gained, lost, n, level)
-    return Paired((gained - lost) / n, low, high, p_value, n, level)
+    return PairedDifference((gained - lost) / n, low, high, p_value, n, level)
 
 
 def compare_means(
@@ -89,7 +89,7 @@ def compare_means(
     seed: int = 0,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
-) -> Paired | None:
+) -> PairedDifference | None:
     """The change of ``sum(values) / sum(weights)`` over the same rows.
 
     With a loss summed over each row's tokens and the tokens as weights, that is the change of the
@@ -102,7 +102,7 @@ def compare_means(
     d, w = _differences(before, after, weights)
     low, high = _bootstrap(d, w, level, resamples, seed)
     p_value = _exchange_test(d, resamples, seed)
-    return Paired(float(d.sum() / w.sum()), low, high, p_value, n, level)
+    return PairedDifference(float(d.sum() / w.sum()), low, high, p_value, n, level)
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -112,7 +112,7 @@ def sign_test(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def adjust_holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected for their number by Holm's method, in the order given."""
     from statsmodels.stats.multitest import multipletests
 
@@ -121,10 +121,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in cast("Any", multipletests(p_values, method="holm"))[1]]
 
 
-def correct(found: dict[str, Paired]) -> dict[str, Paired]:
+def correct_p_values(found: dict[str, PairedDifference]) -> dict[str, PairedDifference]:
     """The same comparisons with Holm's p-values. Intervals are given at a corrected level before:
     see :func:`corrected_level`."""
-    corrected = holm([one.p_value for one in found.values()])
+    corrected = adjust_holm([one.p_value for one in found.values()])
     return {
         name: replace(one, p_value=p)
         for (name, one), p in zip(found.items(), corrected, strict=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcot.evaluation.answer_extraction import continuations, extract_letter
+from medcot.evaluation.answer_extraction import extract_letter, option_continuations
 from medcot.records import Question
 
 ENGLISH = {
@@ -242,5 +242,5 @@ def test_a_long_loop_is_read_in_no_time(unit: str) -> None:
 
 
 def test_english_letters_follow_a_space_and_chinese_ones_do_not() -> None:
-    assert continuations(Question("1", "?", {"A": "x", "B": "y"}, "A")) == [" A", " B"]
-    assert continuations(Question("1", "？", {"A": "x", "B": "y"}, "A", "zh")) == ["A", "B"]
+    assert option_continuations(Question("1", "?", {"A": "x", "B": "y"}, "A")) == [" A", " B"]
+    assert option_continuations(Question("1", "？", {"A": "x", "B": "y"}, "A", "zh")) == ["A", "B"]

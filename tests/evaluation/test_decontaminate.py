@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from medcot.config.presets import make_config
-from medcot.evaluation.decontaminate import evaluation_texts, withhold, withhold_rows
-from medcot.evaluation.interface import Examination
+from medcot.evaluation.decontaminate import collect_texts, decontaminate_rows, decontaminate_suite
+from medcot.evaluation.interface import EvaluationSuite
 from medcot.evaluation.scorers import make_row
-from medcot.evaluation.suite import make_examination
+from medcot.evaluation.suite import make_suite
 from medcot.records import Case, Question
 
 STEM = (
@@ -20,20 +20,22 @@ def case(case_id: str, question: str) -> Case:
     return Case(case_id, question, "thought", "response")
 
 
-def examination(**sets: list[str]) -> Examination:
+def suite_of(**sets: list[str]) -> EvaluationSuite:
     asked = {
         name: [Question(f"{name}-{n}", text, OPTIONS, "A") for n, text in enumerate(texts)]
         for name, texts in sets.items()
     }
     tests = [case("test-1", "What is tested here?")]
-    return make_examination(make_config("demo"), tests, case("fixed", "And now?"), asked)
+    return make_suite(make_config("demo"), tests, case("fixed", "And now?"), asked)
 
 
 def test_every_question_that_a_trained_row_shares_is_left_out() -> None:
-    exam = examination(
+    exam = suite_of(
         one=["Why?", STEM, STEM.upper(), f"Read this. {STEM}", "What else?"], two=["How?", "Why?"]
     )
-    kept, leaks = withhold(exam, [case("row-1", STEM), case("row-2", "why"), case("row-3", "No.")])
+    kept, leaks = decontaminate_suite(
+        exam, [case("row-1", STEM), case("row-2", "why"), case("row-3", "No.")]
+    )
     assert {name: [q.id for q in asked] for name, asked in kept.questions.items()} == {
         "one": ["one-4"],
         "two": ["two-0"],
@@ -49,30 +51,30 @@ def test_every_question_that_a_trained_row_shares_is_left_out() -> None:
 
 
 def test_a_set_of_which_nothing_is_left_is_not_asked() -> None:
-    kept, leaks = withhold(examination(one=["Why?"], two=["How?"]), [case("row", "Why?")])
+    kept, leaks = decontaminate_suite(suite_of(one=["Why?"], two=["How?"]), [case("row", "Why?")])
     assert (list(kept.questions), len(leaks)) == (["two"], 1)
 
 
 def test_before_the_training_nothing_is_left_out() -> None:
-    exam = examination(one=["Why?"])
-    assert withhold(exam, []) == (exam, ())
+    exam = suite_of(one=["Why?"])
+    assert decontaminate_suite(exam, []) == (exam, ())
 
 
 def test_rows_of_other_harnesses_are_left_out_by_their_prompts() -> None:
-    exam = examination(one=["Why?"])
+    exam = suite_of(one=["Why?"])
     rows = [
         make_row("mcq", "task", "0", f"Question: {STEM}\nA. one\nB. two\nAnswer:"),
         make_row("mcq", "task", "1", "Question: Something else?\nAnswer:"),
         make_row("mcq", "one", "one-0", STEM),  # asked by us: looked at before
         make_row("case", "", "test-1", STEM),
     ]
-    kept, leaks = withhold_rows(rows, exam, [case("row", STEM)])
-    assert [row["id"] for row in kept] == ["1", "one-0", "test-1"]
+    kept, leaks = decontaminate_rows(rows, exam, [case("row", STEM)])
+    assert [row.id for row in kept] == ["1", "one-0", "test-1"]
     assert [(leak.set_name, leak.evaluation_id) for leak in leaks] == [("task", "0")]
 
 
-def test_texts_name_each_part_of_the_examination() -> None:
-    texts = evaluation_texts(examination(one=["Why?"]))
+def test_texts_name_each_part_of_the_suite() -> None:
+    texts = collect_texts(suite_of(one=["Why?"]))
     assert texts == {
         "test rows": [("test-1", "What is tested here?")],
         "fixed question": [("fixed", "And now?")],

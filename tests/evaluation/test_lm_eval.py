@@ -11,8 +11,9 @@ import pytest
 
 from medcot.config.presets import make_config
 from medcot.errors import InputError
+from medcot.evaluation.interface import ScoredRow
 from medcot.evaluation.lm_eval import check_names, export_task, read_samples, run_lm_eval
-from medcot.evaluation.suite import examine, make_examination
+from medcot.evaluation.suite import evaluate, make_suite
 from medcot.records import Question
 from medcot.reporting.build import build_report
 
@@ -63,12 +64,12 @@ def tiny() -> Any:
     return LoadedModel(model, tokenizer, HfEngine(), "cpu", answer_rows=8)
 
 
-def our_rows(tiny: Any, asked: list[Question]) -> list[dict[str, Any]]:
+def our_rows(tiny: Any, asked: list[Question]) -> list[ScoredRow]:
     from medcot.inference.generate import model_tools
 
     config = make_config("demo", {"mcq": ("local",)})
-    examination = make_examination(config, [], None, {"local": asked})
-    return examine(examination, model_tools(tiny, config), [], lambda row: None)
+    suite = make_suite(config, [], None, {"local": asked})
+    return evaluate(suite, model_tools(tiny, config), [], lambda row: None)
 
 
 @pytest.mark.real_model
@@ -80,10 +81,10 @@ def test_our_likelihoods_agree_with_lm_eval_question_by_question(
     ours = our_rows(tiny, asked)
     export_task(asked, tmp_path, "local")
     theirs = run_lm_eval(tiny.model, tiny.tokenizer, ["local"], include=tmp_path)
-    assert [row["id"] for row in theirs] == [row["id"] for row in ours]
-    assert [row["prompt"] for row in theirs] == [row["prompt"] for row in ours]
-    assert [row["correct"] for row in theirs] == [row["correct"] for row in ours]
-    assert 0 < sum(row["correct"] for row in ours) < 40  # agreeing on all wrong would say little
+    assert [row.id for row in theirs] == [row.id for row in ours]
+    assert [row.prompt for row in theirs] == [row.prompt for row in ours]
+    assert [row.correct for row in theirs] == [row.correct for row in ours]
+    assert 0 < sum(row.correct for row in ours) < 40  # agreeing on all wrong would say little
 
 
 @pytest.mark.real_model
@@ -103,12 +104,13 @@ def test_lm_eval_rows_join_the_paired_report(tiny: Any, tmp_path: Path) -> None:
         with torch.no_grad():
             weights.copy_(kept)
     config = make_config("demo")
-    report = build_report(before, after, make_examination(config, [], None, {}), config, {})
-    changed = [b["correct"] != a["correct"] for b, a in zip(before, after, strict=True)]
+    report = build_report(before, after, make_suite(config, [], None, {}), config)
+    changed = [b.correct != a.correct for b, a in zip(before, after, strict=True)]
     assert any(changed)
-    assert report["paired"]["mcq"]["sets"]["local"]["n"] == 40
-    gained = sum(row["correct"] for row in after) - sum(row["correct"] for row in before)
-    assert report["paired"]["mcq"]["difference"] == pytest.approx(gained / 40)
+    assert report.paired.mcq is not None
+    assert report.paired.mcq.sets["local"].n == 40
+    gained = sum(row.correct for row in after) - sum(row.correct for row in before)
+    assert report.paired.mcq.difference == pytest.approx(gained / 40)
 
 
 def sample(number: int, **metrics: float) -> dict[str, Any]:
@@ -121,9 +123,9 @@ def sample(number: int, **metrics: float) -> dict[str, Any]:
 def test_each_document_counts_once_though_two_filters_log_it() -> None:
     logged = [sample(1, exact_match=0), sample(0, exact_match=1), sample(1, exact_match=1)]
     rows = read_samples("gsm8k", logged)
-    assert [(row["id"], row["correct"]) for row in rows] == [("0", True), ("1", False)]
-    assert rows[1]["prompt"] == "prompt 1"
-    assert rows[0]["set"] == "gsm8k"
+    assert [(row.id, row.correct) for row in rows] == [("0", True), ("1", False)]
+    assert rows[1].prompt == "prompt 1"
+    assert rows[0].set == "gsm8k"
 
 
 def test_a_task_without_right_or_wrong_is_refused() -> None:

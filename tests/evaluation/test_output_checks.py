@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from medcot.evaluation.output_checks import loops, share_tokens, speaks
+from medcot.evaluation.output_checks import divide_tokens, has_loop, is_in_language
 
 SENTENCE = "The patient has a fever and a cough, so pneumonia is likely. "
 PARAGRAPH = (
@@ -32,7 +32,7 @@ PARAGRAPH = (
     ],
 )
 def test_a_passage_three_times_in_a_row_is_a_loop(text: str) -> None:
-    assert loops(text)
+    assert has_loop(text)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_passage_three_times_in_a_row_is_a_loop(text: str) -> None:
     ],
 )
 def test_what_comes_twice_or_is_short_is_no_loop(text: str) -> None:
-    assert not loops(text)
+    assert not has_loop(text)
 
 
 def test_varied_text_is_no_loop_however_long() -> None:
@@ -70,7 +70,7 @@ def test_varied_text_is_no_loop_however_long() -> None:
         "mild",
         "severe",
     ]
-    assert not any(loops(" ".join(chance.choices(words, k=1500))) for _ in range(3))
+    assert not any(has_loop(" ".join(chance.choices(words, k=1500))) for _ in range(3))
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_varied_text_is_no_loop_however_long() -> None:
 def test_language_is_told_by_characters_against_words(
     text: str, language: str, matches: bool
 ) -> None:
-    assert speaks(text, language) is matches  # type: ignore[arg-type]
+    assert is_in_language(text, language) is matches  # type: ignore[arg-type]
 
 
 def test_tokens_of_a_reply_are_divided_and_none_is_lost() -> None:
-    assert share_tokens(100, "x" * 300, "y" * 100) == (75, 25)
-    assert share_tokens(7, "", "") == (7, 0)
-    assert share_tokens(9, "", "answer") == (0, 9)
-    assert sum(share_tokens(101, "abc", "defgh")) == 101
+    assert divide_tokens(100, "x" * 300, "y" * 100) == (75, 25)
+    assert divide_tokens(7, "", "") == (7, 0)
+    assert divide_tokens(9, "", "answer") == (0, 9)
+    assert sum(divide_tokens(101, "abc", "defgh")) == 101

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import pytest
 
-from medcot.evaluation.rubric import check_claims, passes
+from medcot.evaluation.rubric import check_claims, states_all
 from medcot.records import Claim
 
 S, C, N = "states", "contradicts", "silent"
@@ -118,7 +118,7 @@ def test_chinese_answers_are_read_claim_by_claim(answer: str, residual: str, det
 
 def test_the_wrong_answer_that_reads_well_fails() -> None:
     wrong = "increased residual volume and increased detrusor contractions"
-    assert not passes(check_claims(wrong, claims_of("fixed-en")))
+    assert not states_all(check_claims(wrong, claims_of("fixed-en")))
 
 
 @pytest.mark.parametrize("question", ["fixed-en", "fixed-zh"])
@@ -128,11 +128,11 @@ def test_the_reference_and_the_bundled_response_pass(question: str) -> None:
     )
     row = next(row for row in map(json.loads, text.splitlines()) if row["id"] == question)
     for answer in (row["reference"], row["Response"]):
-        assert passes(check_claims(answer, claims_of(question))), answer
+        assert states_all(check_claims(answer, claims_of(question))), answer
 
 
 def test_an_answer_silent_on_one_claim_does_not_pass() -> None:
-    assert not passes(check_claims("The residual volume is normal.", claims_of("fixed-en")))
+    assert not states_all(check_claims("The residual volume is normal.", claims_of("fixed-en")))
 
 
 def test_an_answer_that_says_both_fails() -> None:
@@ -141,4 +141,4 @@ def test_an_answer_that_says_both_fails() -> None:
 
 
 def test_no_claims_is_not_a_pass() -> None:
-    assert not passes(check_claims("anything", []))
+    assert not states_all(check_claims("anything", []))

@@ -24,6 +24,7 @@ from medcot.notebook.views.prose import read_prose
 from medcot.notebook.views.sentences import in_language
 from medcot.planning.model_specs import SMOLLM2_135M, find_model_spec
 from medcot.planning.plan import make_plan
+from medcot.reporting.schema import Answer, Verdicts
 from medcot.runs import history
 from tests.support.fakes import make_case
 from tests.support.paths import ROOT
@@ -43,13 +44,14 @@ def test_no_text_can_open_a_tag_or_an_entity(value):
 def test_every_view_of_a_hostile_row_is_harmless():
     case = make_case(1, id=HOSTILE, question=HOSTILE, thought=HOSTILE, response=HOSTILE)
     reply = {"thought": HOSTILE, "answer": HOSTILE, "closed": True, "finished": False, "tokens": 3}
+    answer = Answer(**reply)
     reply |= {"question": HOSTILE, "base": True}
     shown = [
         rows.show_case(case, "en"),
         rows.show_cases([case], {}, 1, 1, "zh"),
         rows.show_failure(ErrorText("input", HOSTILE, HOSTILE, HOSTILE), "en"),
         answers.show_own_answer(reply, "en"),
-        answers.compare_replies(reply, reply | {"answer": f"{HOSTILE} more"}, "zh"),
+        answers.compare_replies(answer, replace(answer, answer=f"{HOSTILE} more"), "zh"),
     ]
     for page in shown:
         assert not TAGS.search(page)
@@ -158,18 +160,17 @@ def test_the_command_repeats_the_settings_and_quotes_them():
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_evidence_shows_worse_rows_before_better_ones_and_the_disclaimer(language):
-    report = dict(history.bundled_run(language).report)
-    worse = dict(report["better_rows"][0]) | {"nll_after": 9.0, "difference": 5.0}
-    page = evidence.show_telling_rows(report | {"worse_rows": [worse]}, language)
+    report = evidence.read_report(history.bundled_run(language))
+    worse = replace(report.better_rows[0], nll_after=9.0, difference=5.0)
+    page = evidence.show_changed_rows(replace(report, worse_rows=(worse,)), language)
     assert page.index(say("worse_rows", language)) < page.index(say("better_rows", language))
     assert say("not_medical_advice", language) in page
 
 
 @pytest.mark.parametrize("verdict", ["improved", "no evidence", "worse"])
 def test_a_verdict_is_said_as_the_report_has_it(verdict):
-    report = dict(history.bundled_run("en").report)
-    report["verdict"] = {"nll": verdict}
-    page = evidence.show_verdict(report, "en")
+    report = evidence.read_report(history.bundled_run("en"))
+    page = evidence.show_verdict(replace(report, verdict=Verdicts(nll=verdict)), "en")
     said = {"improved": "improved", "no evidence": "no evidence of a change", "worse": "worse"}
     assert f": {said[verdict]}</b>" in page
 

@@ -18,6 +18,7 @@ from medcot.data.dataset import load_dataset
 from medcot.errors import InputError
 from medcot.listener import Listener
 from medcot.pipeline.run import evaluate_only, report_only, run
+from medcot.reporting.schema import Agreement
 from medcot.runs.directory import RunDirectory
 from tests.support.judge_endpoint import endpoint, prefers
 
@@ -74,9 +75,9 @@ def test_a_set_added_later_loses_its_trained_questions_and_changes_no_training_r
     added = exam(tmp_path / "late.jsonl", [*PLAIN[:3], *known])
     report = evaluate_only(trained, Listener(), mcq=(added,))
     assert trained.read_json("split.json") == split
-    assert [leak["evaluation_id"] for leak in report["withheld"]] == ["x3", "x4"]
-    assert {leak["case_id"] for leak in report["withheld"]} == set(split["train"][:2])
-    assert report["paired"]["mcq"]["sets"]["late"]["n"] <= 3
+    assert [leak.evaluation_id for leak in report.withheld] == ["x3", "x4"]
+    assert {leak.case_id for leak in report.withheld} == set(split["train"][:2])
+    assert report.paired.mcq.sets["late"].n <= 3
     assert not {"x3", "x4"} & {row["id"] for row in rows(trained, "after", "late")}
     assert "stood in training rows: left out" in trained.report_markdown.read_text()
     assert report_only(trained, Listener()) == report
@@ -87,7 +88,7 @@ def test_no_folder_of_this_machine_is_in_what_was_scored(
 ) -> None:
     added = exam(tmp_path / "late.jsonl", PLAIN)
     report = evaluate_only(trained, Listener(), mcq=(added,))
-    assert list(report["paired"]["mcq"]["sets"]) == ["sample", "late"]
+    assert list(report.paired.mcq.sets) == ["sample", "late"]
     for phase in ("before", "after"):
         assert str(tmp_path) not in trained.evaluation(phase).read_text()
 
@@ -101,10 +102,10 @@ def test_lm_eval_scores_a_file_of_questions_as_medcot_does(
     whole = [trained.evaluation(phase).read_bytes() for phase in ("before", "after")]
     report = evaluate_only(trained, Listener(), lm_eval=(added,))  # nothing is asked again
     assert [trained.evaluation(phase).read_bytes() for phase in ("before", "after")] == whole
-    asked = report["paired"]["mcq"]["sets"]["late"]["n"]
-    assert report["lm_eval_agreement"] == {"late": {"before": asked, "after": asked, "n": asked}}
+    asked = report.paired.mcq.sets["late"].n
+    assert report.lm_eval_agreement == {"late": Agreement(asked, asked, asked)}
     assert len(rows(trained, "after", "lm_eval/late")) == len(PLAIN)
-    assert report["paired"]["mcq"]["n"] == 8
+    assert report.paired.mcq.n == 8
     left = sorted(path.name for path in (trained.path / "evaluation/lm_eval").iterdir())
     assert left == ["late.jsonl", "late.yaml"]
 
@@ -143,9 +144,9 @@ def test_a_run_with_a_judge_reports_its_opinion_and_asks_once(
         judged = config.model_copy(update={"judge_url": url, "judge_model": "m"})
         report = run(judged, directory)
         asked = len(requests)
-        assert report_only(directory, Listener())["facts"]["judge"] == report["facts"]["judge"]
+        assert report_only(directory, Listener()).facts.judge == report.facts.judge
         assert len(requests) == asked
-    assert report["facts"]["judge"]["n"] == 3  # two answered test rows and the fixed question
+    assert report.facts.judge.n == 3  # two answered test rows and the fixed question
     assert "## The judge" in directory.report_markdown.read_text()
     with pytest.raises(InputError, match="--judge-model"):
         run(config.model_copy(update={"judge_url": url}), RunDirectory(tmp_path / "other"))

@@ -86,7 +86,7 @@ def test_the_run_directory_holds_what_is_promised(finished):
 
 
 def test_the_report_has_the_promised_numbers(finished):
-    _, report, _ = finished
+    report = finished[0].read_json("report.json")
     for part in ("before", "after", "paired"):
         assert set(report[part]) >= {
             "nll", "mcq", "closed_rate", "finished_rate", "answer_tokens",
@@ -133,7 +133,7 @@ def test_plain_peft_gives_the_same_test_loss(finished, tiny_model):
         with torch.no_grad():
             total += model(**batch).loss.item() * len(row.completion_ids)
         tokens += len(row.completion_ids)
-    assert total / tokens == pytest.approx(report["after"]["nll"], abs=1e-3)
+    assert total / tokens == pytest.approx(report.after.nll, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_cancelled_run_goes_on_to_the_same_report(finished, config, tmp_path, 
     assert first.stages[-1] == stage
     assert directory.stage() == "cancelled"
     report = run(config, directory, resume=True)
-    assert report["after"]["nll"] == pytest.approx(finished[1]["after"]["nll"], abs=1e-5)
+    assert report.after.nll == pytest.approx(finished[1].after.nll, abs=1e-5)
     assert losses(directory) == pytest.approx(losses(finished[0]), abs=1e-5)
 
 
@@ -175,7 +175,7 @@ def test_a_killed_process_is_resumed(finished, config, tmp_path):
     process.wait()
     report = run(directory.config(), directory, resume=True)
     assert losses(directory) == pytest.approx(losses(finished[0]), abs=1e-5)
-    assert report["after"]["nll"] == pytest.approx(finished[1]["after"]["nll"], abs=1e-5)
+    assert report.after.nll == pytest.approx(finished[1].after.nll, abs=1e-5)
 
 
 def test_ctrl_c_ends_with_130_and_everything_kept(config, tmp_path):
@@ -268,8 +268,8 @@ def test_a_failure_leaves_its_reason_and_the_run_resumable(config, tmp_path, mon
 def test_zero_steps_change_exactly_nothing(config, tmp_path):
     config = config.model_copy(update={"steps": 0})
     report = run(config, RunDirectory(tmp_path / "run"))
-    assert report["paired"]["nll"]["difference"] == 0.0
-    assert report["verdict"]["nll"] == report["verdict"]["mcq"] == "no evidence"
+    assert report.paired.nll.difference == 0.0
+    assert report.verdict.nll == report.verdict.mcq == "no evidence"
 
 
 @pytest.mark.real_model
@@ -292,7 +292,7 @@ def test_a_spoilt_run_is_called_worse(tmp_path):
             row = {"Question": case.question, "Complex_CoT": " ".join(thought)}
             file.write(json.dumps(row | {"Response": " ".join(response)}) + "\n")
     report = run(config.model_copy(update={"dataset": str(path)}), RunDirectory(tmp_path / "run"))
-    assert report["verdict"]["nll"] == "worse"
+    assert report.verdict.nll == "worse"
 
 
 def test_events_of_a_quiet_environment_name_the_machine(finished):

@@ -54,7 +54,7 @@ from tests.support.fakes import make_case
 from medcot.distributed import comm
 from medcot.config.presets import make_config
 from medcot.evaluation.interface import ModelTools
-from medcot.evaluation.suite import examine, make_examination
+from medcot.evaluation.suite import evaluate, make_suite
 from medcot.records import Generation, TokenLoss
 from medcot.pipeline.sharding import share_out, take_share
 
@@ -65,12 +65,12 @@ tools = ModelTools(generate, lambda pairs: [TokenLoss(len(p.text), 1) for p in p
 tools = ModelTools(generate, tools.score, tools.score_options, answers_at_once=2)
 if comm.is_main():
     config = make_config("demo", {"test_samples": 12, "generate_samples": 10, "style": "tutorial"})
-    asked = make_examination(config, [make_case(n) for n in range(12)], None, {})
+    asked = make_suite(config, [make_case(n) for n in range(12)], None, {})
     ask = share_out(comm.tell, "before", lambda: False)
     whole, rest, saved = [], [], []
-    examine(asked, tools, [], whole.append, ask=ask)
-    examine(asked, tools, whole[:3] + whole[6:], rest.append, ask=ask)
-    examine(asked, tools, whole, saved.append, ask=ask)
+    evaluate(asked, tools, [], whole.append, answer=ask)
+    evaluate(asked, tools, whole[:3] + whole[6:], rest.append, answer=ask)
+    evaluate(asked, tools, whole, saved.append, answer=ask)
     comm.tell(None)
     print(json.dumps([whole, rest, saved]))
 else:

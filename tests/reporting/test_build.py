@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,14 +15,22 @@ import pytest
 from markdown_it import MarkdownIt
 
 from medcot.config.presets import make_config
+from medcot.data.contamination import Leak
 from medcot.errors import InputError
-from medcot.evaluation.interface import Examination
+from medcot.evaluation.interface import EvaluationSuite, ScoredRow
+from medcot.evaluation.rubric import ClaimFinding
 from medcot.evaluation.scorers import make_row
-from medcot.evaluation.suite import make_examination
+from medcot.evaluation.suite import make_suite
 from medcot.records import Case, Claim, Generation, Question, TokenLoss
-from medcot.reporting.build import build_report, render_markdown, write_figures
-from medcot.reporting.figures import can_draw
-from medcot.reporting.wording import NOT_MEDICAL_ADVICE, escape
+from medcot.reporting.build import build_report
+from medcot.reporting.figures import can_draw, write_figures
+from medcot.reporting.markdown import render_markdown
+from medcot.reporting.schema import (
+    NOT_MEDICAL_ADVICE,
+    report_from_json,
+    report_to_json,
+)
+from medcot.reporting.wording import escape
 
 SETTING = make_config(
     "demo", {"test_samples": 400, "generate_samples": 12, "mcq_method": "generate"}
@@ -35,51 +44,63 @@ def case(number: int, text: str = "") -> Case:
     return Case(f"c{number:03}", text or f"Question {number}?", "t", f"Reference {number}.")
 
 
-def examination(
+def suite_of(
     cases: int = 16, sets: Sequence[str] = (), questions: int = 40, text: str = ""
-) -> Examination:
+) -> EvaluationSuite:
     fixed = Case("fixed", text or "What now?", "t", "Rest.", claims=CLAIMS, reference="Rest.")
     asked = {
         name: [Question(f"q{n}", f"Which {n}?", OPTIONS, "B") for n in range(questions)]
         for name in sets
     }
-    return make_examination(SETTING, [case(n, text) for n in range(cases)], fixed, asked)
+    return make_suite(SETTING, [case(n, text) for n in range(cases)], fixed, asked)
 
 
 def rows(
-    exam: Examination, shift: float = 0.0, right: float = 0.5, seed: int = 1, say: str = GOOD
-) -> list[dict[str, Any]]:
+    exam: EvaluationSuite, shift: float = 0.0, right: float = 0.5, seed: int = 1, say: str = GOOD
+) -> list[ScoredRow]:
     """One side: losses around 2 nats per token less ``shift``, and ``right`` of the answers."""
     chance = random.Random(seed)
     full = {one.id for one in exam.generated}
-    made: list[dict[str, Any]] = []
+    made: list[ScoredRow] = []
     for one in exam.cases:
         tokens = 100 + int(one.id[1:]) * 7 % 90
         loss = TokenLoss(tokens * (2 + chance.gauss(0, 0.02) - shift), tokens)
         text = Generation(say, 30, True) if one.id in full else None
-        made.append(make_row("case", "", one.id, "p", loss, text) | {"language_match": True})
+        made.append(replace(make_row("case", "", one.id, "p", loss, text), language_match=True))
     if exam.fixed:
         row = make_row("fixed", "", "fixed", "p", TokenLoss(20, 10), Generation(say, 30, True))
-        row |= {"claims": [{"claim": "rest is advised", "finding": "states"}], "correct": True}
-        made.append(row)
+        claims = (ClaimFinding("rest is advised", "states"),)
+        made.append(replace(row, claims=claims, correct=True))
     for name, asked in exam.questions.items():
         for n, question in enumerate(asked):
             row = make_row("mcq", name, question.id, "p", None, Generation(say, 30, True))
             fine = n < right * len(asked)
-            made.append(row | {"correct": fine, "unparsed": not fine, "unfinished": False})
+            made.append(replace(row, correct=fine, unparsed=not fine, unfinished=False))
     return made
 
 
-def report(exam: Examination, before: Any, after: Any, **facts: Any) -> dict[str, Any]:
-    made = build_report(before, after, exam, SETTING, facts)
-    return json.loads(json.dumps(made, allow_nan=False))  # what a reader of report.json gets
+def report(
+    exam: EvaluationSuite,
+    before: Any,
+    after: Any,
+    leaks: Sequence[Leak] = (),
+    withheld: Sequence[Leak] = (),
+) -> dict[str, Any]:
+    """What a reader of report.json gets."""
+    made = build_report(before, after, exam, SETTING, leaks=leaks, withheld=withheld)
+    return json.loads(json.dumps(report_to_json(made), allow_nan=False))
+
+
+def render(made: dict[str, Any]) -> str:
+    """The page of a report that was written to disk and read again."""
+    return render_markdown(report_from_json(made))
 
 
 # --- verdicts --------------------------------------------------------------------------------
 
 
 def test_a_loss_that_falls_on_every_row_is_improved() -> None:
-    exam = examination()
+    exam = suite_of()
     made = report(exam, rows(exam), rows(exam, shift=0.1, seed=2))
     assert made["verdict"]["nll"] == "improved"
     assert made["paired"]["nll"]["difference"] == pytest.approx(
@@ -90,7 +111,7 @@ def test_a_loss_that_falls_on_every_row_is_improved() -> None:
 
 
 def test_a_loss_that_rises_is_worse() -> None:
-    exam = examination()
+    exam = suite_of()
     made = report(exam, rows(exam), rows(exam, shift=-0.1, seed=2))
     assert made["verdict"]["nll"] == "worse"
     assert "Test loss rose by 0.09" in made["verdict"]["sentence"]
@@ -99,7 +120,7 @@ def test_a_loss_that_rises_is_worse() -> None:
 
 
 def test_a_run_that_changed_nothing_is_exactly_zero_and_no_evidence() -> None:
-    exam = examination(sets=("one", "two"))
+    exam = suite_of(sets=("one", "two"))
     side = rows(exam)
     made = report(exam, side, side)
     assert made["verdict"]["nll"] == made["verdict"]["mcq"] == "no evidence"
@@ -112,7 +133,7 @@ def test_a_run_that_changed_nothing_is_exactly_zero_and_no_evidence() -> None:
 
 
 def test_right_answers_that_rise_are_improved_and_that_fall_worse() -> None:
-    exam = examination(sets=("one",), questions=100)
+    exam = suite_of(sets=("one",), questions=100)
     low, high = rows(exam, right=0.3), rows(exam, right=0.6)
     assert report(exam, low, high)["verdict"]["mcq"] == "improved"
     assert report(exam, high, low)["verdict"]["mcq"] == "worse"
@@ -123,39 +144,42 @@ def test_right_answers_that_rise_are_improved_and_that_fall_worse() -> None:
 
 
 def test_a_small_difference_is_no_evidence_and_says_what_would_be() -> None:
-    exam = examination(sets=("one",), questions=40)
+    exam = suite_of(sets=("one",), questions=40)
     made = report(exam, rows(exam, right=0.5), rows(exam, right=0.55))
     assert made["verdict"]["mcq"] == "no evidence"
     assert made["paired"]["mcq"]["detectable"] > 0.05
     assert made["needed_rows"]["mcq"] > 40
-    page = render_markdown(made)
+    page = render(made)
     assert "would be found four times out of five" in page
     assert f"{made['needed_rows']['mcq'] - 40} more" in page
 
 
 def test_how_many_rows_are_needed_is_not_said_of_what_is_shown() -> None:
-    exam = examination()
+    exam = suite_of()
     made = report(exam, rows(exam), rows(exam, shift=0.1, seed=2))
     assert made["needed_rows"]["nll"] is None
 
 
 def test_several_sets_are_corrected_and_the_whole_is_one_comparison() -> None:
-    exam = examination(sets=("a", "b", "c", "d", "e"), questions=60)
+    exam = suite_of(sets=("a", "b", "c", "d", "e"), questions=60)
     before, after = rows(exam, right=0.5), rows(exam, right=0.5)
-    for row in after:  # seven more right in one set: p = 0.016 alone, 0.078 among five
-        if (row["kind"], row["set"]) == ("mcq", "c") and not row["correct"]:
-            row["correct"] = int(row["id"][1:]) < 37
+    after = [  # seven more right in one set: p = 0.016 alone, 0.078 among five
+        replace(row, correct=bool(row.correct) or int(row.id[1:]) < 37)
+        if (row.kind, row.set) == ("mcq", "c")
+        else row
+        for row in after
+    ]
     made = report(exam, before, after)
     only = made["paired"]["mcq"]["sets"]["c"]
     assert only["p_value"] == pytest.approx(5 * 2 / 2**7)
     assert only["level"] == pytest.approx(0.99)
     assert made["verdict"]["mcq_sets"]["c"] == "no evidence"
     assert made["paired"]["mcq"]["n"] == 300
-    assert "5 sets give chance 5 tries" in render_markdown(made)
+    assert "5 sets give chance 5 tries" in render(made)
 
 
 def test_report_has_every_key_of_its_contract() -> None:
-    exam = examination(sets=("one",))
+    exam = suite_of(sets=("one",))
     made = report(exam, rows(exam), rows(exam, shift=0.05, seed=3))
     for part in ("before", "after", "paired"):
         for key in ("nll", "mcq", "closed_rate", "finished_rate", "answer_tokens"):
@@ -169,22 +193,22 @@ def test_report_has_every_key_of_its_contract() -> None:
 
 
 def test_without_questions_nothing_is_said_of_them() -> None:
-    exam = examination()
+    exam = suite_of()
     made = report(exam, rows(exam), rows(exam, seed=2))
     assert "mcq" not in made["verdict"]
     assert "mcq" not in made["paired"]
     assert "multiple" not in made["verdict"]["sentence"].lower()
-    assert "## Multiple choice" not in render_markdown(made)
+    assert "## Multiple choice" not in render(made)
 
 
 def test_a_side_that_was_not_scored_in_full_is_refused() -> None:
-    exam = examination()
+    exam = suite_of()
     with pytest.raises(InputError, match=r"after\.jsonl.*3 of the rows"):
-        build_report(rows(exam), rows(exam)[:-3], exam, SETTING, {})
+        build_report(rows(exam), rows(exam)[:-3], exam, SETTING)
 
 
 def test_the_order_of_rows_on_disk_does_not_matter() -> None:
-    exam = examination(sets=("one",))
+    exam = suite_of(sets=("one",))
     before, after = rows(exam), rows(exam, shift=0.01, seed=2)
     shuffled = random.Random(0).sample(after, len(after))
     assert report(exam, before, after) == report(exam, before, shuffled)
@@ -194,9 +218,9 @@ def test_the_order_of_rows_on_disk_does_not_matter() -> None:
 
 
 def test_the_page_has_its_parts_in_order() -> None:
-    exam = examination(sets=("one", "two"))
+    exam = suite_of(sets=("one", "two"))
     made = report(exam, rows(exam), rows(exam, shift=0.1, seed=2), leaks=[leak("x")])
-    page = render_markdown(made)
+    page = render(made)
     headings = re.findall(r"^##? (.*)$", page, re.MULTILINE)
     assert headings == [
         "Did the fine-tuning help?",
@@ -215,18 +239,18 @@ def test_the_page_has_its_parts_in_order() -> None:
     assert page.count("\n### ") == 5
 
 
-def leak(case_id: str, evaluation_id: str = "q1", **changes: Any) -> dict[str, Any]:
-    found = {"case_id": case_id, "set_name": "one", "evaluation_id": evaluation_id}
-    return found | {"kind": "shared text", "share": 0.64} | changes
+def leak(case_id: str, evaluation_id: str = "q1", **changes: Any) -> Leak:
+    return replace(Leak(case_id, "one", evaluation_id, "shared text", 0.64), **changes)
 
 
 def test_what_was_left_out_is_listed_and_counted() -> None:
-    exam = examination(sets=("one",))
+    exam = suite_of(sets=("one",))
     leaks = [leak(f"row-{n}") for n in range(12)] + [leak("row-0", kind="same question", share=1.0)]
-    facts = {"leaks": leaks, "withheld": [leak("c999", "q7")]}
-    made = report(exam, rows(exam), rows(exam), **facts)
-    assert (made["leaks"], made["withheld"]) == (leaks, facts["withheld"])
-    page = render_markdown(made)
+    withheld = [leak("c999", "q7")]
+    made = report(exam, rows(exam), rows(exam), leaks, withheld)
+    assert made["leaks"] == [asdict(one) for one in leaks]
+    assert made["withheld"] == [asdict(one) for one in withheld]
+    page = render(made)
     assert "12 training rows also stood in what is evaluated" in page  # rows, not hits
     assert "1 question of sets added after the training stood in training rows: left out" in page
     assert "| row-3 | one | q1 | text, 64 % of the shorter one |" in page
@@ -236,69 +260,74 @@ def test_what_was_left_out_is_listed_and_counted() -> None:
 
 
 def test_questions_that_changed_sides_are_counted_and_the_first_shown() -> None:
-    exam = examination(sets=("one",), questions=40)
+    exam = suite_of(sets=("one",), questions=40)
     before, after = rows(exam, right=0.5), rows(exam, right=0.7)
-    for side in (before, after):
-        for row in side:
-            if row["kind"] == "mcq":
-                row["choice"] = "B" if row["correct"] else "A"
-    after[-40]["correct"], after[-40]["choice"] = False, None
+    before, after = (
+        [replace(row, choice="B" if row.correct else "A") for row in side]
+        for side in (before, after)
+    )
+    after[-40] = replace(after[-40], correct=False, choice=None)
     made = report(exam, before, after)
     changed = made["changed_questions"]
     assert (changed["became_right"]["n"], changed["became_wrong"]["n"]) == (8, 1)
-    page = render_markdown(made)
+    page = render(made)
     assert "8 questions became right, the first 5 of them:" in page
     assert "| one | Which 20? | B. two | A | B |" in page
     assert "1 question became wrong:\n\n" in page
     assert "| one | Which 0? | B. two | B | none |" in page
     same = report(exam, before, before)
-    assert "## Questions that changed sides" not in render_markdown(same)
+    assert "## Questions that changed sides" not in render(same)
 
 
 def test_without_a_difference_it_says_how_many_questions_five_points_would_take() -> None:
-    exam = examination(sets=("one",), questions=40)
+    exam = suite_of(sets=("one",), questions=40)
     side = rows(exam)
     made = report(exam, side, side)
     needed = made["paired"]["mcq"]["needed_for_5_points"]
     assert needed > 40
-    page = render_markdown(made)
+    page = render(made)
     assert f"To find a change of 5 points four times out of five takes about {needed:,}" in page
 
 
-def by_lm_eval(side: list[dict[str, Any]], name: str, wrong: int = 0) -> list[dict[str, Any]]:
-    found = [
-        row | {"set": f"lm_eval/{name}", "metric": "acc"} for row in side if row["set"] == name
+def by_lm_eval(side: list[ScoredRow], name: str, wrong: int = 0) -> list[ScoredRow]:
+    asked = [row for row in side if row.set == name]
+    return side + [
+        replace(
+            row,
+            set=f"lm_eval/{name}",
+            metric="acc",
+            correct=row.correct if place >= wrong else not row.correct,
+        )
+        for place, row in enumerate(asked)
     ]
-    for row in found[:wrong]:
-        row["correct"] = not row["correct"]
-    return side + found
 
 
 def test_a_set_that_lm_eval_answered_too_counts_once_and_says_how_far_they_agree() -> None:
-    exam = examination(sets=("one",), questions=40)
+    exam = suite_of(sets=("one",), questions=40)
     before, after = rows(exam, right=0.5), rows(exam, right=0.6)
     made = report(exam, by_lm_eval(before, "one"), by_lm_eval(after, "one", wrong=3))
     assert made["paired"]["mcq"]["n"] == made["before"]["mcq"]["n"] == 40
     assert made["before"]["mcq"]["accuracy"] == 0.5
     assert list(made["paired"]["mcq"]["sets"]) == ["one", "lm_eval/one"]
     assert made["lm_eval_agreement"] == {"one": {"before": 40, "after": 37, "n": 40}}
-    assert "alike, right or wrong: 40 of 40 before and 37 of 40 after" in render_markdown(made)
-    other = by_lm_eval(before, "one")
-    for row in other:
-        row["set"] = row["set"].replace("lm_eval/one", "lm_eval/elsewhere")
+    assert "alike, right or wrong: 40 of 40 before and 37 of 40 after" in render(made)
+    other = [
+        replace(row, set=row.set.replace("lm_eval/one", "lm_eval/elsewhere"))
+        for row in by_lm_eval(before, "one")
+    ]
     assert report(exam, other, other)["paired"]["mcq"]["n"] == 80
 
 
 def test_every_report_says_once_that_it_is_not_medical_advice() -> None:
-    exam = examination()
+    exam = suite_of()
     made = report(exam, rows(exam), rows(exam))
-    assert render_markdown(made).count(NOT_MEDICAL_ADVICE) == 1
+    assert render(made).count(NOT_MEDICAL_ADVICE) == 1
     assert made["not_medical_advice"] == NOT_MEDICAL_ADVICE
     assert "\n" not in NOT_MEDICAL_ADVICE
 
 
 def test_five_rows_each_way_stand_beside_their_reference_readable_ones_first() -> None:
-    exam = examination(cases=40)
+    exam = suite_of(cases=40)
     after = rows(exam, seed=2)
     made = report(exam, rows(exam), after)
     for field, sign in (("better_rows", -1), ("worse_rows", 1)):
@@ -306,29 +335,27 @@ def test_five_rows_each_way_stand_beside_their_reference_readable_ones_first() -
         assert all(row["difference"] * sign > 0 for row in made[field])
         read = [row["after"] is not None for row in made[field]]
         assert read == sorted(read, reverse=True)
-    assert "| reference | before | after |" in render_markdown(made)
-    assert escape(made["better_rows"][0]["reference"]) in render_markdown(made)
+    assert "| reference | before | after |" in render(made)
+    assert escape(made["better_rows"][0]["reference"]) in render(made)
 
 
 def test_truncated_answers_and_unclosed_thoughts_are_told_of() -> None:
-    exam = examination(cases=3)
+    exam = suite_of(cases=3)
     before, after = rows(exam), rows(exam, say="no end to this thou")
-    for row in after:
-        if row["output"] is not None:
-            row["finished"] = False
-    page = render_markdown(report(exam, before, after))
+    after = [row if row.output is None else replace(row, finished=False) for row in after]
+    page = render(report(exam, before, after))
     assert "0 before and 4 after reached 160 tokens and were cut off" in page
     assert "No thought was closed after" in page
     assert "(no answer: the thought never closed)" in page
 
 
 def test_accuracy_like_guessing_is_called_so() -> None:
-    exam = examination(sets=("one",))
+    exam = suite_of(sets=("one",))
     near = report(exam, rows(exam, right=0.25), rows(exam, right=0.3))
-    assert "neither before (14.2 to 40.2 %) nor after (18.1 to 45.4 %)" in render_markdown(near)
-    assert "is told apart from guessing (25.0 %)" in render_markdown(near)
+    assert "neither before (14.2 to 40.2 %) nor after (18.1 to 45.4 %)" in render(near)
+    assert "is told apart from guessing (25.0 %)" in render(near)
     far = report(exam, rows(exam, right=0.9), rows(exam, right=0.95))
-    assert "guessing (" not in render_markdown(far)
+    assert "guessing (" not in render(far)
 
 
 HOSTILE = [
@@ -367,17 +394,17 @@ OURS = {"h1", "h2", "h3", "p", "em", "strong", "blockquote", "ul", "li", "code",
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_texts_of_models_and_data_stay_text(text: str) -> None:
-    exam = examination(cases=16, sets=(f"set {text}",), text=text)
+    exam = suite_of(cases=16, sets=(f"set {text}",), text=text)
     say = f"{text}</think>{text}\n{text}"
     made = report(exam, rows(exam, say=say), rows(exam, shift=0.05, seed=2, say=say))
-    tags, html = rendered(render_markdown(made))
+    tags, html = rendered(render(made))
     assert tags <= OURS
     assert all(sign.isprintable() or sign == "\n" for sign in html)
-    plain = examination(cases=16, sets=("set",))
+    plain = suite_of(cases=16, sets=("set",))
     other = report(plain, rows(plain), rows(plain, shift=0.05, seed=2))
-    assert html.count("<h2") == rendered(render_markdown(other))[1].count("<h2")
-    assert html.count("<tr") == rendered(render_markdown(other))[1].count("<tr")
-    assert html.count("<td") == rendered(render_markdown(other))[1].count("<td")
+    assert html.count("<h2") == rendered(render(other))[1].count("<h2")
+    assert html.count("<tr") == rendered(render(other))[1].count("<tr")
+    assert html.count("<td") == rendered(render(other))[1].count("<td")
 
 
 def test_bare_links_are_not_made_live() -> None:
@@ -392,31 +419,34 @@ EVENTS = [{"step": n, "loss": 3 / n} for n in range(1, 13)]
 
 @pytest.mark.skipif(not can_draw(), reason="altair and vl-convert are not installed")
 def test_figures_are_written_and_shown(tmp_path: Path) -> None:
-    exam = examination(sets=("one", "two"))
+    exam = suite_of(sets=("one", "two"))
     made = report(exam, rows(exam), rows(exam, shift=0.1, seed=2))
-    written = write_figures(made, EVENTS, tmp_path)
-    assert [path.name for path in written] == ["loss.svg", "differences.svg", "accuracy.svg"]
-    for path in written:
+    written = write_figures(report_from_json(made), EVENTS, tmp_path)
+    names = ["loss.svg", "differences.svg", "accuracy.svg"]
+    assert [one.file for one in written] == [f"figures/{name}" for name in names]
+    page = render(made | {"figures": [asdict(one) for one in written]})
+    for name in names:
+        path = tmp_path / "figures" / name
         root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
         assert root.tag.endswith("svg")
         assert "nats per token" in path.read_text() or "percentage points" in path.read_text()
-        assert f"(figures/{path.name})" in render_markdown(made)
+        assert f"(figures/{name})" in page
 
 
 @pytest.mark.skipif(not can_draw(), reason="altair and vl-convert are not installed")
 def test_no_figure_is_drawn_of_nothing(tmp_path: Path) -> None:
-    exam = make_examination(SETTING, [], None, {})
+    exam = make_suite(SETTING, [], None, {})
     made = report(exam, [], [])
-    assert write_figures(made, [], tmp_path) == []
+    assert write_figures(report_from_json(made), [], tmp_path) == ()
     assert made["verdict"]["nll"] == "no evidence"
-    assert "## Figures" not in render_markdown(made)
+    assert "## Figures" not in render(made)
 
 
 def test_without_the_packages_there_is_a_report_without_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medcot.reporting.figures.can_draw", lambda: False)
-    exam = examination()
+    exam = suite_of()
     made = report(exam, rows(exam), rows(exam))
-    assert write_figures(made, EVENTS, tmp_path) == []
-    assert "## Figures" not in render_markdown(made)
+    assert write_figures(report_from_json(made), EVENTS, tmp_path) == ()
+    assert "## Figures" not in render(made)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from medcot.stats import power
 from medcot.stats.paired import (
-    Paired,
+    PairedDifference,
+    adjust_holm,
     compare_means,
     compare_rates,
-    correct,
+    correct_p_values,
     corrected_level,
-    holm,
     rate_interval,
 )
 
@@ -76,17 +76,17 @@ def test_mean_loss_is_weighted_by_tokens() -> None:
 
 
 def test_holm_multiplies_the_smallest_by_the_number_of_sets() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
+    assert adjust_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert adjust_holm([]) == []
     assert corrected_level(1) == pytest.approx(0.95)
     assert corrected_level(5) == pytest.approx(0.99)
 
 
 def test_a_set_significant_alone_may_not_be_among_five() -> None:
-    alone = Paired(0.1, 0.01, 0.19, 0.03, 100)
-    others = {name: Paired(0.0, -0.1, 0.1, 1.0, 100) for name in "bcde"}
+    alone = PairedDifference(0.1, 0.01, 0.19, 0.03, 100)
+    others = {name: PairedDifference(0.0, -0.1, 0.1, 1.0, 100) for name in "bcde"}
     assert alone.verdict("higher") == "improved"
-    assert correct({"a": alone, **others})["a"].verdict("higher") == "no evidence"
+    assert correct_p_values({"a": alone, **others})["a"].verdict("higher") == "no evidence"
 
 
 # --- nothing, and next to nothing ------------------------------------------------------------
@@ -254,7 +254,9 @@ def test_five_sets_without_an_effect_rarely_have_one_improved() -> None:
             assert one is not None
             found[name] = one
         if min(one.p_value for one in found.values()) < 0.05:  # corrected ones are larger still
-            said += any(one.verdict("higher") == "improved" for one in correct(found).values())
+            said += any(
+                one.verdict("higher") == "improved" for one in correct_p_values(found).values()
+            )
     assert said / 200 <= 0.05
 
 

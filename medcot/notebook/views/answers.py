@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -19,13 +20,12 @@ from medcot.notebook.views.markup import (
     table,
     text,
 )
+from medcot.reporting.schema import Answer, ClaimFindings, Report
 
 LONGEST_DIFF = 1200
 """Words compared of each answer: the work grows with the square of it."""
 
 _WORDS = re.compile(r"[\u3400-\u9fff]|\w+|\s+|[^\w\s]")
-
-Reply = Mapping[str, Any]
 
 
 def disclaimer(language: str) -> str:
@@ -33,18 +33,18 @@ def disclaimer(language: str) -> str:
     return f'<p class="mc-disclaimer">{text(say("not_medical_advice", language))}</p>'
 
 
-def show_reply(reply: Reply | None, title: str, language: str) -> str:
+def show_reply(reply: Answer | None, title: str, language: str) -> str:
     """One generated answer with its thought, and how it ended."""
     if reply is None:
         return card(title, paragraph(say("not_answered", language)))
     parts = [_state(reply, language)]
     parts.append(paragraphs(_main_text(reply)))
-    if reply["thought"] and reply["answer"]:
-        parts.append(details(say("its_thought", language), paragraphs(reply["thought"])))
+    if reply.thought and reply.answer:
+        parts.append(details(say("its_thought", language), paragraphs(reply.thought)))
     return card(title, "".join(parts))
 
 
-def compare_replies(before: Reply | None, after: Reply | None, language: str) -> str:
+def compare_replies(before: Answer | None, after: Answer | None, language: str) -> str:
     """The base and the tuned answer side by side, with what each says alone marked."""
     if before is None or after is None:
         return columns(
@@ -76,53 +76,52 @@ def mark_differences(one: str, other: str) -> tuple[str, str]:
     return next(shown), next(shown)
 
 
-def show_fixed_question(
-    report: Mapping[str, Any], language: str, *, base_only: bool = False
-) -> str:
+def show_fixed_question(report: Report, language: str, *, base_only: bool = False) -> str:
     """The question asked before and after, its reference, and what the answer must say."""
-    fixed = report.get("fixed_question")
+    fixed = report.fixed_question
     if not fixed:
         return ""
-    parts = [card(say("question", language), paragraphs(fixed["question"]))]
+    parts = [card(say("question", language), paragraphs(fixed.question))]
     if base_only:
-        parts.append(show_reply(fixed["before"], say("base_answer", language), language))
+        parts.append(show_reply(fixed.before, say("base_answer", language), language))
         return join(*parts, disclaimer(language))
-    parts.append(compare_replies(fixed["before"], fixed["after"], language))
-    parts.append(card(say("reference", language), paragraphs(fixed["reference"]), "mc-reference"))
+    parts.append(compare_replies(fixed.before, fixed.after, language))
+    parts.append(card(say("reference", language), paragraphs(fixed.reference), "mc-reference"))
     parts.append(small(say("marked", language)))
-    claims = fixed["claims"]
-    if claims["after"]:
+    claims = fixed.claims
+    if claims.after:
         parts.append(_claims(claims, language))
     return join(*parts, disclaimer(language))
 
 
-def show_own_answer(reply: Reply, language: str) -> str:
-    """The answer to a question of the reader's own."""
+def show_own_answer(reply: Mapping[str, Any], language: str) -> str:
+    """Show the answer to a question of the reader's own, as ``medcot ask --json`` gives it."""
     title = say("base_answer" if reply["base"] else "tuned_answer", language)
     asked = card(say("question", language), paragraphs(reply["question"]))
-    return join(asked, show_reply(reply, title, language), disclaimer(language))
+    answer = Answer(**{field.name: reply[field.name] for field in fields(Answer)})
+    return join(asked, show_reply(answer, title, language), disclaimer(language))
 
 
-def _claims(claims: Mapping[str, Any], language: str) -> str:
+def _claims(claims: ClaimFindings, language: str) -> str:
     rows = [
-        (text(b["claim"]), *(text(say(f"finding_{one['finding']}", language)) for one in (b, a)))
-        for b, a in zip(claims["before"], claims["after"], strict=True)
+        (text(b.claim), *(text(say(f"finding_{one.finding}", language)) for one in (b, a)))
+        for b, a in zip(claims.before, claims.after, strict=True)
     ]
     headers = [say(key, language) for key in ("claim", "before", "after")]
     return table(headers, rows)
 
 
-def _main_text(reply: Reply) -> str:
+def _main_text(reply: Answer) -> str:
     """The answer, or the thought where no answer came."""
-    return reply["answer"] or reply["thought"]
+    return reply.answer or reply.thought
 
 
-def _state(reply: Reply, language: str) -> str:
+def _state(reply: Answer, language: str) -> str:
     """How the answer ended, where that is not as it should be."""
     lines: list[str] = []
-    if not reply["finished"]:
-        lines.append(say("cut_off", language, tokens=reply["tokens"]))
-    if not reply["closed"]:
+    if not reply.finished:
+        lines.append(say("cut_off", language, tokens=reply.tokens))
+    if not reply.closed:
         lines.append(say("not_closed", language))
     return "".join(f'<p class="mc-state">{text(line)}</p>' for line in lines)
 

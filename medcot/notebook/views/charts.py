@@ -11,6 +11,7 @@ from typing import Any
 from medcot.catalog import say
 from medcot.notebook.views.markup import figure
 from medcot.reporting.figures import BETTER, accuracy_chart, difference_chart, loss_chart
+from medcot.reporting.schema import Report
 
 INK = "currentColor"
 HUES = ("#3b82c4", "#d9822b", "#3a9d6e", "#b45fb0", "#8a8f98", "#c9514b")
@@ -168,25 +169,24 @@ def draw_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], language: str) 
     return draw(chart, say("losses_alt", language, names=", ".join(runs)))
 
 
-def draw_differences(report: Mapping[str, Any], language: str) -> str:
+def draw_differences(report: Report, language: str) -> str:
     """Each test row's change of loss, with the mean's interval."""
-    chart = difference_chart(dict(report))
+    chart = difference_chart(report)
     if chart is None:
         return ""
-    better = sum(row["after"] < row["before"] for row in report["differences"])
-    worse = sum(row["after"] > row["before"] for row in report["differences"])
+    better = sum(row.after < row.before for row in report.differences)
+    worse = sum(row.after > row.before for row in report.differences)
     alt_text = say("differences_alt", language, better=better, worse=worse)
     specification = _in_words(chart, language)
     return draw(specification, alt_text, say("differences_caption", language))
 
 
-def draw_accuracy(report: Mapping[str, Any], language: str) -> str:
+def draw_accuracy(report: Report, language: str) -> str:
     """Each question set's change of right answers, with its interval."""
-    chart = accuracy_chart(dict(report))
-    if chart is None:
+    chart, found = accuracy_chart(report), report.paired.mcq
+    if chart is None or found is None:
         return ""
-    found = report["paired"]["mcq"]
-    alt_text = say("accuracy_alt", language, change=f"{100 * found['difference']:+.1f}")
+    alt_text = say("accuracy_alt", language, change=f"{100 * found.difference:+.1f}")
     return draw(_in_words(chart, language), alt_text, say("accuracy_caption", language))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import logging
+from collections.abc import Sequence
 
 from medcot.catalog import say
+from medcot.errors import InputError
 from medcot.notebook.views.answers import compare_replies, disclaimer
 from medcot.notebook.views.charts import draw_accuracy, draw_differences, draw_losses
 from medcot.notebook.views.markup import (
@@ -19,29 +20,38 @@ from medcot.notebook.views.markup import (
     table,
     text,
 )
-from medcot.runs.history import RunRecord, differing_fields
-
-Report = Mapping[str, Any]
-
-LINES = (
-    "nll",
-    "mcq",
-    "closed_rate",
-    "finished_rate",
-    "repetition_rate",
-    "language_match_rate",
-    "answer_tokens",
-    "thought_tokens",
+from medcot.reporting.schema import (
+    MEASURES,
+    ChangedRow,
+    ChoiceEndpoint,
+    Measure,
+    Report,
+    report_from_json,
 )
+from medcot.runs.history import RunRecord, differing_fields
+from medcot.stats.paired import PairedDifference
+
+_log = logging.getLogger(__name__)
 _KINDS = {"improved": "good", "worse": "bad", "no evidence": "note"}
+
+
+def read_report(run: RunRecord) -> Report | None:
+    """Read a run's report; None without one, or if this version cannot read it."""
+    if run.report is None:
+        return None
+    try:
+        return report_from_json(run.report, where=f"{run.path}/report.json")
+    except InputError as error:
+        _log.warning("%s", error)
+        return None
 
 
 def show_verdict(report: Report, language: str) -> str:
     """The verdict by test loss and, where asked, by right answers, each in one sentence."""
-    parts = [_verdict("nll", report["verdict"]["nll"], _say_loss(report, language), language)]
-    if "mcq" in report["verdict"]:
-        said = _say_choice(report, language)
-        parts.append(_verdict("mcq", report["verdict"]["mcq"], said, language))
+    parts = [_verdict("nll", report.verdict.nll, _say_loss(report, language), language)]
+    if report.verdict.mcq and report.paired.mcq:
+        said = _say_choice(report, report.paired.mcq, language)
+        parts.append(_verdict("mcq", report.verdict.mcq, said, language))
     return join(*parts)
 
 
@@ -53,47 +63,43 @@ def _verdict(name: str, verdict: str, sentence: str, language: str) -> str:
 
 
 def _say_loss(report: Report, language: str) -> str:
-    paired = report["paired"]["nll"]
+    paired = report.paired.nll
     if paired is None:
         return say("loss_unscored", language)
-    key = "fell" if paired["difference"] < 0 else "rose"
-    key = "same" if paired["difference"] == 0 else key
-    low, high = paired["low"], paired["high"]
-    ends = {} if low is None else {"low": _change("nll", low), "high": _change("nll", high)}
-    span = say("span", language, **ends) if ends else ""
-    return say(
-        f"loss_{key}", language, by=f"{abs(paired['difference']):.3f}", n=paired["n"], span=span
-    )
+    key = "fell" if paired.difference < 0 else "rose"
+    key = "same" if paired.difference == 0 else key
+    low, high = paired.low, paired.high
+    span = ""
+    if low is not None and high is not None:
+        span = say("span", language, low=_change("nll", low), high=_change("nll", high))
+    return say(f"loss_{key}", language, by=f"{abs(paired.difference):.3f}", n=paired.n, span=span)
 
 
-def _say_choice(report: Report, language: str) -> str:
-    paired = report["paired"]["mcq"]
-    if not paired["n"]:
+def _say_choice(report: Report, paired: ChoiceEndpoint, language: str) -> str:
+    if not paired.n:
         return say("choice_unscored", language)
-    before, after = (_percent(report[side]["mcq"]["accuracy"]) for side in ("before", "after"))
-    chance = list(report["chance"].values())
+    before, after = (_percent(side.value("mcq")) for side in (report.before, report.after))
+    chance = list(report.chance.values())
     guess = _percent(sum(chance) / len(chance)) if chance else ""
     key = "choice_same" if before == after else "choice"
-    return say(key, language, before=before, after=after, n=paired["n"], guess=guess)
+    return say(key, language, before=before, after=after, n=paired.n, guess=guess)
 
 
 def show_comparison(report: Report, language: str) -> str:
     """Before, after, their difference with its interval and p-value, measure by measure."""
     rows: list[Sequence[str]] = []
-    for name in LINES:
-        paired = report["paired"].get(name)
-        if not paired or not paired["n"]:
+    for name in MEASURES:
+        paired = report.paired.of(name)
+        if paired is None:
             continue
-        before, after = report["before"][name], report["after"][name]
-        if name == "mcq":
-            before, after = before["accuracy"], after["accuracy"]
+        before, after = report.before.value(name), report.after.value(name)
         cells = (
             _value(name, before),
             _value(name, after),
-            _change(name, paired["difference"]),
+            _change(name, paired.difference),
             _interval(name, paired, language),
-            _p(paired["p_value"]),
-            f"{paired['n']:,}",
+            _p(paired.p_value),
+            f"{paired.n:,}",
         )
         numbers = (f'<span class="mc-number">{text(cell)}</span>' for cell in cells)
         rows.append((text(say(f"measure_{name}", language)), *numbers))
@@ -107,16 +113,13 @@ def show_comparison(report: Report, language: str) -> str:
 def show_power(report: Report, language: str) -> str:
     """What a run of this size could have shown, whatever it did show."""
     lines: list[str] = []
-    for name in ("nll", "mcq"):
-        paired = report["paired"].get(name)
-        if not paired or not paired["n"]:
-            continue
+    for name, paired in report.paired.endpoints().items():
         measure = say(f"measure_{name}", language)
-        if (least := paired["detectable"]) is not None:
+        if (least := paired.detectable) is not None:
             size = _size(name, least, language)
-            lines.append(say("detectable", language, measure=measure, n=paired["n"], size=size))
-        if (needed := paired["needed_rows"]) is not None:
-            size = _size(name, paired["difference"], language)
+            lines.append(say("detectable", language, measure=measure, n=paired.n, size=size))
+        if (needed := paired.needed_rows) is not None:
+            size = _size(name, paired.difference, language)
             lines.append(say("needed", language, measure=measure, rows=f"{needed:,}", size=size))
     return join(*(paragraph(line) for line in lines))
 
@@ -126,30 +129,29 @@ def show_figures(report: Report, language: str) -> str:
     return join(draw_differences(report, language), draw_accuracy(report, language))
 
 
-def show_telling_rows(report: Report, language: str) -> str:
+def show_changed_rows(report: Report, language: str) -> str:
     """The rows that got worse, as plainly as those that got better."""
     parts: list[str] = []
-    for key in ("worse_rows", "better_rows"):
-        rows = report[key]
+    for key, rows in (("worse_rows", report.worse_rows), ("better_rows", report.better_rows)):
         shown = "".join(_row(row, language) for row in rows) or paragraph(say("none", language))
         parts.append(card(say(key, language), shown))
     return join(*parts, disclaimer(language))
 
 
-def _row(row: Mapping[str, Any], language: str) -> str:
+def _row(row: ChangedRow, language: str) -> str:
     title = say(
         "row_loss",
         language,
-        id=row["id"],
-        before=f"{row['nll_before']:.3f}",
-        after=f"{row['nll_after']:.3f}",
+        id=row.id,
+        before=f"{row.nll_before:.3f}",
+        after=f"{row.nll_after:.3f}",
     )
-    body = [card(say("question", language), paragraphs(row["question"]))]
-    if row["before"] is None:
+    body = [card(say("question", language), paragraphs(row.question))]
+    if row.before is None:
         body.append(small(say("not_answered", language)))
     else:
-        body.append(compare_replies(row["before"], row["after"], language))
-    body.append(card(say("reference", language), paragraphs(row["reference"]), "mc-reference"))
+        body.append(compare_replies(row.before, row.after, language))
+    body.append(card(say("reference", language), paragraphs(row.reference), "mc-reference"))
     return details(title, "".join(body))
 
 
@@ -161,10 +163,10 @@ def show_runs(runs: Sequence[RunRecord], language: str) -> str:
             text(say(f"stage_{run.stage}", language)),
             f"{run.config.rank:,}",
             f"{len(run.events):,}",
-            _losses(run),
-            text(_short_verdict(run, language)),
+            _losses(report),
+            text(_short_verdict(report, language)),
         )
-        for run in runs
+        for run, report in ((run, read_report(run)) for run in runs)
     ]
     keys = ("run", "stage", "rank", "steps", "test_loss", "verdict")
     return table([say(key, language) for key in keys], rows)
@@ -182,16 +184,16 @@ def compare_runs(one: RunRecord, other: RunRecord, language: str) -> str:
     return join(curves, settings, show_runs((one, other), language))
 
 
-def _losses(run: RunRecord) -> str:
-    if run.report is None or run.report["before"]["nll"] is None:
+def _losses(report: Report | None) -> str:
+    if report is None or report.before.nll is None or report.after.nll is None:
         return ""
-    return f"{run.report['before']['nll']:.3f} → {run.report['after']['nll']:.3f}"
+    return f"{report.before.nll:.3f} → {report.after.nll:.3f}"
 
 
-def _short_verdict(run: RunRecord, language: str) -> str:
-    if run.report is None:
+def _short_verdict(report: Report | None, language: str) -> str:
+    if report is None:
         return ""
-    key = run.report["verdict"]["nll"].replace(" ", "_")
+    key = report.verdict.nll.replace(" ", "_")
     return say(f"verdict_{key}", language)
 
 
@@ -218,12 +220,10 @@ def _size(name: str, value: float, language: str) -> str:
     return say("points", language, n=f"{100 * abs(value):.1f}")
 
 
-def _interval(name: str, paired: Mapping[str, Any], language: str) -> str:
-    if paired["low"] is None:
+def _interval(name: Measure, paired: PairedDifference, language: str) -> str:
+    if paired.low is None or paired.high is None:
         return say("too_few_rows", language)
-    return say(
-        "from_to", language, low=_change(name, paired["low"]), high=_change(name, paired["high"])
-    )
+    return say("from_to", language, low=_change(name, paired.low), high=_change(name, paired.high))
 
 
 def _p(value: float) -> str:
