@@ -324,7 +324,7 @@ def show_the_data(cases, found, language, material, page, show, specialty, start
 def choose_the_rows(config, material):
     # Those that fit, in the data set's order, without any that the evaluation also holds.
     mo.stop(material is None)
-    chosen = attempt(preview.choose_rows, config, material)
+    chosen = attempt(preview.preview_rows, config, material)
     return (chosen,)
 
 
@@ -338,7 +338,7 @@ def offer_the_choice(language, rack, start):
 @app.cell(hide_code=True)
 def show_the_choice(chosen, config, material, show):
     _lengths = show(rows.show_lengths, material, config.max_length)
-    pages.stack(_lengths, show(partial(rows.show_choice, material), chosen))
+    pages.stack(_lengths, show(partial(rows.show_selection, material), chosen))
     return
 
 

@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from medcot.config.presets import make_config
-from medcot.data.case_store import Picked, ids_of
+from medcot.data.case_list import CaseSubset, list_case_ids
 from medcot.data.dataset import load_dataset, split_cases
-from medcot.data.fast_tokenizer import quick_tokenizer
-from medcot.data.selection import choose_rows
+from medcot.data.fast_tokenizer import load_fast_tokenizer
+from medcot.data.selection import select_training_rows
 from medcot.data.sources import sample_files
 from medcot.engines.bundled_model import bundled_model
 
@@ -94,21 +94,21 @@ def prepare(folder: Path) -> dict[str, Any]:
     options = {"dataset": str(folder / "rows.jsonl"), "samples": 1_000_000, "test_fraction": 0.01}
     config = make_config("demo", options)
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    tokenizer = quick_tokenizer(bundled_model())
+    tokenizer = load_fast_tokenizer(bundled_model())
     with _timed(times, STAGES[0]):
         data = load_dataset(config)
     with _timed(times, STAGES[1]):
         split = split_cases(data.cases, config)
     with _timed(times, STAGES[2]):
-        at = {row_id: position for position, row_id in enumerate(ids_of(data.cases))}
-        train = Picked(data.cases, (at[row_id] for row_id in split.train))
+        at = {row_id: position for position, row_id in enumerate(list_case_ids(data.cases))}
+        train = CaseSubset(data.cases, (at[row_id] for row_id in split.train))
         texts = {"evaluation": evaluation}
-        choice = choose_rows(train, data.fingerprint, texts, config, tokenizer)
+        selection = select_training_rows(train, data.fingerprint, texts, config, tokenizer)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    some = [choice.rows[at] for at in range(0, len(choice.rows), 997)]
-    digest = repr((len(choice.rows), len(choice.leaks), some))
+    some = [selection.rows[at] for at in range(0, len(selection.rows), 997)]
+    digest = repr((len(selection.rows), len(selection.overlaps), some))
     facts = {"cpu": time.process_time() - began, "peak_mib": peak, "digest": digest}
-    return {"seconds": times, "rows": len(choice.rows)} | facts
+    return {"seconds": times, "rows": len(selection.rows)} | facts
 
 
 def write_rows(path: Path, rows: int) -> list[tuple[str, str]]:
@@ -123,13 +123,13 @@ def write_rows(path: Path, rows: int) -> list[tuple[str, str]]:
         for number in range(rows):
             row = {name: _sentence(dice, words, length) for name, length in LENGTHS.items()}
             if dice.random() < LEAKED:
-                row["Question"] = dice.choice(evaluation)[1][:400] + f" case {number}"
+                row["Question"] = dice.selection(evaluation)[1][:400] + f" case {number}"
             file.write(json.dumps(row) + "\n")
     return evaluation
 
 
 def _sentence(dice: random.Random, words: list[str], length: int) -> str:
-    return " ".join(dice.choices(words, k=dice.randint(length // 2, length * 3 // 2))) + "."
+    return " ".join(dice.selections(words, k=dice.randint(length // 2, length * 3 // 2))) + "."
 
 
 @contextmanager

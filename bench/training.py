@@ -208,7 +208,7 @@ def train_variant(
 
 def plan_of(config: Any, prepared: Any, limit: float | None, total_gib: float) -> Any:
     """The plan for the whole GPU or a part of it: not what is free now, with a model in it."""
-    from medcot.data.tokenization import common_prefix
+    from medcot.data.tokenization import prefix_length
     from medcot.hardware.machine import detect_machine
     from medcot.planning.constraints import CUDA_CONTEXT_GIB
     from medcot.planning.model_specs import find_model_spec
@@ -221,7 +221,7 @@ def plan_of(config: Any, prepared: Any, limit: float | None, total_gib: float) -
     lengths = [len(row) for row in prepared.rows]
     return make_plan(
         config, here, find_model_spec(config), len(lengths), sum(lengths) / len(lengths),
-        max(lengths), common_prefix(rows),
+        max(lengths), prefix_length(rows),
     )  # fmt: skip
 
 

@@ -1,15 +1,16 @@
-"""Rows into cases: every field checked, duplicated questions left out."""
+"""Rows into cases: every field checked, repeated questions left out."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
-from medcot.data.case_store import CaseList, add_to_fingerprint
-from medcot.data.readers import Fault, Row, Values, describe_type
+from medcot.data.case_list import CaseList, hold_cases
+from medcot.data.readers import Fault, SourceRow, Values, describe_type
 from medcot.data.text import find_flaw, normalise, printable
 from medcot.records import Case, Claim, Dropped, Language
 
@@ -23,73 +24,110 @@ LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 
 @dataclass(slots=True)
-class Gathered:
-    """What became of a source's rows: ``rows`` = cases + duplicates + rows with faults.
+class ValidatedCases:
+    """The outcome of checking a source's rows: ``rows`` = cases + duplicates + rows with faults.
 
-    Of the cases, so many have a question with Chinese characters and so many say they are Chinese.
+    ``written_chinese`` and ``labelled_chinese`` count the cases whose question has Chinese
+    characters, and those whose language is Chinese.
     """
 
     rows: int = 0
     cases: CaseList = field(default_factory=CaseList)
     written_chinese: int = 0
-    said_chinese: int = 0
+    labelled_chinese: int = 0
     duplicates: list[Dropped] = field(default_factory=list[Dropped])
     faulty: list[Dropped] = field(default_factory=list[Dropped])
     faults: list[Fault] = field(default_factory=list[Fault])
 
 
-def gather_cases(rows: Iterable[Row], language: Language) -> Gathered:
-    """Check every row and leave out questions that were there before.
+def validate_rows(rows: Iterable[SourceRow], language: Language) -> ValidatedCases:
+    """Check every row and leave out questions that an earlier row has.
 
-    ``language`` is that of rows that do not say theirs. A repeated question is no fault, whether
-    or not its answer differs: the first one stays.
+    ``language`` is that of rows that name none. A repeated question is no fault, whether or not
+    its answer differs: the first one stays.
     """
-    found = Gathered()
-    by_question: dict[bytes, int] = {}
-    answers = bytearray()
-    ids: set[str] = set()
-    for row in rows:
-        found.rows += 1
-        case, faults = _read_case(row, language)
-        if case is not None:
-            key = question_digest(case.question)
-            if (earlier := by_question.get(key)) is not None:
-                same = _answer_digest(case) == answers[16 * earlier : 16 * earlier + 16]
-                answer = "and answer" if same else "with another answer"
-                reason = f"same question as {found.cases.ids[earlier]}, {answer}"
-                found.duplicates.append(Dropped(case.id, reason))
-                continue
-            if case.id in ids:
-                got = f"{printable(case.id)!r}, which an earlier row has"
-                faults = [Fault(row.where, "id", got, "an id of its own, or none")]
-            else:
-                by_question[key] = len(found.cases)
-                ids.add(case.id)
-                answers += _answer_digest(case)
-                found.cases.add(case, key)
-                found.written_chinese += _HAN.search(case.question) is not None
-                found.said_chinese += case.language == "zh"
-        if faults:
-            _note_faults(found, row, faults)
-    found.cases.finish()
+    validation = _Validation(language)
+    cases = hold_cases(validation.check(rows))
+    found = validation.found
+    found.cases = CaseList(
+        cases, validation.ids, validation.unit_hashes, validation.digest.hexdigest()
+    )
     return found
 
 
-def question_digest(question: str) -> bytes:
-    """SHA-256 of the normalised question: what makes two questions the same one."""
+class _Validation:
+    """One pass over a source's rows, with what is remembered of the earlier ones."""
+
+    def __init__(self, language: Language) -> None:
+        self.language: Language = language
+        self.found = ValidatedCases()
+        self.ids: list[str] = []
+        self.unit_hashes = array("d")
+        self.digest = hashlib.sha256()
+        self._taken: set[str] = set()
+        self._by_question: dict[bytes, int] = {}
+        self._answers = bytearray()
+
+    def check(self, rows: Iterable[SourceRow]) -> Iterator[Case]:
+        """Yield the valid, distinct cases and count the others."""
+        for row in rows:
+            self.found.rows += 1
+            case, faults = _read_case(row, self.language)
+            if case is not None:
+                question = hash_question(case.question)
+                if self._is_duplicate(case, question):
+                    continue
+                if case.id not in self._taken:
+                    self._remember(case, question)
+                    yield case
+                    continue
+                got = f"{printable(case.id)!r}, which an earlier row has"
+                faults = [Fault(row.where, "id", got, "an id of its own, or none")]
+            _note_faults(self.found, row, faults)
+
+    def _is_duplicate(self, case: Case, question: bytes) -> bool:
+        if (earlier := self._by_question.get(question)) is None:
+            return False
+        same = _hash_answer(case) == self._answers[16 * earlier : 16 * earlier + 16]
+        answer = "and answer" if same else "with another answer"
+        reason = f"same question as {self.ids[earlier]}, {answer}"
+        self.found.duplicates.append(Dropped(case.id, reason))
+        return True
+
+    def _remember(self, case: Case, question: bytes) -> None:
+        self._by_question[question] = len(self.ids)
+        self._taken.add(case.id)
+        self._answers += _hash_answer(case)
+        self.ids.append(case.id)
+        self.unit_hashes.append(_to_unit(question))
+        _add_to_fingerprint(self.digest, case)
+        self.found.written_chinese += _HAN.search(case.question) is not None
+        self.found.labelled_chinese += case.language == "zh"
+
+
+def hash_question(question: str) -> bytes:
+    """Return the SHA-256 of the normalised question; equal for questions that count as the same."""
     return hashlib.sha256(normalise(question).encode("utf-8", "surrogatepass")).digest()
 
 
-def fingerprint(cases: Iterable[Case]) -> str:
-    """SHA-256 over everything of the cases that a run can depend on, in their order."""
+def unit_hash(question: str) -> float:
+    """Return the question's hash as a number in [0, 1): the first 8 bytes of :func:`hash_question`.
+
+    It alone decides which part of the split the question falls to.
+    """
+    return _to_unit(hash_question(question))
+
+
+def fingerprint_cases(cases: Iterable[Case]) -> str:
+    """Return the SHA-256 of everything of the cases that a run can depend on, in their order."""
     digest = hashlib.sha256()
     for case in cases:
-        add_to_fingerprint(digest, case)
+        _add_to_fingerprint(digest, case)
     return digest.hexdigest()
 
 
-def read_id(row: Row) -> tuple[str, list[Fault]]:
-    """The row's own id, or ``row-N``."""
+def read_id(row: SourceRow) -> tuple[str, list[Fault]]:
+    """Return the row's own id, or ``row-N``, and what is wrong with it."""
     value = row.values.get("id")
     if value is None or value == "":
         return f"row-{row.number}", []
@@ -98,7 +136,8 @@ def read_id(row: Row) -> tuple[str, list[Fault]]:
     return read_text(row, "id"), check_text(row, "id")
 
 
-def read_language(row: Row, default: Language) -> tuple[Language, list[Fault]]:
+def read_language(row: SourceRow, default: Language) -> tuple[Language, list[Fault]]:
+    """Return the row's own language, or ``default``, and what is wrong with it."""
     value = row.values.get("lang")
     if value in (None, ""):
         return default, []
@@ -108,13 +147,14 @@ def read_language(row: Row, default: Language) -> tuple[Language, list[Fault]]:
     return default, [Fault(row.where, "lang", got, " or ".join(LANGUAGES))]
 
 
-def read_text(row: Row, name: str) -> str:
+def read_text(row: SourceRow, name: str) -> str:
+    """Return the row's text field ``name``, or "" where it has none."""
     value = row.values.get(name)
     return value if isinstance(value, str) else ""
 
 
-def check_text(row: Row, name: str, *, required: bool = True) -> list[Fault]:
-    """The faults of one text field; an optional one may be missing, null or empty."""
+def check_text(row: SourceRow, name: str, *, required: bool = True) -> list[Fault]:
+    """Return the faults of one text field; an optional one may be missing, null or empty."""
     value = row.values.get(name)
     if isinstance(value, str) and value and (flaw := find_flaw(value)):
         return [Fault(row.where, name, *flaw)]
@@ -129,7 +169,7 @@ def check_text(row: Row, name: str, *, required: bool = True) -> list[Fault]:
     return [] if value.strip() else [Fault(row.where, name, "empty text", "text")]
 
 
-def _read_case(row: Row, language: Language) -> tuple[Case | None, list[Fault]]:
+def _read_case(row: SourceRow, language: Language) -> tuple[Case | None, list[Fault]]:
     if row.fault:
         return None, [row.fault]
     reference = "reference" if row.values.get("reference") else "reference_answer"
@@ -158,7 +198,7 @@ def _read_case(row: Row, language: Language) -> tuple[Case | None, list[Fault]]:
     ), []
 
 
-def _read_claims(row: Row) -> tuple[tuple[Claim, ...], list[Fault]]:
+def _read_claims(row: SourceRow) -> tuple[tuple[Claim, ...], list[Fault]]:
     values = row.values.get("claims")
     if values in (None, "", []):
         return (), []
@@ -181,14 +221,23 @@ def _read_claim(value: Any) -> Claim:
     return Claim(text, tuple(states), tuple(contradicts))
 
 
-def _answer_digest(case: Case) -> bytes:
-    """16 bytes by which two answers are compared; the earlier one's text may be on disk by then."""
+def _to_unit(digest: bytes) -> float:
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _add_to_fingerprint(digest: Any, case: Case) -> None:
+    parts = (case.id, case.language, case.question, case.thought, case.response)
+    digest.update("\x1f".join((*parts, case.reference, repr(case.claims), "\x1e")).encode())
+
+
+def _hash_answer(case: Case) -> bytes:
+    """Hash an answer to compare it with later ones: its text may be on disk by then."""
     text = f"{case.thought}\x1f{case.response}"
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
-def _note_faults(found: Gathered, row: Row, faults: list[Fault]) -> None:
-    """A column that is missing from a header is one fault, however many rows follow."""
+def _note_faults(found: ValidatedCases, row: SourceRow, faults: list[Fault]) -> None:
+    """List a row's faults; a column that the header lacks is one fault for all rows."""
     reason = "; ".join(f"{fault.field}: {fault.got}" for fault in faults)
     found.faulty.append(Dropped(printable(read_id(row)[0]) or f"row-{row.number}", reason))
     known = {(f.where, f.field) for f in found.faults[:16]} if row.header else set()

@@ -1,8 +1,8 @@
-"""Training rows that an evaluation set holds too.
+"""Finds contamination: training rows that overlap an evaluation set.
 
-Two questions are the same when their normalised forms are equal, and leak when they share windows
-of 64 characters that cover at least half of the shorter one. Windows are compared by 64-bit
-polynomial hashes, all at once, so that the work grows with the characters and not with the pairs.
+Two questions overlap when their normalised forms are equal, or when they share windows of 64
+characters that cover at least half of the shorter one. Windows are compared by 64-bit polynomial
+hashes, all at once, so the work grows with the characters and not with the pairs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from medcot.data.text import normalise
 from medcot.records import Case
 
 WINDOW = 64
-"""Characters of the normalised text that two questions must share at a stretch."""
+"""Characters of the normalised text that two questions must share without a gap."""
 
 LEAST_SHARE = 0.5
 """Part of the shorter question that shared windows must cover."""
 
 MOST_TEXTS = 32
-"""Evaluation texts looked at for one window, the shortest first: a phrase that more of them share
-is boilerplate ("which of the following is the most likely ..."), and without a bound it would make
+"""Evaluation texts compared for one window, the shortest first. A phrase that more of them share is
+boilerplate ("which of the following is the most likely ..."), and without a bound it would make
 the work grow with the pairs."""
 
 CHUNK = 1 << 20
@@ -40,10 +40,13 @@ _MIX = np.uint64(0xD6E8FEB86659FD93)
 Hashes = NDArray[np.uint64]
 Indices = NDArray[np.int64]
 
+EvaluationTexts = Mapping[str, Sequence[tuple[str, str]]]
+"""Evaluation questions that no training row may share: set name to (id, question) pairs."""
+
 
 @dataclass(frozen=True, slots=True)
-class Leak:
-    """One training row and what it shares with an evaluation set.
+class Overlap:
+    """One training row and the evaluation question it overlaps.
 
     ``share`` is the covered part of the shorter of the two questions, 1.0 for the same question.
     """
@@ -55,37 +58,32 @@ class Leak:
     share: float
 
 
-def find_leaks(
-    cases: Sequence[Case], evaluation_texts: Mapping[str, Sequence[tuple[str, str]]]
-) -> list[Leak]:
-    """The worst hit of each case in each evaluation set, in the order of the cases.
-
-    ``evaluation_texts``: set name to (id, question) pairs.
-    """
-    return LeakFinder(evaluation_texts).find(cases)
+def find_overlaps(cases: Sequence[Case], evaluation_texts: EvaluationTexts) -> list[Overlap]:
+    """Return each case's largest overlap with each evaluation set, in the order of the cases."""
+    return OverlapFinder(evaluation_texts).find(cases)
 
 
-class LeakFinder:
-    """:func:`find_leaks` for cases that come in parts: the evaluation texts are hashed once."""
+class OverlapFinder:
+    """:func:`find_overlaps` for cases that come in parts: the evaluation texts are hashed once."""
 
-    def __init__(self, evaluation_texts: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    def __init__(self, evaluation_texts: EvaluationTexts) -> None:
         self._index = _Index(evaluation_texts)
 
-    def find(self, cases: Iterable[Case]) -> list[Leak]:
-        """The worst hit of each case in each evaluation set, in the order of the cases."""
-        leaks: list[Leak] = []
+    def find(self, cases: Iterable[Case]) -> list[Overlap]:
+        """Return each case's largest overlap with each evaluation set, in case order."""
+        overlaps: list[Overlap] = []
         for chunk in _chunks(cases):
             texts = [normalise(case.question) for case in chunk]
             shared = _shared_windows(texts, self._index)
             for number, (case, text) in enumerate(zip(chunk, texts, strict=True)):
-                leaks += _worst_per_set(case.id, text, shared.get(number), self._index)
-        return leaks
+                overlaps += _largest_per_set(case.id, text, shared.get(number), self._index)
+        return overlaps
 
 
 class _Index:
     """The evaluation texts, by their normalised form and by the hashes of their windows."""
 
-    def __init__(self, evaluation_texts: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    def __init__(self, evaluation_texts: EvaluationTexts) -> None:
         self.names: list[tuple[str, str]] = []
         self.lengths: list[int] = []
         self.equal: dict[str, list[int]] = {}
@@ -109,7 +107,7 @@ class _Index:
         self.sieve[self.hashes >> self.shift] = True
 
     def find(self, hashes: Hashes) -> tuple[Indices, Indices, Indices]:
-        """Which of ``hashes`` are here, and where their owners begin and end."""
+        """Return which of ``hashes`` are in the index, and where their owners begin and end."""
         near = np.flatnonzero(self.sieve[hashes >> self.shift])
         starts = np.searchsorted(self.hashes, hashes[near], "left")
         starts[starts == self.hashes.size] = 0
@@ -120,7 +118,7 @@ class _Index:
 
 @dataclass(frozen=True, slots=True)
 class _Windows:
-    """The windows of one training question that evaluation texts have too."""
+    """The windows of one training question that evaluation texts share."""
 
     offsets: Indices
     starts: Indices
@@ -142,7 +140,7 @@ def _shared_windows(texts: Sequence[str], index: _Index) -> dict[int, _Windows]:
 
 
 def _covered(text: str, windows: _Windows | None, index: _Index) -> Iterator[tuple[int, float]]:
-    """Evaluation texts of which enough is in ``text``, and how much of the shorter one is shared.
+    """Yield evaluation texts that overlap ``text``, and the share of the shorter one.
 
     What all windows together cover bounds what they can cover with any one evaluation text.
     """
@@ -165,20 +163,24 @@ def _covered(text: str, windows: _Windows | None, index: _Index) -> Iterator[tup
 
 
 def _coverage(offsets: Indices) -> int:
-    """Characters under windows that begin at ``offsets`` (ascending)."""
+    """Count the characters under windows that begin at ``offsets`` (ascending)."""
     return int(np.minimum(np.diff(offsets), WINDOW).sum()) + WINDOW
 
 
-def _worst_per_set(case_id: str, text: str, windows: _Windows | None, index: _Index) -> list[Leak]:
-    worst: dict[str, Leak] = {}
+def _largest_per_set(
+    case_id: str, text: str, windows: _Windows | None, index: _Index
+) -> list[Overlap]:
+    largest: dict[str, Overlap] = {}
     for evaluated in index.equal.get(text, ()):
         set_name, evaluation_id = index.names[evaluated]
-        worst.setdefault(set_name, Leak(case_id, set_name, evaluation_id, "same question", 1.0))
+        largest.setdefault(
+            set_name, Overlap(case_id, set_name, evaluation_id, "same question", 1.0)
+        )
     for evaluated, share in _covered(text, windows, index):
         set_name, evaluation_id = index.names[evaluated]
-        if set_name not in worst or share > worst[set_name].share:
-            worst[set_name] = Leak(case_id, set_name, evaluation_id, "shared text", share)
-    return list(worst.values())
+        if set_name not in largest or share > largest[set_name].share:
+            largest[set_name] = Overlap(case_id, set_name, evaluation_id, "shared text", share)
+    return list(largest.values())
 
 
 def _chunks(cases: Iterable[Case]) -> Iterator[list[Case]]:
@@ -195,7 +197,7 @@ def _chunks(cases: Iterable[Case]) -> Iterator[list[Case]]:
 
 
 def _window_hashes(texts: Sequence[str]) -> tuple[Hashes, Indices]:
-    """The hash of every window of the joined texts, and where each text begins in them.
+    """Hash every window of the joined texts; return the hashes and where each text begins.
 
     With P[i] = sum of c[j] B^j for j < i (mod 2^64, B odd), the windows at i are compared by
     (P[i + 64] - P[i]) B^-i, mixed because low bits of such a sum depend on low bits alone.
@@ -213,7 +215,7 @@ def _window_hashes(texts: Sequence[str]) -> tuple[Hashes, Indices]:
 
 
 def _within_texts(positions: Indices, firsts: Indices) -> tuple[Indices, Indices, Indices]:
-    """Those windows that lie in one text: their positions, the texts' numbers, the offsets."""
+    """Keep windows that lie within one text: their positions, texts' numbers and offsets."""
     owners = np.searchsorted(firsts, positions, "right") - 1
     whole = positions + WINDOW <= firsts[owners + 1]
     positions, owners = positions[whole], owners[whole]
@@ -228,5 +230,5 @@ def _power_table(base: int, count: int) -> Hashes:
 
 
 def _powers(base: int, count: int) -> Hashes:
-    """``base`` to the powers 0 to ``count`` - 1, modulo 2^64; tables in steps of ``CHUNK``."""
+    """Return ``base`` to the powers 0 to ``count`` - 1, modulo 2^64, from a cached table."""
     return _power_table(base, -(-count // CHUNK) * CHUNK)[:count]

@@ -1,18 +1,21 @@
-"""A run's data: load it, split it, drop what does not fit. Files and the hub are below."""
+"""A run's data: load it, split it, drop what does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medcot.config.schema import RunConfig
-from medcot.data import case_cache
-from medcot.data.case_store import CaseList, ids_of, place_of
-from medcot.data.cases import Gathered, gather_cases, question_digest
-from medcot.data.hub import load_hub_rows
+from medcot.data import case_list
+from medcot.data.case_list import CaseList, list_case_ids
+from medcot.data.cases import ValidatedCases, unit_hash, validate_rows
+from medcot.data.hub import HubRows, load_hub_rows
 from medcot.data.mcq import load_questions as load_questions
 from medcot.data.sources import kind_of, read_file, read_files, sample_files
+from medcot.data.store import hash_code, hash_file, hash_parts
 from medcot.errors import InputError
 from medcot.records import Case, Dataset, Dropped, Language, Split
 
@@ -22,18 +25,28 @@ VALIDATION_FRACTION = 0.05
 SYNTHETIC = "synthetic, not clinically reviewed"
 
 
-def load_dataset(config: RunConfig) -> Dataset:
-    """The valid, distinct cases of ``config.dataset``, and what was left out and why.
+@dataclass(frozen=True, slots=True)
+class CaseSource:
+    """What ``config.dataset`` holds: its validated rows, their hub commit (or ""), and notes."""
 
-    A wrong row in a file is an error, because its owner can mend it; one from the hub is left out
-    and listed. A question that was there before is always left out and listed.
+    found: ValidatedCases
+    revision: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def load_dataset(config: RunConfig) -> Dataset:
+    """Return the valid, distinct cases of ``config.dataset``, and what was left out and why.
+
+    A wrong row in a file is an error, because its owner can fix it; one from the hub is left out
+    and listed. A repeated question is always left out and listed.
 
     Raises:
         InputError: an unknown name, a file that cannot be read, wrong rows in it, or no valid row.
         RunFailed: the hub or the connection to it gave up.
     """
     with option_named("--dataset"):
-        found, revision, notes = gather_source(config)
+        source = read_source(config)
+        found = source.found
         local = kind_of(config.dataset) != "hub"
         if found.faults and (local or not found.cases):
             raise _first_fault(found, config.dataset)
@@ -41,33 +54,40 @@ def load_dataset(config: RunConfig) -> Dataset:
         name=config.dataset,
         cases=found.cases,
         dropped=(*found.faulty, *found.duplicates),
-        revision=revision,
+        revision=source.revision,
         fingerprint=found.cases.fingerprint,
         synthetic=config.dataset == "sample",
-        notes=(*notes, *_shortfalls(found.cases, config), *_language_notes(found)),
+        notes=(*source.notes, *_shortfalls(found.cases, config), *_language_notes(found)),
     )
 
 
-def gather_source(config: RunConfig) -> tuple[Gathered, str, tuple[str, ...]]:
-    """What the rows of ``config.dataset`` became, their hub commit (or ""), and notes."""
+def read_source(config: RunConfig) -> CaseSource:
+    """Read and check all rows of ``config.dataset``.
+
+    The cases of large sources come from the cache the second time. A file's are cached under its
+    content, so a changed file is read again, and so is one with faults.
+
+    Raises:
+        InputError, RunFailed: as :func:`load_dataset`, except for wrong rows.
+    """
     kind = kind_of(config.dataset)
     if kind == "sample":
         rows = read_files(sample_files("cases", config.language))
-        return gather_cases(rows, config.language), "", (f"bundled samples: {SYNTHETIC}",)
+        found = validate_rows(rows, config.language)
+        return CaseSource(found, notes=(f"bundled samples: {SYNTHETIC}",))
     if kind == "file":
-        return case_cache.gather_file(Path(config.dataset), config.language), "", ()
+        return CaseSource(_validate_file(Path(config.dataset), config.language))
     loaded = load_hub_rows(
         config.dataset,
         config.dataset_config or config.language,
         config.dataset_revision,
-        asked=bool(config.dataset_config),
+        fallback=not config.dataset_config,
     )
-    found = case_cache.gather_hub(loaded, config)
-    return found, loaded.revision, loaded.notes
+    return CaseSource(_validate_hub(loaded, config), loaded.revision, loaded.notes)
 
 
 def split_cases(cases: Sequence[Case], config: RunConfig) -> Split:
-    """Parts by a hash of each question, so that no row's part depends on the other rows.
+    """Split by a hash of each question, so that no row's part depends on the other rows.
 
     Questions below ``config.test_fraction`` are for testing, the next ``VALIDATION_FRACTION`` for
     validation, the others for training. Of the first two the lowest hashes are taken, at most
@@ -78,7 +98,7 @@ def split_cases(cases: Sequence[Case], config: RunConfig) -> Split:
         InputError: nothing is left to train on, or nothing to test on.
     """
     held_out = config.test_fraction + VALIDATION_FRACTION
-    placed = list(zip(_places_of(cases), ids_of(cases), strict=True))
+    placed = list(zip(_unit_hashes(cases), list_case_ids(cases), strict=True))
     test = sorted(pair for pair in placed if pair[0] < config.test_fraction)
     validation = sorted(pair for pair in placed if config.test_fraction <= pair[0] < held_out)
     train = [row_id for at, row_id in placed if at >= held_out]
@@ -94,43 +114,14 @@ def split_cases(cases: Sequence[Case], config: RunConfig) -> Split:
     )
 
 
-def place(question: str) -> float:
-    """Where a question falls in [0, 1): the first 8 bytes of its digest (see cases)."""
-    return place_of(question_digest(question))
-
-
-def _places_of(cases: Sequence[Case]) -> Sequence[float]:
-    if isinstance(cases, CaseList):
-        return cases.places
-    return [place(case.question) for case in cases]
-
-
-def drop_overlong(
-    cases: Iterable[Case], count_tokens: Callable[[Case], int], max_length: int
-) -> tuple[tuple[Case, ...], tuple[Dropped, ...]]:
-    """Cases of at most ``max_length`` tokens, and the others with their lengths.
-
-    A row is never cut: half an answer teaches to stop halfway.
-    """
-    kept: list[Case] = []
-    dropped: list[Dropped] = []
-    for case in cases:
-        tokens = count_tokens(case)
-        if tokens <= max_length:
-            kept.append(case)
-        else:
-            dropped.append(Dropped(case.id, f"{tokens} tokens, longer than {max_length}"))
-    return tuple(kept), tuple(dropped)
-
-
 def load_fixed_question(language: Language) -> Case:
-    """The bundled question that is asked before and after, with its reference and claims.
+    """Return the bundled question asked before and after, with its reference and claims.
 
     Raises:
         InputError: the install is damaged.
     """
     for path in sample_files("fixed_questions"):
-        found = gather_cases(read_file(path), language)
+        found = validate_rows(read_file(path), language)
         for case in found.cases:
             if case.language == language:
                 return case
@@ -139,21 +130,90 @@ def load_fixed_question(language: Language) -> Case:
 
 @contextmanager
 def option_named(option: str) -> Iterator[None]:
-    """Put the option in front of what an :class:`InputError` names."""
+    """Prefix what an :class:`InputError` names with the option."""
     try:
         yield
     except InputError as error:
         raise InputError(f"{option} {error.where}", error.got, error.needs) from None
 
 
-def _first_fault(found: Gathered, name: str) -> InputError:
+def _unit_hashes(cases: Sequence[Case]) -> Sequence[float]:
+    if isinstance(cases, CaseList):
+        return cases.unit_hashes
+    return [unit_hash(case.question) for case in cases]
+
+
+def _validate_file(path: Path, language: Language) -> ValidatedCases:
+    def validate() -> ValidatedCases:
+        return validate_rows(read_file(path), language)
+
+    before = _state(path)
+    if before is None or before[0] < case_list.IN_MEMORY:
+        return validate()
+    try:
+        key = _key("file", path.suffix.lower(), hash_file(path), language)
+    except OSError:
+        return validate()  # which names what is wrong with the file
+    return _cached(key, validate, lambda: _state(path) == before)
+
+
+def _validate_hub(loaded: HubRows, config: RunConfig) -> ValidatedCases:
+    """Check the rows of a data set on the hub; a commit's never change."""
+
+    def validate() -> ValidatedCases:
+        return validate_rows(loaded.rows, config.language)
+
+    if not loaded.revision:
+        return validate()
+    part = config.dataset_config or config.language
+    key = _key("hub", config.dataset, part, loaded.revision, config.language)
+    return _cached(key, validate)
+
+
+def _cached(
+    key: str, validate: Callable[[], ValidatedCases], unchanged: Callable[[], bool] = lambda: True
+) -> ValidatedCases:
+    """Return the cache entry ``key``, or what ``validate`` returns, and save that.
+
+    Rows with faults are not saved: they are read every time until their owner has fixed them.
+    """
+    if entry := CaseList.load(key):
+        cases, facts = entry
+        duplicates = [Dropped(**row) for row in facts.pop("duplicates")]
+        return ValidatedCases(cases=cases, duplicates=duplicates, **facts)
+    found = validate()
+    if not found.faults and unchanged():
+        facts = {
+            "rows": found.rows,
+            "written_chinese": found.written_chinese,
+            "labelled_chinese": found.labelled_chinese,
+            "duplicates": [asdict(row) for row in found.duplicates],
+        }
+        found.cases.save(key, facts)
+    return found
+
+
+def _key(*parts: str) -> str:
+    return f"cases-{hash_parts(*parts, hash_code(), unicodedata.unidata_version)}"
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is written: its size, its time, and which file it is."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _first_fault(found: ValidatedCases, name: str) -> InputError:
     first, more = found.faults[0], len(found.faults) - 1
     return first.as_error(f" (and {more} more: medcot data {name})" if more else "")
 
 
 def _shortfalls(cases: CaseList, config: RunConfig) -> Iterator[str]:
-    test = sum(at < config.test_fraction for at in cases.places)
-    train = sum(at >= config.test_fraction + VALIDATION_FRACTION for at in cases.places)
+    test = sum(at < config.test_fraction for at in cases.unit_hashes)
+    train = sum(at >= config.test_fraction + VALIDATION_FRACTION for at in cases.unit_hashes)
     for have, want, option in (
         (train, config.samples, "--samples"),
         (test, config.test_samples, "--test-samples"),
@@ -162,9 +222,9 @@ def _shortfalls(cases: CaseList, config: RunConfig) -> Iterator[str]:
             yield f"{option} {want}: {config.dataset} has only {have} such rows, all are taken"
 
 
-def _language_notes(found: Gathered) -> Iterator[str]:
-    """Rows that say another language than they are written in get the wrong prompt."""
-    written, said, count = found.written_chinese, found.said_chinese, len(found.cases)
+def _language_notes(found: ValidatedCases) -> Iterator[str]:
+    """Warn of rows labelled with another language than they are in: they get the wrong prompt."""
+    written, said, count = found.written_chinese, found.labelled_chinese, len(found.cases)
     if abs(written - said) > count / 2:
         yield (
             f"{written} of {count} questions are written in Chinese, {said} are taken for it:"

@@ -23,7 +23,7 @@ class TokenIds:
 
 
 @dataclass(frozen=True, slots=True)
-class QuickTokenizer:
+class FastTokenizer:
     """Answers :mod:`medcot.data.tokenization` as the folder's own tokenizer would."""
 
     backend: Any
@@ -58,7 +58,7 @@ def _compiled(chat_template: str) -> Any:
     return environment.from_string(chat_template)
 
 
-def quick_tokenizer(folder: Path) -> QuickTokenizer:
+def load_fast_tokenizer(folder: Path) -> FastTokenizer:
     """The tokenizer in ``folder``.
 
     Raises:
@@ -76,7 +76,7 @@ def quick_tokenizer(folder: Path) -> QuickTokenizer:
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     special = {name: _text(settings[name]) for name in names if settings.get(name)}
     bos, eos = special.get("bos_token"), special.get("eos_token")
-    return QuickTokenizer(
+    return FastTokenizer(
         backend=backend,
         chat_template=_chat_template(folder, settings),
         bos_token_id=backend.token_to_id(bos) if bos else None,

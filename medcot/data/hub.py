@@ -1,4 +1,4 @@
-"""Rows from the Hugging Face hub, through the real clients, with their errors said in one line."""
+"""Loads rows from the Hugging Face hub and explains the clients' errors in one line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medcot.credentials import TOKENS, hub_token
-from medcot.data.readers import BATCH, Row, python_rows
+from medcot.data.readers import BATCH, SourceRow, python_rows
 from medcot.errors import InputError, RunFailed, nearest
 
 LOOKUP_TIMEOUT_S = 20.0
-"""How long the first, small request may take before the hub counts as out of reach."""
+"""Seconds that the first, small request may take before the hub counts as out of reach."""
 
 Kind = Literal["dataset", "model"]
 
@@ -22,20 +22,25 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class HubRows:
-    """The rows of one split, the commit they are from, and what the user should know of them."""
+    """The rows of one split, the commit they are from, and notes for the user."""
 
-    rows: Iterator[Row]
+    rows: Iterator[SourceRow]
     revision: str
     notes: tuple[str, ...] = ()
 
 
 def load_hub_rows(
-    name: str, config: str | None, revision: str = "", split: str = "train", *, asked: bool = True
+    name: str,
+    config: str | None,
+    revision: str = "",
+    split: str = "train",
+    *,
+    fallback: bool = False,
 ) -> HubRows:
-    """One split of ``name`` at the commit that ``revision`` (empty: the main branch) stands for.
+    """Load one split of ``name`` at the commit that ``revision`` (empty: the main branch) names.
 
-    Where the user has not ``asked`` for ``config`` and the data set has only one, that one is
-    taken. Without a network a copy in the client's cache is used, and a note says so.
+    With ``fallback`` the only configuration of a data set is taken if it is not ``config``.
+    Without a network the copy in the client's cache is used, and a note says so.
 
     Raises:
         InputError: no network and no copy, no such data set, revision, configuration or split, or
@@ -46,29 +51,32 @@ def load_hub_rows(
     from datasets.exceptions import DatasetsError
     from httpx import HTTPError
 
-    notes: list[str] = []
     try:
         commit = find_commit(name, revision, "dataset")
         if commit:
-            config = _choose_config(name, config, commit, asked, notes)
-            data = datasets.load_dataset(
-                name, config, split=split, revision=commit, token=hub_token()
+            chosen = _choose_config(name, config, commit, fallback=fallback)
+            data: Any = datasets.load_dataset(
+                name, chosen, split=split, revision=commit, token=hub_token()
             )
         else:
+            chosen = config
             data = _load_cached(name, config, split)
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
         raise explain_hub_error(error, name, "dataset") from None
     loaded = _loaded_commit(data) or commit
     _require_same_revision(name, commit or revision, loaded)
+    notes: list[str] = []
+    if chosen != config:
+        notes.append(f"configuration {chosen!r}, the only one of {name}")
     if not commit:
         notes.append(f"the hub is out of reach: commit {loaded[:12]} is taken from the cache")
     return HubRows(_iterate(data, name), loaded, tuple(notes))
 
 
 def explain_hub_error(error: BaseException, name: str, kind: Kind) -> InputError | RunFailed:
-    """What an exception of the hub's clients means to the user.
+    """Translate an exception of the hub's clients for the user.
 
-    The clients wrap one error in another, so the whole chain is looked through.
+    The clients wrap one error in another, so the whole chain is searched.
     """
     from huggingface_hub import errors as hub
 
@@ -129,11 +137,11 @@ _NO_CONNECTION = "no connection to the hub"
 
 
 def find_commit(name: str, revision: str, kind: Kind) -> str:
-    """The commit that ``revision`` stands for now, or "" where the hub is out of reach.
+    """Return the commit that ``revision`` names now, or "" if the hub is out of reach.
 
-    Access to a gated repository is asked for here, because ``datasets`` hides that refusal behind
-    the failed search of its cache, and because the clients' own first request tries again for
-    half a minute where there is no network.
+    Access to a gated repository is checked here, because ``datasets`` hides the refusal behind
+    the failed search of its cache, and because the clients' own first request retries for half a
+    minute without a network.
     """
     import httpx
     from huggingface_hub import HfApi
@@ -151,55 +159,61 @@ def find_commit(name: str, revision: str, kind: Kind) -> str:
 
 
 def _load_cached(name: str, config: str | None, split: str) -> Any:
-    """The copy in the client's cache, without the half minute of retries of a client online."""
-    from datasets import config as client
-    from datasets import load_dataset
+    """Load the copy in the client's cache.
 
-    online = client.HF_HUB_OFFLINE
-    client.HF_HUB_OFFLINE = True
+    This is the builder that ``datasets.load_dataset`` falls back to, after half a minute of
+    retries unless ``HF_HUB_OFFLINE`` is set. Setting it here would switch off the hub for all
+    threads of this process.
+    """
+    from datasets.packaged_modules.cache.cache import Cache
+
     try:
-        return load_dataset(name, config, split=split)
-    finally:
-        client.HF_HUB_OFFLINE = online
+        builder = Cache(
+            dataset_name=name.split("/")[-1],
+            repo_id=name,
+            config_name=config,
+            version="auto",
+            hash="auto",
+        )
+    except ValueError as error:  # nothing is cached under this name
+        raise ConnectionError(str(error)) from error
+    return builder.as_dataset(split=split)
 
 
-def _choose_config(
-    name: str, config: str | None, commit: str, asked: bool, notes: list[str]
-) -> str | None:
-    """``config`` if the data set has it, or its only one if the user has not asked for any."""
+def _choose_config(name: str, config: str | None, commit: str, *, fallback: bool) -> str | None:
+    """Return ``config`` if the data set has it, or with ``fallback`` the only one it has."""
     from datasets import get_dataset_config_names
 
     if config is None:
         return None
-    known = get_dataset_config_names(name, revision=commit, token=hub_token())
+    known: list[str] = get_dataset_config_names(name, revision=commit, token=hub_token())
     if config in known:
         return config
-    if len(known) == 1 and not asked:
-        notes.append(f"configuration {known[0]!r}, the only one of {name}")
+    if len(known) == 1 and fallback:
         return known[0]
     needs = f"set --dataset-config to one of {', '.join(known)}{nearest(config, known)}"
     raise InputError(name, f"no configuration {config!r}", needs)
 
 
 def _loaded_commit(data: Any) -> str:
-    """The commit that a loaded split is from: the client's cache keeps a folder for each."""
+    """Return the commit a loaded split is from: the client's cache has a folder for each."""
     folders = (Path(file["filename"]).parent.name for file in data.cache_files)
     return next((name for name in folders if _COMMIT.fullmatch(name)), "")
 
 
 def _require_same_revision(name: str, wanted: str, loaded: str) -> None:
-    """The client's cache answers with the copy that it has, whatever was asked for."""
+    """Refuse another commit than was asked for: the client's cache returns any copy it has."""
     if wanted and not loaded.startswith(wanted):
         got = f"{_NO_CONNECTION}, and the cached copy is of commit {loaded[:12]}"
         raise InputError(name, got, f"connect to load revision {wanted}")
 
 
-def _iterate(data: Any, name: str) -> Iterator[Row]:
+def _iterate(data: Any, name: str) -> Iterator[SourceRow]:
     number = 0
     for batch in data.with_format("arrow").iter(batch_size=BATCH):
         for values in python_rows(batch):
             number += 1
-            yield Row(number, f"{name}, row {number}", values, header=f"{name}, columns")
+            yield SourceRow(number, f"{name}, row {number}", values, header=f"{name}, columns")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,9 +13,9 @@ from typing import Literal
 
 from medcot.config.schema import RunConfig
 from medcot.data.cases import QUESTION, RESPONSE, THOUGHT
-from medcot.data.dataset import gather_source, option_named
-from medcot.data.mcq import gather_set
-from medcot.data.mcq_catalog import KNOWN_SETS
+from medcot.data.dataset import option_named, read_source
+from medcot.data.mcq import read_question_set
+from medcot.data.mcq_catalog import BENCHMARKS
 from medcot.data.sources import kind_of, read_file
 from medcot.errors import one_line
 from medcot.records import Case, Dropped, Problem, Question
@@ -62,7 +62,7 @@ def inspect_dataset(config: RunConfig) -> Inspection:
         RunFailed: the hub or the connection to it gave up.
     """
     with option_named("data"):
-        if config.dataset in KNOWN_SETS or _holds_questions(config.dataset):
+        if config.dataset in BENCHMARKS or _holds_questions(config.dataset):
             return _inspect_questions(config)
         return _inspect_cases(config)
 
@@ -109,7 +109,8 @@ def _holds_questions(name: str) -> bool:
 
 
 def _inspect_cases(config: RunConfig) -> Inspection:
-    found, revision, notes = gather_source(config)
+    source = read_source(config)
+    found = source.found
     lengths = {name: array("q") for name in (QUESTION, THOUGHT, RESPONSE)}
     languages, specialties, sources = Counter[str](), Counter[str](), Counter[str]()
     for case in found.cases:
@@ -132,13 +133,13 @@ def _inspect_cases(config: RunConfig) -> Inspection:
         sources=_counts(sources),
         example=_example(found.cases[0]) if found.cases else {},
         fingerprint=found.cases.fingerprint,
-        revision=revision,
-        notes=notes,
+        revision=source.revision,
+        notes=source.notes,
     )
 
 
 def _inspect_questions(config: RunConfig) -> Inspection:
-    found = gather_set(config.dataset, config.language)
+    found = read_question_set(config.dataset, config.language)
     questions = found.questions
     lengths = {
         "question": [len(question.question) for question in questions],

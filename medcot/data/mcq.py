@@ -9,8 +9,8 @@ from pathlib import Path
 
 from medcot.data.cases import check_text, read_id, read_language, read_text
 from medcot.data.hub import load_hub_rows
-from medcot.data.mcq_catalog import ANSWER, KNOWN_SETS, KnownSet
-from medcot.data.readers import Fault, Row, Values, describe_type
+from medcot.data.mcq_catalog import ANSWER, BENCHMARKS, Benchmark
+from medcot.data.readers import Fault, SourceRow, Values, describe_type
 from medcot.data.sources import kind_of, read_file, read_files, sample_files
 from medcot.data.text import find_flaw, printable
 from medcot.errors import InputError, nearest
@@ -18,7 +18,7 @@ from medcot.records import Dropped, Language, Question
 
 
 @dataclass(slots=True)
-class GatheredQuestions:
+class ValidatedQuestions:
     """What became of a source's rows, and the hub commit they are from (or "")."""
 
     rows: int = 0
@@ -30,7 +30,7 @@ class GatheredQuestions:
 
 
 def load_questions(name: str, language: Language, option: str = "--mcq") -> tuple[Question, ...]:
-    """The questions of ``name``: ``sample``, a file, or one of :data:`KNOWN_SETS`.
+    """The questions of ``name``: ``sample``, a file, or one of :data:`BENCHMARKS`.
 
     ``language`` is that of the samples, and of rows in a file that do not say theirs. In a set
     from the hub, rows that are no valid question are passed over. ``option`` is what errors name.
@@ -40,8 +40,8 @@ def load_questions(name: str, language: Language, option: str = "--mcq") -> tupl
         RunFailed: the hub or the connection to it gave up.
     """
     try:
-        found = gather_set(name, language)
-        if found.faults and name not in KNOWN_SETS:
+        found = read_question_set(name, language)
+        if found.faults and name not in BENCHMARKS:
             first, more = found.faults[0], len(found.faults) - 1
             raise first.as_error(f" (and {more} more: medcot data {name})" if more else "")
         if not found.questions:
@@ -51,25 +51,25 @@ def load_questions(name: str, language: Language, option: str = "--mcq") -> tupl
     return tuple(found.questions)
 
 
-def gather_set(name: str, language: Language) -> GatheredQuestions:
+def read_question_set(name: str, language: Language) -> ValidatedQuestions:
     """All rows of ``name``, checked, with what is wrong with them."""
-    if known := KNOWN_SETS.get(name):
+    if known := BENCHMARKS.get(name):
         return _gather_known(name, known)
     try:
         kind = kind_of(name)
     except InputError:
         kind = "hub"
     if kind == "hub":
-        needs = f"expected a file, sample or one of {', '.join(KNOWN_SETS)}"
-        raise InputError(name, "unknown set", needs + nearest(name, list(KNOWN_SETS)))
+        needs = f"expected a file, sample or one of {', '.join(BENCHMARKS)}"
+        raise InputError(name, "unknown set", needs + nearest(name, list(BENCHMARKS)))
     if kind == "sample":
-        return gather_questions(read_files(sample_files("questions", language)), language)
-    return gather_questions(read_file(Path(name)), language)
+        return validate_questions(read_files(sample_files("questions", language)), language)
+    return validate_questions(read_file(Path(name)), language)
 
 
-def gather_questions(rows: Iterable[Row], language: Language) -> GatheredQuestions:
+def validate_questions(rows: Iterable[SourceRow], language: Language) -> ValidatedQuestions:
     """Check every row of the local schema (id, lang, question, context, options, answer_idx)."""
-    found = GatheredQuestions()
+    found = ValidatedQuestions()
     ids: set[str] = set()
     for row in rows:
         found.rows += 1
@@ -87,8 +87,8 @@ def gather_questions(rows: Iterable[Row], language: Language) -> GatheredQuestio
     return found
 
 
-def _gather_known(name: str, known: KnownSet) -> GatheredQuestions:
-    rows: list[Row] = []
+def _gather_known(name: str, known: Benchmark) -> ValidatedQuestions:
+    rows: list[SourceRow] = []
     revision, notes = "", tuple[str, ...]()
     for config in known.configs:
         loaded = load_hub_rows(known.repository, config, split=known.split)
@@ -97,12 +97,12 @@ def _gather_known(name: str, known: KnownSet) -> GatheredQuestions:
             number = len(rows) + 1
             start = {"id": f"{name}-{number}", "source": name}
             rows.append(replace(row, number=number, values=start | dict(values), header=""))
-    found = gather_questions(rows, known.language)
+    found = validate_questions(rows, known.language)
     found.revision, found.notes = revision, notes
     return found
 
 
-def _convert(rows: Iterable[Row], known: KnownSet) -> Iterator[tuple[Row, Values]]:
+def _convert(rows: Iterable[SourceRow], known: Benchmark) -> Iterator[tuple[SourceRow, Values]]:
     for row in rows:
         try:
             values = known.convert(row.values)
@@ -113,7 +113,7 @@ def _convert(rows: Iterable[Row], known: KnownSet) -> Iterator[tuple[Row, Values
             yield row, values
 
 
-def _read_question(row: Row, language: Language) -> tuple[Question | None, list[Fault]]:
+def _read_question(row: SourceRow, language: Language) -> tuple[Question | None, list[Fault]]:
     if row.fault:
         return None, [row.fault]
     identity, faults = read_id(row)
@@ -136,7 +136,7 @@ def _read_question(row: Row, language: Language) -> tuple[Question | None, list[
     ), []
 
 
-def _read_options(row: Row) -> tuple[dict[str, str], list[Fault]]:
+def _read_options(row: SourceRow) -> tuple[dict[str, str], list[Fault]]:
     """Options by letter. Letters without a text (Parquet fills them in) are not there."""
     given = row.values.get("options")
     if not isinstance(given, Mapping):
@@ -157,7 +157,7 @@ def _read_options(row: Row) -> tuple[dict[str, str], list[Fault]]:
     return options, []
 
 
-def _check_answer(row: Row, options: Mapping[str, str]) -> list[Fault]:
+def _check_answer(row: SourceRow, options: Mapping[str, str]) -> list[Fault]:
     letter, text = row.values.get(ANSWER), row.values.get("answer")
     if not isinstance(letter, str) or letter not in options:
         got = printable(repr(letter)) if ANSWER in row.values else "no such field"

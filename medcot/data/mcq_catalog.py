@@ -16,7 +16,7 @@ ANSWER = "answer_idx"
 
 
 @dataclass(frozen=True, slots=True)
-class KnownSet:
+class Benchmark:
     """A question set on the hub: where it is, and how its rows become those of a local file.
 
     ``convert`` gives None for rows that are no single-answer question by the set's own design.
@@ -91,15 +91,15 @@ _MMLU_MEDICAL = (
     "professional_medicine",
 )
 
-KNOWN_SETS: dict[str, KnownSet] = {
-    "medqa": KnownSet("GBaker/MedQA-USMLE-4-options", (None,), "test", "en", _from_medqa),
-    "medmcqa": KnownSet("openlifescienceai/medmcqa", (None,), "validation", "en", _from_medmcqa),
-    "pubmedqa": KnownSet("qiaojin/PubMedQA", ("pqa_labeled",), "train", "en", _from_pubmedqa),
-    "mmlu-medical": KnownSet("cais/mmlu", _MMLU_MEDICAL, "test", "en", _from_mmlu),
-    "medqa-mcmle": KnownSet(
+BENCHMARKS: dict[str, Benchmark] = {
+    "medqa": Benchmark("GBaker/MedQA-USMLE-4-options", (None,), "test", "en", _from_medqa),
+    "medmcqa": Benchmark("openlifescienceai/medmcqa", (None,), "validation", "en", _from_medmcqa),
+    "pubmedqa": Benchmark("qiaojin/PubMedQA", ("pqa_labeled",), "train", "en", _from_pubmedqa),
+    "mmlu-medical": Benchmark("cais/mmlu", _MMLU_MEDICAL, "test", "en", _from_mmlu),
+    "medqa-mcmle": Benchmark(
         "fzkuji/MedQA", ("med_qa_zh_4options_source",), "test", "zh", _from_mcmle
     ),
-    "cmexam": KnownSet("fzkuji/CMExam", (None,), "test", "zh", _from_cmexam),
+    "cmexam": Benchmark("fzkuji/CMExam", (None,), "test", "zh", _from_cmexam),
 }
 """Question sets by their short names. PubMedQA's 1,000 expert-labelled rows have one split."""
 
@@ -114,6 +114,6 @@ def label_sets(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str
     for name in dict.fromkeys(names):
         path = PurePath(name)
         stem = path.stem if path.suffix.lower() in READERS else name
-        reserved = {*taken, *labels.values(), *KNOWN_SETS, "sample"}
+        reserved = {*taken, *labels.values(), *BENCHMARKS, "sample"}
         labels[name] = name if stem in reserved else stem
     return labels

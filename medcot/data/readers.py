@@ -11,14 +11,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from medcot.data.json_list import BrokenList, once_each, read_elements, trouble
-from medcot.errors import InputError
+from medcot.errors import InputError, one_line
 from medcot.records import Problem
 
 LONGEST_CELL = 16_000_000
 """Characters in one CSV cell; the csv module's own limit of 131,072 is shorter than some rows."""
+
+LARGEST_JSON = 1 << 28
+"""Bytes of a ``.json`` list, which is parsed as a whole and takes several times that in memory."""
 
 BATCH = 512
 """Parquet rows decoded at a time."""
@@ -48,7 +50,7 @@ class Fault(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SourceRow:
     """One row as it was found. ``number`` counts the rows from 1, ``where`` names file and line.
 
     ``header`` says where the columns are named, for formats that name them once.
@@ -61,7 +63,7 @@ class Row:
     header: str = ""
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _read_jsonl(path: Path) -> Iterator[SourceRow]:
     count = 0
     for number, line in enumerate(_decoded_lines(path), 1):
         if not line.strip():
@@ -71,27 +73,39 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         try:
             value = _parse_json(line.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
-            got = f"broken JSON ({trouble(error)})"
-            yield Row(count, where, fault=Fault(where, "row", got, "one JSON object per line"))
+            got = f"broken JSON ({_describe(error)})"
+            yield SourceRow(
+                count, where, fault=Fault(where, "row", got, "one JSON object per line")
+            )
         else:
             yield _object_row(count, where, value)
 
 
-def _read_json(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        start = file.readline(4)
-        _decode(start, path)
-        file.seek(3 if start.startswith(b"\xef\xbb\xbf") else 0)
-        try:
-            for number, value in enumerate(read_elements(file), 1):
-                yield _object_row(number, f"{path}, row {number}", value)
-        except BrokenList as error:
-            where = f"{path}, line {error.line}"
-            raise InputError(where, f"found {error.got}", error.needs) from None
+def _read_json(path: Path) -> Iterator[SourceRow]:
+    if path.stat().st_size > LARGEST_JSON:
+        got = f"found a JSON list of {path.stat().st_size / 2**20:,.0f} MiB"
+        needs = f"lists over {LARGEST_JSON >> 20} MiB are not read; use .jsonl, one object per line"
+        raise InputError(str(path), got, needs)
+    needs = "expected one JSON list of objects"
+    try:
+        values = _parse_json(_decode(path.read_bytes(), path))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            needs += " (JSON Lines belong in a .jsonl file)"
+        where = f"{path}, line {error.lineno}"
+        raise InputError(where, f"found broken JSON ({_describe(error)})", needs) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(str(path), f"found broken JSON ({_describe(error)})", needs) from None
+    if not isinstance(values, list):
+        raise InputError(f"{path}, line 1", f"found JSON {describe_type(values)}", needs)
+    for number, value in enumerate(cast("list[Any]", values), 1):
+        yield _object_row(number, f"{path}, row {number}", value)
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(LONGEST_CELL)
+def _read_csv(path: Path) -> Iterator[SourceRow]:
+    # The module has one limit for the whole process. It is only ever raised, so that a reader in
+    # another thread is never held to a lower one than its own.
+    csv.field_size_limit(max(LONGEST_CELL, csv.field_size_limit()))
     reader = csv.reader(_decoded_lines(path), strict=True)
     top = f"{path}, line 1"
     try:
@@ -107,16 +121,18 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 continue
             count += 1
             if len(cells) == len(names):
-                yield Row(count, where, dict(zip(names, cells, strict=True)), header=top)
+                yield SourceRow(count, where, dict(zip(names, cells, strict=True)), header=top)
             else:
                 needs = f"{len(names)}, as the header has"
-                yield Row(count, where, fault=Fault(where, "row", f"{len(cells)} cells", needs))
+                yield SourceRow(
+                    count, where, fault=Fault(where, "row", f"{len(cells)} cells", needs)
+                )
     except csv.Error as error:
         needs = "put cells with commas, quotes or line breaks in double quotes"
         raise InputError(f"{path}, line {reader.line_num}", str(error), needs) from None
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path) -> Iterator[SourceRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -127,13 +143,15 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=BATCH):
                 for values in python_rows(batch):
                     number += 1
-                    yield Row(number, f"{path}, row {number}", values, header=f"{path}, schema")
+                    yield SourceRow(
+                        number, f"{path}, row {number}", values, header=f"{path}, schema"
+                    )
     except pa.ArrowException as error:
         where = f"{path}, row {number + 1}"
         raise InputError(where, str(error), "expected a complete Parquet file") from None
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path], Iterator[SourceRow]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
@@ -183,12 +201,29 @@ def _decode(raw: bytes, path: Path) -> str:
     return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
 
 
-def _object_row(number: int, where: str, value: Any) -> Row:
+def _object_row(number: int, where: str, value: Any) -> SourceRow:
     if isinstance(value, dict):
-        return Row(number, where, value)
+        return SourceRow(number, where, value)
     fault = Fault(where, "row", f"JSON {describe_type(value)}", "a JSON object")
-    return Row(number, where, fault=fault)
+    return SourceRow(number, where, fault=fault)
 
 
 def _parse_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=once_each)
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        begins = one_line(f"{names[0]!r}: {pairs[0][1]!r}", 60)
+        raise ValueError(f"the key {repeated!r} twice in the object that begins {begins}")
+    return values
+
+
+def _describe(error: Exception) -> str:
+    """Say what a JSON parser's exception says, with the column where it names one."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)

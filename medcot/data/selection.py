@@ -1,175 +1,185 @@
-"""Which rows are trained on, as tokens: the first that neither leak nor are too long.
+"""Selects the training rows: the first that overlap no evaluation set and are not too long.
 
-Of some thousands of rows the choice stays in the cache, under a key of all that it depends on.
+From some thousands of rows on the selection is cached, under a key of all that it depends on.
 """
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 from medcot.config.schema import RunConfig
-from medcot.data.case_store import Picked
-from medcot.data.contamination import Leak, LeakFinder
-from medcot.data.dataset import drop_overlong
-from medcot.data.disk_cache import data_cache, find_entry, key_of, remove_entry, source_of
-from medcot.data.prompts import render
-from medcot.data.token_store import TokenRows
-from medcot.data.tokenization import Encoded, chat_template, encode, encode_texts
+from medcot.data.case_list import CaseSubset
+from medcot.data.contamination import EvaluationTexts, Overlap, OverlapFinder
+from medcot.data.prompts import ChatTemplate, render
+from medcot.data.store import entries_folder, hash_code, hash_parts
+from medcot.data.tokenization import TokenizedRow, chat_template, encode, encode_texts
+from medcot.data.tokenized import StoredRows
 from medcot.errors import InputError
 from medcot.records import Case, Dropped, Prompt
 
 ROWS_AT_ONCE = 1024
+"""Cases compared and tokenised at a time."""
 
 CACHED_FROM = 2_000
-"""Rows from which on a choice goes to a file and into the cache; fewer are made in a second."""
-
-CODE = (
-    "data/arrow_file", "data/contamination", "data/dataset", "data/prompts", "data/selection",
-    "data/text", "data/token_store", "data/tokenization",
-)  # fmt: skip
-"""The modules that decide what an entry holds."""
+"""Rows from which on a selection goes to a file and into the cache; fewer take a second."""
 
 _PROBE = "Fever for 3 days, 体温 38.5 °C: β-lactam? \n\n</think>"
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Candidate:
+    """A case that may be trained on: its tokens, or what it shares with evaluation sets."""
+
+    id: str
+    row: TokenizedRow | None
+    overlaps: Sequence[Overlap] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
     """The rows to train on, and those left out before the last of them was found.
 
-    ``note`` tells what was written to disk, "" where nothing was.
+    ``note`` says what was written to disk, and is "" if nothing was.
     """
 
-    rows: Sequence[Encoded]
+    rows: Sequence[TokenizedRow]
     dropped: tuple[Dropped, ...]
-    leaks: tuple[Leak, ...]
+    overlaps: tuple[Overlap, ...]
     note: str = ""
 
 
-class _Rows(Protocol):
-    """Where chosen rows go."""
+def select_rows(candidates: Iterable[Candidate], samples: int, max_length: int) -> Selection:
+    """Take the first ``samples`` candidates without overlaps, of at most ``max_length`` tokens.
 
-    def __len__(self) -> int: ...
-    def extend(self, rows: Sequence[Encoded], /) -> None: ...
+    Candidates after the last one taken are not looked at, and not counted as left out.
+    """
+    chooser = _Chooser(samples, max_length)
+    rows = tuple(chooser.take(candidates))
+    return Selection(rows, tuple(chooser.dropped), tuple(chooser.overlaps))
 
 
-def choose_rows(
-    cases: Picked,
+def select_training_rows(
+    cases: CaseSubset,
     fingerprint: str,
-    texts: Mapping[str, Sequence[tuple[str, str]]],
+    texts: EvaluationTexts,
     config: RunConfig,
     tokenizer: Any,
-) -> Choice:
-    """The first ``config.samples`` of ``cases`` that may be trained on, as tokens.
+) -> Selection:
+    """Select ``config.samples`` of ``cases``, in their order; many come from the cache if there.
 
-    ``fingerprint`` is that of the data set that ``cases`` are picked from; ``texts`` are the
-    evaluation's, set name to (id, question) pairs.
+    ``fingerprint`` is that of the data set that ``cases`` belong to.
+
+    Raises:
+        InputError: the style needs a chat template, or a row spells the end token.
+        RunFailed: the disk is full.
+    """
+    candidates = _read_candidates(cases, texts, config, tokenizer)
+    if min(config.samples, len(cases)) < CACHED_FROM:
+        return select_rows(candidates, config.samples, config.max_length)
+    name = _name_entry(cases, fingerprint, texts, config, tokenizer)
+    if name and (found := _load(name)):
+        return found
+    chooser = _Chooser(config.samples, config.max_length)
+    rows = StoredRows.write(chooser.take(candidates))
+    dropped, overlaps = tuple(chooser.dropped), tuple(chooser.overlaps)
+    facts = {"dropped": list(map(asdict, dropped)), "overlaps": list(map(asdict, overlaps))}
+    note = ""
+    if name and len(rows) and rows.save(name, facts):
+        size = rows.path.stat().st_size / 2**20
+        note = (
+            f"The tokens of {len(rows)} rows are kept for the next run ({size:,.0f} MiB in"
+            f" {entries_folder()}, which may be removed at any time)."
+        )
+    return Selection(rows, dropped, overlaps, note)
+
+
+def require_chat(config: RunConfig, tokenizer: Any) -> ChatTemplate | None:
+    """Return the tokenizer's chat template, or None if it has none and the style needs none.
+
+    Raises:
+        InputError: the style is ``chat`` and the tokenizer has no template.
+    """
+    chat = chat_template(tokenizer)
+    if config.style == "chat" and chat is None:
+        raise InputError("--style chat", "the model has no chat template", "use --style tutorial")
+    return chat
+
+
+def tokenize_cases(
+    cases: Iterable[Case], config: RunConfig, tokenizer: Any
+) -> dict[str, TokenizedRow]:
+    """Render the cases as ``config.style`` says and tokenise them; rows by case id.
 
     Raises:
         InputError: the style needs a chat template, or a row spells the end token.
     """
-    if min(config.samples, len(cases)) < CACHED_FROM:
-        few: list[Encoded] = []
-        dropped, leaks = _choose(cases, texts, config, tokenizer, few)
-        return Choice(tuple(few), dropped, leaks)
-    name = _name(cases, fingerprint, texts, config, tokenizer)
-    return (_known(name) if name else None) or _make(cases, texts, config, tokenizer, name)
+    chat = require_chat(config, tokenizer)
+    pairs: dict[str, Prompt] = {case.id: render(case, config.style, chat) for case in cases}
+    return {row.id: row for row in encode(tokenizer, pairs)}
 
 
-def _known(name: str) -> Choice | None:
-    folder = find_entry(name)
-    if folder is None:
-        return None
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        rows, facts = TokenRows.kept(folder)
-        dropped = tuple(Dropped(**row) for row in facts["dropped"])
-        return Choice(rows, dropped, tuple(Leak(**leak) for leak in facts["leaks"]))
-    remove_entry(folder)
-    return None
+class _Chooser:
+    """The choice of rows from a stream of candidates, and what it has left out so far."""
+
+    def __init__(self, samples: int, max_length: int) -> None:
+        self.samples, self.max_length = samples, max_length
+        self.dropped: list[Dropped] = []
+        self.overlaps: list[Overlap] = []
+
+    def take(self, candidates: Iterable[Candidate]) -> Iterator[TokenizedRow]:
+        count = 0
+        for candidate in candidates:
+            row = candidate.row
+            if candidate.overlaps or row is None:
+                self.overlaps += candidate.overlaps
+            elif len(row) > self.max_length:
+                # A row is never cut: half an answer teaches the model to stop halfway.
+                reason = f"{len(row)} tokens, longer than {self.max_length}"
+                self.dropped.append(Dropped(candidate.id, reason))
+            else:
+                yield row
+                count += 1
+                if count == self.samples:
+                    return
 
 
-def _make(
-    cases: Picked,
-    texts: Mapping[str, Sequence[tuple[str, str]]],
-    config: RunConfig,
-    tokenizer: Any,
-    name: str,
-) -> Choice:
-    rows = TokenRows()
-    dropped, leaks = _choose(cases, texts, config, tokenizer, rows)
-    rows.finish()
-    facts = {
-        "dropped": [asdict(row) for row in dropped],
-        "leaks": [asdict(leak) for leak in leaks],
-    }
-    note = ""
-    if name and len(rows) and rows.keep(name, facts):
-        size = rows.path.stat().st_size / 2**20
-        note = (
-            f"The tokens of {len(rows)} rows are kept for the next run ({size:,.0f} MiB in"
-            f" {data_cache()}, which may be removed at any time)."
-        )
-    return Choice(rows, dropped, leaks, note)
-
-
-def _choose(
-    cases: Sequence[Case],
-    texts: Mapping[str, Sequence[tuple[str, str]]],
-    config: RunConfig,
-    tokenizer: Any,
-    kept: _Rows,
-) -> tuple[tuple[Dropped, ...], tuple[Leak, ...]]:
-    """Put the rows into ``kept``; those left out for their length, and for what they share."""
-    finder = LeakFinder(texts)
-    dropped: list[Dropped] = []
-    leaks: list[Leak] = []
+def _read_candidates(
+    cases: Sequence[Case], texts: EvaluationTexts, config: RunConfig, tokenizer: Any
+) -> Iterator[Candidate]:
+    finder = OverlapFinder(texts)
     for start in range(0, len(cases), ROWS_AT_ONCE):
         part = cases[start : start + ROWS_AT_ONCE]
-        found = finder.find(part)
-        leaked = {leak.case_id for leak in found}
-        rows, overlong = _encode_cases(
-            [case for case in part if case.id not in leaked], config, tokenizer
-        )
-        place = {case.id: index for index, case in enumerate(part)}
-        # Only what stands before the last row taken was left out; the rest was not looked at.
-        taken = rows[: config.samples - len(kept)]
-        kept.extend(taken)
-        full = len(kept) == config.samples
-        end = place[taken[-1].id] if full else len(part)
-        dropped.extend(row for row in overlong if place[row.id] < end)
-        leaks.extend(leak for leak in found if place[leak.case_id] < end)
-        if full:
-            break
-    return tuple(dropped), tuple(leaks)
+        found: dict[str, list[Overlap]] = {}
+        for overlap in finder.find(part):
+            found.setdefault(overlap.case_id, []).append(overlap)
+        rows = tokenize_cases((case for case in part if case.id not in found), config, tokenizer)
+        for case in part:
+            yield Candidate(case.id, rows.get(case.id), found.get(case.id, ()))
 
 
-def _encode_cases(
-    cases: Sequence[Case], config: RunConfig, tokenizer: Any
-) -> tuple[tuple[Encoded, ...], tuple[Dropped, ...]]:
-    chat = chat_template(tokenizer) if config.style == "chat" else None
-    if config.style == "chat" and chat is None:
-        raise InputError("--style chat", "the model has no chat template", "use --style tutorial")
-    pairs: dict[str, Prompt] = {case.id: render(case, config.style, chat) for case in cases}
-    rows = {row.id: row for row in encode(tokenizer, pairs)}
-    kept, overlong = drop_overlong(cases, lambda case: len(rows[case.id]), config.max_length)
-    return tuple(rows[case.id] for case in kept), overlong
+def _load(name: str) -> Selection | None:
+    if (found := StoredRows.load(name, needs=("dropped", "overlaps"))) is None:
+        return None
+    rows, facts = found
+    dropped = tuple(Dropped(**row) for row in facts["dropped"])
+    return Selection(rows, dropped, tuple(Overlap(**one) for one in facts["overlaps"]))
 
 
-def _name(
-    cases: Picked,
+def _name_entry(
+    cases: CaseSubset,
     fingerprint: str,
-    texts: Mapping[str, Sequence[tuple[str, str]]],
+    texts: EvaluationTexts,
     config: RunConfig,
     tokenizer: Any,
 ) -> str:
-    """The entry's name by all that decides the choice; "" for a tokenizer that cannot be compared.
+    """Name the entry by all that decides the selection; "" if the tokenizer cannot be compared.
 
-    What the tokenizer makes of a probe stands for what its Python side adds to its content.
+    The tokens of a probe stand for what the tokenizer's Python side adds to its content.
     """
     content = _content_of(tokenizer)
     if content is None:
@@ -179,22 +189,21 @@ def _name(
     ids = [*encode_texts(tokenizer, [probe.text]), tokenizer(_PROBE).input_ids]
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.eos_token)
     numbers = (config.samples, config.max_length, config.style, ids, special)
-    code = source_of(*CODE)
-    return "tokens-" + key_of(
+    return "tokens-" + hash_parts(
         fingerprint,
-        cases.positions.tobytes(),
+        cases.indices.tobytes(),
         json.dumps(texts),
         json.dumps(numbers),
         content,
         probe.text,
-        code,
+        hash_code(),
         version("tokenizers"),
         unicodedata.unidata_version,
     )
 
 
 def _content_of(tokenizer: Any) -> str | None:
-    """Everything a fast tokenizer is: vocabulary, merges, normalisation. None for a slow one."""
+    """Return all of a fast tokenizer (vocabulary, merges, rules) as text; None for a slow one."""
     for name in ("backend_tokenizer", "backend"):
         read = getattr(getattr(tokenizer, name, None), "to_str", None)
         if read is not None:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from medcot.data.readers import READERS, Row
+from medcot.data.readers import READERS, SourceRow
 from medcot.data.text import printable
 from medcot.errors import InputError, nearest
 from medcot.records import Language
@@ -46,7 +46,7 @@ def sample_files(stem: str, language: Language | None = None) -> list[Path]:
     return found
 
 
-def read_files(paths: Iterable[Path]) -> Iterator[Row]:
+def read_files(paths: Iterable[Path]) -> Iterator[SourceRow]:
     """The rows of several files as one source: row numbers go on from file to file."""
     number = 0
     for path in paths:
@@ -55,7 +55,7 @@ def read_files(paths: Iterable[Path]) -> Iterator[Row]:
             yield row if row.number == number else replace(row, number=number)
 
 
-def read_file(path: Path) -> Iterator[Row]:
+def read_file(path: Path) -> Iterator[SourceRow]:
     """The rows of one file, in its order, read as they are asked for.
 
     Raises:

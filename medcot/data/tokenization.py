@@ -20,11 +20,11 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """One training row: ``prompt_ids`` are read, ``completion_ids`` (with EOS) are learnt.
+class TokenizedRow:
+    """One training row: ``prompt_ids`` are masked, ``completion_ids`` (with EOS) are labelled.
 
-    They are kept as 32-bit numbers: as Python's own they would take nine times the memory, which
-    for 25,000 rows is most of a gigabyte.
+    Tokens are stored as 32-bit numbers. As Python's own they would take nine times the memory,
+    which for 25,000 rows is most of a gigabyte.
     """
 
     id: str
@@ -32,43 +32,40 @@ class Encoded:
     _completion: array[int]
 
     @classmethod
-    def of(cls, row_id: str, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Encoded:
-        """The row of these tokens."""
+    def of(
+        cls, row_id: str, prompt_ids: Sequence[int], completion_ids: Sequence[int]
+    ) -> TokenizedRow:
+        """Build the row of these tokens."""
         return cls(row_id, array("i", prompt_ids), array("i", completion_ids))
 
     @classmethod
-    def of_bytes(cls, row_id: str, prompt: Any, completion: Any) -> Encoded:
-        """The row of tokens in two buffers of 32-bit numbers."""
-        halves = array("i"), array("i")
-        for half, ids in zip(halves, (prompt, completion), strict=True):
-            half.frombytes(ids.tobytes())
-        return cls(row_id, *halves)
+    def of_bytes(cls, row_id: str, prompt: bytes, completion: bytes) -> TokenizedRow:
+        """Build the row of tokens given as bytes of 32-bit numbers."""
+        return cls(row_id, array("i", prompt), array("i", completion))
 
     @property
-    def halves(self) -> tuple[array[int], array[int]]:
-        """Prompt and completion as they are kept."""
+    def arrays(self) -> tuple[array[int], array[int]]:
+        """Prompt and completion as they are stored."""
         return self._prompt, self._completion
-
-    def named(self, row_id: str) -> Encoded:
-        """The same tokens under another id."""
-        return Encoded(row_id, self._prompt, self._completion)
 
     @property
     def prompt_ids(self) -> list[int]:
+        """The tokens of the prompt."""
         return self._prompt.tolist()
 
     @property
     def completion_ids(self) -> list[int]:
+        """The tokens of the completion, EOS included."""
         return self._completion.tolist()
 
     def __len__(self) -> int:
         return len(self._prompt) + len(self._completion)
 
     def as_row(self) -> dict[str, list[int]]:
-        """``input_ids`` and ``labels`` of equal length, as trainers take them."""
-        learnt = self.completion_ids
+        """Return ``input_ids`` and ``labels`` of equal length, as trainers take them."""
+        labelled = self.completion_ids
         masked = [IGNORED] * len(self._prompt)
-        return {"input_ids": self.prompt_ids + learnt, "labels": masked + learnt}
+        return {"input_ids": self.prompt_ids + labelled, "labels": masked + labelled}
 
 
 def chat_template(tokenizer: Any) -> ChatTemplate | None:
@@ -97,7 +94,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [ids if ids and ids[0] == bos else [bos, *ids] for ids in found]
 
 
-def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[Encoded]:
+def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[TokenizedRow]:
     """Tokens of the pairs, by row id; the completion ends with EOS.
 
     Raises:
@@ -108,7 +105,7 @@ def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[Encoded]:
     texts = [pair.completion for pair in pairs.values()]
     completions = tokenizer(texts, add_special_tokens=False).input_ids
     prompts = encode_texts(tokenizer, [pair.text for pair in pairs.values()])
-    rows: list[Encoded] = []
+    rows: list[TokenizedRow] = []
     for row_id, prompt, ids in zip(pairs, prompts, completions, strict=True):
         if tokenizer.eos_token_id in ids:
             raise InputError(
@@ -116,7 +113,7 @@ def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[Encoded]:
                 f"found {tokenizer.eos_token!r} in the text",
                 "remove the model's end-of-sequence token",
             )
-        rows.append(Encoded.of(row_id, prompt, [*ids, tokenizer.eos_token_id]))
+        rows.append(TokenizedRow.of(row_id, prompt, [*ids, tokenizer.eos_token_id]))
     return rows
 
 
@@ -124,12 +121,12 @@ ROWS_COMPARED = 256
 """What these begin with in common, nearly all rows do."""
 
 
-def common_beginning(rows: Sequence[Encoded]) -> int:
+def shared_prefix_length(rows: Sequence[TokenizedRow]) -> int:
     """How many leading tokens of their prompts nearly all ``rows`` have in common."""
-    return common_prefix([row.prompt_ids for row in rows[:ROWS_COMPARED]])
+    return prefix_length([row.prompt_ids for row in rows[:ROWS_COMPARED]])
 
 
-def common_prefix(rows: Sequence[list[int]]) -> int:
+def prefix_length(rows: Sequence[list[int]]) -> int:
     """How many leading tokens all ``rows`` have in common."""
     # Whatever all rows begin with, the least and the greatest of them do.
     least, greatest = min(rows), max(rows)
@@ -139,7 +136,9 @@ def common_prefix(rows: Sequence[list[int]]) -> int:
     return min(len(least), len(greatest))
 
 
-def check_labels(tokenizer: Any, labels: Sequence[Sequence[int]], rows: Sequence[Encoded]) -> None:
+def check_labels(
+    tokenizer: Any, labels: Sequence[Sequence[int]], rows: Sequence[TokenizedRow]
+) -> None:
     """The template gate: what the trainer would learn from is whole completions, nothing else.
 
     ``labels`` is a collated batch, one sequence of token ids and ``IGNORED`` per packed row. Each

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from medcot.data.contamination import Leak, find_leaks
+from medcot.data.contamination import Overlap, find_overlaps
 from medcot.evaluation.interface import CASES, FIXED, EvaluationSuite, ScoredRow
 from medcot.records import Case
 
@@ -29,7 +29,7 @@ def collect_texts(suite: EvaluationSuite) -> dict[str, list[tuple[str, str]]]:
 
 def decontaminate_suite(
     suite: EvaluationSuite, trained: Sequence[Case]
-) -> tuple[EvaluationSuite, tuple[Leak, ...]]:
+) -> tuple[EvaluationSuite, tuple[Overlap, ...]]:
     """Split ``suite`` into one without the questions that ``trained`` rows share, and the hits."""
     texts = collect_texts(suite)
     leaks = _all_leaks(trained, {name: texts[name] for name in suite.questions})
@@ -44,7 +44,7 @@ def decontaminate_suite(
 
 def decontaminate_rows(
     rows: Sequence[ScoredRow], suite: EvaluationSuite, trained: Sequence[Case]
-) -> tuple[list[ScoredRow], tuple[Leak, ...]]:
+) -> tuple[list[ScoredRow], tuple[Overlap, ...]]:
     """Do the same for scored rows of sets outside ``suite``, by their prompts."""
     texts: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
@@ -55,12 +55,12 @@ def decontaminate_rows(
     return [row for row in rows if (row.set, row.id) not in hit], leaks
 
 
-def _all_leaks(trained: Sequence[Case], texts: Texts) -> tuple[Leak, ...]:
-    """Find every question that at least one row hits. :func:`find_leaks` reports only each row's
+def _all_leaks(trained: Sequence[Case], texts: Texts) -> tuple[Overlap, ...]:
+    """Find every question that at least one row hits. :func:`find_overlaps` reports only each row's
     worst hit in a set, so its hits are removed and the rest is searched again."""
-    found: list[Leak] = []
+    found: list[Overlap] = []
     left = {name: list(pairs) for name, pairs in texts.items() if pairs}
-    while leaks := find_leaks(trained, left) if trained and left else []:
+    while leaks := find_overlaps(trained, left) if trained and left else []:
         found += {(leak.set_name, leak.evaluation_id): leak for leak in leaks}.values()
         hit = {(leak.set_name, leak.evaluation_id) for leak in leaks}
         left = {

@@ -1,7 +1,7 @@
-"""What a front end shows of a run before it starts, quick enough for every move of a slider.
+"""Previews a run before it starts, fast enough for every move of a slider.
 
-Rows are read, checked and made tokens of once for each data set and model; what a slider changes
-is arithmetic on their lengths. Nothing here loads a model or reaches the network, except
+Rows are read, checked and tokenised once for each data set and model; a slider only changes
+arithmetic on their lengths. Nothing here loads a model or uses the network, except
 :func:`load_material` for a data set or tokenizer that is on the hub.
 """
 
@@ -15,22 +15,25 @@ from typing import Any
 
 from medcot.config.presets import make_config
 from medcot.config.schema import BUNDLED_DATA, BUNDLED_MODEL, MEDICAL_O1, RunConfig
-from medcot.data.contamination import Leak, find_leaks
+from medcot.data.contamination import EvaluationTexts, Overlap, find_overlaps
 from medcot.data.dataset import load_dataset, load_fixed_question, load_questions, split_cases
-from medcot.data.fast_tokenizer import quick_tokenizer
-from medcot.data.prompts import ChatTemplate, render
+from medcot.data.fast_tokenizer import load_fast_tokenizer
+from medcot.data.prompts import ChatTemplate
+from medcot.data.selection import Candidate, select_rows, tokenize_cases
 from medcot.data.sources import kind_of
-from medcot.data.tokenization import Encoded, chat_template, common_beginning, encode
+from medcot.data.tokenization import TokenizedRow, chat_template, shared_prefix_length
 from medcot.engines.bundled_model import bundled_model
 from medcot.errors import InputError
+from medcot.evaluation.decontaminate import collect_texts
+from medcot.evaluation.suite import make_suite
 from medcot.hardware.machine import detect_machine, named_machine
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan, make_plan
 from medcot.records import Case, Dataset, Dropped
 
 TYPICAL_TOKENS = {MEDICAL_O1: (788.0, 2048)}
-"""Mean and longest row of a set that was not loaded: the mean of medical-o1 with its prompt, as
-Llama 3's tokenizer counts it. Other sets are taken to be like it."""
+"""Mean and longest row, in tokens, of a set that was not loaded: medical-o1 with its prompt, by
+Llama 3's tokenizer. Other sets are assumed to be like it."""
 
 _SLIDERS = (
     "samples",
@@ -49,17 +52,18 @@ _SLIDERS = (
 
 @dataclass(frozen=True)
 class Material:
-    """The rows of a data set as tokens.
+    """A data set's rows, tokenised, and what selects among them.
 
-    ``own_data`` and ``own_tokenizer`` say whether they are those of the config or, where these are
-    on the hub and were not asked for, the bundled ones in their place.
+    ``rows`` and ``overlaps`` (with evaluation sets) are by case id. ``own_data`` and
+    ``own_tokenizer`` are False where the config's are on the hub and were not loaded: the bundled
+    ones stand in for them.
     """
 
     dataset: Dataset
-    rows: Mapping[str, Encoded]
+    rows: Mapping[str, TokenizedRow]
     tokenizer: Any
     chat: ChatTemplate | None
-    leaks: tuple[Leak, ...]
+    overlaps: Mapping[str, Sequence[Overlap]]
     train_order: tuple[Case, ...]
     own_data: bool
     own_tokenizer: bool
@@ -67,12 +71,12 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The training rows that a config takes of its material, and what it leaves out."""
+class SelectedRows:
+    """The training rows that a config selects from its material, and those it leaves out."""
 
-    kept: tuple[Encoded, ...]
+    rows: Sequence[TokenizedRow]
     dropped: tuple[Dropped, ...]
-    leaks: tuple[Leak, ...]
+    overlaps: tuple[Overlap, ...]
     count: int
     mean_tokens: float
     longest_tokens: int
@@ -81,50 +85,50 @@ class Rows:
 
     @property
     def size(self) -> tuple[int, float, int, int]:
-        """What a plan needs to know of them: how many, mean, longest and common tokens."""
+        """What a plan depends on: the number of rows, and mean, longest and shared tokens."""
         return self.count, self.mean_tokens, self.longest_tokens, self.shared_tokens
 
 
 def is_at_hand(config: RunConfig) -> bool:
-    """Whether the config's rows can be shown without asking the hub."""
+    """Return whether the config's rows can be shown without the hub."""
     return kind_of(config.dataset) != "hub"
 
 
 def load_material(config: RunConfig, *, from_hub: bool = False) -> Material:
-    """The rows of ``config``; without ``from_hub`` those on the hub are replaced by the samples.
+    """Load and tokenise the rows of ``config``; the samples stand in for a hub data set.
+
+    With ``from_hub`` the data set and the tokenizer are loaded from the hub instead.
 
     Raises:
         InputError: the data set or the model's folder is wrong.
         RunFailed: the hub gave up.
     """
     neutral = {name: RunConfig.model_fields[name].default for name in _SLIDERS if name != "samples"}
-    return _load(config.model_copy(update={**neutral, "samples": 1}), from_hub)
+    return _load(config.model_copy(update={**neutral, "samples": 1}), from_hub=from_hub)
 
 
 @lru_cache(maxsize=6)
-def _load(config: RunConfig, from_hub: bool) -> Material:
+def _load(config: RunConfig, *, from_hub: bool) -> Material:
     own_data = from_hub or is_at_hand(config)
     shown = config if own_data else config.model_copy(update={"dataset": BUNDLED_DATA})
     dataset = load_dataset(shown)
-    tokenizer, own_tokenizer = _tokenizer(config, from_hub)
-    chat = chat_template(tokenizer)
-    if config.style == "chat" and chat is None:
-        needs = "use --style tutorial"
-        raise InputError("--style chat", "the model has no chat template", needs)
-    pairs = {case.id: render(case, config.style, chat) for case in dataset.cases}
-    rows = {row.id: row for row in encode(tokenizer, pairs)}
+    tokenizer, own_tokenizer = _load_tokenizer(config, from_hub=from_hub)
+    rows = tokenize_cases(dataset.cases, config, tokenizer)
     everything = shown.model_copy(update={"samples": max(1, len(dataset.cases))})
     split = split_cases(dataset.cases, everything)
     by_id = {case.id: case for case in dataset.cases}
     train = tuple(by_id[row_id] for row_id in split.train)
     tests = [by_id[row_id] for row_id in split.test]
     parts = ("train", "validation", "test")
+    overlaps: dict[str, list[Overlap]] = {}
+    for overlap in find_overlaps(train, _evaluation_texts(config, tests)):
+        overlaps.setdefault(overlap.case_id, []).append(overlap)
     return Material(
         dataset=dataset,
         rows=rows,
         tokenizer=tokenizer,
-        chat=chat,
-        leaks=tuple(find_leaks(train, _evaluation_texts(config, tests))),
+        chat=chat_template(tokenizer),
+        overlaps=overlaps,
         train_order=train,
         own_data=own_data,
         own_tokenizer=own_tokenizer,
@@ -132,58 +136,47 @@ def _load(config: RunConfig, from_hub: bool) -> Material:
     )
 
 
-def choose_rows(config: RunConfig, material: Material) -> Rows:
-    """The rows that a run of ``config`` would train on, in its order.
+def preview_rows(config: RunConfig, material: Material) -> SelectedRows:
+    """Return the rows that a run of ``config`` would train on, in its order.
 
-    Of a data set that is on the hub and was not loaded only a typical length is known.
+    Of a data set on the hub that was not loaded only a typical length is known.
 
     Raises:
-        InputError: the longest allowed row is shorter than every row, or all of them are leaks.
+        InputError: the longest allowed row is shorter than every row, or all rows overlap an
+            evaluation set.
     """
     if not material.own_data:
         return _typical_rows(config)
-    leaked = {leak.case_id for leak in material.leaks}
-    kept: list[Encoded] = []
-    dropped: list[Dropped] = []
-    looked_at: set[str] = set()
-    for case in material.train_order:
-        if len(kept) == config.samples:
-            break
-        looked_at.add(case.id)
-        row = material.rows[case.id]
-        if case.id in leaked:
-            continue
-        if len(row) <= config.max_length:
-            kept.append(row)
-        else:
-            reason = f"{len(row)} tokens, longer than {config.max_length}"
-            dropped.append(Dropped(case.id, reason))
-    if not kept:
-        raise _nothing_left(config, dropped)
-    leaks = tuple(leak for leak in material.leaks if leak.case_id in looked_at)
-    lengths = [len(row) for row in kept]
-    mean = sum(lengths) / len(lengths)
-    return Rows(
-        kept=tuple(kept),
-        dropped=(*material.dataset.dropped, *dropped),
-        leaks=leaks,
-        count=len(kept),
-        mean_tokens=mean,
+    candidates = (
+        Candidate(case.id, material.rows[case.id], material.overlaps.get(case.id, ()))
+        for case in material.train_order
+    )
+    selection = select_rows(candidates, config.samples, config.max_length)
+    rows = selection.rows
+    if not rows:
+        raise _nothing_left(config, selection.dropped)
+    lengths = [len(row) for row in rows]
+    return SelectedRows(
+        rows=rows,
+        dropped=(*material.dataset.dropped, *selection.dropped),
+        overlaps=selection.overlaps,
+        count=len(rows),
+        mean_tokens=sum(lengths) / len(lengths),
         longest_tokens=max(lengths),
-        shared_tokens=common_beginning(kept),
+        shared_tokens=shared_prefix_length(rows),
         measured=material.own_tokenizer,
     )
 
 
-def _typical_rows(config: RunConfig) -> Rows:
-    """What is taken of a set that was not loaded."""
+def _typical_rows(config: RunConfig) -> SelectedRows:
+    """Assume typical lengths for a set that was not loaded."""
     mean, longest = TYPICAL_TOKENS.get(config.dataset, TYPICAL_TOKENS[MEDICAL_O1])
     longest = min(longest, config.max_length)
-    return Rows((), (), (), config.samples, min(mean, longest), longest, 0, measured=False)
+    return SelectedRows((), (), (), config.samples, min(mean, longest), longest, 0, measured=False)
 
 
 def _nothing_left(config: RunConfig, dropped: Sequence[Dropped]) -> InputError:
-    """Every row is too long, or else the evaluation holds those that are not."""
+    """Explain an empty selection: rows too long, or else all in an evaluation set."""
     if not dropped:
         got = "every row also appears in the evaluation"
         return InputError(f"--dataset {config.dataset}", got, "use other rows")
@@ -193,9 +186,9 @@ def _nothing_left(config: RunConfig, dropped: Sequence[Dropped]) -> InputError:
 
 
 def usual_plans() -> list[tuple[str, RunConfig, Plan]]:
-    """What a run takes here, on a lent T4 and on an H100: place, config and plan of each.
+    """Plan a run here, on a Kaggle T4 and on an H100: place, config and plan of each.
 
-    This machine's is the demo's, with its rows as they are; the others' rest on typical rows.
+    This machine's is the demo with its real rows; the others assume typical rows.
     """
     places = (("here", "demo"), ("t4", "kaggle-t4"), ("h100", "gpu-80g"))
     found: list[tuple[str, RunConfig, Plan]] = []
@@ -203,14 +196,14 @@ def usual_plans() -> list[tuple[str, RunConfig, Plan]]:
         config = make_config(preset)
         machine = detect_machine() if place == "here" else named_machine(place)
         known = is_at_hand(config)
-        rows = choose_rows(config, load_material(config)) if known else _typical_rows(config)
+        rows = preview_rows(config, load_material(config)) if known else _typical_rows(config)
         plan = make_plan(config, machine, find_model_spec(config), *rows.size)
         found.append((place, config, plan))
     return found
 
 
 def find_cases(cases: Sequence[Case], words: str, specialty: str = "") -> list[Case]:
-    """The cases of a specialty (all with "") whose text has every one of ``words``, any case."""
+    """Return the cases of a specialty (all with "") whose text has every word, in any case."""
     wanted = words.casefold().split()
 
     def matches(case: Case) -> bool:
@@ -220,26 +213,22 @@ def find_cases(cases: Sequence[Case], words: str, specialty: str = "") -> list[C
     return [case for case in cases if specialty in ("", case.specialty) and matches(case)]
 
 
-def _tokenizer(config: RunConfig, from_hub: bool) -> tuple[Any, bool]:
-    """The model's tokenizer, or the bundled one in its place; and whether it is the model's."""
+def _load_tokenizer(config: RunConfig, *, from_hub: bool) -> tuple[Any, bool]:
+    """Return the model's tokenizer, or the bundled one, and whether it is the model's."""
     folder = Path(config.model)
     if config.model == BUNDLED_MODEL or folder.is_dir():
         source = bundled_model() if config.model == BUNDLED_MODEL else folder
-        return quick_tokenizer(source), True
+        return load_fast_tokenizer(source), True
     if from_hub:
         from medcot.engines.loading import load_tokenizer
 
         return load_tokenizer(config), True
-    return quick_tokenizer(bundled_model()), False
+    return load_fast_tokenizer(bundled_model()), False
 
 
-def _evaluation_texts(config: RunConfig, tests: list[Case]) -> dict[str, list[tuple[str, str]]]:
-    """Set name to (id, question) pairs that no training row may share; sets on the hub aside."""
+def _evaluation_texts(config: RunConfig, tests: Sequence[Case]) -> EvaluationTexts:
+    """Return what no training row may overlap; question sets on the hub are not loaded."""
+    local = [name for name in config.mcq if name == BUNDLED_DATA or Path(name).is_file()]
+    questions = {name: load_questions(name, config.language) for name in local}
     fixed = load_fixed_question(config.language)
-    texts = {"test": [(case.id, case.question) for case in tests[: config.test_samples]]}
-    texts["fixed question"] = [(fixed.id, fixed.question)]
-    for name in config.mcq:
-        if name == BUNDLED_DATA or Path(name).is_file():
-            asked = load_questions(name, config.language)
-            texts[name] = [(question.id, question.question) for question in asked]
-    return texts
+    return collect_texts(make_suite(config, tests, fixed, questions))

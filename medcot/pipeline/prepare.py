@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from medcot.config.schema import RunConfig
-from medcot.data.case_store import Picked, cases_with, ids_of
-from medcot.data.contamination import Leak
+from medcot.data.case_list import CaseSubset, list_case_ids, select_cases
+from medcot.data.contamination import Overlap
 from medcot.data.dataset import load_dataset, load_fixed_question, load_questions, split_cases
-from medcot.data.fast_tokenizer import quick_tokenizer
-from medcot.data.selection import choose_rows
-from medcot.data.token_store import ids_of_rows, lengths_of
-from medcot.data.tokenization import Encoded, common_beginning
+from medcot.data.fast_tokenizer import load_fast_tokenizer
+from medcot.data.selection import select_training_rows
+from medcot.data.tokenization import TokenizedRow, shared_prefix_length
+from medcot.data.tokenized import list_row_ids, list_row_lengths
 from medcot.engines import loading as models
 from medcot.errors import InputError
 from medcot.evaluation.decontaminate import collect_texts, decontaminate_suite
@@ -39,11 +39,11 @@ class Prepared:
     plan: Plan
     dataset: Dataset
     split: Split
-    rows: Sequence[Encoded]
+    rows: Sequence[TokenizedRow]
     suite: EvaluationSuite
     dropped: tuple[Dropped, ...]
-    leaks: tuple[Leak, ...]
-    withheld: tuple[Leak, ...] = ()
+    overlaps: tuple[Overlap, ...]
+    withheld: tuple[Overlap, ...] = ()
     kept_note: str = ""
 
 
@@ -82,7 +82,7 @@ def _counting_tokenizer(config: RunConfig) -> Any:
     if (Path(folder) / "tokenizer.json").exists() and (
         Path(folder) / "tokenizer_config.json"
     ).exists():
-        return quick_tokenizer(Path(folder))
+        return load_fast_tokenizer(Path(folder))
     return models.load_tokenizer(config)
 
 
@@ -96,29 +96,29 @@ def _decide(
 ) -> Prepared:
     # All training rows, in order: those left out below are replaced by the ones that follow.
     split = split_cases(dataset.cases, config.model_copy(update={"samples": len(dataset.cases)}))
-    at = {row_id: position for position, row_id in enumerate(ids_of(dataset.cases))}
+    at = {row_id: position for position, row_id in enumerate(list_case_ids(dataset.cases))}
     questions = {name: load_questions(name, config.language) for name in config.mcq}
     fixed = load_fixed_question(config.language)
     test_cases = [dataset.cases[at[row_id]] for row_id in split.test]
     suite, withheld = decontaminate_suite(
         make_suite(config, test_cases, fixed, questions),
-        cases_with(dataset.cases, trained),
+        select_cases(dataset.cases, trained),
     )
-    choice = choose_rows(
-        Picked(dataset.cases, (at[row_id] for row_id in split.train)),
+    selection = select_training_rows(
+        CaseSubset(dataset.cases, (at[row_id] for row_id in split.train)),
         dataset.fingerprint,
         collect_texts(suite),
         config,
         tokenizer,
     )
-    rows = choice.rows
+    rows = selection.rows
     if not rows:
         where = f"--max-length {config.max_length}"
         raise InputError(where, "no training rows are left", "use a larger value or other data")
-    lengths = lengths_of(rows)
+    lengths = list_row_lengths(rows)
     plan = make_plan(
         config, machine, find_model_spec(config), len(rows), sum(lengths) / len(rows), max(lengths),
-        common_beginning(rows),
+        shared_prefix_length(rows),
     )  # fmt: skip
     return Prepared(
         config=config,
@@ -128,10 +128,10 @@ def _decide(
         split=split,
         rows=rows,
         suite=suite,
-        dropped=(*dataset.dropped, *choice.dropped),
-        leaks=choice.leaks,
+        dropped=(*dataset.dropped, *selection.dropped),
+        overlaps=selection.overlaps,
         withheld=withheld,
-        kept_note=choice.note,
+        kept_note=selection.note,
     )
 
 
@@ -152,7 +152,7 @@ def _write_decisions(prepared: Prepared, machine: Machine) -> None:
                 "the data changed since the run began",
                 "restore the same rows, or use a new --out",
             )
-    kept = tuple(ids_of_rows(prepared.rows))
+    kept = tuple(list_row_ids(prepared.rows))
     directory.write_json("split.json", replace(prepared.split, train=kept))
     directory.write_json("plan.json", prepared.plan)
     config = prepared.config
@@ -164,7 +164,7 @@ def _write_decisions(prepared: Prepared, machine: Machine) -> None:
 
 
 def _announcements(prepared: Prepared) -> Iterator[str]:
-    config, dropped, leaks = prepared.config, prepared.dropped, prepared.leaks
+    config, dropped, overlaps = prepared.config, prepared.dropped, prepared.overlaps
     yield (
         f"{len(prepared.rows)} training rows and {len(prepared.suite.cases)} test rows"
         f" of {prepared.dataset.name}; {prepared.plan.trainable_parameters:,} trainable parameters"
@@ -174,9 +174,9 @@ def _announcements(prepared: Prepared) -> Iterator[str]:
         yield f"{config.samples} training rows were asked for; {len(prepared.rows)} are there."
     if dropped:
         yield f"{len(dropped)} rows left out, the first: {dropped[0].id}, {dropped[0].reason}"
-    if leaks:
-        leaked = {leak.case_id for leak in leaks}
-        yield f"{len(leaked)} training rows left out because an evaluation set has them too."
+    if overlaps:
+        left_out = {overlap.case_id for overlap in overlaps}
+        yield f"{len(left_out)} training rows left out because an evaluation set has them too."
     if prepared.withheld:
         yield f"{len(prepared.withheld)} questions left out because they were trained on."
     if prepared.kept_note:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from medcot.data.case_store import cases_with
-from medcot.data.token_store import ids_of_rows
+from medcot.data.case_list import select_cases
+from medcot.data.tokenized import list_row_ids
 from medcot.evaluation.decontaminate import decontaminate_rows
 from medcot.evaluation.interface import ScoredRow, rows_from_json
 from medcot.evaluation.judge import JudgeResult, judge_answers
@@ -31,7 +31,7 @@ def write_report(prepared: Prepared, listener: Listener) -> Report:
     directory, config = prepared.directory, prepared.config
     directory.set_stage("report")
     listener.stage("report")
-    cases = cases_with(prepared.dataset.cases, ids_of_rows(prepared.rows))
+    cases = select_cases(prepared.dataset.cases, list_row_ids(prepared.rows))
     before, withheld = decontaminate_rows(_rows(prepared, "before"), prepared.suite, cases)
     after, _ = decontaminate_rows(_rows(prepared, "after"), prepared.suite, cases)
     facts = _facts(prepared)
@@ -43,7 +43,7 @@ def write_report(prepared: Prepared, listener: Listener) -> Report:
         prepared.suite,
         config,
         facts,
-        leaks=prepared.leaks,
+        leaks=prepared.overlaps,
         withheld=(*prepared.withheld, *withheld),
     )
     directory.write_json("report.json", report_to_json(report))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medcot.config.schema import RunConfig
-from medcot.data.token_store import lengths_of
+from medcot.data.tokenized import list_row_lengths
 from medcot.distributed import comm
 from medcot.engines import loading as models
 from medcot.errors import InputError
@@ -108,4 +108,4 @@ class _Part:
 def _rows_of(prepared: Prepared) -> tuple[str, int, int]:
     """What must be the same everywhere: the data set, the rows chosen of it, their tokens."""
     rows = prepared.rows
-    return prepared.dataset.fingerprint, len(rows), sum(lengths_of(rows))
+    return prepared.dataset.fingerprint, len(rows), sum(list_row_lengths(rows))

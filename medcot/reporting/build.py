@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Literal, TypeVar
 
 from medcot.config.schema import RunConfig
-from medcot.data.contamination import Leak
+from medcot.data.contamination import Overlap
 from medcot.errors import InputError
 from medcot.evaluation.interface import BY_LM_EVAL, EvaluationSuite, ScoredRow
 from medcot.evaluation.suite import is_counted, list_sets, order_rows, summarise
@@ -49,8 +49,8 @@ def build_report(
     config: RunConfig,
     facts: Facts = Facts(),  # noqa: B008 - frozen
     *,
-    leaks: Sequence[Leak] = (),
-    withheld: Sequence[Leak] = (),
+    leaks: Sequence[Overlap] = (),
+    withheld: Sequence[Overlap] = (),
 ) -> Report:
     """Compare the two sides. Differences are after minus before: a fall of ``nll`` is good.
 

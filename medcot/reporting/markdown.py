@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from medcot.data.contamination import Leak
+from medcot.data.contamination import Overlap
 from medcot.evaluation.suite import SetAccuracy
 from medcot.reporting.schema import (
     MEASURES,
@@ -282,7 +282,7 @@ def _judge(report: Report) -> Iterator[str]:
         yield escape(report.facts.judge.sentence)
 
 
-def _left_out(title: str, leaks: Sequence[Leak]) -> Iterator[str]:
+def _left_out(title: str, leaks: Sequence[Overlap]) -> Iterator[str]:
     """Render what training rows and evaluation sets had in common; nothing if nothing."""
     if not leaks:
         return

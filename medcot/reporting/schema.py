@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Literal, cast
 
 from medcot.config.schema import RunConfig
-from medcot.data.contamination import Leak
+from medcot.data.contamination import Overlap
 from medcot.errors import InputError, one_line
 from medcot.evaluation.judge import JudgeResult
 from medcot.evaluation.rubric import ClaimFinding
@@ -288,8 +288,8 @@ class Report:
     chance: Mapping[str, float]
     differences: tuple[RowLoss, ...]
     config: RunConfig
-    leaks: tuple[Leak, ...] = ()
-    withheld: tuple[Leak, ...] = ()
+    leaks: tuple[Overlap, ...] = ()
+    withheld: tuple[Overlap, ...] = ()
     changed_questions: ChangedQuestions = ChangedQuestions()
     lm_eval_agreement: Mapping[str, Agreement] = field(default_factory=dict[str, Agreement])
     facts: Facts = Facts()

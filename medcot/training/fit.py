@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medcot.config.schema import RunConfig
-from medcot.data.token_store import as_training_data, lengths_of
-from medcot.data.tokenization import IGNORED, Encoded, check_labels, gate_refusal
+from medcot.data.tokenization import IGNORED, TokenizedRow, check_labels, gate_refusal
+from medcot.data.tokenized import list_row_lengths, to_training_dataset
 from medcot.distributed import comm
 from medcot.engines.base import LoadedModel
 from medcot.engines.compat import quiet
@@ -40,7 +40,7 @@ class FitResult:
 
 def fit(
     loaded: LoadedModel,
-    rows: Sequence[Encoded],
+    rows: Sequence[TokenizedRow],
     config: RunConfig,
     plan: Plan,
     directory: RunDirectory,
@@ -79,7 +79,7 @@ def fit(
 
 def _train(
     loaded: LoadedModel,
-    rows: Sequence[Encoded],
+    rows: Sequence[TokenizedRow],
     config: RunConfig,
     plan: Plan,
     steps: int,
@@ -100,9 +100,9 @@ def _train(
     recorder.step = first_step
     loaded.model.config.use_cache = False
     arguments = make_arguments(config, plan, steps, directory.checkpoints)
-    data = as_training_data(rows)
+    data = to_training_dataset(rows)
     with loaded.engine.training_pass(loaded, plan) as adapters, quiet():
-        lengths = lengths_of(rows)
+        lengths = list_row_lengths(rows)
         trainer = make_trainer(loaded, adapters, arguments, data, lengths, recorder)
         for parameter in loaded.model.parameters():
             if parameter.requires_grad:
@@ -135,7 +135,7 @@ def _stop_of_all(should_stop: Callable[[], bool]) -> Callable[[], bool]:
     return lambda: comm.any_of(should_stop() or comm.stop_requested())
 
 
-def _check_gate(trainer: Any, loaded: LoadedModel, rows: Sequence[Encoded]) -> None:
+def _check_gate(trainer: Any, loaded: LoadedModel, rows: Sequence[TokenizedRow]) -> None:
     """Let the gate see what the trainer's own collator makes of the trainer's own rows."""
     collate = trainer.data_collator._collate
     if len(trainer.train_dataset) != len(rows):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from medcot.config.presets import make_config
 from medcot.data import contamination
-from medcot.data.contamination import LEAST_SHARE, WINDOW, Leak, find_leaks
+from medcot.data.contamination import LEAST_SHARE, WINDOW, Overlap, find_overlaps
 from medcot.data.dataset import load_dataset, split_cases
 from medcot.data.mcq import load_questions
 from medcot.data.text import normalise
@@ -32,9 +32,9 @@ def case(question: str, case_id: str = "c") -> Case:
     return Case(case_id, question, "thought", "response")
 
 
-def leaks_of(question: str, *evaluated: str) -> list[Leak]:
+def leaks_of(question: str, *evaluated: str) -> list[Overlap]:
     pairs = [(f"e{number}", text) for number, text in enumerate(evaluated)]
-    return find_leaks([case(question)], {"set": pairs})
+    return find_overlaps([case(question)], {"set": pairs})
 
 
 def plain_share(one: str, other: str) -> float:
@@ -52,7 +52,7 @@ def plain_share(one: str, other: str) -> float:
 
 def test_the_same_question_leaks_however_it_is_spaced_and_punctuated() -> None:
     (leak,) = leaks_of("Why?? Me", "  WHY me!")
-    assert leak == Leak("c", "set", "e0", "same question", 1.0)
+    assert leak == Overlap("c", "set", "e0", "same question", 1.0)
 
 
 def test_a_question_inside_a_longer_one_leaks() -> None:
@@ -94,7 +94,7 @@ def test_every_set_is_named_once_by_its_worst_hit() -> None:
         "b": [("b1", f"Intro. {LONG}")],
         "c": [("c1", OTHER)],
     }
-    found = find_leaks([case(LONG, "x"), case("Something else entirely?", "y")], sets)
+    found = find_overlaps([case(LONG, "x"), case("Something else entirely?", "y")], sets)
     assert [(leak.case_id, leak.set_name, leak.evaluation_id) for leak in found] == [
         ("x", "a", "a3"),
         ("x", "b", "b1"),
@@ -105,8 +105,8 @@ def test_every_set_is_named_once_by_its_worst_hit() -> None:
     "evaluated", [{}, {"set": []}, {"set": [("e", "")]}, {"set": [("e", "?")]}]
 )
 def test_nothing_to_compare_with_is_no_leak(evaluated: dict[str, list[tuple[str, str]]]) -> None:
-    assert find_leaks([case(LONG), case("short")], evaluated) == []
-    assert find_leaks([], evaluated) == []
+    assert find_overlaps([case(LONG), case("short")], evaluated) == []
+    assert find_overlaps([], evaluated) == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,7 +115,7 @@ def test_finds_what_a_plain_count_finds(dice: random.Random, cases: int, texts: 
     pieces = ["".join(dice.choices("abc ", k=dice.randint(30, 120))) for _ in range(5)]
     questions = ["".join(dice.choices(pieces, k=dice.randint(1, 4))) for _ in range(cases + texts)]
     train, evaluated = questions[:cases], questions[cases:]
-    found = find_leaks(
+    found = find_overlaps(
         [case(text, str(number)) for number, text in enumerate(train)],
         {str(number): [("e", text)] for number, text in enumerate(evaluated)},
     )
@@ -132,9 +132,9 @@ def test_finds_what_a_plain_count_finds(dice: random.Random, cases: int, texts: 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [case(f"{number} {LONG if number % 3 else OTHER}", str(number)) for number in range(9)]
     sets = {"set": [("e", LONG)]}
-    whole = find_leaks(cases, sets)
+    whole = find_overlaps(cases, sets)
     monkeypatch.setattr(contamination, "CHUNK", 1)
-    assert find_leaks(cases, sets) == whole
+    assert find_overlaps(cases, sets) == whole
     assert {leak.case_id for leak in whole} == {"1", "2", "4", "5", "7", "8"}
 
 
@@ -149,7 +149,7 @@ def test_a_phrase_that_all_share_does_not_make_the_work_grow_with_the_pairs() ->
         cases = [case(text, str(number)) for number, text in enumerate(questions(count))]
         sets = {"set": [(str(number), text) for number, text in enumerate(questions(count))]}
         start = time.process_time()
-        assert not find_leaks(cases, sets)
+        assert not find_overlaps(cases, sets)
         return time.process_time() - start
 
     small = min(seconds(1000) for _ in range(3))
@@ -164,5 +164,5 @@ def test_real_sets_do_not_leak_into_real_rows_but_a_planted_row_does(dev_data: P
     medqa = load_questions(str(dev_data / "mcq_medqa_en.jsonl"), "en")
     sets = {"medqa": [(question.id, question.question) for question in medqa]}
     planted = case("Please answer. " + medqa[7].question, "planted")
-    found = find_leaks([*train, planted], sets)
+    found = find_overlaps([*train, planted], sets)
     assert [(leak.case_id, leak.evaluation_id) for leak in found] == [("planted", medqa[7].id)]

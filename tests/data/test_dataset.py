@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 
 from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig
+from medcot.data.cases import unit_hash
 from medcot.data.dataset import (
     VALIDATION_FRACTION,
-    drop_overlong,
     load_dataset,
     load_fixed_question,
-    place,
     split_cases,
 )
 from medcot.data.inspection import describe_inspection, inspect_dataset
+from medcot.data.selection import Candidate, select_rows
 from medcot.data.text import find_flaw, normalise
+from medcot.data.tokenization import TokenizedRow
 from medcot.errors import InputError
 from medcot.records import Case
 from medcot.runs.directory import RunDirectory
@@ -306,7 +307,7 @@ def test_no_row_to_train_or_test_on_is_an_error_that_names_what_to_change() -> N
     for fraction, part, direction in ((0.5, "training", "smaller"), (1e-9, "testing", "larger")):
         cases, config = split_of(400, test_fraction=fraction)
         if part == "training":
-            cases = tuple(case for case in cases if place(case.question) < 0.55)
+            cases = tuple(case for case in cases if unit_hash(case.question) < 0.55)
         with pytest.raises(InputError) as refusal:
             split_cases(cases, config)
         assert f"rows is assigned to {part}" in str(refusal.value)
@@ -316,7 +317,7 @@ def test_no_row_to_train_or_test_on_is_an_error_that_names_what_to_change() -> N
 def test_training_rows_are_the_first_in_file_order_and_test_rows_the_lowest_hashes() -> None:
     cases, config = split_of(300, samples=50, test_samples=10)
     split = split_cases(cases, config)
-    at = {case.id: place(case.question) for case in cases}
+    at = {case.id: unit_hash(case.question) for case in cases}
     held_out = config.test_fraction + VALIDATION_FRACTION
     assert split.train == tuple(c.id for c in cases if at[c.id] >= held_out)[:50]
     assert sorted(at[i] for i in split.test) == sorted(at.values())[:10]
@@ -344,16 +345,21 @@ def test_neither_samples_nor_more_rows_move_a_row_between_training_and_test(
 
 
 def test_a_rewording_in_case_width_and_punctuation_falls_to_the_same_part() -> None:
-    assert place("Is Na+ < 130 mmol/L low?") == place("  is na+ <  130 ｍｍｏｌ／Ｌ LOW")
-    assert place("Is Na+ < 130 mmol/L low?") != place("Is Na+ > 130 mmol/L low?")
+    assert unit_hash("Is Na+ < 130 mmol/L low?") == unit_hash("  is na+ <  130 ｍｍｏｌ／Ｌ LOW")
+    assert unit_hash("Is Na+ < 130 mmol/L low?") != unit_hash("Is Na+ > 130 mmol/L low?")
     assert normalise("患者，男，45 岁。") == normalise("患者 男 45岁")
 
 
 def test_overlong_rows_are_dropped_whole_with_their_length() -> None:
-    cases = [Case("a", "q", "t" * 5, "r"), Case("b", "q", "t" * 50, "r")]
-    kept, dropped = drop_overlong(cases, lambda case: len(case.thought), 5)
-    assert kept == (cases[0],)
-    assert [(d.id, d.reason) for d in dropped] == [("b", "50 tokens, longer than 5")]
+    candidates = [
+        Candidate(name, TokenizedRow.of(name, [1, 2], range(length)))
+        for name, length in (("a", 3), ("b", 50), ("c", 1), ("d", 90))
+    ]
+    found = select_rows(candidates, samples=2, max_length=5)
+    assert [row.id for row in found.rows] == ["a", "c"]
+    assert [(d.id, d.reason) for d in found.dropped] == [("b", "52 tokens, longer than 5")]
+    found = select_rows(candidates, samples=3, max_length=5)
+    assert [d.id for d in found.dropped] == ["b", "d"]
 
 
 @pytest.mark.parametrize(

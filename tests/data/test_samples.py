@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from medcot.config.presets import make_config
-from medcot.data.contamination import find_leaks
+from medcot.data.contamination import find_overlaps
 from medcot.data.dataset import load_dataset, load_fixed_question, load_questions
 
 
@@ -48,4 +48,4 @@ def test_no_question_is_among_the_cases(language):
     cases = load_dataset(make_config("demo", {"language": language})).cases
     fixed = load_fixed_question(language)
     questions = [(q.id, q.question) for q in load_questions("sample", language)]
-    assert not find_leaks(cases, {"mcq": questions, "fixed": [(fixed.id, fixed.question)]})
+    assert not find_overlaps(cases, {"mcq": questions, "fixed": [(fixed.id, fixed.question)]})

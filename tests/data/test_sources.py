@@ -13,7 +13,7 @@ import pytest
 from medcot.config.presets import make_config
 from medcot.data.inspection import inspect_dataset
 from medcot.data.mcq import load_questions
-from medcot.data.mcq_catalog import KNOWN_SETS
+from medcot.data.mcq_catalog import BENCHMARKS
 from medcot.data.sources import kind_of
 from medcot.errors import InputError
 
@@ -154,23 +154,23 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """A row of each known set as its data card describes it, and what must come of it."""
 
 
-@pytest.mark.parametrize("name", KNOWN_SETS)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_rows_of_known_sets_become_questions(name: str, tmp_path: Path) -> None:
-    from medcot.data.mcq import gather_questions
-    from medcot.data.readers import Row
+    from medcot.data.mcq import validate_questions
+    from medcot.data.readers import SourceRow
 
     raw, expected = ROWS[name]
-    values = KNOWN_SETS[name].convert(raw)
+    values = BENCHMARKS[name].convert(raw)
     assert values is not None
-    found = gather_questions([Row(1, "row 1", values)], KNOWN_SETS[name].language)
+    found = validate_questions([SourceRow(1, "row 1", values)], BENCHMARKS[name].language)
     assert not found.faults
     (made,) = found.questions
     assert {field: getattr(made, field) for field in expected} == expected
 
 
 def test_rows_without_a_single_known_answer_are_left_out_by_design() -> None:
-    assert KNOWN_SETS["cmexam"].convert(ROWS["cmexam"][0] | {"Answer": "ABD"}) is None
-    assert KNOWN_SETS["medmcqa"].convert(ROWS["medmcqa"][0] | {"cop": -1}) is None
+    assert BENCHMARKS["cmexam"].convert(ROWS["cmexam"][0] | {"Answer": "ABD"}) is None
+    assert BENCHMARKS["medmcqa"].convert(ROWS["medmcqa"][0] | {"cop": -1}) is None
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
-"""Large data sets: held in files, kept in the cache, and the same as if they were neither."""
+"""Large data sets: stored in files, cached between runs, and the same as small ones."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-import tracemalloc
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medcot.config.presets import make_config
-from medcot.data import arrow_file, case_store, disk_cache, json_list, selection
-from medcot.data.case_cache import gather_hub
-from medcot.data.case_store import CaseList, Picked, ids_of
-from medcot.data.cases import fingerprint
+from medcot.data import case_list, dataset, readers, selection, store
+from medcot.data.case_list import CaseSubset, list_case_ids
+from medcot.data.cases import fingerprint_cases, validate_rows
 from medcot.data.dataset import load_dataset, split_cases
-from medcot.data.fast_tokenizer import quick_tokenizer
+from medcot.data.fast_tokenizer import load_fast_tokenizer
 from medcot.data.hub import HubRows
 from medcot.data.inspection import inspect_dataset
-from medcot.data.readers import Row
-from medcot.data.selection import choose_rows
+from medcot.data.readers import SourceRow
+from medcot.data.selection import select_training_rows
 from medcot.data.sources import read_file
-from medcot.data.token_store import TokenRows, as_training_data, ids_of_rows, lengths_of
-from medcot.data.tokenization import Encoded
+from medcot.data.tokenization import TokenizedRow
+from medcot.data.tokenized import StoredRows, list_row_ids, list_row_lengths, to_training_dataset
 from medcot.engines.bundled_model import bundled_model
-from medcot.errors import InputError, RunFailed
+from medcot.errors import InputError
 from tests.support.paths import REAL_CACHE, ROOT
 from tests.support.training_run import Training, make_rows
 
@@ -63,7 +61,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def large(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Some hundred rows in a file, and bounds beyond which they count as many."""
-    monkeypatch.setattr(case_store, "IN_MEMORY", 2_000)
+    monkeypatch.setattr(case_list, "IN_MEMORY", 2_000)
     monkeypatch.setattr(selection, "CACHED_FROM", 20)
     path = own_cache.parent / "rows.jsonl"
     rows = [case_row(number) for number in range(ROWS)]
@@ -78,20 +76,20 @@ def everything(path: Path, texts: Any = TEXTS, tokenizer: Any = None, **options:
     config = make_config("demo", {"dataset": str(path), **given})
     data = load_dataset(config)
     split = split_cases(data.cases, config)
-    at = {row_id: position for position, row_id in enumerate(ids_of(data.cases))}
-    picked = Picked(data.cases, (at[row_id] for row_id in split.train))
-    tokenizer = tokenizer or quick_tokenizer(bundled_model())
-    choice = choose_rows(picked, data.fingerprint, texts, config, tokenizer)
+    at = {row_id: position for position, row_id in enumerate(list_case_ids(data.cases))}
+    picked = CaseSubset(data.cases, (at[row_id] for row_id in split.train))
+    tokenizer = tokenizer or load_fast_tokenizer(bundled_model())
+    choice = select_training_rows(picked, data.fingerprint, texts, config, tokenizer)
     known = asdict(data) | {"cases": list(data.cases), "split": split}
-    known |= {"dropped rows": choice.dropped, "leaks": choice.leaks}
+    known |= {"dropped rows": choice.dropped, "overlaps": choice.overlaps}
     known |= {"rows": [(row.id, row.prompt_ids, row.completion_ids) for row in choice.rows]}
-    assert list(ids_of_rows(choice.rows)) == [row.id for row in choice.rows]
-    assert list(lengths_of(choice.rows)) == [len(row) for row in choice.rows]
+    assert list(list_row_ids(choice.rows)) == [row.id for row in choice.rows]
+    assert list(list_row_lengths(choice.rows)) == [len(row) for row in choice.rows]
     return known, choice.note
 
 
 def entries() -> list[str]:
-    return sorted(path.name for path in disk_cache.data_cache().glob("*"))
+    return sorted(path.name for path in store.entries_folder().glob("*"))
 
 
 def test_in_memory_cold_warm_and_without_a_cache_all_is_the_same(
@@ -102,19 +100,19 @@ def test_in_memory_cold_warm_and_without_a_cache_all_is_the_same(
     warm, silent = everything(large)
     assert [name.partition("-")[0] for name in made] == ["cases", "tokens"]
     assert entries() == made
-    assert str(disk_cache.data_cache()) in wrote
+    assert str(store.entries_folder()) in wrote
     assert not silent
     monkeypatch.setenv("MEDCOT_CACHE", str(large))  # a file: nothing can be written below it
-    none, silent = everything(large, tokenizer=quick_tokenizer(REAL_CACHE / bundled_name()))
+    none, silent = everything(large, tokenizer=load_fast_tokenizer(REAL_CACHE / bundled_name()))
     assert not silent
-    monkeypatch.setattr(case_store, "IN_MEMORY", 1 << 30)
+    monkeypatch.setattr(case_list, "IN_MEMORY", 1 << 30)
     monkeypatch.setattr(selection, "CACHED_FROM", 1 << 30)
-    plain, _ = everything(large, tokenizer=quick_tokenizer(REAL_CACHE / bundled_name()))
-    assert plain["fingerprint"] == fingerprint(plain["cases"])
+    plain, _ = everything(large, tokenizer=load_fast_tokenizer(REAL_CACHE / bundled_name()))
+    assert plain["fingerprint"] == fingerprint_cases(plain["cases"])
     assert len(plain["cases"]) == ROWS
     assert len(plain["dropped"]) == 2
     assert plain["dropped rows"]
-    assert plain["leaks"]
+    assert plain["overlaps"]
     assert cold == warm == none == plain
 
 
@@ -124,7 +122,7 @@ def bundled_name() -> str:
 
 def test_whatever_changes_the_tokens_changes_the_entry(large: Path) -> None:
     everything(large)
-    other = quick_tokenizer(bundled_model())
+    other = load_fast_tokenizer(bundled_model())
     other.backend.add_tokens(["cough"])
     changes: list[dict[str, Any]] = [
         {"max_length": 240},
@@ -165,32 +163,30 @@ def spoil(path: Path, how: str) -> None:
 def test_a_spoilt_entry_is_noticed_and_made_again(large: Path, how: str) -> None:
     whole, _ = everything(large)
     made = entries()
-    files = [path for name in made for path in sorted((disk_cache.data_cache() / name).iterdir())]
-    assert {path.name for path in files} >= {"seal.json", "index.json", "tokens.arrow"}
+    files = [path for name in made for path in sorted((store.entries_folder() / name).iterdir())]
+    assert {path.name for path in files} >= {"seal.json", "facts.json", "tokens.arrow"}
     for path in files:
         spoil(path, how)
         assert everything(large)[0] == whole, path
         assert entries() == made
-        assert disk_cache.find_entry(path.parent.name), path
+        assert store.find_entry(path.parent.name), path
 
 
 def test_an_entry_of_another_shape_is_made_again(large: Path) -> None:
     whole, _ = everything(large)
     for name in entries():
-        folder = disk_cache.data_cache() / name
-        (folder / "index.json").write_text("{}")
+        folder = store.entries_folder() / name
+        (folder / "facts.json").write_text("{}")
         seal = json.loads((folder / "seal.json").read_text())
-        seal["index.json"] = disk_cache._mark(folder / "index.json")
+        seal["facts.json"] = store._checksum(folder / "facts.json")
         (folder / "seal.json").write_text(json.dumps(seal))
         assert everything(large)[0] == whole
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(large: Path) -> None:
     config = make_config("demo", {"dataset": str(large)})
-    from medcot.data import case_cache
-
-    key = case_cache._key("file", ".jsonl", disk_cache.digest_of_file(large), "en")
-    case_cache._stored(key, lambda: case_cache.gather_cases(iter([]), "en"), lambda: False)
+    key = dataset._key("file", ".jsonl", store.hash_file(large), "en")
+    dataset._cached(key, lambda: validate_rows(read_file(large), "en"), lambda: False)
     assert not entries()
     assert load_dataset(config).cases
 
@@ -200,8 +196,8 @@ def test_two_processes_at_once_end_with_one_whole_entry(large: Path) -> None:
 import sys, hashlib
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from tests.data.test_store import case_store, selection, everything
-case_store.IN_MEMORY, selection.CACHED_FROM = 2_000, 20
+from tests.data.test_store import case_list, selection, everything
+case_list.IN_MEMORY, selection.CACHED_FROM = 2_000, 20
 known, _ = everything(Path({str(large)!r}))
 print(hashlib.sha256(repr(known).encode("utf-8", "surrogatepass")).hexdigest())
 """
@@ -211,44 +207,46 @@ print(hashlib.sha256(repr(known).encode("utf-8", "surrogatepass")).hexdigest())
     assert said[0] == said[1]
     assert len(said[0]) == 65
     assert [name.partition("-")[0] for name in entries()] == ["cases", "tokens"]
-    assert all(disk_cache.find_entry(name) for name in entries())
+    assert all(store.find_entry(name) for name in entries())
 
 
-def test_who_reads_an_entry_reads_on_when_it_is_removed(large: Path) -> None:
+def test_cases_stay_readable_after_their_entry_is_removed(large: Path) -> None:
     config = make_config("demo", {"dataset": str(large)})
     load_dataset(config)
     data = load_dataset(config)
     for name in entries():
-        disk_cache.remove_entry(disk_cache.data_cache() / name)
+        store.remove_entry(store.entries_folder() / name)
     assert not entries()
     assert data.cases[250].question.startswith("Patient 250 ")
+    assert len(list(data.cases)) == ROWS
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def keep(name: str, age_s: float) -> None:
-        scratch = disk_cache.Scratch()
-        assert scratch.keep(name, {"file": bytes(10_000)})
-        os.utime(disk_cache.data_cache() / name, (time.time() - age_s,) * 2)
+        scratch = store.ScratchFolder()
+        (scratch.path / "file").write_bytes(bytes(10_000))
+        assert scratch.become_entry(name)
+        os.utime(store.entries_folder() / name, (time.time() - age_s,) * 2)
 
     keep("a-old", 300)
     keep("b-older", 400)
-    killed = disk_cache.Scratch()
-    os.utime(killed.path, (time.time() - 2 * disk_cache.ABANDONED_S,) * 2)
-    working = disk_cache.Scratch()
-    monkeypatch.setattr(disk_cache, "MOST_GIB", 30_000 / 2**30)
+    killed = store.ScratchFolder()
+    os.utime(killed.path, (time.time() - 2 * store.ABANDONED_S,) * 2)
+    working = store.ScratchFolder()
+    monkeypatch.setattr(store, "MAX_CACHE_GIB", 30_000 / 2**30)
     keep("c-new", 100)
     assert [name for name in entries() if name[0] != "."] == ["a-old", "c-new"]
     assert working.path.exists()
     assert not killed.path.exists()
-    monkeypatch.setattr(disk_cache, "MOST_GIB", 0.0)
+    monkeypatch.setattr(store, "MAX_CACHE_GIB", 0.0)
     keep("d-newest", 0)
     assert [name for name in entries() if name[0] != "."] == ["d-newest"]
 
 
 def test_a_scratch_that_is_not_kept_goes_away(own_cache: Path) -> None:
-    scratch = disk_cache.Scratch()
+    scratch = store.ScratchFolder()
     assert scratch.path.exists()
     path = scratch.path
     del scratch
@@ -258,12 +256,14 @@ def test_a_scratch_that_is_not_kept_goes_away(own_cache: Path) -> None:
 def test_rows_from_the_hub_are_kept_by_their_commit(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(case_store, "IN_MEMORY", 2_000)
+    monkeypatch.setattr(case_list, "IN_MEMORY", 2_000)
     config = make_config("demo", {"dataset": "owner/name"})
 
     def gather(revision: str, count: int) -> list[Any]:
-        rows = (Row(number, f"row {number}", case_row(number)) for number in range(1, count + 1))
-        return list(gather_hub(HubRows(rows, revision), config).cases)
+        rows = (
+            SourceRow(number, f"row {number}", case_row(number)) for number in range(1, count + 1)
+        )
+        return list(dataset._validate_hub(HubRows(rows, revision), config).cases)
 
     first = gather("a" * 40, 60)
     assert gather("a" * 40, 0) == first
@@ -277,7 +277,7 @@ def test_an_inspection_says_the_same_of_cases_on_disk(
 ) -> None:
     config = make_config("demo", {"dataset": str(large)})
     on_disk = inspect_dataset(config)
-    monkeypatch.setattr(case_store, "IN_MEMORY", 1 << 30)
+    monkeypatch.setattr(case_list, "IN_MEMORY", 1 << 30)
     assert inspect_dataset(config) == on_disk
     assert on_disk.specialties == {"lungs": ROWS // 2}
 
@@ -292,7 +292,7 @@ def test_a_full_disk_is_one_line_with_a_remedy(large: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     code = (
-        "from medcot.data import case_store; case_store.IN_MEMORY = 2000\n"
+        "from medcot.data import case_list; case_list.IN_MEMORY = 2000\n"
         "from medcot.config.presets import make_config\n"
         "from medcot.data.dataset import load_dataset\n"
         "from medcot.errors import RunFailed\n"
@@ -329,12 +329,11 @@ with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
 """
 TOKENS = """
 from array import array
-from medcot.data.token_store import TokenRows
-from medcot.data.tokenization import Encoded
-rows = TokenRows()
-for n in range(count):
-    rows.extend([Encoded(str(n), array("i", [n] * 100), array("i", [n] * 700))])
-rows.finish()
+from medcot.data.tokenized import StoredRows
+from medcot.data.tokenization import TokenizedRow
+rows = StoredRows.write(
+    TokenizedRow(str(n), array("i", [n] * 100), array("i", [n] * 700)) for n in range(count)
+)
 assert sum(len(row) for row in rows) == 800 * count
 """
 
@@ -350,14 +349,12 @@ def test_training_reads_rows_from_the_file_and_learns_the_same(
     own_cache: Path, tmp_path: Path, tiny_model: Path
 ) -> None:
     rows = make_rows(tiny_model)
-    kept = TokenRows()
-    kept.extend(rows)
-    kept.finish()
+    kept = StoredRows.write(rows)
     assert list(kept) == list(rows)
     assert kept[-3:] == rows[-3:]
-    data = as_training_data(kept)
+    data = to_training_dataset(kept)
     assert data.cache_files[0]["filename"] == str(kept.path)
-    assert list(data) == list(as_training_data(rows))
+    assert list(data) == list(to_training_dataset(rows))
     plain, lazy = (
         Training(tmp_path / name, tiny_model, some, steps=3)
         for name, some in (("plain", rows), ("lazy", kept))
@@ -374,13 +371,13 @@ def test_training_needs_an_entry_no_more_once_it_was_found_and_writes_nothing_in
 ) -> None:
     everything(large)
     (name,) = (one for one in entries() if one.startswith("tokens-"))
-    rows, _ = TokenRows.kept(disk_cache.data_cache() / name)
-    data = as_training_data(rows)
+    rows, _ = StoredRows.load(name, needs=()) or pytest.fail("no entry")
+    data = to_training_dataset(rows)
     longer = data.map(lambda row: {"labels": row["labels"][:3]})
     assert len(longer[0]["labels"]) == 3
-    assert disk_cache.find_entry(name)
-    disk_cache.remove_entry(disk_cache.data_cache() / name)
-    assert list(as_training_data(rows)) == [row.as_row() for row in rows]
+    assert store.find_entry(name)
+    store.remove_entry(store.entries_folder() / name)
+    assert list(to_training_dataset(rows)) == [row.as_row() for row in rows]
 
 
 def test_a_cache_that_may_not_be_read_is_as_good_as_none(
@@ -392,37 +389,28 @@ def test_a_cache_that_may_not_be_read_is_as_good_as_none(
         if user == 0:  # root reads everything, so be somebody else for a moment
             for folder in (*large.parents[:3], large.parent):
                 folder.chmod(0o755)
-            disk_cache.cache_folder().chmod(0)
+            store.cache_folder().chmod(0)
             os.seteuid(65534)
-        assert disk_cache.find_entry("tokens-x") is None
-        assert disk_cache.Scratch().path.exists()
+        assert store.find_entry("tokens-x") is None
+        assert store.ScratchFolder().path.exists()
     finally:
         os.seteuid(user)
-        disk_cache.cache_folder().chmod(0o755)
+        store.cache_folder().chmod(0o755)
     assert everything(large)[0] == plain
 
 
 def test_batches_of_any_size_give_their_rows(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrow_file, "BATCH_BYTES", 200_000)
-    rows = TokenRows()
-    some = [Encoded.of(str(n), [n], range(1 + (n % 300) * 10)) for n in range(700)]
-    rows.extend(some)
-    rows.finish()
+    monkeypatch.setattr(store, "BATCH_BYTES", 200_000)
+    some = [TokenizedRow.of(str(n), [n], range(1 + (n % 300) * 10)) for n in range(700)]
+    rows = StoredRows.write(some)
     assert [rows[at] for at in (699, 0, 255, 256, 300)] == [
         some[at] for at in (699, 0, 255, 256, 300)
     ]
     assert rows[-1] == some[-1]
     with pytest.raises(IndexError):
         rows[700]
-
-
-def test_an_empty_list_is_empty() -> None:
-    cases = CaseList()
-    cases.finish()
-    assert list(cases) == []
-    assert cases.fingerprint == fingerprint([])
 
 
 JSON = st.recursive(
@@ -432,35 +420,49 @@ JSON = st.recursive(
 )
 
 
-@given(st.lists(JSON, max_size=5), st.integers(1, 40), st.sampled_from([None, 1]), st.booleans())
-def test_a_json_list_in_pieces_is_the_list(
-    values: list[Any], chunk: int, indent: int | None, escaped: bool
-) -> None:
-    text = json.dumps(values, indent=indent, ensure_ascii=escaped)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_list, "CHUNK", chunk)
-        raw = io.BytesIO(text.encode("utf-8", "surrogatepass") if escaped else text.encode())
-        assert list(json_list.read_elements(raw)) == values
+def test_a_case_list_without_cases_has_the_fingerprint_of_none() -> None:
+    cases = validate_rows(iter([]), "en").cases
+    assert list(cases) == []
+    assert cases.fingerprint == fingerprint_cases([])
 
 
-@given(st.lists(JSON, max_size=3), st.integers(1, 40), st.data())
+@given(st.lists(JSON, max_size=3), st.data())
 def test_a_broken_json_list_is_refused_where_the_standard_parser_refuses_it(
-    values: list[Any], chunk: int, data: Any
+    values: list[Any], data: Any
 ) -> None:
     text = json.dumps(values, indent=1)
     at = data.draw(st.integers(0, len(text) - 1))
     text = text[:at] + data.draw(st.sampled_from(["", "x", ",", "]", '"', "\n{"])) + text[at + 1 :]
     try:
-        json.loads(text, object_pairs_hook=json_list.once_each)
+        json.loads(text)
         return
     except json.JSONDecodeError as error:
         expected = error
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_list, "CHUNK", chunk)
-        with pytest.raises(json_list.BrokenList) as refusal:
-            list(json_list.read_elements(io.BytesIO(text.encode())))
-    assert refusal.value.line == expected.lineno
-    assert f"{expected.msg} at column {expected.colno}" in refusal.value.got
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.json"
+        path.write_text(text)
+        with pytest.raises(InputError) as refusal:
+            list(read_file(path))
+    if text:
+        assert f"{path}, line {expected.lineno}: " in str(refusal.value)
+        assert f"{expected.msg} at column {expected.colno}" in str(refusal.value)
+
+
+def test_a_repeated_key_in_a_json_list_is_named_with_its_object(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"id": "b7", "Question": "a", "Question": "b"}]')
+    with pytest.raises(InputError, match=r"the key 'Question' twice .* begins 'id': 'b7'"):
+        list(read_file(path))
+
+
+def test_a_json_list_too_large_to_parse_at_once_names_the_other_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "LARGEST_JSON", 1 << 20)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([case_row(number) for number in range(3_000)]))
+    with pytest.raises(InputError, match=r"a JSON list of \d+ MiB; lists over 1 MiB.*\.jsonl"):
+        list(read_file(path))
 
 
 def test_a_parquet_file_of_one_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
@@ -477,27 +479,6 @@ def test_a_parquet_file_of_one_row_group_is_not_held_in_memory(tmp_path: Path) -
     assert next(rows).values["Question"] == texts[0]
     assert pa.total_allocated_bytes() - before < path.stat().st_size / 3
     assert sum(1 for _ in rows) == 7_999
-
-
-def test_a_json_list_is_not_held_in_memory(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps([case_row(number) for number in range(30_000)]))
-    tracemalloc.start()
-    with path.open("rb") as file:
-        count = sum(1 for _ in json_list.read_elements(file))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert count == 30_000
-    assert peak < path.stat().st_size / 2
-
-
-def test_a_file_cut_while_it_is_read_is_said(own_cache: Path) -> None:
-    rows = TokenRows()
-    rows.extend([Encoded.of(str(n), [1], [2] * 100) for n in range(600)])
-    rows.finish()
-    os.truncate(rows.path, 1000)
-    with pytest.raises(RunFailed, match="ends too early"):
-        list(rows)
 
 
 def test_a_row_that_spells_the_end_token_leaves_nothing_behind(large: Path) -> None:

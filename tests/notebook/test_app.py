@@ -180,7 +180,7 @@ def test_the_quick_tokenizer_gives_the_librarys_tokens(style, language):
 )
 def test_the_preview_plans_what_the_run_will(changes):
     config = make_config("demo", changes)
-    rows = preview.choose_rows(config, preview.load_material(config))
+    rows = preview.preview_rows(config, preview.load_material(config))
     ours = make_plan(config, named_machine("H100"), find_model_spec(config), *rows.size)
     assert ours == plan_only(config, named_machine("H100"))
 
@@ -188,7 +188,7 @@ def test_the_preview_plans_what_the_run_will(changes):
 def test_a_set_on_the_hub_is_planned_for_without_being_asked_for():
     config = make_config("kaggle-t4")
     material = preview.load_material(config)
-    rows = preview.choose_rows(config, material)
+    rows = preview.preview_rows(config, material)
     assert (material.own_data, material.own_tokenizer, rows.measured) == (False, False, False)
     assert rows.count == 500
 

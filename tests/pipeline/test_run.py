@@ -275,14 +275,15 @@ def test_zero_steps_change_exactly_nothing(config, tmp_path):
 @pytest.mark.real_model
 def test_a_spoilt_run_is_called_worse(tmp_path):
     """Each training question with another one's answer, the learning rate 50 times too high."""
-    from medcot.data.dataset import load_dataset, place
+    from medcot.data.cases import unit_hash
+    from medcot.data.dataset import load_dataset
 
     config = make_config("demo", {"samples": 8, "steps": 4, "test_samples": 8, "mcq": ()})
     config = config.model_copy(
         update={"learning_rate": 50 * config.learning_rate, "batch": 2, "generate_samples": 0}
     )
     cases = load_dataset(config).cases
-    trained = [case for case in cases if place(case.question) >= config.test_fraction]
+    trained = [case for case in cases if unit_hash(case.question) >= config.test_fraction]
     labels = dict(zip((case.id for case in trained), trained[5:] + trained[:5], strict=True))
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:

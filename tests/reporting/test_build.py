@@ -15,7 +15,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from medcot.config.presets import make_config
-from medcot.data.contamination import Leak
+from medcot.data.contamination import Overlap
 from medcot.errors import InputError
 from medcot.evaluation.interface import EvaluationSuite, ScoredRow
 from medcot.evaluation.rubric import ClaimFinding
@@ -83,8 +83,8 @@ def report(
     exam: EvaluationSuite,
     before: Any,
     after: Any,
-    leaks: Sequence[Leak] = (),
-    withheld: Sequence[Leak] = (),
+    leaks: Sequence[Overlap] = (),
+    withheld: Sequence[Overlap] = (),
 ) -> dict[str, Any]:
     """What a reader of report.json gets."""
     made = build_report(before, after, exam, SETTING, leaks=leaks, withheld=withheld)
@@ -239,8 +239,8 @@ def test_the_page_has_its_parts_in_order() -> None:
     assert page.count("\n### ") == 5
 
 
-def leak(case_id: str, evaluation_id: str = "q1", **changes: Any) -> Leak:
-    return replace(Leak(case_id, "one", evaluation_id, "shared text", 0.64), **changes)
+def leak(case_id: str, evaluation_id: str = "q1", **changes: Any) -> Overlap:
+    return replace(Overlap(case_id, "one", evaluation_id, "shared text", 0.64), **changes)
 
 
 def test_what_was_left_out_is_listed_and_counted() -> None:

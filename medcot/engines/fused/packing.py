@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from medcot.data.tokenization import IGNORED, common_prefix
+from medcot.data.tokenization import IGNORED, prefix_length
 
 MIN_SHARED_PREFIX = 16
 """Shortest common prefix, in tokens, that is stored once."""
@@ -145,7 +145,7 @@ def count_shared_tokens(examples: Sequence[dict[str, Any]]) -> int:
     if len(examples) < 2:
         return 0
     limit = min(_first_labelled(example["labels"]) for example in examples) - 1
-    shared = min(limit, common_prefix([example["input_ids"] for example in examples]))
+    shared = min(limit, prefix_length([example["input_ids"] for example in examples]))
     return shared if shared >= MIN_SHARED_PREFIX else 0
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from medcot.catalog import say
-from medcot.data.contamination import Leak
-from medcot.data.tokenization import Encoded
-from medcot.notebook.preview import Material, Rows
+from medcot.data.contamination import Overlap
+from medcot.data.tokenization import TokenizedRow
+from medcot.notebook.preview import Material, SelectedRows
 from medcot.notebook.results import ErrorText
 from medcot.notebook.views.charts import draw_lengths
 from medcot.notebook.views.markup import (
@@ -43,7 +43,7 @@ def show_case(case: Case, language: str) -> str:
     )
 
 
-def show_tokens(row: Encoded, tokenizer: Any, language: str) -> str:
+def show_tokens(row: TokenizedRow, tokenizer: Any, language: str) -> str:
     """A row as its tokens: those that are only read are grey, those that are learnt stand out."""
     read, learnt = len(row.prompt_ids), len(row.completion_ids)
     share = 100 * learnt / (read + learnt)
@@ -89,7 +89,7 @@ def pieces_of(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
 
 
 def show_cases(
-    cases: Sequence[Case], lengths: Mapping[str, Encoded], page: int, total: int, language: str
+    cases: Sequence[Case], lengths: Mapping[str, TokenizedRow], page: int, total: int, language: str
 ) -> str:
     """One page of rows as a table; ``total`` rows were there before filters."""
     pages = max(1, -(-len(cases) // PAGE))
@@ -115,7 +115,7 @@ def show_lengths(material: Material, longest: int, language: str) -> str:
     return draw_lengths(tuple(len(row) for row in material.rows.values()), longest, language)
 
 
-def show_choice(material: Material, rows: Rows, language: str) -> str:
+def show_selection(material: Material, rows: SelectedRows, language: str) -> str:
     """How the data set becomes training rows, and what is left out and why."""
     names = ("train", "validation", "test")
     pairs = [(say(f"part_{name}", language), f"{material.counts[name]:,}") for name in names]
@@ -127,7 +127,7 @@ def show_choice(material: Material, rows: Rows, language: str) -> str:
         parts.append(callout("note", say("stand_in", language)))
     elif not rows.measured:
         parts.append(callout("note", say("other_tokenizer", language)))
-    left_out = [*_dropped(rows.dropped, language), *_leaked(rows.leaks, language)]
+    left_out = [*_dropped(rows.dropped, language), *_overlapping(rows.overlaps, language)]
     if left_out:
         headers = ("id", say("why", language))
         parts.append(
@@ -149,13 +149,15 @@ def _dropped(rows: Sequence[Dropped], language: str) -> list[tuple[str, str]]:
     return found
 
 
-def _leaked(leaks: Sequence[Leak], language: str) -> list[tuple[str, str]]:
+def _overlapping(overlaps: Sequence[Overlap], language: str) -> list[tuple[str, str]]:
     return [
         (
-            f"<code>{text(leak.case_id)}</code>",
-            text(say("leaked", language, other=leak.evaluation_id, share=f"{leak.share:.0%}")),
+            f"<code>{text(overlap.case_id)}</code>",
+            text(
+                say("leaked", language, other=overlap.evaluation_id, share=f"{overlap.share:.0%}")
+            ),
         )
-        for leak in leaks
+        for overlap in overlaps
     ]
 
 

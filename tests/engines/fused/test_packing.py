@@ -5,7 +5,7 @@ import random
 import torch
 from torch.utils.data import SequentialSampler
 
-from medcot.data.tokenization import IGNORED, common_prefix
+from medcot.data.tokenization import IGNORED, prefix_length
 from medcot.engines.fused.packing import (
     MIN_SHARED_PREFIX,
     BalancedSampler,
@@ -67,9 +67,9 @@ def test_short_prefixes_and_single_rows_are_not_shared():
 
 
 def test_common_prefix_of_rows():
-    assert common_prefix([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2
-    assert common_prefix([[1, 2], [1, 2]]) == 2
-    assert common_prefix([[2], [1]]) == 0
+    assert prefix_length([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2
+    assert prefix_length([[1, 2], [1, 2]]) == 2
+    assert prefix_length([[2], [1]]) == 0
 
 
 def test_a_batch_moves_as_a_whole():
