@@ -239,7 +239,7 @@ def note(bench: Bench, name: str, plan: Any, events: list[Any], changed: bool) -
         {
             "name": name, "speed": middle, "low": speeds[0], "high": speeds[-1],
             "peak_gib": rows[-1]["memory_gib"], "losses": [row["loss"] for row in rows],
-            "tokens_per_step": tokens, "step_s": seconds, "plan": asdict(plan),
+            "tokens_per_step": tokens, "step_s": seconds, "plan": plan.to_json(),
             "fell_back": changed,
         }
     )  # fmt: skip

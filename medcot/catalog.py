@@ -66,7 +66,6 @@ class Message:
 class Reason(Message):
     """Say why a decision of the planner, or the choice of a preset, fell as it did."""
 
-    __str__ = Message.__str__
     __hash__ = Message.__hash__
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+from medcot.catalog import Message
+
 
 class InputError(Exception):
     """Reject something that the user gave: one line, exit code 2, nothing lost.
@@ -14,7 +16,7 @@ class InputError(Exception):
     full stop.
     """
 
-    def __init__(self, where: str, got: str, needs: str) -> None:
+    def __init__(self, where: str, got: str | Message, needs: str | Message) -> None:
         self.where, self.got, self.needs = where, got, needs
         super().__init__(f"{where}: {one_line(got)}; {needs}")
 
@@ -25,7 +27,7 @@ class RunFailed(Exception):
     ``message`` and ``remedy`` are sentences: what happened, and what to do about it.
     """
 
-    def __init__(self, stage: str, message: str, remedy: str) -> None:
+    def __init__(self, stage: str, message: str | Message, remedy: str | Message) -> None:
         self.stage, self.message, self.remedy = stage, message, remedy
         super().__init__(f"{stage}: {message} {remedy}".strip())
 
@@ -34,7 +36,7 @@ class Cancelled(Exception):
     """End a command because the user asked to: finished work is kept, exit code 130."""
 
 
-def one_line(text: str, width: int = 160) -> str:
+def one_line(text: str | Message, width: int = 160) -> str:
     """Fold the whitespace of ``text`` and shorten it to ``width`` characters."""
     folded = " ".join(str(text).split())
     return folded if len(folded) <= width else folded[: width - 1] + "…"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from medcot.catalog import Message
 from medcot.records import Event
 
 
 class Listener:
     """What a front end hears of a run. The default hears nothing and never stops it."""
 
-    def say(self, line: str) -> None:
+    def say(self, line: str | Message) -> None:
         """One line for the user."""
 
     def stage(self, name: str) -> None:

@@ -138,7 +138,7 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
             precision = "bf16" if supports_bf16(gpu) else "no bf16, so fp16"
             yield Finding("gpu", "ok", f"{detail}, {precision}")
     for line in machine.unused_gpus:
-        yield Finding("gpu", "missing", line)
+        yield Finding("gpu", "missing", str(line))
     if not machine.gpus and not machine.unused_gpus:
         yield Finding(
             "gpu", "missing", "none found: the bundled model trains on the CPU, 8B models do not"

@@ -70,13 +70,13 @@ def plan_command(gpu: str | None, **flags: Any) -> None:
     """Predict parameters, memory and time; say what would be chosen and why."""
     from medcot.hardware.machine import detect_machine, named_machine
     from medcot.pipeline.prepare import plan_only
-    from medcot.planning.describe import describe
+    from medcot.planning.plan import describe
 
     machine = named_machine(gpu) if gpu else detect_machine()
     resolved = resolve_flags(flags, machine)
     plan = plan_only(resolved.config, machine)
     if resolved.json:
-        return _print_json(plan)
+        return _print_json(plan.to_json())
     click.echo(_preset_line(resolved))
     for line in describe(plan):
         click.echo(line)

@@ -22,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from medcot.catalog import Message
 from medcot.listener import Listener
 from medcot.records import Event
 
@@ -48,9 +49,9 @@ class TerminalListener(Listener):
         self._last_plain = 0.0
         self._stop = False
 
-    def say(self, line: str) -> None:
+    def say(self, line: str | Message) -> None:
         """Print ``line`` above the progress bar."""
-        self.console.print(escape(line), highlight=False)
+        self.console.print(escape(str(line)), highlight=False)
 
     def stage(self, name: str) -> None:
         """Finish the bar of the stage before, and start one for ``name``."""

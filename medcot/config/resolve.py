@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin
 
+from medcot.catalog import Message
 from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import RunConfig, build_config
 from medcot.errors import InputError, nearest
@@ -21,7 +22,7 @@ ENVIRONMENT_ONLY = ("MEDCOT_CACHE", "MEDCOT_DEV_DATA")
 PLACE_OPTIONS = ("out", "resume", "json")
 """Shared options that say where and how, not what: they stay out of `RunConfig`."""
 
-ChoosePreset = Callable[[], tuple[str, str]]
+ChoosePreset = Callable[[], tuple[str, str | Message]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Resolved:
     """What a command was asked for. ``preset_reason`` says why ``auto`` chose what it chose."""
 
     config: RunConfig
-    preset_reason: str
+    preset_reason: str | Message
     out: Path | None
     resume: bool
     json: bool

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from medcot.catalog import Message
 from medcot.errors import InputError, nearest
 from medcot.records import Language, Style
 
@@ -154,7 +155,8 @@ def _as_input_error(problem: dict[str, Any], values: dict[str, Any], where: str)
         both = f"found steps={values.get('steps')!r} and epochs={values.get('epochs')!r}"
         return InputError(where or "--steps/--epochs", both, "give either steps or epochs")
     place = f"{where}, {name}" if where else option_name(name)
-    return InputError(place, f"found {values.get(name)!r}", f"expected {describe_values(name)}")
+    found = Message("error_found", {"value": repr(values.get(name))})
+    return InputError(place, found, _expected(name))
 
 
 def option_name(field: str) -> str:
@@ -176,6 +178,13 @@ def bounds(field: str) -> tuple[float | None, float | None]:
         low = getattr(rule, "ge", getattr(rule, "gt", low))
         high = getattr(rule, "le", getattr(rule, "lt", high))
     return low, high
+
+
+def _expected(field: str) -> str | Message:
+    low, high = bounds(field)
+    if "int" in str(RunConfig.model_fields[field].annotation) and not choices(field):
+        return Message("needs_whole_number", {"low": str(low), "high": str(high)})
+    return f"expected {describe_values(field)}"
 
 
 def describe_values(field: str) -> str:

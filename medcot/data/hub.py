@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from medcot.catalog import Message
 from medcot.credentials import TOKENS, hub_token
 from medcot.data.readers import BATCH, SourceRow, python_rows
 from medcot.errors import InputError, RunFailed, nearest
@@ -123,8 +124,8 @@ def _explain_connection(
         return RunFailed(stage, f"{name}: the connection to the hub broke ({chain[-1]}).", remedy)
     if kinds & {httpx.ConnectError, httpx.TimeoutException, ConnectionError, OfflineModeIsEnabled}:
         off = constants.HF_HUB_OFFLINE
-        got = "a hub name cannot be loaded with HF_HUB_OFFLINE=1" if off else _NO_CONNECTION
-        needs = "use a local file or --preset demo, which need no network"
+        got = Message("error_offline_mode" if off else "error_no_connection")
+        needs = Message("needs_local_file")
         return InputError(name, got, needs)
     root = chain[0]
     while root.__cause__:

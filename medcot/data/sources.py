@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+from medcot.catalog import Message
 from medcot.data.readers import READERS, SourceRow
 from medcot.data.text import printable
 from medcot.errors import InputError, nearest
@@ -87,12 +88,13 @@ def _require_file(path: Path) -> None:
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise InputError(str(path), "no such file", f"expected an existing {kinds} file") from None
+        needs = Message("needs_existing_file", {"kinds": kinds})
+        raise InputError(str(path), Message("error_no_file"), needs) from None
     except OSError as error:
         needs = "expected a readable file"
         raise InputError(str(path), error.strerror or str(error), needs) from None
     except ValueError:
-        needs = f"expected an existing {kinds} file"
+        needs = Message("needs_existing_file", {"kinds": kinds})
         raise InputError(printable(str(path)), "not a valid file name", needs) from None
     if not path.is_file():
         got = "found a folder" if path.is_dir() else "not a regular file"

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from medcot.catalog import Message
 from medcot.config.schema import BUNDLED_MODEL, RunConfig
 from medcot.data.hub import explain_hub_error, find_commit
 from medcot.engines.base import Engine, LoadedModel, Location, settle_pad_token
@@ -42,7 +43,7 @@ def locate(model: str, revision: str = "") -> Location:
     if Path(model).exists():
         return Location(model, cached=True)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-        needs = f"expected an existing folder, a hub name (owner/model) or {BUNDLED_MODEL}"
+        needs = Message("needs_folder_or_hub_name", {"model": BUNDLED_MODEL})
         raise InputError("--model", f"found {model!r}", needs)
     try:
         return Location(model, _commit_on_hub(model, revision))
@@ -51,8 +52,8 @@ def locate(model: str, revision: str = "") -> Location:
             return Location(model, revision or None, cached=True)
     except (OSError, ValueError) as error:
         raise explain_hub_error(error, f"--model {model}", "model") from None
-    needs = "use a local folder or --preset demo, which need no network"
-    raise InputError(f"--model {model}", "no connection to the hub", needs)
+    needs = Message("needs_local_folder")
+    raise InputError(f"--model {model}", Message("error_no_connection"), needs)
 
 
 @cache
@@ -188,7 +189,7 @@ def _readable_errors(config: RunConfig) -> Iterator[None]:
 def _explain(config: RunConfig, error: Exception) -> Exception:
     """The one line for what a loading library raised; what nobody foresaw stays as it is."""
     if type(error).__name__ == "OutOfMemoryError":
-        return RunFailed("model", "the model does not fit into memory.", "Try --quantization 4bit.")
+        return RunFailed("model", Message("error_model_memory"), Message("needs_4bit"))
     if not isinstance(error, OSError | ValueError | KeyError):
         return error
     needs = "expected a causal language model in safetensors with its tokenizer"

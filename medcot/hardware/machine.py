@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from medcot.catalog import Reason
 from medcot.errors import InputError, nearest
 from medcot.hardware.gpu_specs import (
     GPU_MODELS,
@@ -42,7 +43,7 @@ class Machine:
     system: str
     packages: tuple[str, ...] = ()
     processes: int = 1
-    unused_gpus: tuple[str, ...] = ()
+    unused_gpus: tuple[Reason, ...] = ()
     split: bool = False
 
 
@@ -78,7 +79,8 @@ def detect_machine() -> Machine:
     """This machine. ``CUDA_VISIBLE_DEVICES`` and the launcher's ``WORLD_SIZE`` are respected."""
     gpus, unused = _detect_gpus(), ()
     if gpus and torch_cuda_version() is None:
-        gpus, unused = (), tuple(f"{gpu.name}: torch is a build without CUDA" for gpu in gpus)
+        unused = tuple(Reason("preset_no_cuda", {"gpu": gpu.name}) for gpu in gpus)
+        gpus = ()
     processes = os.environ.get("WORLD_SIZE", "1")
     count = int(processes) if processes.isdigit() and int(processes) else 1
     return Machine(
@@ -93,24 +95,25 @@ def detect_machine() -> Machine:
     )
 
 
-def choose_preset(machine: Machine) -> tuple[str, str]:
-    """The preset that ``auto`` stands for on ``machine``, and why in a few words."""
+def choose_preset(machine: Machine) -> tuple[str, Reason]:
+    """Choose the preset that ``auto`` stands for on ``machine``, and say why."""
     if not machine.gpus:
-        return "demo", machine.unused_gpus[0] if machine.unused_gpus else "no GPU was found"
+        return "demo", machine.unused_gpus[0] if machine.unused_gpus else Reason("preset_no_gpu")
     usable = usable_gpus(machine)
     if not usable:
         old = machine.gpus[0]
-        return "demo", f"{old.name} (compute capability {capability(old)}) is too old for training"
+        values = {"gpu": old.name, "capability": capability(old)}
+        return "demo", Reason("preset_old_gpu", values)
     gpu = min(usable, key=lambda gpu: gpu.memory_gib)
-    found = f"{len(usable)} x {gpu.name}" if len(usable) > 1 else gpu.name
-    why = f"{found} with {gpu.memory_gib:.0f} GiB was found"
+    values = {"count": len(usable), "gpu": gpu.name, "memory_gib": gpu.memory_gib}
+    reason = Reason("preset_gpus" if len(usable) > 1 else "preset_gpu", values)
     if gpu.memory_gib >= 70:
-        return "gpu-80g", why
+        return "gpu-80g", reason
     if gpu.memory_gib >= 20:
-        return "gpu-24g", why
+        return "gpu-24g", reason
     if gpu.memory_gib >= 9.5:
-        return ("kaggle-t4x2" if len(usable) > 1 else "kaggle-t4"), why
-    return "demo", f"{why}, which is too little for the 8B model"
+        return ("kaggle-t4x2" if len(usable) > 1 else "kaggle-t4"), reason
+    return "demo", Reason("preset_small_gpu", {"found": reason})
 
 
 def usable_gpus(machine: Machine) -> tuple[Gpu, ...]:

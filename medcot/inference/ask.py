@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from medcot.catalog import Message
 from medcot.config.schema import RunConfig
 from medcot.data.prompts import CLOSE, parse
 from medcot.data.prompts import ask as ask_prompt
@@ -94,7 +95,7 @@ def _load(
     directory: RunDirectory, question: str, *, base: bool
 ) -> tuple[RunConfig, models.LoadedModel, str]:
     if not question.strip():
-        raise InputError("QUESTION", "the text is empty", "ask a question")
+        raise InputError("QUESTION", Message("error_empty_text"), Message("needs_question"))
     config = directory.config()
     loaded = load_run(directory, base=base)
     return config, loaded, ask_prompt(question, config.style, config.language, loaded.chat)

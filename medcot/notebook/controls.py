@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medcot.catalog import say
+from medcot.catalog import Message, say
 from medcot.config.presets import make_config
 from medcot.config.resolve import PLACE_OPTIONS, from_text, resolve, value_type
 from medcot.config.schema import (
@@ -53,7 +53,7 @@ class Start:
 
     config: RunConfig
     interface: Language
-    preset_reason: str = ""
+    preset_reason: str | Message = ""
     headless: bool = False
     run: Path | None = None
     out: Path | None = None

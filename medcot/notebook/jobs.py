@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from medcot.catalog import Message
 from medcot.config.schema import RunConfig
 from medcot.data.prompts import ask, parse
 from medcot.engines.loading import release
@@ -44,7 +45,7 @@ class Job:
     done: int = 0
     total: int = 0
     events: list[Event] = field(default_factory=list[Event])
-    lines: list[str] = field(default_factory=list[str])
+    lines: list[str | Message] = field(default_factory=list[str | Message])
     failure: ErrorText | None = None
     echo: Callable[[str], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -75,10 +76,10 @@ class JobListener(Listener):
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def say(self, line: str) -> None:
+    def say(self, line: str | Message) -> None:
         """Keep ``line``, and pass it to the job's ``echo``."""
         self._job.lines.append(line)
-        self._job.echo(line)
+        self._job.echo(str(line))
 
     def stage(self, name: str) -> None:
         """Begin to count the rows or steps of the stage ``name``."""
@@ -156,7 +157,7 @@ class JobRunner:
         """
         job = self._job
         if job is None or job.owner != visitor:
-            raise RunFailed("resume", "you have no training to resume.", "Start one.")
+            raise RunFailed("resume", Message("error_no_training"), Message("needs_training"))
         return self.start_training(job.config, job.directory, visitor, resume=True)
 
     def answer_question(
@@ -177,7 +178,7 @@ class JobRunner:
         from medcot.inference.generate import stream
 
         if not question.strip():
-            raise InputError("question", "the text is empty", "ask a question")
+            raise InputError("question", Message("error_empty_text"), Message("needs_question"))
         with self.reserved():
             config, loaded = directory.config(), load_run(directory, base=base)
             prompt = ask(question, config.style, config.language, loaded.chat)
@@ -207,8 +208,8 @@ class JobRunner:
         if not self._busy.acquire(blocking=False):
             raise RunFailed(
                 "start",
-                "another training or answer is running on this server.",
-                "Wait until it ends, or cancel it on the page that started it.",
+                Message("error_busy"),
+                Message("needs_waiting"),
             )
 
     def _release(self) -> None:

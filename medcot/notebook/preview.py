@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from medcot.catalog import Message
 from medcot.config.presets import make_config
 from medcot.config.schema import BUNDLED_DATA, BUNDLED_MODEL, MEDICAL_O1, RunConfig
 from medcot.data.contamination import EvaluationTexts, Overlap, find_overlaps
@@ -178,11 +179,12 @@ def _typical_rows(config: RunConfig) -> SelectedRows:
 def _nothing_left(config: RunConfig, dropped: Sequence[Dropped]) -> InputError:
     """Explain an empty selection: rows too long, or else all in an evaluation set."""
     if not dropped:
-        got = "every row also appears in the evaluation"
-        return InputError(f"--dataset {config.dataset}", got, "use other rows")
+        got, needs = Message("error_all_leaked"), Message("needs_other_rows")
+        return InputError(f"--dataset {config.dataset}", got, needs)
     shortest = min(int(row.reason.split()[0]) for row in dropped)
-    got = f"every row is longer; the shortest has {shortest} tokens"
-    return InputError(f"--max-length {config.max_length}", got, f"use {shortest} or more")
+    got = Message("error_all_too_long", {"tokens": shortest})
+    needs = Message("needs_at_least", {"least": shortest})
+    return InputError(f"--max-length {config.max_length}", got, needs)
 
 
 def usual_plans() -> list[tuple[str, RunConfig, Plan]]:

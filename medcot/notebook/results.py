@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from medcot.catalog import Message
 from medcot.errors import Cancelled, InputError, RunFailed, one_line
 
 
@@ -19,8 +20,8 @@ class ErrorText:
 
     kind: Literal["input", "failed", "unforeseen"]
     where: str
-    what: str
-    remedy: str
+    what: str | Message
+    remedy: str | Message
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what} {self.remedy}".strip()
@@ -45,9 +46,13 @@ def attempt(function: Callable[..., Any], *arguments: Any, **options: Any) -> Re
 def describe_error(error: BaseException) -> ErrorText:
     """Return the text of ``error``, with what to do where that is known."""
     if isinstance(error, InputError):
-        return ErrorText("input", error.where, one_line(error.got), error.needs)
+        return ErrorText("input", error.where, _folded(error.got), error.needs)
     if isinstance(error, RunFailed):
         return ErrorText("failed", error.stage, error.message, error.remedy)
     if isinstance(error, Cancelled):
         return ErrorText("failed", "", "cancelled", "")
     return ErrorText("unforeseen", type(error).__name__, one_line(str(error)), "")
+
+
+def _folded(got: str | Message) -> str | Message:
+    return got if isinstance(got, Message) else one_line(got)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medcot.catalog import Message
 from medcot.config.schema import RunConfig
 from medcot.data.case_list import CaseSubset, list_case_ids, select_cases
 from medcot.data.contamination import Overlap
@@ -154,7 +155,7 @@ def _write_decisions(prepared: Prepared, machine: Machine) -> None:
             )
     kept = tuple(list_row_ids(prepared.rows))
     directory.write_json("split.json", replace(prepared.split, train=kept))
-    directory.write_json("plan.json", prepared.plan)
+    directory.write_json("plan.json", prepared.plan.to_json())
     config = prepared.config
     revision = models.locate(config.model, config.model_revision).revision or ""
     directory.write_json(
@@ -163,7 +164,7 @@ def _write_decisions(prepared: Prepared, machine: Machine) -> None:
     directory.set_stage("planned")
 
 
-def _announcements(prepared: Prepared) -> Iterator[str]:
+def _announcements(prepared: Prepared) -> Iterator[str | Message]:
     config, dropped, overlaps = prepared.config, prepared.dropped, prepared.overlaps
     yield (
         f"{len(prepared.rows)} training rows and {len(prepared.suite.cases)} test rows"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
+from medcot.catalog import Message
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.engines import loading as models
@@ -174,7 +175,7 @@ def train(
     )
     if result.cancelled:
         raise Cancelled
-    directory.write_json("training.json", asdict(replace(result, plan=prepared.plan)))
+    directory.write_json("training.json", asdict(result) | {"plan": prepared.plan.to_json()})
 
 
 @contextmanager
@@ -202,7 +203,7 @@ def _record_failure(directory: RunDirectory, error: Exception) -> None:
     if not directory.exists():
         return
     if isinstance(error, RunFailed):
-        details = {"stage": error.stage, "message": error.message, "remedy": error.remedy}
+        details = {"stage": error.stage, "message": str(error.message), "remedy": str(error.remedy)}
         directory.write_json("error.json", details | {"traceback": traceback.format_exc()})
         directory.set_stage("failed")
     else:
@@ -211,11 +212,9 @@ def _record_failure(directory: RunDirectory, error: Exception) -> None:
 
 def _unforeseen(stage: str, error: Exception) -> RunFailed:
     if type(error).__name__ == "OutOfMemoryError":
-        return RunFailed(
-            stage, "out of memory.", "Try --quantization 4bit or a shorter --max-length."
-        )
+        return RunFailed(stage, Message("error_out_of_memory"), Message("needs_4bit_or_shorter"))
     return RunFailed(
         stage,
         f"{type(error).__name__}: {one_line(str(error))}.",
-        "See error.json for details; --resume continues the run.",
+        Message("needs_error_file"),
     )

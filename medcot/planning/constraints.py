@@ -1,31 +1,38 @@
-"""What the machine and the config decide before any arithmetic: engine, device, precision."""
+"""What config and machine rule out before any cost is computed, and why."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from medcot.config.schema import RunConfig
+from medcot.catalog import Message, Reason
+from medcot.config.presets import PRESETS
+from medcot.config.schema import RunConfig, option_name
 from medcot.errors import InputError
-from medcot.hardware.gpu_specs import capability, supports_bf16
+from medcot.hardware.gpu_specs import capability, supports_bf16, supports_fp8
 from medcot.hardware.machine import Machine, usable_gpus
-from medcot.planning.frozen_weights import obstacle_to_fp8, quantizations, require_8bit_optimizer
 from medcot.planning.memory_model import Device, Engine, Precision, Quantization
 from medcot.planning.model_specs import ModelSpec
-from medcot.planning.refusals import GPU_EXTRA, NO_CUDA, from_preset, refuse
 
 CUDA_CONTEXT_GIB = 0.6
-"""What the driver takes before the first tensor."""
+"""Memory that the driver takes before the first tensor."""
 FILL = 0.93
-"""Share of free memory that a plan may fill: predictions are good to 7 %."""
+"""Share of the free memory that a plan may fill: predictions are accurate to 7 %."""
 
-BESIDE_SPLIT = "cannot be used with weights split over processes (FSDP)"
+NO_CUDA = Message("error_no_cuda")
+NO_BITSANDBYTES = Message("error_no_bitsandbytes")
+SPLIT = Message("error_split")
 
-_SWITCH = {"auto": (False, True), "on": (True,), "off": (False,)}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """The settled choices, and the values that are left to try of the open ones."""
+    """Settings fixed by the config or the machine, plus the candidate values of those still open.
+
+    ``row_attention`` says that the fused engine attends row by row, because the GPU has no kernel
+    for rows of different length. ``limit_gib`` is the memory of one process that a plan may fill.
+    """
 
     config: RunConfig
     engine: Engine
@@ -33,7 +40,7 @@ class Constraints:
     precision: Precision
     attention: str
     packing: bool
-    by_row: bool
+    row_attention: bool
     processes: int
     split: bool
     limit_gib: float
@@ -41,214 +48,279 @@ class Constraints:
     quantizations: tuple[Quantization, ...]
     checkpointings: tuple[bool, ...]
     micro_batches: tuple[int, ...]
-    reasons: tuple[str, ...]
-    warnings: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    warnings: tuple[Message, ...]
 
-    def from_preset(self, field: str) -> bool:
-        return from_preset(self.config, field)
+
+@dataclass(frozen=True)
+class _Decision(Generic[T]):
+    """A value with the reasons for it and the warnings that come with it."""
+
+    value: T
+    reasons: tuple[Reason, ...] = ()
+    warnings: tuple[Message, ...] = ()
 
 
 def find_constraints(config: RunConfig, machine: Machine, spec: ModelSpec) -> Constraints:
-    """Settle what needs no arithmetic, each choice with its reason.
+    """Decide everything that needs no cost model, and list the candidates for the rest.
 
     Raises:
-        InputError: the config asks for what this machine cannot do.
+        InputError: the config asks for something that this machine cannot do.
     """
-    reasons: list[str] = []
-    warnings: list[str] = []
-    device = _device(config, machine, reasons, warnings)
-    engine = _engine(config, machine, spec, device, reasons)
-    precision = _precision(config, machine, device, reasons)
-    attention = _attention(machine, device, engine, reasons)
-    processes = _processes(config, machine, device, reasons, warnings)
-    no_fp8 = obstacle_to_fp8(machine, spec, engine, precision)
-    can_quantize = device == "cuda" and "bitsandbytes" in machine.packages
-    require_8bit_optimizer(config, machine, device)
+    device = _choose_device(config, machine)
+    engine = _choose_engine(config, machine, spec, device.value)
+    precision = _choose_precision(config, machine, device.value)
+    attention = _choose_attention(machine, device.value, engine.value)
+    processes = _share_batch(config, machine, device.value)
+    _require_8bit_optimizer(config, machine, device.value)
     if machine.split and config.quantization == "8bit":
-        raise refuse(config, "quantization", BESIDE_SPLIT, "use --quantization 4bit or none")
+        raise _refuse(config, "quantization", SPLIT, _use("--quantization 4bit or none"))
+    packing = _choose_packing(config, device.value, engine.value, attention.value)
+    can_quantize = device.value == "cuda" and "bitsandbytes" in machine.packages
+    no_fp8 = _obstacle_to_fp8(machine, spec, engine.value, precision.value)
+    quantizations = _list_quantizations(config, device.value, no_fp8, can_quantize=can_quantize)
+    decisions = (device, engine, precision, attention, processes, packing, quantizations)
     return Constraints(
         config=config,
-        engine=engine,
-        device=device,
-        precision=precision,
-        attention=attention,
-        packing=_packing(config, device, engine, attention, reasons),
-        by_row=engine == "fused" and not _is_recent(machine, device),
-        processes=processes,
+        engine=engine.value,
+        device=device.value,
+        precision=precision.value,
+        attention=attention.value,
+        packing=packing.value,
+        row_attention=engine.value == "fused" and not _has_bf16(machine, device.value),
+        processes=processes.value,
         split=machine.split,
-        limit_gib=_limit(machine, device),
+        limit_gib=_memory_limit_gib(machine, device.value),
         can_quantize=can_quantize,
-        quantizations=quantizations(config, device, can_quantize, no_fp8, reasons),
+        quantizations=quantizations.value,
         checkpointings={"auto": (False, True), "on": (True,), "off": (False,)}[
             config.checkpointing
         ],
-        micro_batches=_micro_batches(config, processes),
-        reasons=tuple(reasons),
-        warnings=tuple(warnings),
+        micro_batches=_list_micro_batches(config, processes.value),
+        reasons=tuple(reason for one in decisions for reason in one.reasons),
+        warnings=tuple(warning for one in decisions for warning in one.warnings),
     )
 
 
-def _device(config: RunConfig, machine: Machine, reasons: list[str], warnings: list[str]) -> Device:
-    if usable_gpus(machine):
-        gpu = usable_gpus(machine)[0]
-        reasons.append(f"Device cuda: {gpu.name} with {gpu.memory_gib:.1f} GiB.")
-        return "cuda"
+def is_from_preset(config: RunConfig, field: str) -> bool:
+    """Tell whether ``field`` has the value that the config's preset gives it."""
+    preset: dict[str, Any] = PRESETS.get(config.preset, {})
+    return field in preset and preset[field] == getattr(config, field)
+
+
+def _choose_device(config: RunConfig, machine: Machine) -> _Decision[Device]:
+    if gpus := usable_gpus(machine):
+        values = {"gpu": gpus[0].name, "memory_gib": gpus[0].memory_gib}
+        return _Decision("cuda", (Reason("reason_device_cuda", values),))
+    warnings: tuple[Message, ...] = ()
     if machine.gpus:
         old = machine.gpus[0]
-        found = f"it cannot run on {old.name} (compute capability {capability(old)})"
         if config.preset != "demo":
-            needs = "use a GPU with compute capability 7.0 or more (T4 and later), or --preset demo"
-            raise InputError(f"--preset {config.preset}", found, needs)
-        warnings.append(f"The GPU is left unused: {old.name} is too old (below 7.0).")
+            got = Message("error_old_gpu", {"gpu": old.name, "capability": capability(old)})
+            raise InputError(f"--preset {config.preset}", got, Message("needs_recent_gpu"))
+        warnings = (Message("warning_old_gpu", {"gpu": old.name}),)
     if machine.system.startswith("Darwin") and "arm64" in machine.system:
-        reasons.append("Device mps: this Mac's GPU.")
-        return "mps"
-    reasons.append("Device cpu: no usable GPU was found.")
-    return "cpu"
+        return _Decision("mps", (Reason("reason_device_mps"),), warnings)
+    return _Decision("cpu", (Reason("reason_device_cpu"),), warnings)
 
 
-def _engine(
-    config: RunConfig, machine: Machine, spec: ModelSpec, device: Device, reasons: list[str]
-) -> Engine:
-    obstacle = _not_fusible(config, spec)
-    if config.engine == "fused" and obstacle:
-        raise refuse(config, "engine", f"does not support {obstacle}", "use --engine transformers")
-    installed = "unsloth" in machine.packages
-    if config.engine == "unsloth" and device != "cuda":
-        raise refuse(config, "engine", NO_CUDA, "use --engine transformers")
-    if config.engine == "unsloth" and not installed:
-        needs = f"{GPU_EXTRA}, or use --engine transformers"
-        raise refuse(config, "engine", "is not installed", needs)
+def _choose_engine(
+    config: RunConfig, machine: Machine, spec: ModelSpec, device: Device
+) -> _Decision[Engine]:
+    unsupported = _unsupported_by_fused(config, spec)
+    _require_engine(config, machine, device, unsupported)
     if machine.split:
-        if config.engine not in ("auto", "transformers"):
-            # Also where a preset names the engine: another engine is the remedy, no other preset.
-            where = f"--engine {config.engine}"
-            raise InputError(where, BESIDE_SPLIT, "use --engine transformers")
-        reasons.append("Engine transformers: the only one whose weights can be split (FSDP).")
-        return "transformers"
+        return _Decision("transformers", (Reason("reason_engine_split"),))
     if config.engine != "auto":
-        reasons.append(f"Engine {config.engine}: as asked for.")
-        return config.engine
-    if device == "cuda" and not obstacle:
-        reasons.append("Engine fused: this project's own training pass, the fastest on CUDA.")
-        return "fused"
-    if device == "cuda" and installed:
-        reasons.append(f"Engine unsloth: the fused one does not do {obstacle}.")
-        return "unsloth"
-    why = "unsloth is not installed" if device == "cuda" else "unsloth needs a CUDA GPU"
-    reasons.append(f"Engine transformers: {why}.")
-    return "transformers"
-
-
-def _not_fusible(config: RunConfig, spec: ModelSpec) -> str:
-    """Why the fused training pass cannot train this; empty where it can."""
-    if spec.qk_norm:
-        return "norms of queries and keys"
-    if config.dropout:
-        return "LoRA dropout"
-    if config.packing == "off":
-        return "padded rows"
-    return "8-bit weights" if config.quantization == "8bit" else ""
-
-
-def _precision(
-    config: RunConfig, machine: Machine, device: Device, reasons: list[str]
-) -> Precision:
-    if config.precision == "fp16" and device != "cuda":
-        raise refuse(config, "precision", NO_CUDA, "use --precision fp32")
-    if config.precision == "bf16" and device == "cuda":
-        gpu = usable_gpus(machine)[0]
-        if not supports_bf16(gpu):
-            why = f"needs compute capability 8.0 or more; {gpu.name} has {capability(gpu)}"
-            raise refuse(config, "precision", why, "use --precision fp16")
-    if config.precision != "auto":
-        reasons.append(f"Precision {config.precision}: as asked for.")
-        return config.precision
+        reason = Reason("reason_engine_given", {"choice": config.engine})
+        return _Decision(config.engine, (reason,))
     if device != "cuda":
-        reasons.append("Precision fp32: on this device it is faster than 16-bit, and exact.")
-        return "fp32"
+        return _Decision("transformers", (Reason("reason_engine_no_cuda"),))
+    if unsupported is None:
+        return _Decision("fused", (Reason("reason_engine_fused"),))
+    if "unsloth" in machine.packages:
+        return _Decision("unsloth", (Reason("reason_engine_unsloth", {"feature": unsupported}),))
+    return _Decision("transformers", (Reason("reason_engine_no_unsloth"),))
+
+
+def _require_engine(
+    config: RunConfig, machine: Machine, device: Device, unsupported: Message | None
+) -> None:
+    """Refuse an engine that was asked for and cannot be had."""
+    use = _use("--engine transformers")
+    if config.engine == "fused" and unsupported is not None:
+        raise _refuse(config, "engine", Message("error_feature", {"feature": unsupported}), use)
+    if config.engine == "unsloth" and device != "cuda":
+        raise _refuse(config, "engine", NO_CUDA, use)
+    if config.engine == "unsloth" and "unsloth" not in machine.packages:
+        needs = Message("needs_gpu_extra_or", {"option": "--engine transformers"})
+        raise _refuse(config, "engine", Message("error_not_installed"), needs, installable=True)
+    if machine.split and config.engine not in ("auto", "transformers"):
+        # Also where a preset names the engine: another engine is the remedy, no other preset.
+        raise InputError(f"--engine {config.engine}", SPLIT, use)
+
+
+def _unsupported_by_fused(config: RunConfig, spec: ModelSpec) -> Message | None:
+    """Return the feature that the fused engine lacks for this run, if there is one."""
+    if spec.qk_norm:
+        return Message("feature_qk_norm")
+    if config.dropout:
+        return Message("feature_dropout")
+    if config.packing == "off":
+        return Message("feature_padding")
+    return Message("way_8bit") if config.quantization == "8bit" else None
+
+
+def _choose_precision(config: RunConfig, machine: Machine, device: Device) -> _Decision[Precision]:
+    if config.precision == "fp16" and device != "cuda":
+        raise _refuse(config, "precision", NO_CUDA, _use("--precision fp32"))
+    if config.precision == "bf16" and device == "cuda" and not _has_bf16(machine, device):
+        gpu = usable_gpus(machine)[0]
+        why = Message("error_no_bf16", {"gpu": gpu.name, "capability": capability(gpu)})
+        raise _refuse(config, "precision", why, _use("--precision fp16"))
+    if config.precision != "auto":
+        reason = Reason("reason_precision_given", {"choice": config.precision})
+        return _Decision(config.precision, (reason,))
+    if device != "cuda":
+        return _Decision("fp32", (Reason("reason_precision_fp32"),))
+    if _has_bf16(machine, device):
+        return _Decision("bf16", (Reason("reason_precision_bf16"),))
     gpu = usable_gpus(machine)[0]
-    if supports_bf16(gpu):
-        reasons.append("Precision bf16: the GPU has it, and it needs no loss scaling.")
-        return "bf16"
-    reasons.append(f"Precision fp16: {gpu.name} has no bfloat16.")
-    return "fp16"
+    return _Decision("fp16", (Reason("reason_precision_fp16", {"gpu": gpu.name}),))
 
 
-def _is_recent(machine: Machine, device: Device) -> bool:
-    """Whether the GPU is of a generation that FlashAttention was written for."""
+def _has_bf16(machine: Machine, device: Device) -> bool:
+    """Tell whether the GPU computes in bfloat16; FlashAttention needs the same generation."""
     return device == "cuda" and supports_bf16(usable_gpus(machine)[0])
 
 
-def _attention(machine: Machine, device: Device, engine: Engine, reasons: list[str]) -> str:
-    """The ``attn_implementation`` of transformers; the others pick their own kernels below it."""
-    recent = _is_recent(machine, device)
-    if recent and engine == "transformers" and "flash_attn" in machine.packages:
-        reasons.append("Attention flash_attention_2: it is installed, and packed rows need it.")
-        return "flash_attention_2"
-    reasons.append("Attention sdpa: PyTorch's own kernels.")
-    return "sdpa"
+def _choose_attention(machine: Machine, device: Device, engine: Engine) -> _Decision[str]:
+    """Choose transformers' ``attn_implementation``; the other engines replace the kernel below."""
+    installed = "flash_attn" in machine.packages
+    if engine == "transformers" and installed and _has_bf16(machine, device):
+        return _Decision("flash_attention_2", (Reason("reason_attention_flash"),))
+    return _Decision("sdpa", (Reason("reason_attention_sdpa"),))
 
 
-def _packing(
-    config: RunConfig, device: Device, engine: Engine, attention: str, reasons: list[str]
-) -> bool:
+def _choose_packing(
+    config: RunConfig, device: Device, engine: Engine, attention: str
+) -> _Decision[bool]:
     if engine == "fused":
-        reasons.append("Packing on: rows lie end to end, none is padded, each attends to itself.")
-        return True
-    apart = device == "cuda" and (engine == "unsloth" or attention == "flash_attention_2")
-    if config.packing == "on" and not apart:
-        needs = "use --packing auto, or CUDA with unsloth or flash-attn, which keep rows apart"
-        raise refuse(config, "packing", f"is not supported by {engine} on {device}", needs)
+        return _Decision(True, (Reason("reason_packing_fused"),))
+    possible = device == "cuda" and (engine == "unsloth" or attention == "flash_attention_2")
+    if config.packing == "on" and not possible:
+        why = Message("error_packing", {"engine": engine, "device": device})
+        raise _refuse(config, "packing", why, Message("needs_packing"))
     if config.packing != "auto":
-        reasons.append(f"Packing {config.packing}: as asked for.")
-        return config.packing == "on"
-    if apart:
-        reasons.append("Packing on: rows lie end to end, so that none is padded.")
-    else:
-        reasons.append("Packing off: no attention kernel here keeps packed rows apart cheaply.")
-    return apart
+        reason = Reason("reason_packing_given", {"choice": config.packing})
+        return _Decision(config.packing == "on", (reason,))
+    reason = Reason("reason_packing_on" if possible else "reason_packing_off")
+    return _Decision(possible, (reason,))
 
 
-def _processes(
-    config: RunConfig,
-    machine: Machine,
-    device: Device,
-    reasons: list[str],
-    warnings: list[str],
-) -> int:
-    """As many as the launcher started: the plan can share the batch out, not start processes."""
+def _share_batch(config: RunConfig, machine: Machine, device: Device) -> _Decision[int]:
+    """Count the processes that the launcher started: a plan divides the batch, it starts none."""
     count, gpus = machine.processes, len(usable_gpus(machine))
     if config.batch % count:
-        needs = f"use a multiple of {count}, the number of training processes"
-        raise InputError(f"--batch {config.batch}", "it cannot be divided equally", needs)
+        needs = Message("needs_multiple", {"processes": count})
+        raise InputError(f"--batch {config.batch}", Message("error_batch"), needs)
     if count > 1:
-        reasons.append(f"{count} processes, each with {config.batch // count} samples of a step.")
-        if machine.split:
-            reasons.append(f"Weights split: each process keeps 1/{count} and gathers by the layer.")
-    elif device == "cuda" and gpus > 1:
-        warnings.append(
-            f"One of {gpus} GPUs is used: `accelerate launch --num_processes {gpus} -m medcot run`"
-            " uses all."
-        )
-    return count
+        values = {"processes": count, "samples": config.batch // count}
+        split = (Reason("reason_weights_split", {"processes": count}),) if machine.split else ()
+        return _Decision(count, (Reason("reason_processes", values), *split))
+    if device == "cuda" and gpus > 1:
+        return _Decision(count, warnings=(Message("warning_idle_gpus", {"gpus": gpus}),))
+    return _Decision(count)
 
 
-def _micro_batches(config: RunConfig, processes: int) -> tuple[int, ...]:
+def _list_quantizations(
+    config: RunConfig, device: Device, no_fp8: Message | None, *, can_quantize: bool
+) -> _Decision[tuple[Quantization, ...]]:
+    """List the frozen-weight formats to try.
+
+    ``no_fp8`` is the obstacle to 8-bit products, ``can_quantize`` tells whether bitsandbytes works.
+    """
+    asked = config.quantization
+    if asked == "none":
+        return _Decision(("none",))
+    if asked != "auto":
+        use = _use("--quantization none")
+        if device != "cuda":
+            raise _refuse(config, "quantization", NO_CUDA, use)
+        if asked == "fp8" and no_fp8 is not None:
+            raise _refuse(config, "quantization", no_fp8, use)
+        if asked != "fp8" and not can_quantize:
+            needs = Message("needs_gpu_extra")
+            raise _refuse(config, "quantization", NO_BITSANDBYTES, needs, installable=True)
+        return _Decision((asked,), (Reason("reason_weights_given", {"choice": asked}),))
+    fp8: tuple[Quantization, ...] = () if no_fp8 else ("fp8",)
+    nf4: tuple[Quantization, ...] = ("4bit",) if can_quantize else ()
+    missing = device == "cuda" and not can_quantize
+    return _Decision(("none", *fp8, *nf4), (Reason("reason_no_4bit"),) if missing else ())
+
+
+def _obstacle_to_fp8(
+    machine: Machine, spec: ModelSpec, engine: Engine, precision: Precision
+) -> Message | None:
+    """Return why frozen weights cannot be multiplied in 8-bit floats here, or None."""
+    if engine != "fused":
+        return Message("error_fp8_engine", {"engine": engine})
+    if not usable_gpus(machine) or not supports_fp8(usable_gpus(machine)[0]):
+        return Message("error_fp8_gpu")
+    if precision != "bf16":
+        return Message("error_fp8_precision", {"precision": precision})
+    if any(size % 16 for sizes in spec.linear_sizes.values() for size in sizes):
+        return Message("error_fp8_width")
+    return None
+
+
+def _require_8bit_optimizer(config: RunConfig, machine: Machine, device: Device) -> None:
+    if config.optimizer != "adamw_8bit":
+        return
+    option = "--optimizer adamw_torch"
+    if device != "cuda":
+        raise _refuse(config, "optimizer", NO_CUDA, _use(option))
+    if "bitsandbytes" not in machine.packages:
+        needs = Message("needs_gpu_extra_or", {"option": option})
+        raise _refuse(config, "optimizer", NO_BITSANDBYTES, needs, installable=True)
+
+
+def _list_micro_batches(config: RunConfig, processes: int) -> tuple[int, ...]:
+    """List the divisors of one process's share of the batch, or the one that was asked for."""
     share = config.batch // processes
     if not config.micro_batch:
         return tuple(n for n in range(1, share + 1) if share % n == 0)
     if share % config.micro_batch:
-        of = f"does not divide --batch {config.batch}" + (
-            f" on {processes} processes" if processes > 1 else ""
-        )
-        raise refuse(config, "micro_batch", of, f"use a divisor of {share}")
+        code = "error_micro_batch_shared" if processes > 1 else "error_micro_batch"
+        why = Message(code, {"batch": config.batch, "processes": processes})
+        raise _refuse(config, "micro_batch", why, Message("needs_divisor", {"share": share}))
     return (config.micro_batch,)
 
 
-def _limit(machine: Machine, device: Device) -> float:
-    """Memory that a plan may fill, in GiB."""
+def _memory_limit_gib(machine: Machine, device: Device) -> float:
+    """Return the memory in GiB that a plan may fill."""
     if device == "cuda":
         smallest = min(gpu.memory_gib for gpu in usable_gpus(machine))
         return max(0.0, FILL * (smallest - CUDA_CONTEXT_GIB))
     return FILL * machine.memory_gib
+
+
+def _use(option: str) -> Message:
+    return Message("needs_option", {"option": option})
+
+
+def _refuse(
+    config: RunConfig, field: str, why: Message, needs: Message, *, installable: bool = False
+) -> InputError:
+    """Return the error for a field that this machine rules out; it names the preset that set it.
+
+    ``why`` completes ``OPTION VALUE …`` with a verb; ``needs`` says what to do. ``installable``
+    tells that only a package is missing.
+    """
+    option, value = option_name(field), getattr(config, field)
+    if not is_from_preset(config, field):
+        return InputError(f"{option} {value}", why, needs)
+    got = Message("error_of_preset", {"option": f"{option} {value}", "why": why})
+    # A preset is for a kind of machine: elsewhere another one is better than a changed one.
+    code = "needs_gpu_extra_or_demo" if installable else "needs_cuda_or_demo"
+    return InputError(f"--preset {config.preset}", got, Message(code))

@@ -67,7 +67,7 @@ class StepConfig:
     packing: bool
     recomputed_layers: int
     optimizer: str
-    by_row: bool = False
+    row_attention: bool = False
     shards: int = 1
     shared_tokens: int = 0
     balanced_passes: int = 1
@@ -178,7 +178,7 @@ def gathered_bytes(step: StepConfig, spec: ModelSpec) -> float:
     return max(3 * layer, head)
 
 
-def answer_rows(spec: ModelSpec, width: float, tokens: int, free_gib: float) -> int:
+def max_answer_rows(spec: ModelSpec, width: float, tokens: int, free_gib: float) -> int:
     """Prompts that can be answered at once: their keys and values must fit ``free_gib``.
 
     ``tokens`` are those of the longest prompt and answer together. At most 64, at least 1.
@@ -213,7 +213,7 @@ def _fused_activation_bytes(
     wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     # The layer's middle, queries, keys, values and what attention made of them, gate and up.
     kept = spec.hidden + (2 * wide + 2 * narrow) + 2 * spec.intermediate + 7 * rank
-    if step.by_row:
+    if step.row_attention:
         kept += 3 * wide
     # The attention's log-sums, two norms' scales.
     in_float32 = spec.heads + 2

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medcot.catalog import Message
 from medcot.config.schema import BUNDLED_MODEL, TARGET_MODULES, RunConfig
 from medcot.errors import InputError, one_line
 
@@ -215,8 +216,9 @@ def _fetch_from_hub(config: RunConfig) -> ModelSpec:
     try:
         path = hf_hub_download(config.model, "config.json", revision=revision)
     except HFValidationError:
-        needs = "expected an existing folder, a hub name (owner/model) or smollm2-135m"
-        raise InputError("--model", f"found {config.model!r}", needs) from None
+        got = Message("error_found", {"value": repr(config.model)})
+        needs = Message("needs_folder_or_hub_name", {"model": BUNDLED_MODEL})
+        raise InputError("--model", got, needs) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         kind = type(error).__name__
         needs = "use a model of the hub or its local cache, or --preset demo"

@@ -1,32 +1,34 @@
-"""The planner: the fastest settings that fit, what they cost, and why. Pure and quick."""
+"""The plan of a run: the fastest settings that fit, what they cost, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from medcot.catalog import Message, Reason, duration
 from medcot.config.schema import RunConfig
 from medcot.hardware.machine import Machine
 from medcot.planning.constraints import Constraints, find_constraints
 from medcot.planning.explain import explain_choice, explain_no_fit, list_warnings
-from medcot.planning.memory_model import PRECISION_BYTES, answer_rows
+from medcot.planning.memory_model import PRECISION_BYTES, max_answer_rows
 from medcot.planning.model_specs import ModelSpec
 from medcot.planning.search import Candidate, Workload, choose_best, list_candidates
-from medcot.planning.speed_model import evaluate_s, load_s
+from medcot.planning.speed_model import evaluation_s, loading_s
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run will be computed, and what that is predicted to cost.
+    """How a run is computed, and what that is predicted to cost.
 
-    ``micro_batch * accumulation * gpus`` is the config's batch. With ``packing`` the rows of a
-    micro-batch lie end to end in one sequence, without padding and with attention kept apart, so
-    that every optimizer step sees the same samples either way. ``gpus`` counts the processes
-    that train side by side. ``recomputed_layers`` are those that ``checkpointing`` computes again
-    on the way back: all of them or, with the fused engine, as few as memory demands. Memory is that
-    of one process (on the GPU, else RAM) at its peak, time is in seconds, ``answer_rows`` are the
-    prompts answered at once in the evaluation. With ``split`` each process holds a part of the
-    weights.
+    ``micro_batch * accumulation * gpus`` is the config's batch; ``gpus`` counts the training
+    processes. With ``packing`` the rows of a micro-batch are concatenated into one sequence,
+    without padding and without attention between rows, so that an optimizer step sees the same
+    samples either way. ``checkpointing`` recomputes ``recomputed_layers`` in the backward pass:
+    all layers or, with the fused engine, as few as memory demands. Memory (GPU memory, or RAM
+    without a GPU) is the peak of one process. ``time_s`` is in seconds by stage. ``answer_rows``
+    prompts are answered at once in the evaluation. With ``split`` each process holds a part of
+    the frozen weights.
     """
 
     engine: str
@@ -50,11 +52,18 @@ class Plan:
     tokens_per_step: float
     tokens_per_second: float
     time_s: Mapping[str, float]
-    reasons: tuple[str, ...]
-    warnings: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    warnings: tuple[Message, ...]
     answer_rows: int = 8
     recomputed_layers: int = 0
     split: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as ``plan.json`` holds it: a message has a code, values and a text."""
+        return asdict(self) | {
+            "reasons": [reason.to_json() for reason in self.reasons],
+            "warnings": [warning.to_json() for warning in self.warnings],
+        }
 
 
 def make_plan(
@@ -68,8 +77,8 @@ def make_plan(
 ) -> Plan:
     """Choose the fastest settings that fit ``machine``; what the config fixes stays fixed.
 
-    ``rows`` training rows of ``mean_tokens`` on average, ``longest_tokens`` at most, prompts and
-    answers together; their first ``shared_tokens`` are the same in all.
+    ``rows`` training rows have ``mean_tokens`` on average and ``longest_tokens`` at most, prompt
+    and answer together. Their first ``shared_tokens`` are the same in every row.
 
     Raises:
         InputError: something that the config fixes is impossible here, or nothing fits.
@@ -82,17 +91,54 @@ def make_plan(
     fitting = [one for one in found if one.peak_gib <= constraints.limit_gib]
     if not fitting:
         raise explain_no_fit(workload, constraints, found)
-    return _write_plan(workload, constraints, choose_best(fitting), found, rows)
+    return _compose_plan(workload, constraints, choose_best(fitting), found, rows)
 
 
-def _write_plan(
-    workload: Workload, constraints: Constraints, best: Candidate, found: list[Candidate], rows: int
+def describe(plan: Plan) -> list[str]:
+    """Render a plan for the terminal, line by line, in English."""
+    trained = plan.trainable_parameters / plan.total_parameters
+    step = f"{plan.micro_batch} rows x {plan.accumulation}" + (
+        f" x {plan.gpus} processes" if plan.gpus > 1 else ""
+    )
+    weights = {
+        "4bit": "4-bit weights",
+        "8bit": "8-bit weights",
+        "fp8": f"{plan.precision} weights multiplied in fp8",
+        "none": f"{plan.precision} weights",
+    }
+    on = {True: "on", False: "off"}
+    switches = f"packing {on[plan.packing]}, checkpointing {on[plan.checkpointing]}"
+    parts = ", ".join(f"{name} {size:.2f}" for name, size in plan.memory_gib.items())
+    stages = [(name, duration(s, "en")) for name, s in plan.time_s.items() if name != "total"]
+    return [
+        f"parameters  {plan.trainable_parameters:,} of {plan.total_parameters:,} trained"
+        f" ({trained:.2%})",
+        f"engine      {plan.engine} on {plan.device}, {weights[plan.quantization]},"
+        f" {plan.precision}, {plan.attention}",
+        f"step        {step}, {switches}; about {plan.tokens_per_step:,.0f} tokens",
+        f"training    {plan.steps:,} steps, {plan.epochs:.2f} epochs,"
+        f" about {plan.tokens_per_second:,.0f} tokens/s",
+        f"memory      {plan.peak_gib:.1f} GiB of {plan.limit_gib:.1f} GiB: {parts}",
+        f"time        {duration(plan.time_s['total'], 'en')}:"
+        f" {', '.join(f'{name} {time}' for name, time in stages)}",
+        *(f"because     {reason}" for reason in plan.reasons),
+        *(f"warning     {warning}" for warning in plan.warnings),
+    ]
+
+
+def _compose_plan(
+    workload: Workload,
+    constraints: Constraints,
+    best: Candidate,
+    found: Sequence[Candidate],
+    rows: int,
 ) -> Plan:
     config, step = workload.config, best.step
     steps = config.total_steps(rows)
     epochs = steps * config.batch / max(1, rows)
     tokens = config.batch * workload.mean_tokens
-    time_s = _times(workload, best, steps)
+    time_s = _stage_times_s(workload, best, steps)
+    warnings = list_warnings(workload, constraints, epochs, time_s["total"])
     return Plan(
         engine=step.engine,
         quantization=step.quantization,
@@ -116,21 +162,18 @@ def _write_plan(
         tokens_per_second=round(tokens / best.step_s, 1),
         time_s=time_s,
         reasons=(*constraints.reasons, *explain_choice(constraints, best, found)),
-        warnings=(
-            *constraints.warnings,
-            *list_warnings(workload, constraints, epochs, time_s["total"]),
-        ),
+        warnings=(*constraints.warnings, *warnings),
         answer_rows=_answer_rows(workload, constraints, best),
         recomputed_layers=step.recomputed_layers,
         split=constraints.split,
     )
 
 
-def _times(workload: Workload, best: Candidate, steps: int) -> dict[str, float]:
-    """Seconds by stage."""
+def _stage_times_s(workload: Workload, best: Candidate, steps: int) -> dict[str, float]:
+    """Return the seconds of each stage and their total."""
     stages = {
-        "load": load_s(best.step, workload.spec),
-        "evaluate": evaluate_s(
+        "load": loading_s(best.step, workload.spec),
+        "evaluate": evaluation_s(
             workload.config, best.step, workload.spec, workload.machine, workload.mean_tokens
         ),
         "train": steps * best.step_s,
@@ -142,7 +185,7 @@ def _answer_rows(workload: Workload, constraints: Constraints, best: Candidate) 
     standing = ("weights", "adapters", "workspace")
     free = constraints.limit_gib - sum(best.memory_gib[name] for name in standing)
     width = PRECISION_BYTES[best.step.precision]
-    # A prompt is the part of a row that is not learnt, and never longer than a row.
+    # A prompt is the unlabelled part of a row, so never longer than a row.
     tokens = workload.longest_tokens + workload.config.max_new_tokens
-    rows = answer_rows(workload.spec, width, tokens, free)
+    rows = max_answer_rows(workload.spec, width, tokens, free)
     return min(rows, 8) if constraints.device == "cpu" else rows

@@ -74,7 +74,7 @@ def _candidates(workload: Workload, constraints: Constraints) -> Iterator[Candid
                 packing=constraints.packing,
                 recomputed_layers=0,
                 optimizer=workload.config.optimizer,
-                by_row=constraints.by_row,
+                row_attention=constraints.row_attention,
                 shards=constraints.processes if constraints.split else 1,
                 shared_tokens=workload.shared_tokens if fused else 0,
                 balanced_passes=accumulation * constraints.processes if fused else 1,

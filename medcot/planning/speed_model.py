@@ -169,13 +169,13 @@ def is_measured(device: str, engine: str, machine: Machine) -> bool:
     return any(name in usable_gpus(machine)[0].name for name in known)
 
 
-def load_s(step: StepConfig, spec: ModelSpec) -> float:
+def loading_s(step: StepConfig, spec: ModelSpec) -> float:
     """Seconds for imports and reading the weights from a disk at 1 GB/s."""
     imports = {"unsloth": 40.0}.get(step.engine, 12.0)
     return imports + weight_bytes(spec, step.quantization, 2.0) / 1e9
 
 
-def evaluate_s(
+def evaluation_s(
     config: RunConfig, step: StepConfig, spec: ModelSpec, machine: Machine, mean_tokens: float
 ) -> float:
     """Seconds for scoring and answering, before and after training together. Rough."""

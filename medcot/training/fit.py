@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medcot.catalog import Message
 from medcot.config.schema import RunConfig
 from medcot.data.tokenization import IGNORED, TokenizedRow, check_labels, gate_refusal
 from medcot.data.tokenized import list_row_lengths, to_training_dataset
@@ -179,8 +180,8 @@ def _with_less_memory(plan: Plan, layers: int) -> Plan:
         return replace(plan, micro_batch=fewer, accumulation=rows // fewer)
     raise RunFailed(
         "training",
-        "one row does not fit into memory.",
-        "Start a new run with a shorter --max-length, a smaller --rank or --quantization 4bit.",
+        Message("error_one_row_memory"),
+        Message("needs_smaller_run"),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from medcot.catalog import Reason
 from medcot.cli import doctor
 from medcot.cli.doctor import Finding, describe_findings, examine_machine
 from medcot.hardware.gpu_specs import Gpu
@@ -45,7 +46,7 @@ def test_an_old_gpu_is_a_problem_with_a_remedy() -> None:
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_problem() -> None:
-    unused = replace(LAPTOP, unused_gpus=("Tesla T4: torch is a build without CUDA",))
+    unused = replace(LAPTOP, unused_gpus=(Reason("preset_no_cuda", {"gpu": "Tesla T4"}),))
     assert finding("torch", unused).status == "problem"
 
 

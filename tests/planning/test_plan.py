@@ -19,10 +19,9 @@ from medcot.config.schema import TARGET_MODULES
 from medcot.errors import InputError
 from medcot.hardware.machine import named_machine
 from medcot.planning.calibration import measured_runs, predict
-from medcot.planning.describe import describe
 from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predict_memory
 from medcot.planning.model_specs import SMOLLM2_135M, ModelSpec, find_model_spec, read_model_spec
-from medcot.planning.plan import make_plan
+from medcot.planning.plan import describe, make_plan
 from medcot.planning.search import Candidate, choose_best
 from medcot.planning.speed_model import calibration, micro_batch_s
 from medcot.runs.directory import RunDirectory

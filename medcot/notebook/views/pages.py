@@ -7,7 +7,7 @@ from typing import Any
 
 import marimo as mo
 
-from medcot.catalog import duration, say
+from medcot.catalog import Message, duration, say
 from medcot.notebook.controls import explain
 from medcot.notebook.results import ErrorText, Result
 from medcot.notebook.views.answers import disclaimer
@@ -23,7 +23,6 @@ from medcot.notebook.views.markup import (
 )
 from medcot.notebook.views.prose import Prose, list_sections
 from medcot.notebook.views.rows import show_failure
-from medcot.notebook.views.sentences import in_language
 from medcot.notebook.views.training import describe_sending
 from medcot.planning.plan import Plan
 from medcot.runs.history import RunRecord
@@ -139,11 +138,11 @@ def training_time(plan: Plan | None, machine: str, language: str) -> mo.Html | N
     return plain(say("train_takes", language, time=time), language)
 
 
-def reason(preset: str, why: str, language: str) -> mo.Html | None:
+def reason(preset: str, why: str | Message, language: str) -> mo.Html | None:
     """Say why this preset was chosen, if nobody named one."""
     if not why:
         return None
-    said = say("preset_why", language, preset=preset, why=in_language(why, language))
+    said = say("preset_why", language, preset=preset, why=why)
     return plain(said, language)
 
 

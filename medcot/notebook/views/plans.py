@@ -18,7 +18,6 @@ from medcot.notebook.views.markup import (
     table,
     text,
 )
-from medcot.notebook.views.sentences import in_language
 from medcot.planning.model_specs import ModelSpec
 from medcot.planning.plan import Plan
 
@@ -113,10 +112,8 @@ def show_plan(plan: Plan, language: str) -> str:
             ]
         ),
         small(_times(plan.time_s, language)),
-        *(callout("warn", in_language(warning, language)) for warning in plan.warnings),
-        details(
-            say("reasons", language), items(in_language(one, language) for one in plan.reasons)
-        ),
+        *(callout("warn", warning.text(language)) for warning in plan.warnings),
+        details(say("reasons", language), items(one.text(language) for one in plan.reasons)),
     )
 
 

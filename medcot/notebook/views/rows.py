@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from medcot.catalog import say
+from medcot.catalog import in_language, say
 from medcot.data.contamination import Overlap
 from medcot.data.tokenization import TokenizedRow
 from medcot.notebook.preview import Material, SelectedRows
@@ -24,7 +24,6 @@ from medcot.notebook.views.markup import (
     table,
     text,
 )
-from medcot.notebook.views.sentences import in_language
 from medcot.records import Case, Dropped
 
 PAGE = 8

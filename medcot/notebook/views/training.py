@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from medcot.catalog import duration, say
+from medcot.catalog import duration, in_language, say
 from medcot.kaggle.client.orchestrate import AccountCheck
 from medcot.kaggle.client.push_state import Push
 from medcot.notebook.jobs import Job
@@ -20,7 +20,6 @@ from medcot.notebook.views.markup import (
     text,
 )
 from medcot.notebook.views.rows import show_failure
-from medcot.notebook.views.sentences import in_language
 from medcot.runs.history import RunRecord
 
 
