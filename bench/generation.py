@@ -224,32 +224,39 @@ def in_slots(
     return answers
 
 
-def continuously(bench: Bench, graphs: bool | None) -> Answers:
-    """By transformers' own continuous batching over a paged cache."""
+def continuously(bench: Bench, limits: Sequence[int], *, graphs: bool | None) -> Answers:
+    """By transformers' own continuous batching over a paged cache, each prompt with its limit."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     usual = bench.model.config._attn_implementation
-    longest = max(map(len, bench.prompts)) + max(bench.limits)
-    blocks = len(bench.prompts) * -(-longest // 256) + 8
+    longest = max(map(len, bench.prompts)) + max(limits)
+    config = GenerationConfig(
+        max_new_tokens=max(limits), do_sample=False, eos_token_id=bench.end, pad_token_id=0
+    )
+    batching = ContinuousBatchingConfig(
+        use_cuda_graph=graphs,
+        num_blocks=len(bench.prompts) * -(-longest // 256) + 8,
+        max_batch_tokens=4096 if bench.device.type == "cuda" else 512,
+    )
+    found: dict[str, list[int]] = {}
     try:
-        outputs = bench.model.generate_batch(
-            inputs=bench.prompts,
-            generation_config=GenerationConfig(
-                max_new_tokens=max(bench.limits), do_sample=False,
-                eos_token_id=bench.end, pad_token_id=0,
-            ),
-            continuous_batching_config=ContinuousBatchingConfig(
-                use_cuda_graph=graphs, num_blocks=blocks,
-                max_batch_tokens=4096 if bench.device.type == "cuda" else 512,
-            ),
-        )  # fmt: skip
+        with bench.model.continuous_batching_context_manager(
+            generation_config=config, continuous_batching_config=batching, block=True, timeout=5
+        ) as manager:
+            names = [
+                manager.add_request(ids, max_new_tokens=limit)
+                for ids, limit in zip(bench.prompts, limits, strict=True)
+            ]
+            while len(found) < len(names):
+                output = manager.get_result(timeout=1)
+                if output is not None and output.is_finished():
+                    found[output.request_id] = list(output.generated_tokens)
+                elif output is None and not manager.is_running():
+                    raise RuntimeError(f"{len(found)} of {len(names)} prompts were answered")
     finally:
         bench.model.config._attn_implementation = usual
-    answers = [list(output.generated_tokens) for output in outputs.values()]
-    if len(answers) != len(bench.prompts):
-        raise RuntimeError(f"{len(answers)} of {len(bench.prompts)} prompts were answered")
     return [
-        up_to_end(ids, bench.end, limit) for ids, limit in zip(answers, bench.limits, strict=True)
+        up_to_end(found[name], bench.end, limit) for name, limit in zip(names, limits, strict=True)
     ]
 
 
@@ -287,11 +294,42 @@ def measure_all(bench: Bench, ways: dict[str, Callable[[], Answers]]) -> None:
             bench.answers[name] = answers
 
 
+def by_continuous_batching(bench: Bench) -> dict[str, Callable[[], Answers]]:
+    ways = {
+        "continuous batching (transformers)": lambda: continuously(bench, bench.limits, graphs=None)
+    }
+    if bench.device.type == "cuda":
+        ways["continuous batching, CUDA graphs"] = lambda: continuously(
+            bench, bench.limits, graphs=True
+        )
+    return ways
+
+
+def against_continuous_batching(bench: Bench, count: int) -> None:
+    """Medcot's slots against transformers' continuous batching, and little else."""
+    few = bench.prompts[:count]
+    bench.reference = (
+        bench.measure(
+            "one prompt at a time", lambda: in_batches(bench, few, bench.limits, 1), times=1
+        ) or []
+    )  # fmt: skip
+    slots = {
+        "slots, as medcot answers": lambda: in_slots(bench, bench.prompts, bench.limits, bench.rows)
+    }
+    measure_all(bench, slots | by_continuous_batching(bench))
+    unequal_lengths(bench)
+    graphs = True if bench.device.type == "cuda" else None
+    bench.measure(
+        "100 to 900 tokens, continuous batching",
+        lambda: continuously(bench, unequal_limits(bench), graphs=graphs),
+        times=1,
+    )
+
+
 def of_transformers(bench: Bench) -> None:
     """What transformers offers beside its plain way; last, as it may take long to start."""
-    ways = {"continuous batching (transformers)": lambda: continuously(bench, None)}
+    ways = by_continuous_batching(bench)
     if bench.device.type == "cuda":
-        ways["continuous batching, CUDA graphs"] = lambda: continuously(bench, True)
         ways["static cache, compiled"] = lambda: in_batches(
             bench, bench.prompts, bench.limits, bench.rows, cache_implementation="static"
         )
@@ -420,6 +458,9 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=16, help="prompts asked one at a time")
     parser.add_argument("--rows", type=int, help="answered at once (64 on CUDA, else 8)")
     parser.add_argument("--seconds", type=float, default=3600, help="stop in time for this")
+    parser.add_argument(
+        "--only-continuous", action="store_true", help="slots and transformers' continuous batching"
+    )
     parser.add_argument("--only-equal", action="store_true", help="no unequal lengths, no adapter")
     parser.add_argument("--out", type=Path, help="a folder for generation.json")
     arguments = parser.parse_args()
@@ -430,16 +471,21 @@ def main() -> None:
     with quiet():
         bench = Bench(arguments)
         print_heading(bench, arguments)
-        equal_lengths(bench, arguments.reference)
-        stages = [of_transformers]
-        if not arguments.only_equal:
-            stages = [with_adapter, unequal_lengths, of_transformers, unequal_batches]
-        if bench.device.type == "cuda":
-            stages.insert(0, profile)
-        for stage in stages:
+        for stage in stages_of(bench, arguments):
             guarded(bench, stage)
         if bench.reference:
             compare(bench)
+
+
+def stages_of(bench: Bench, arguments: argparse.Namespace) -> list[Callable[[Bench], None]]:
+    if arguments.only_continuous:
+        return [lambda bench: against_continuous_batching(bench, arguments.reference)]
+    stages = [lambda bench: equal_lengths(bench, arguments.reference)]
+    if bench.device.type == "cuda":
+        stages.append(profile)
+    if arguments.only_equal:
+        return [*stages, of_transformers]
+    return [*stages, with_adapter, unequal_lengths, of_transformers, unequal_batches]
 
 
 def guarded(bench: Bench, stage: Callable[[Bench], None]) -> None:
