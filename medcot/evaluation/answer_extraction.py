@@ -16,9 +16,13 @@ from medcot.data.prompts import CLOSE, OPEN
 from medcot.records import Language, Question
 
 _LABELS = (
-    r"\\boxed\s*\{\s*(?:\\?(?:text|mathrm|mathbf)\s*\{)?\s*",
-    r"\b(?:ans|answer|choice)\.?\s*(?:[:=]|[-–—](?=\s))\s*(?:option\s+|choice\s+)?",
-    r"(?:答案|正确选项|最佳选项)\s*(?:应该?|就?是|选|为|:|=|\s)*(?:选项)?\s*",
+    r"\\boxed\s*\{\s*(?:\\?(?:text(?:bf)?|mathrm|mathbf)\s*\{)*\s*",
+    r"\b(?:ans|answer(?:\s+key)?|choice|correct|(?:correct|right|best|final)\s+option)\.?\s*"
+    r"(?:[:=]|[-–—](?=\s))\s*(?:the\s+)?(?:option\s+|choice\s+)?",
+    r"(?:答案|正确选项|最佳选项)\s*(?:】|\])?\s*(?:应该?|就?是|选择?|为|:|=|\s)*(?:选?项)?\s*",
+    r"<\s*(?:final[_ ]?)?(?:answer|choice|option)\s*>\s*(?:option\s+|choice\s+)?",
+    r"[\"'](?:\w+[_ ])?(?:answer|choice|option|答案)(?:[_ ]\w+)?[\"']\s*:"
+    r"\s*[\"']?\s*(?:option\s+)?",
 )
 """Labels: cues in either language that leave no doubt about what follows."""
 
@@ -41,16 +45,29 @@ _PROSE: dict[Language, tuple[str, ...]] = {
         rf"{_SURE}\s+{_NOUN}",
         rf"(?:→|=>|\b(?:so|thus|hence|therefore),?)\s*{_NOUN}",
         rf"\bleaves(?:\s+us)?(?:\s+(?:with|only))*\s+{_NOUN}",
+        rf"\b(?:most|best|correct|preferred)\b(?![^.;?\n]{{0,60}}\bexcept\b)[^.:;?\n]{{0,60}}?"
+        rf"\b{_BE}\b{_SURE}\s*:?\s*{_NOUN}",
     ),
     "zh": (
         r"(?:应该?|故|因此|所以|可|最终|我)?(?:选择?|选项)(?:的?是|为|:)?\s*",
         r"(?:应该?是|应为|就是|只能是|认为是|(?:正确|合适|可能|符合)的是)\s*(?:选项)?\s*",
+        r"最(?:可能|合适|适合|佳|恰当|符合)的?[^。;,\n]{0,12}[是为]\s*(?:选项)?\s*",
     ),
 }
 _CALLED_RIGHT: dict[Language, str] = {
     "en": rf"\s+(?:{_BE}|seems|appears)\s+(?:{_RIGHT})",
-    "zh": r"\s*(?:选?项)?(?:是|为|才是)?(?:最?正确|对的|最合适|最佳|最符合)",
+    "zh": r"\s*(?:选?项)?(?:是|为|才是)?(?:最?正确|对(?=$|[\n。.,;、])|对的|最合适|最佳|最符合)",
 }
+_PREFERRED = (
+    r"(?:\bbetween\b[^.;\n]{0,40},|\bof\s+(?:these|those|the\s+\w+)(?:\s+\w+)?,|\b(?:but|yet|however),?)\s*"
+    r"(?:option\s+)?"
+)
+_AS_PREFERRED = (
+    r"\s+(?:is|seems|appears|looks)\s+(?:the\s+)?(?:far\s+|much\s+|clearly\s+)?"
+    r"(?:more|most|better|best|likelier)\b(?:\s+(?:appropriate|likely|suitable|plausible|fitting|probable))?"
+    r"(?:\s+(?:answer|choice|option|one))?\s*(?=$|[\n.,;])"
+)
+"""One of two that were weighed: "Between C and D, D is more appropriate"."""
 _BEFORE_CALLED: dict[Language, str] = {
     "en": r"(?:^|[,;:.]\s*|\b(?i:so|thus|that|therefore|hence|option|choice|answer),?\s+)(?!\s)",
     "zh": r"(?<![A-Za-z])",
@@ -69,9 +86,27 @@ _WRONG = re.compile(
     r"\b(?:not|wrong|incorrect|unlikely|false|excluded|contraindicated)\b|n't\b|错|不|非|排除",
     re.IGNORECASE,
 )
+_REJECTED = re.compile(
+    r"(?:\s*(?:,|/|\bor\b|\band\b|和|、|与|及)\s*[(\[]?[A-J][)\]]?)*"
+    r"\s*(?:选?项)?\s*(?:"
+    r"(?:is|are|was|were|would|can|could|may|must|should|will|has|have|does|do|seems?|cannot)\b"
+    r"(?:\s+(?:be|been|to|also|clearly|therefore|thus|both|all|simply|definitely|surely))*\s*"
+    r"(?:\bnot\b|n't\b|wrong|incorrect|false|unlikely|out\b|ruled|excluded|eliminated|discarded|rejected"
+    r"|dismissed|contraindicated|less\b|inappropriate|inferior)"
+    r"|(?:isn't|aren't|can't|won't|doesn't|cannot|couldn't|wouldn't)\b"
+    r"|(?:都|均|也|就|可以?|应|被|是)*(?:错|误|排除|不(?:对|正确|符合|合适|恰当|成立|考虑|能选|可能)"
+    r"|(?:不|并非)是?(?:正确|最佳)?(?:答案|选项)|不选(?!\s*[(（]?[A-Za-z]))"
+    r")",
+    re.IGNORECASE,
+)
+"""What denies the letters before it: "so B is wrong", "A and D can be ruled out"."""
+_GENUS = re.compile(
+    r"\.\s+(?!(?:because|since|as|it|the|this|that|for|and|so|in|with|no|not)\b)[a-z]{3,}"
+)
+"""What makes a capital and a full stop an abbreviated name: "E. coli", "C. difficile"."""
 _JOINED = re.compile(r"\s*(?:,|/|&|\+|\bor\b|\band\b|和|或者?|、|与|及)\s*(?:和|or|and)?\s*")
 _GOES_ON = re.compile(
-    r"\s*(?:$|[\n.,;:!。、…)\]}])|\s+[-–—(\[]"
+    r"\s*(?:$|[\n.,;:!。、…)\]}【<\"'(\[\\])|\s+[-–—]"
     r"|\s+(?:because|since|as|but|not|rather|due|is|for|over|instead|which|given|would|here)\b"
     r"|\s*(?:选?项|因|不|而|是|正确|，|最符合|这)"
 )
@@ -97,9 +132,12 @@ def extract_letter(text: str, options: Mapping[str, str], language: Language) ->
     elif OPEN in text:
         return None
     plain = _plain(text)
+    if small := re.fullmatch(r"[(\[]?([a-z])[)\]]?[.:]?", plain):
+        return small[1].upper() if small[1].upper() in options else None
     stated = [
         *_labelled(plain, options, language),
         *_called_right(plain, options, language),
+        *_text_called_right(plain, options, language),
         *_lines(plain, options, whole=True),
     ]
     # "A. Its text is wrong, because …" after the answer explains and states nothing.
@@ -116,7 +154,8 @@ Statement = tuple[int, str | None]
 def _plain(text: str) -> str:
     """Fold full-width forms to ASCII and drop emphasis marks."""
     folded = unicodedata.normalize("NFKC", text).replace("’", "'")
-    return re.sub(r"[*`$]|(?<!\w)_+|_+(?!\w)|^\s*[#>]+\s*", "", folded, flags=re.MULTILINE).strip()
+    marks = r"[*`$]|\\[()\[\]]|(?<!\w)_+|_+(?!\w)|^\s*[#>]+\s*"
+    return re.sub(marks, "", folded, flags=re.MULTILINE).strip()
 
 
 def _letter(options: Mapping[str, str]) -> str:
@@ -135,6 +174,8 @@ def _labelled(text: str, options: Mapping[str, str], language: Language) -> Iter
             if _DENIED.search(text[max(0, found.start() - 40) : found.start()].lower()):
                 continue
             stated = _read_letters(text, found.end(), options)
+            if stated and not 0 <= index < len(_LABELS) and _REJECTED.match(text, stated[0]):
+                continue
             stated = stated or _read_text(text, found.end(), options, certain=certain)
             if stated:
                 yield stated
@@ -163,11 +204,17 @@ def _read_letters(text: str, start: int, options: Mapping[str, str]) -> Statemen
 def _stands_alone(text: str, found: re.Match[str], options: Mapping[str, str]) -> bool:
     """Tell a letter from the start of "A-fib", "B cells" or "A patient with"."""
     letter, end = found["letter"], found.end()
-    bracketed = not found.group().startswith(letter)
-    if bracketed or _GOES_ON.match(text, end):
-        return True
     own = options[letter]
-    return bool(own) and _same(text[end : end + len(own) + 1], own)
+    after = text[end:].lstrip(" .:,)-–—\n")
+    if own and _same(after[: len(own)], own):
+        return True
+    if not found.group().startswith(letter):
+        return True  # In brackets or quotation marks.
+    if _GENUS.match(text, end):
+        return False
+    if letter == "I":
+        return bool(re.compile(r"\s*(?:$|[\n.,;:)])").match(text, end))
+    return bool(_GOES_ON.match(text, end))
 
 
 def _read_small(text: str, start: int, options: Mapping[str, str]) -> Statement | None:
@@ -184,6 +231,7 @@ def _read_text(
     longest = max(map(len, options.values()), default=0) + 40  # with room for marks around it
     rest = re.compile(rf"\s*([^\n]{{0,{longest}}})").match(text, start)
     said = rest[1] if rest else ""
+    said = re.split(r"[<}\"]", said)[0]
     for part in (said, re.split(r"[.;。；]", said)[0]):
         if letter := _by_text(part, options):
             return (start + len(said), letter)
@@ -192,9 +240,26 @@ def _read_text(
 
 def _called_right(text: str, options: Mapping[str, str], language: Language) -> Iterator[Statement]:
     """Find letters that are called right: "B is correct", "选项B正确"."""
-    pattern = rf"{_BEFORE_CALLED[language]}{_letter(options)}{_CALLED_RIGHT[language]}"
-    for found in re.finditer(pattern, text, re.MULTILINE):
-        yield (found.end(), found["letter"])
+    letter = _letter(options)
+    called = rf"{_BEFORE_CALLED[language]}{letter}{_CALLED_RIGHT[language]}"
+    preferred = rf"(?i:{_PREFERRED}){letter}(?i:{_AS_PREFERRED})"
+    for pattern in (called, preferred):
+        for found in re.finditer(pattern, text, re.MULTILINE):
+            yield (found.end(), found["letter"])
+
+
+def _text_called_right(
+    text: str, options: Mapping[str, str], language: Language
+) -> Iterator[Statement]:
+    """Find options whose own text is called right: "Heparin is the correct answer", "肝素是正确的"."""
+    for letter, option in options.items():
+        if len(_folded(option)) < 3 or _by_text(option, options) != letter:
+            continue
+        own = r"\s+".join(map(re.escape, _plain(option).split()))
+        pattern = rf"(?<![\w-]){own}{_CALLED_RIGHT[language]}"
+        for found in re.finditer(pattern, text, re.IGNORECASE):
+            if not _DENIED.search(text[max(0, found.start() - 40) : found.start()].lower()):
+                yield (found.end(), letter)
 
 
 def _lines(text: str, options: Mapping[str, str], *, whole: bool) -> Iterator[Statement]:

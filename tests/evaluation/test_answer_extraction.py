@@ -197,6 +197,212 @@ TABLE_ZH: list[tuple[str, str | None]] = [
 ]
 
 
+DRUGS = {
+    "A": "Ibuprofen",
+    "B": "Enoxaparin",
+    "C": "Protamine sulfate",
+    "D": "Vitamin K",
+    "E": "Apixaban",
+}
+GERMS = {
+    "A": "Streptococcus pyogenes",
+    "B": "E. coli",
+    "C": "Candida albicans",
+    "D": "H. pylori",
+    "E": "Enterococcus faecalis",
+}
+TEN = {
+    "A": "Aspirin", "B": "Bisoprolol", "C": "Captopril", "D": "Digoxin", "E": "Enalapril",
+    "F": "Furosemide", "G": "Glyceryl trinitrate", "H": "Hydralazine", "I": "Ivabradine",
+    "J": "Isosorbide",
+}  # fmt: skip
+SIGNS = {"A": "低钾血症", "B": "高钾血症", "C": "低钠血症", "D": "高钙血症"}
+
+WRAPPED: list[tuple[str, str | None]] = [
+    # markup and data
+    ("<answer>C</answer>", "C"),
+    ("<answer> (C) </answer>", "C"),
+    ("<answer>C. Protamine sulfate</answer>", "C"),
+    ("<answer>Protamine sulfate</answer>", "C"),
+    ("<answer>none of them</answer>", None),
+    ("<final_answer>C</final_answer>", "C"),
+    ("<Answer>\nC\n</Answer>", "C"),
+    ("It reverses heparin.\n<answer>Option C</answer>", "C"),
+    ("<answer>A or C</answer>", None),
+    ('{"answer": "C"}', "C"),
+    ('{"answer": "C. Protamine sulfate"}', "C"),
+    ('{"answer": "Protamine sulfate"}', "C"),
+    ('{"reason": "It binds heparin.", "final_answer": "C"}', "C"),
+    ('{"answer": "C", "reason": "A is an analgesic."}', "C"),
+    ("{'answer_letter': 'C'}", "C"),
+    ('{"correct_option": "C"}', "C"),
+    ('```json\n{"answer": "C"}\n```', "C"),
+    ('{"answer": "unknown"}', None),
+    ('{"answer": null}', None),
+    ('{"options": ["A", "B"]}', None),
+    # mathematics
+    ("\\(\\boxed{D}\\)", "D"),
+    ("\\[\\boxed{D}\\]", "D"),
+    ("$$\\boxed{\\text{D}}$$", "D"),
+    ("\\boxed{\\textbf{(D)}}", "D"),
+    ("\\boxed{\\mathrm{D}}", "D"),
+    ("\\boxed{D. Vitamin K}", "D"),
+    ("\\boxed{\\text{D. Vitamin K}}", "D"),
+    ("\\boxed{\\text{Vitamin K}}", "D"),
+    ("\\boxed{Vitamin K}", "D"),
+    ("\\boxed{Vitamin D}", None),
+    ("The final answer is: \\(\\boxed{D}\\).", "D"),
+    ("\\boxed{A, D}", None),
+    # the letter as the whole answer
+    ("d", "D"),
+    ("d.", "D"),
+    ("(d)", "D"),
+    ("[d]", "D"),
+    ("d)", "D"),
+    ("[D]", "D"),
+    ('"D"', "D"),
+    ("f", None),
+    ("a patient", None),
+    ("Ⓓ", "D"),
+    # labels
+    ("Correct Option: B", "B"),
+    ("Correct option - B", "B"),
+    ("Correct answer: B. Enoxaparin", "B"),
+    ("Best option: B", "B"),
+    ("The correct choice: B", "B"),
+    ("Final option: B", "B"),
+    ("**Correct Answer:** B) Enoxaparin", "B"),
+    ("Answer: the option B", "B"),
+    ("Correct option: B or D", None),
+    ("Answer: B(Enoxaparin)", "B"),
+    # prose
+    ("The most appropriate treatment is (C) Protamine sulfate.", "C"),
+    ("The most appropriate next step would be C.", "C"),
+    ("The best initial drug is therefore (C).", "C"),
+    ("The most likely cause is protamine sulfate.", "C"),
+    ("The most appropriate treatment is not C.", None),
+    ("The preferred antidote is option C.", "C"),
+    ("Protamine sulfate is the correct answer.", "C"),
+    ("Protamine sulfate is the most appropriate choice here.", "C"),
+    ("I think vitamin K would be the best option.", "D"),
+    ("Vitamin K is not the correct answer.", None),
+    ("I doubt that vitamin K is the correct answer.", None),
+    ("Between C and D, D is more appropriate.", "D"),
+    ("Between C and D, option D is the better choice.", "D"),
+    ("Of the two, D is better.", "D"),
+    ("It could be C or D, but D is more likely.", "D"),
+    ("It might be D, however C is more appropriate.", "C"),
+    ("Correct: C", "C"),
+    ("Answer key: C", "C"),
+    ("I'd rule out A and B. That leaves C.", "C"),
+    ("The patient should not take A. Enoxaparin is the right choice.", "B"),
+    ("A: wrong. B: wrong. C: right.", None),
+    ("C is more likely to cause hypotension than D.", None),
+    ("Between C and D it is hard to decide.", None),
+    # what is denied states nothing
+    ("Answer: C. It is the antidote, so A is wrong.", "C"),
+    ("Answer: C. Thus B can be ruled out.", "C"),
+    ("Answer: C. Therefore A, B and D are incorrect.", "C"),
+    ("Answer: C\n\nSo A isn't right and D cannot be used.", "C"),
+    ("So B is wrong.", None),
+    ("Therefore A would be incorrect.", None),
+    ("Hence D must be excluded.", None),
+    ("Thus A, B and D can be eliminated.", None),
+    ("This is A, which is not asked.", "A"),
+]
+
+ABBREVIATED: list[tuple[str, str | None]] = [
+    ("Answer: E. coli", "B"),
+    ("It is E. coli.", "B"),
+    ("**Answer: E. coli**", "B"),
+    ("Answer: E. coli is the usual cause.", None),
+    ("The answer is B. Most come from E. coli, so E. coli it is.", "B"),
+    ("Answer: H. pylori", "D"),
+    ("\\boxed{E. coli}", "B"),
+    ("Answer: C. difficile", None),
+    ("This is C. difficile colitis, so give fluids.", None),
+    ("Answer: A. baumannii", None),
+    ("Answer: E. Enterococcus faecalis", "E"),
+    ("Answer: E. enterococcus faecalis", "E"),
+    ("Answer: C. candida albicans", "C"),
+    ("Answer: E. It grows in bile.", "E"),
+    ("Answer: E. because it grows in bile", "E"),
+]
+
+PRONOUNS: list[tuple[str, str | None]] = [
+    ("Answer: C. So I would start it today.", "C"),
+    ("Answer: C\n\nThus I would not wait.", "C"),
+    ("So I would give captopril.", None),
+    ("Therefore I choose C.", "C"),
+    ("Answer: I", "I"),
+    ("Answer: I. Ivabradine", "I"),
+    ("The answer is I.", "I"),
+    ("So I.", "I"),
+    ("Answer: (I)", "I"),
+    ("Answer: J", "J"),
+    ("I would go with J.", "J"),
+    ("I", "I"),
+    ("i", "I"),
+]
+
+CHINESE_FORMS: list[tuple[str, str | None]] = [
+    ("【答案】B", "B"),
+    ("【正确答案】Ｂ", "B"),
+    ("【答案】B【解析】血钾升高。", "B"),
+    ("[答案] B", "B"),
+    ("答案为选项B。", "B"),
+    ("答案选择B。", "B"),
+    ("正确答案是选项 B（高钾血症）", "B"),
+    ("正确答案为：B. 高钾血症", "B"),
+    ("答案：B（A、C、D均不符合）", "B"),
+    ("答案：B，A错误。", "B"),
+    ("正确选项为B", "B"),
+    ("综上，选B。", "B"),
+    ("综上所述，答案就是B。", "B"),
+    ("因此，B选项最符合。", "B"),
+    ("高钾血症是正确的。", "B"),
+    ("高钾血症不是正确答案。", None),
+    ("<answer>B</answer>", "B"),
+    ('{"答案": "B"}', "B"),
+    ('{"answer": "高钾血症"}', "B"),
+    ("\\boxed{高钾血症}", "B"),
+    ("\\(\\boxed{B}\\)", "B"),
+    ("答案：Ｂ。\n\n所以A不对。", "B"),
+    ("答案：B。因此A、C、D可以排除。", "B"),
+    ("所以A不对。", None),
+    ("因此A错误。", None),
+    ("所以C、D均不正确。", None),
+    ("可以排除A。", None),
+    ("A错，B对。", "B"),
+    ("首先排除A、C，剩下B和D。", None),
+    ("选A是错误的，应选B", "B"),
+    ("A和B都有可能。", None),
+    ("b", "B"),
+    ("（b）", "B"),
+    ("最可能的诊断是B。", "B"),
+]
+
+
+@pytest.mark.parametrize(("output", "letter"), WRAPPED)
+def test_wrappers_labels_and_prose(output: str, letter: str | None) -> None:
+    assert extract_letter(output, DRUGS, "en") == letter
+
+
+@pytest.mark.parametrize(("output", "letter"), ABBREVIATED)
+def test_an_abbreviated_name_is_no_letter(output: str, letter: str | None) -> None:
+    assert extract_letter(output, GERMS, "en") == letter
+
+
+@pytest.mark.parametrize(("output", "letter"), PRONOUNS)
+def test_the_pronoun_is_no_letter(output: str, letter: str | None) -> None:
+    assert extract_letter(output, TEN, "en") == letter
+
+
+@pytest.mark.parametrize(("output", "letter"), CHINESE_FORMS)
+def test_chinese_forms(output: str, letter: str | None) -> None:
+    assert extract_letter(output, SIGNS, "zh") == letter
+
+
 @pytest.mark.parametrize(("output", "letter"), TABLE_EN)
 def test_english_outputs(output: str, letter: str | None) -> None:
     assert extract_letter(output, ENGLISH, "en") == letter
@@ -235,10 +441,10 @@ def test_only_an_offered_letter_is_ever_given(text: str) -> None:
     "unit", ["Answer: ", "The answer ", "( ", "选", "A or ", "B\n", "answer is not A but "]
 )
 def test_a_long_loop_is_read_in_no_time(unit: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     extract_letter(unit * (8_000 // len(unit)), ENGLISH, "en")
     extract_letter(unit * (8_000 // len(unit)), CHINESE, "zh")
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_english_letters_follow_a_space_and_chinese_ones_do_not() -> None:
