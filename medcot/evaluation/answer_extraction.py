@@ -251,7 +251,7 @@ def _called_right(text: str, options: Mapping[str, str], language: Language) -> 
 def _text_called_right(
     text: str, options: Mapping[str, str], language: Language
 ) -> Iterator[Statement]:
-    """Find options whose own text is called right: "Heparin is the correct answer", "肝素是正确的"."""
+    """Find options whose own text is called right: "Heparin is the correct answer"."""
     for letter, option in options.items():
         if len(_folded(option)) < 3 or _by_text(option, options) != letter:
             continue
