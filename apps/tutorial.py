@@ -616,7 +616,7 @@ def offer_to_push(get_kernel, language, set_kernel, sure):
         label=say("kaggle_push", language),
         on_click=lambda _: set_kernel(attempt(kaggle_panel.push_kernel, _built)),
     )
-    _ready = isinstance(_built, kaggle_panel.Built)
+    _ready = isinstance(_built, kaggle_panel.BuiltKernel)
     mo.hstack([sure, push], justify="start", wrap=True) if _ready else None
     return
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import NoReturn
@@ -12,6 +12,9 @@ import click
 
 from medcot.distributed import comm
 from medcot.errors import Cancelled, InputError, RunFailed
+
+
+INTERRUPTED = "stopped; finished work is kept, --resume continues the run"
 
 
 class ExitCode(IntEnum):
@@ -24,18 +27,25 @@ class ExitCode(IntEnum):
 
 
 @contextmanager
-def exit_on_error() -> Iterator[None]:
-    """Turn whatever the block raises into an exit code and at most one line."""
+def exit_on_error(
+    *, interrupted: str = INTERRUPTED, redact: Callable[[str], str] = str
+) -> Iterator[None]:
+    """Turn whatever the block raises into an exit code and at most one line.
+
+    Args:
+        interrupted: the line after an interrupt.
+        redact: hides secrets in a line.
+    """
     try:
         yield
     except InputError as error:
-        _exit(ExitCode.WRONG_INPUT, str(error))
+        _exit(ExitCode.WRONG_INPUT, redact(str(error)))
     except click.UsageError as error:
-        _exit(ExitCode.WRONG_INPUT, error.format_message())
+        _exit(ExitCode.WRONG_INPUT, redact(error.format_message()))
     except RunFailed as error:
-        _exit(ExitCode.FAILED, str(error))
+        _exit(ExitCode.FAILED, redact(str(error)))
     except (Cancelled, KeyboardInterrupt, click.Abort):
-        _exit(ExitCode.INTERRUPTED, "stopped; finished work is kept, --resume continues the run")
+        _exit(ExitCode.INTERRUPTED, interrupted)
     except BrokenPipeError:
         # Whoever read the output has closed it; Python would complain when it flushes.
         sys.stderr.close()

@@ -1,23 +1,199 @@
-"""What a command to Kaggle is about: which run, whose account, and how to speak of it."""
+"""The commands to Kaggle: build, push, wait, fetch, run, secrets.
+
+Each one makes a record of its options, calls :mod:`medcot.kaggle.client` and prints the result.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import click
 
-from medcot.cli.options import resolve_flags
-from medcot.cli.run_choice import choose_directory, config_of_run
+from medcot.cli.exit_codes import exit_on_error
+from medcot.cli.kaggle_options import (
+    AGAIN,
+    FOLLOW,
+    INTERVAL,
+    JSON,
+    OUT,
+    OWNER,
+    PATIENCE,
+    OrderedGroup,
+    add_kernel_options,
+    add_naming_options,
+    take_kernel_options,
+)
+from medcot.cli.options import config_flags, resolve_flags
+from medcot.cli.run_choice import choose_directory, config_of_run, existing_run
 from medcot.config.schema import RunConfig
-from medcot.errors import RunFailed
+from medcot.errors import InputError, RunFailed
 from medcot.hardware.machine import named_machine
 from medcot.kaggle.client.account import Account, connect
-from medcot.kaggle.client.push_state import Push
-from medcot.kaggle.client.retry import Patience
-from medcot.kaggle.client.wait import Ending, ending_of
+from medcot.kaggle.client.build import FOLDER, Kernel, build, find_owner
+from medcot.kaggle.client.orchestrate import (
+    KaggleResult,
+    KaggleRun,
+    fetch_and_record,
+    probe_secrets,
+    run_on_kaggle,
+)
+from medcot.kaggle.client.push import push, url_of
+from medcot.kaggle.client.push_state import PushRecord, last_push
+from medcot.kaggle.client.retry import RetryPolicy
+from medcot.kaggle.client.wait import FinalStatus, final_status, wait
 from medcot.kaggle.session.secret_scan import Redactor, known_secrets
 from medcot.runs.directory import RunDirectory
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=OrderedGroup, context_settings=SETTINGS)
+def cli() -> None:
+    """Run medcot on Kaggle's free GPUs.
+
+    \b
+    python kaggle/push.py secrets                  once: which secrets the kernel is given
+    python kaggle/push.py run --preset kaggle-t4   all of it; the same command again continues
+
+    Needs a Kaggle account with a verified phone number and an API token: kaggle/README.md. Exit
+    codes: 0 done, 1 failed, 2 wrong input, 3 cancelled on Kaggle, 4 out of time (a paused session,
+    Kaggle's limit, or --timeout), 130 interrupted here. Generated answers are research output, not
+    medical advice.
+    """
+
+
+@config_flags()
+@cli.command("build")
+@OWNER
+@add_kernel_options
+def build_command(owner: str | None, **flags: Any) -> None:
+    """Write the folder that `kaggle kernels push -p` accepts. Needs no network."""
+    options = take_kernel_options(flags)
+    config, run, as_json = choose_run(flags)
+    print_kernel(build(config, run, owner or find_owner(), options), as_json=as_json)
+
+
+@config_flags()
+@cli.command("push")
+@OWNER
+@add_kernel_options
+@AGAIN
+@PATIENCE
+def push_command(owner: str | None, *, again: bool, patience: float, **flags: Any) -> None:
+    """Build and push: starts a session, spends quota."""
+    options = take_kernel_options(flags)
+    config, run, as_json = choose_run(flags)
+    account = sign_in(patience)
+    kernel = build(config, run, owner or account.user, options)
+    say = make_say(as_json=as_json)
+    sent = push(account, kernel, run, say, public=options.public, again=again)
+    print_facts(asdict(sent) | {"out": str(run.path)}, as_json=as_json)
+
+
+@cli.command("wait")
+@OUT
+@FOLLOW
+@INTERVAL
+@PATIENCE
+@click.option("--timeout", type=float, metavar="SECONDS", help="stop waiting after this time")
+@JSON
+def wait_command(
+    out: str | None,
+    *,
+    follow: bool,
+    interval: float,
+    patience: float,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Wait for the pushed version to end; the exit code says how."""
+    run = existing_run(out, "--out")
+    sent, say = last_push(run), make_say(as_json=as_json)
+    account = sign_in(patience)
+    show_log = say if follow else None
+    status, message = wait(account, sent, say, show_log, interval=interval, limit_s=timeout)
+    explained = f"{status.text} ({message})" if message else status.text
+    say(f"version {sent.version} of {sent.ref}: {explained}")
+    facts = {"ending": status.text, "message": message, "version": sent.version}
+    print_facts(facts, as_json=as_json)
+    sys.exit(status.value)
+
+
+@cli.command("fetch")
+@OUT
+@PATIENCE
+@JSON
+def fetch_command(out: str | None, *, patience: float, as_json: bool) -> None:
+    """Fetch the output of the pushed version into the run directory."""
+    run = existing_run(out, "--out")
+    sent, account = last_push(run), sign_in(patience)
+    status = require_final_status(account, sent)
+    result = fetch_and_record(account, sent, run, make_say(as_json=as_json), status)
+    print_result(result, run, as_json=as_json)
+
+
+@config_flags()
+@cli.command("run")
+@OWNER
+@add_kernel_options
+@click.option("--until-done", is_flag=True, help="continue in as many sessions as it takes")
+@AGAIN
+@FOLLOW
+@INTERVAL
+@PATIENCE
+def run_command(
+    owner: str | None,
+    *,
+    until_done: bool,
+    again: bool,
+    follow: bool,
+    interval: float,
+    patience: float,
+    **flags: Any,
+) -> None:
+    """Build, push, wait and fetch.
+
+    Called again with the same --out, it continues where it stopped.
+    """
+    options = take_kernel_options(flags)
+    config, run, as_json = choose_run(flags)
+    account, say = sign_in(patience), make_say(as_json=as_json)
+    if owner and owner != account.user:
+        raise InputError(
+            f"--owner {owner}",
+            f"these are the credentials of {account.user}",
+            f"use --owner {account.user}",
+        )
+    request = KaggleRun(account, config, run, options, say, say if follow else None, interval)
+    result = run_on_kaggle(request, until_done=until_done, again=again)
+    print_result(result, run, as_json=as_json)
+
+
+@cli.command("secrets")
+@add_naming_options
+@click.option("--out", metavar="DIR", default="runs/kaggle-secrets", show_default=True)
+@INTERVAL
+@PATIENCE
+@JSON
+def secrets_command(
+    out: str, *, interval: float, patience: float, as_json: bool, **flags: Any
+) -> None:
+    """Ask the kernel which secrets it is given.
+
+    Pushes a version of the kernel that runs for about a minute on a CPU and costs no GPU quota. A
+    secret that is not attached has to be ticked on the kernel's page; the address is printed.
+    """
+    options = take_kernel_options(flags)
+    config, run, _ = choose_run({"preset": "kaggle-t4", "out": out})
+    account, say = sign_in(patience), make_say(as_json=as_json)
+    lines = probe_secrets(KaggleRun(account, config, run, options, say, interval_s=interval))
+    for line in lines:
+        say(line)
+    print_facts({"secrets": lines}, as_json=as_json)
 
 
 def choose_run(flags: dict[str, Any]) -> tuple[RunConfig, RunDirectory, bool]:
@@ -30,40 +206,82 @@ def choose_run(flags: dict[str, Any]) -> tuple[RunConfig, RunDirectory, bool]:
     run = choose_directory(resolved)
     if run.exists():
         return config_of_run(run, resolved), run, resolved.json
-    speaker(resolved.json)(f"preset {resolved.config.preset}, run directory {run.path}")
+    say = make_say(as_json=resolved.json)
+    say(f"preset {resolved.config.preset}, run directory {run.path}")
     return resolved.config, run, resolved.json
 
 
 def sign_in(patience_min: float) -> Account:
-    """The account of this machine, once Kaggle has taken its credentials.
+    """Sign in, and check that Kaggle accepts the credentials.
 
     Raises:
-        InputError: none, or refused.
+        InputError: there are none, or Kaggle refuses them.
     """
-    account = connect(Patience(seconds=patience_min * 60))
+    account = connect(RetryPolicy(limit_s=patience_min * 60))
     account.quota()
     return account
 
 
-def ended(account: Account, sent: Push) -> Ending:
-    """How the version ``sent`` ended.
+def require_final_status(account: Account, sent: PushRecord) -> FinalStatus:
+    """Return how the session of the version ``sent`` ended.
 
     Raises:
-        RunFailed: it has not.
+        RunFailed: it has not ended.
     """
     status = account.status(sent.ref, sent.version)
-    ending = ending_of(status) if status else None
-    if ending is None:
-        word = status.word.lower() if status else "unknown to Kaggle"
-        raise RunFailed("fetch", f"version {sent.version} is {word}.", "Wait until it has ended.")
-    return ending
+    final = final_status(status) if status else None
+    if final is None:
+        state = status.state.lower() if status else "unknown to Kaggle"
+        raise RunFailed("fetch", f"version {sent.version} is {state}.", "Wait until it has ended.")
+    return final
 
 
-def speaker(as_json: bool) -> Callable[[str], None]:
-    """Prints lines with every secret hidden; beside JSON they go to standard error."""
+def make_say(*, as_json: bool) -> Callable[[str], None]:
+    """Return a function that prints lines with every secret hidden; with JSON, to stderr."""
     redact = Redactor(known_secrets())
 
     def say(line: str) -> None:
         click.echo(redact(line), err=as_json)
 
     return say
+
+
+def print_kernel(kernel: Kernel, *, as_json: bool) -> None:
+    """Print where the built kernel is and how to push it."""
+    say = make_say(as_json=as_json)
+    say(f"{kernel.folder}: {kernel.size / 1024:.0f} KB, bundle {kernel.checksum[:16]}")
+    if kernel.dataset:
+        say(f"{kernel.dataset}: the private data set that it needs")
+    say(f"push it with this command's `push`, or: kaggle kernels push -p {kernel.folder}")
+    facts = {"folder": str(kernel.folder), "ref": kernel.ref, "checksum": kernel.checksum}
+    print_facts(facts, as_json=as_json)
+
+
+def print_result(result: KaggleResult, run: RunDirectory, *, as_json: bool) -> None:
+    """Print how the run ended and what to do next, and exit with its code."""
+    say = make_say(as_json=as_json)
+    if result.outcome == "done" and run.has("report.json"):
+        say(run.read_json("report.json")["verdict"].get("sentence", ""))
+        say(f"report: {run.report_markdown}")
+    elif result.outcome != "failed":
+        sent = last_push(run)
+        say(f"{result.outcome} at step {result.step}; everything fetched is in {run.path}")
+        command = f"python kaggle/push.py run --until-done --out {run.path}"
+        say(f"to continue: {command} ({url_of(sent.ref)})")
+    else:
+        say(f"failed; its log is in {run.path / FOLDER}")
+    print_facts(asdict(result) | {"out": str(run.path)}, as_json=as_json)
+    sys.exit(result.exit_code)
+
+
+def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
+    """Print ``facts`` as JSON if that was asked for."""
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; each way it can end has its exit code and at most one line."""
+    interrupted = "stopped here; a session on Kaggle continues, `wait` and `fetch` find it again"
+    with exit_on_error(interrupted=interrupted, redact=Redactor(known_secrets())):
+        cli.main(arguments, prog_name="push.py", standalone_mode=False)

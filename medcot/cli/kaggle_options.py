@@ -1,4 +1,4 @@
-"""The flags of a command that makes a kernel."""
+"""The options of the commands to Kaggle."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from medcot.kaggle.client.build import Wishes
-from medcot.kaggle.client.bundle import Orders
+from medcot.kaggle.client.build import KernelOptions
 from medcot.kaggle.client.metadata import TITLE
+from medcot.kaggle.session.job import JobSpec
 from medcot.kaggle.session.user_secrets import HUB_LABELS, WANDB_LABELS
 
 Command = Callable[..., Any]
@@ -17,17 +17,17 @@ Command = Callable[..., Any]
 OWNER = click.option("--owner", metavar="NAME", help="Kaggle user name (default: the account's)")
 OUT = click.option("--out", metavar="DIR", help="run directory (default: the newest in runs/)")
 JSON = click.option("--json", "as_json", is_flag=True, help="print facts as JSON")
-AGAIN = click.option("--again", is_flag=True, help="push once more what was pushed before")
+AGAIN = click.option("--again", is_flag=True, help="push the same bundle once more")
 FOLLOW = click.option("--follow/--no-follow", default=True, help="show the live log")
 INTERVAL = click.option(
-    "--interval", default=20.0, show_default=True, metavar="SECONDS", help="between two questions"
+    "--interval", default=20.0, show_default=True, metavar="SECONDS", help="between two status requests"
 )
 PATIENCE = click.option(
     "--patience",
     default=30.0,
     show_default=True,
     metavar="MINUTES",
-    help="how long to bear no answer",
+    help="how long to retry without an answer",
 )
 
 _NAMED = [
@@ -59,38 +59,38 @@ _SESSION = [
 ]
 
 
-class InOrder(click.Group):
-    """Lists commands as they were made, which is the order of the way to Kaggle and back."""
+class OrderedGroup(click.Group):
+    """Lists commands in the order of their definition, which is that of their use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
 
-def name_flags(command: Command) -> Command:
-    """Give ``command`` the flags that name a kernel and its secrets."""
+def add_naming_options(command: Command) -> Command:
+    """Give ``command`` the options that name a kernel and its secrets."""
     for option in reversed(_NAMED):
         command = option(command)
     return command
 
 
-def kernel_flags(command: Command) -> Command:
-    """Give ``command`` the flags of :func:`name_flags` and those of a session that trains."""
+def add_kernel_options(command: Command) -> Command:
+    """Give ``command`` the options of :func:`add_naming_options` and of a training session."""
     for option in reversed(_SESSION):
         command = option(command)
-    return name_flags(command)
+    return add_naming_options(command)
 
 
-def take_wishes(flags: dict[str, Any]) -> Wishes:
-    """Take the kernel's flags out of ``flags``, as far as it has them; what stays is the run's."""
-    usual = Wishes()
-    return Wishes(
+def take_kernel_options(flags: dict[str, Any]) -> KernelOptions:
+    """Remove the kernel's options from ``flags``, which keeps those of the run, and return them."""
+    default = KernelOptions()
+    return KernelOptions(
         title=flags.pop("title"),
-        gpu=flags.pop("gpu", usual.gpu),
-        public=flags.pop("public", usual.public),
-        limit_s=round(flags.pop("hours", usual.limit_s / 3600) * 3600),
-        margin_s=round(flags.pop("margin", usual.margin_s / 60) * 60),
-        as_dataset=flags.pop("as_dataset", usual.as_dataset),
-        orders=Orders(
+        gpu=flags.pop("gpu", default.gpu),
+        public=flags.pop("public", default.public),
+        limit_s=round(flags.pop("hours", default.limit_s / 3600) * 3600),
+        margin_s=round(flags.pop("margin", default.margin_s / 60) * 60),
+        as_dataset=flags.pop("as_dataset", default.as_dataset),
+        job=JobSpec(
             hub_labels=flags.pop("hub_label") or HUB_LABELS,
             wandb_labels=flags.pop("wandb_label") or WANDB_LABELS,
             secrets_dataset=flags.pop("secrets_dataset"),

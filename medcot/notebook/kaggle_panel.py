@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medcot.config.schema import RunConfig
-from medcot.kaggle.client.build import Kernel, Wishes, build, owner_of_this_machine
+from medcot.kaggle.client.build import Kernel, KernelOptions, build, find_owner
 from medcot.kaggle.client.orchestrate import AccountCheck, check_account
-from medcot.kaggle.client.push_state import Push
+from medcot.kaggle.client.push_state import PushRecord
 from medcot.runs.directory import RunDirectory, new_run_path
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class BuiltKernel:
     """A kernel folder, ready to push, and the run that it belongs to."""
 
     kernel: Kernel
@@ -24,17 +24,17 @@ def look_at_account() -> AccountCheck:
     return check_account()
 
 
-def build_kernel(config: RunConfig) -> Built:
+def build_kernel(config: RunConfig) -> BuiltKernel:
     """The kernel folder of a new run of ``config``; nothing leaves the machine.
 
     Raises:
         InputError: no account name is known here, or the config cannot travel.
     """
     run = RunDirectory(new_run_path(config))
-    return Built(build(config, run, owner_of_this_machine(), Wishes()), run)
+    return BuiltKernel(build(config, run, find_owner(), KernelOptions()), run)
 
 
-def push_kernel(built: Built) -> Push:
+def push_kernel(built: BuiltKernel) -> PushRecord:
     """Send a built kernel: starts a session and spends quota.
 
     Raises:
@@ -42,7 +42,7 @@ def push_kernel(built: Built) -> Push:
     """
     from medcot.kaggle.client.account import connect
     from medcot.kaggle.client.push import push
-    from medcot.kaggle.client.retry import Patience
+    from medcot.kaggle.client.retry import RetryPolicy
 
-    account = connect(Patience(seconds=60.0))
+    account = connect(RetryPolicy(limit_s=60.0))
     return push(account, built.kernel, built.run, lambda _: None)

@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 
 from medcot.errors import InputError, RunFailed
+from medcot.kaggle.session.tutorial import export_command
 from medcot.notebook.static_pages import (
     FILES,
     NOTEBOOK,
@@ -81,16 +82,8 @@ def _require_done(run: Path) -> None:
 def _execute(folder: Path, language: Language, asked: Sequence[str]) -> str:
     """Return the exported page. marimo exits with 0 even if a cell stopped, so read the page."""
     page = folder / PAGES[language]
-    command = [
-        sys.executable,
-        "-m",
-        "marimo",
-        "export",
-        "html",
-        str(folder / "apps" / NOTEBOOK.name),
-    ]
-    command += ["--output", str(page), "--force", "--no-sandbox", "--"]
-    command += ["--headless", "--interface", language, *asked]
+    notebook = folder / "apps" / NOTEBOOK.name
+    command = export_command(notebook, page, ["--interface", language, *asked])
     environment = os.environ | {"NO_COLOR": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, cwd=PROJECT

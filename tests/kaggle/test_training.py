@@ -16,12 +16,13 @@ import pytest
 from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig
 from medcot.kaggle.client.account import Account
-from medcot.kaggle.client.build import Wishes
-from medcot.kaggle.client.bundle import Orders, collect
-from medcot.kaggle.client.orchestrate import run_on_kaggle
-from medcot.kaggle.client.push_state import runs_pushed
-from medcot.kaggle.session.machine import training_command
-from medcot.kaggle.session.subprocesses import Ended, run_command
+from medcot.kaggle.client.build import KernelOptions
+from medcot.kaggle.client.bundle import collect
+from medcot.kaggle.client.orchestrate import KaggleRun, run_on_kaggle
+from medcot.kaggle.client.push_state import training_pushes
+from medcot.kaggle.session.job import JobSpec
+from medcot.kaggle.session.machine import make_training_command
+from medcot.kaggle.session.subprocesses import ExitStatus, run_command
 from medcot.runs.directory import RunDirectory
 from tests.support.fakes import make_tiny_model
 from tests.support.kaggle_scripts import Lines
@@ -91,11 +92,11 @@ def test_a_run_on_kaggle_reports_what_the_same_run_reports_here(
     config = small(rows, steps=2)
     local = start_locally(config, tmp_path / "local")
     shown = Lines()
-    wishes = Wishes(orders=Orders(hub_repository="ann/tuned"))
-    finish = run_on_kaggle(account, config, run, wishes, lines, shown, interval=0.2)
+    options = KernelOptions(job=JobSpec(hub_repository="ann/tuned"))
+    result = run_on_kaggle(KaggleRun(account, config, run, options, lines, shown, interval_s=0.2))
     assert local.wait(timeout=200) == 0
-    assert finish.outcome == "done", shown.text
-    assert finish.exit_code == 0
+    assert result.outcome == "done", shown.text
+    assert result.exit_code == 0
     assert "hub: nothing uploaded to ann/tuned, as there is no token" in lines
     assert report(run.path) == report(tmp_path / "local")
     names = {"report.md", "events.jsonl", "adapter/adapter_model.safetensors"}
@@ -107,7 +108,7 @@ def test_a_run_on_kaggle_reports_what_the_same_run_reports_here(
     assert loss in page
     assert "train 2/2" in shown.text
     assert "nothing is missing" in shown.text
-    assert f"medcot bundle {runs_pushed(run)[0].checksum}" in shown.text
+    assert f"medcot bundle {training_pushes(run)[0].checksum}" in shown.text
     assert "HUGGINGFACE_TOKEN: not attached; public models only" in shown.text
 
 
@@ -129,15 +130,13 @@ def test_a_session_killed_in_training_is_continued_to_the_result_of_one_long_run
     kaggle.session_options = {"environ": {"HF_HOME": str(hub)}, "kill_when": in_the_middle}
     local = start_locally(config, tmp_path / "local", hub)
     shown = Lines()
-    finish = run_on_kaggle(
-        account, config, run, Wishes(), lines, shown, until_done=True, interval=0.2
-    )
+    result = run_on_kaggle(KaggleRun(account, config, run, KernelOptions(), lines, shown, interval_s=0.2), until_done=True)
     assert local.wait(timeout=200) == 0
-    assert finish.outcome == "done", shown.text
+    assert result.outcome == "done", shown.text
     first, second = kaggle.calls_of("SaveKernel")
     assert "kernelDataSources" not in first
     assert second["kernelDataSources"] == ["ann/medcot-fine-tuning"]
-    assert [push.outcome for push in runs_pushed(run)] == ["killed", "done"]
+    assert [push.outcome for push in training_pushes(run)] == ["killed", "done"]
     assert "continuing from the output of session 1" in shown.text
     assert report(run.path) == report(tmp_path / "local")
 
@@ -149,10 +148,10 @@ def test_both_t4s_are_trained_on_by_two_processes_that_end_as_one_run(
     config = small(rows, steps=2, model="tiny/llama", mcq=())
     file, run = tmp_path / "two.json", RunDirectory(tmp_path / "two")
     file.write_text(config.model_dump_json(), encoding="utf-8")
-    command = training_command("kaggle-t4x2", 2, file, run.path, resume=False)
+    command = make_training_command("kaggle-t4x2", 2, file, run.path, resume=False)
     environ = {**os.environ, "HF_HOME": str(hub), "OMP_NUM_THREADS": "1"}
     ended = run_command(command, lines, environ=environ, folder=tmp_path, seconds=200)
-    assert ended == Ended(0, stopped=False), lines.text
+    assert ended == ExitStatus(0, stopped=False), lines.text
     assert run.stage() == "done"
     assert [row["step"] for row in run.rows(run.events)] == [1, 2]
     assert run.read_json("environment.json")["machine"]["processes"] == 2
@@ -164,7 +163,7 @@ def test_a_session_stops_in_time_saves_and_says_it_is_not_finished(
     from medcot.kaggle.session.main import run_session
 
     config = small(rows, steps=100_000, model="tiny/llama", mcq=(), generate_samples=0)
-    bundle = collect(config, Orders(limit_s=600, margin_s=60))
+    bundle = collect(config, JobSpec(limit_s=600, margin_s=60))
     folder, root = tmp_path / "bundle", tmp_path / "kaggle"
     for name, content in bundle.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from medcot.kaggle.client.account import Account, connect
-from medcot.kaggle.client.retry import Patience
+from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.sources import PROJECT
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import Lines, quick_session
@@ -41,17 +41,17 @@ def naps() -> list[float]:
 
 
 @pytest.fixture
-def patience(naps: list[float]) -> Patience:
+def policy(naps: list[float]) -> RetryPolicy:
     def nap(seconds: float) -> None:
         naps.append(seconds)
         time.sleep(0.01)
 
-    return Patience(seconds=900, sleep=nap)
+    return RetryPolicy(limit_s=900, sleep=nap)
 
 
 @pytest.fixture
-def account(kaggle: KaggleServer, patience: Patience) -> Account:
-    return connect(patience)
+def account(kaggle: KaggleServer, policy: RetryPolicy) -> Account:
+    return connect(policy)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One Kaggle account through Kaggle's own client: the only module that knows its quirks."""
+"""One Kaggle account through Kaggle's own client; no other module knows its quirks."""
 
 from __future__ import annotations
 
@@ -10,31 +10,43 @@ from pathlib import Path
 from typing import Any
 
 from medcot.errors import InputError
-from medcot.kaggle.client.api_types import KernelOnKaggle, OutputFile, Quota, SaveAnswer, Status
-from medcot.kaggle.client.connection import bad_credentials, label, log_lines, open_client
-from medcot.kaggle.client.retry import Patience, Refused, patiently
+from medcot.kaggle.client.api_types import (
+    OutputFile,
+    Quota,
+    RemoteKernel,
+    SaveAnswer,
+    SessionStatus,
+)
+from medcot.kaggle.client.connection import (
+    credentials_error,
+    open_client,
+    read_log,
+    version_label,
+)
+from medcot.kaggle.client.retry import RequestRefused, RetryPolicy, call_with_retries
 
-INVALID = ("tags", "dataset_sources", "competition_sources", "kernel_sources", "model_sources")
-"""What a push may name wrongly; the rest of it is carried out all the same."""
+SOURCE_KINDS = ("tags", "dataset_sources", "competition_sources", "kernel_sources", "model_sources")
+"""Kinds of source that a push can name wrongly; Kaggle starts the version without them."""
 
 
 class Account:
-    """A signed-in account. Every call asks again while Kaggle is busy, as ``patience`` says."""
+    """A signed-in account. ``policy`` says how calls are retried, except `save` and `follow`."""
 
-    def __init__(self, api: Any, patience: Patience) -> None:
-        self._api, self.patience = api, patience
+    def __init__(self, api: Any, policy: RetryPolicy) -> None:
+        self._api, self.policy = api, policy
 
     @property
     def user(self) -> str:
+        """The account's user name."""
         return str(self._api.config_values.get("username") or "")
 
     def quota(self) -> Quota | None:
-        """The GPU quota; also the one call that tells bad credentials from a wrong name.
+        """Return the GPU quota. Only this call tells bad credentials from a wrong name.
 
-        None where Kaggle names no quota, as of an account that never had a GPU.
+        None if Kaggle reports no quota, as for an account that never had a GPU.
 
         Raises:
-            InputError: Kaggle does not take the credentials.
+            InputError: Kaggle refuses the credentials.
         """
         from kagglesdk.kernels.types import kernels_api_service as k
 
@@ -44,9 +56,9 @@ class Account:
                 k.ApiGetAcceleratorQuotaStatisticsRequest(),
                 "the quota",
             )
-        except Refused as error:
+        except RequestRefused as error:
             if error.status in (401, 403):
-                raise bad_credentials(f"refused by Kaggle ({error.status})") from None
+                raise credentials_error(f"refused by Kaggle ({error.status})") from None
             raise
         gpu = answer.gpu_quota
         if gpu is None or not (gpu.total_time_allowed or gpu.has_ever_run):
@@ -54,51 +66,51 @@ class Account:
         hours = [_hours(t) for t in (gpu.time_used, gpu.time_reserved, gpu.total_time_allowed)]
         return Quota(*hours, refresh=answer.quota_refresh_time)
 
-    def kernel(self, ref: str) -> KernelOnKaggle | None:
-        """The kernel ``OWNER/SLUG``, or None: Kaggle answers 403 for what does not exist."""
+    def kernel(self, ref: str) -> RemoteKernel | None:
+        """Return the kernel ``OWNER/SLUG``, or None: Kaggle answers 403 if it does not exist."""
         from kagglesdk.kernels.types import kernels_api_service as k
 
         request = k.ApiGetKernelRequest()
         request.user_name, request.kernel_slug = ref.split("/")
         try:
             answer = self._kernels("get_kernel", request, f"the kernel {ref}")
-        except Refused as error:
+        except RequestRefused as error:
             if error.status in (403, 404):
                 return None
             raise
         source = answer.blob.source if answer.blob is not None else ""
         version = answer.metadata.current_version_number if answer.metadata is not None else 0
-        return KernelOnKaggle(int(version or 0), source or "")
+        return RemoteKernel(int(version or 0), source or "")
 
     def save(self, folder: Path, limit_s: int) -> SaveAnswer:
-        """Push ``folder`` as a new version, which starts it. Asked once only.
+        """Push ``folder`` as a new version, which starts it. Never retried here.
 
         Raises:
-            Refused, requests' errors: not translated, as only the caller knows what to do next.
+            RequestRefused, requests' errors: untranslated, since the caller knows what to do next.
         """
         with contextlib.redirect_stdout(io.StringIO()):
             answer = self._api.kernels_push(str(folder), timeout=str(limit_s))
-        invalid = {kind: tuple(getattr(answer, f"invalid_{kind}") or ()) for kind in INVALID}
+        invalid = {kind: tuple(getattr(answer, f"invalid_{kind}") or ()) for kind in SOURCE_KINDS}
         version = answer.version_number or 0
         return SaveAnswer(answer.ref or "", answer.url or "", version, answer.error or "", invalid)
 
-    def status(self, ref: str, version: int) -> Status | None:
-        """How ``version``'s session is doing; None where Kaggle does not know it (yet)."""
+    def status(self, ref: str, version: int) -> SessionStatus | None:
+        """Return the state of ``version``'s session, or None if Kaggle does not know it (yet)."""
         from kagglesdk.kernels.types import kernels_api_service as k
 
         request = k.ApiGetKernelSessionStatusRequest()
         request.user_name, request.kernel_slug = ref.split("/")
-        request.version_label = label(version)
+        request.version_label = version_label(version)
         try:
             answer = self._kernels("get_kernel_session_status", request, f"the status of {ref}")
-        except Refused as error:
+        except RequestRefused as error:
             if error.status in (403, 404):
                 return None
             raise
-        return Status(answer.status.name, answer.failure_message or "")
+        return SessionStatus(answer.status.name, answer.failure_message or "")
 
     def outputs(self, ref: str, version: int) -> tuple[list[OutputFile], str]:
-        """Every file that ``version`` left, over all pages, and its log as text."""
+        """Return every output file of ``version``, over all pages, and its log as text."""
         from kagglesdk.kernels.types import kernels_api_service as k
 
         files: list[OutputFile] = []
@@ -106,44 +118,44 @@ class Account:
         while True:
             request = k.ApiListKernelSessionOutputRequest()
             request.user_name, request.kernel_slug = ref.split("/")
-            request.version_label, request.page_size = label(version), 100
+            request.version_label, request.page_size = version_label(version), 100
             request.page_token = token
             answer = self._kernels("list_kernel_session_output", request, f"the output of {ref}")
             files += [OutputFile(file.file_name, file.url) for file in answer.files or []]
             log = log or answer.log or ""
             if not answer.next_page_token or answer.next_page_token == token:
-                return files, "".join(log_lines(log))
+                return files, "".join(read_log(log))
             token = answer.next_page_token
 
     def follow(self, ref: str, version: int) -> Iterator[str]:
-        """The log of ``version`` as it is written, from its beginning; ends where Kaggle ends it.
+        """Yield the log of ``version`` from its beginning, as it is written.
 
         Raises:
-            Refused, requests' errors: the stream cannot be had, or was cut.
+            RequestRefused, requests' errors: the stream is not available, or was cut.
         """
         with self._api.build_kaggle_client() as client:
             http = client._http_client
             base = http._endpoint if "api." in http._endpoint else f"{http._endpoint}/api"
             response = http._session.get(
                 f"{base}/v1/kernels/logs/stream/{ref}",
-                params={"versionLabel": label(version)},
+                params={"versionLabel": version_label(version)},
                 headers={"Accept": "text/event-stream, */*"},
                 stream=True,
             )
             with response:
                 response.raise_for_status()
                 if "event-stream" not in response.headers.get("Content-Type", ""):
-                    yield from log_lines(response.text)
+                    yield from read_log(response.text)
                     return
                 for line in response.iter_lines(decode_unicode=True):
                     payload = line[5:].lstrip() if line and line.startswith("data:") else ""
                     if payload == "END_OF_LOG":
                         return
                     if payload:
-                        yield from log_lines(f"[{payload}]")
+                        yield from read_log(f"[{payload}]")
 
     def is_private_dataset(self, ref: str) -> bool | None:
-        """Whether the data set is private; None where there is none."""
+        """Return whether the data set is private, or None if it does not exist."""
         from kagglesdk.datasets.types import dataset_api_service as d
 
         request = d.ApiGetDatasetRequest()
@@ -153,32 +165,32 @@ class Account:
                 lambda client: client.datasets.dataset_api_client.get_dataset(request),
                 f"the data set {ref}",
             )
-        except Refused as error:
+        except RequestRefused as error:
             if error.status in (403, 404):
                 return None
             raise
         return bool(answer.is_private)
 
     def upload_dataset(self, folder: Path, ref: str) -> None:
-        """Make ``folder`` the newest version of the private data set ``ref``, and wait for it.
+        """Upload ``folder`` as the newest version of the private data set ``ref``, and wait for it.
 
         Raises:
-            Refused: Kaggle did not take it.
+            RequestRefused: Kaggle did not accept it.
         """
-        answer = patiently(
-            lambda: self._send_dataset(folder, ref), self.patience, f"the data set {ref}"
+        answer = call_with_retries(
+            lambda: self._send_dataset(folder, ref), self.policy, f"the data set {ref}"
         )
         if answer.error or (answer.status or "").lower() not in ("", "ok"):
-            raise Refused(200, answer.error or answer.status)
+            raise RequestRefused(200, answer.error or answer.status)
         for _ in range(120):
             status = self._call(lambda _: self._api.dataset_status(ref), f"the data set {ref}")
             if str(status).lower() == "ready":
                 return
-            self.patience.sleep(5)
-        raise Refused(200, f"the data set {ref} was not ready after 10 minutes")
+            self.policy.sleep(5)
+        raise RequestRefused(200, f"the data set {ref} was not ready after 10 minutes")
 
     def _send_dataset(self, folder: Path, ref: str) -> Any:
-        """A new data set, or a new version where an earlier try or push has made it."""
+        """Create the data set, or a new version if an earlier try or push has created it."""
         exists = self.is_private_dataset(ref)
         if exists is False:
             raise InputError(
@@ -200,18 +212,18 @@ class Account:
             with self._api.build_kaggle_client() as client:
                 return ask(client)
 
-        return patiently(call, self.patience, what)
+        return call_with_retries(call, self.policy, what)
 
 
 def _hours(time: timedelta | None) -> float:
     return time.total_seconds() / 3600 if time else 0.0
 
 
-def connect(patience: Patience | None = None) -> Account:
-    """Sign in with what this machine has: a token, a key in the environment, or kaggle.json.
+def connect(policy: RetryPolicy | None = None) -> Account:
+    """Sign in with this machine's token, key in the environment, or kaggle.json.
 
     Raises:
-        InputError: the client is not installed, or there are no credentials that work.
+        InputError: the client is not installed, or there are no valid credentials.
     """
-    patience = patience or Patience()
-    return Account(open_client(patience), patience)
+    policy = policy or RetryPolicy()
+    return Account(open_client(policy), policy)

@@ -1,4 +1,4 @@
-"""What Kaggle answers, as named records."""
+"""Kaggle's answers as records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Weekly GPU hours. ``reserved_h`` is held by sessions that run now."""
+    """Weekly GPU hours. ``reserved_h`` is held by sessions that are running."""
 
     used_h: float
     reserved_h: float
@@ -17,12 +17,13 @@ class Quota:
 
     @property
     def left_h(self) -> float:
+        """Hours that are neither used nor reserved."""
         return max(0.0, self.allowed_h - self.used_h - self.reserved_h)
 
 
 @dataclass(frozen=True, slots=True)
-class KernelOnKaggle:
-    """A kernel that exists: its newest version's number and source."""
+class RemoteKernel:
+    """A kernel on Kaggle: the number and the source of its newest version."""
 
     version: int
     source: str
@@ -30,7 +31,10 @@ class KernelOnKaggle:
 
 @dataclass(frozen=True, slots=True)
 class SaveAnswer:
-    """Every field of the answer to a push. A 200 says nothing about success."""
+    """Every field of the answer to a push, whose HTTP status 200 does not mean success.
+
+    ``invalid`` maps a kind of source to the names that Kaggle did not accept.
+    """
 
     ref: str
     url: str
@@ -40,14 +44,16 @@ class SaveAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """One version's session: Kaggle's own word for it, and its failure message."""
+class SessionStatus:
+    """The state of one version's session in Kaggle's own word, and its failure message."""
 
-    word: str
+    state: str
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
+    """A file in a session's output, and the signed address to download it from."""
+
     name: str
     url: str

@@ -1,4 +1,4 @@
-"""Make the folder that `kaggle kernels push -p` accepts. Nothing here reaches the network."""
+"""Build the folder that `kaggle kernels push -p` accepts. Nothing here uses the network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,7 @@ from typing import Any
 
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError
-from medcot.kaggle.client.bundle import (
-    Orders,
-    collect,
-    pack,
-    refuse_leaks,
-    scan,
-    write_script,
-)
+from medcot.kaggle.client.bundle import collect, pack, refuse_secrets, scan_files, write_script
 from medcot.kaggle.client.local_login import find_login
 from medcot.kaggle.client.metadata import (
     LONGEST_SESSION_S,
@@ -29,19 +22,21 @@ from medcot.kaggle.client.metadata import (
     slug_of,
 )
 from medcot.kaggle.client.sources import PROJECT
+from medcot.kaggle.session.job import JobSpec
 from medcot.kaggle.session.secret_scan import known_secrets
 from medcot.runs.directory import RunDirectory
 
 FOLDER = "kaggle"
-"""Where a run directory keeps what concerns Kaggle."""
+"""The folder of a run directory for everything about Kaggle."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """How the kernel is to be made, beside what it computes.
+class KernelOptions:
+    """How to make the kernel; what it computes is in the run's config.
 
-    ``gpu`` None takes one where the preset is for one. ``margin_s`` of the session's ``limit_s``
-    is kept for saving. ``as_dataset`` sends the bundle as a private data set whatever its size.
+    ``gpu`` None requests a GPU if the preset is for one. ``margin_s`` of the session's ``limit_s``
+    is kept for saving. ``as_dataset`` sends the bundle as a private data set, whatever its size.
+    ``job`` is completed by :func:`build` with the GPU and these times.
     """
 
     title: str = TITLE
@@ -50,48 +45,57 @@ class Wishes:
     limit_s: int = LONGEST_SESSION_S
     margin_s: int = 900
     as_dataset: bool = False
-    orders: Orders = field(default_factory=Orders)
+    job: JobSpec = field(default_factory=JobSpec)
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A built folder, ready to push. ``dataset`` is the folder of the data set it needs, if any."""
+    """A built folder, ready to push.
+
+    ``size`` is that of the script in bytes; ``dataset`` is the folder of the data set that carries
+    the bundle, or None if the script does.
+    """
 
     folder: Path
     ref: str
     checksum: str
     size: int
     metadata: Mapping[str, Any]
-    orders: Orders
+    job: JobSpec
     dataset: Path | None = None
 
 
 def build(
-    config: RunConfig, run: RunDirectory, owner: str, wishes: Wishes, project: Path = PROJECT
+    config: RunConfig,
+    run: RunDirectory,
+    owner: str,
+    options: KernelOptions,
+    project: Path = PROJECT,
 ) -> Kernel:
-    """Write ``run``'s kernel folder for the account ``owner``. The run directory is made if new.
+    """Write ``run``'s kernel folder for the account ``owner``; create the run directory if new.
 
     Raises:
-        InputError: names, sizes or privacy that Kaggle would not take; a config that cannot
-            travel; a secret in what would leave; a run directory of another config.
+        InputError: names, sizes or privacy that Kaggle would not accept; a config that needs local
+            files that cannot be sent; a secret in what would be sent; a run directory of another
+            config.
     """
-    gpu = needs_gpu(config) if wishes.gpu is None else wishes.gpu
-    orders = _complete(wishes, gpu)
-    title, shape = wishes.title, machine_shape(gpu)
-    metadata = make_metadata(owner, title, gpu=gpu, shape=shape, public=wishes.public)
-    bundle = collect(config, orders, project)
-    refuse_leaks(scan(bundle.files, known_secrets()))
+    gpu = needs_gpu(config) if options.gpu is None else options.gpu
+    job = _complete_job(options, gpu=gpu)
+    title, shape = options.title, machine_shape(gpu=gpu)
+    metadata = make_metadata(owner, title, gpu=gpu, shape=shape, public=options.public)
+    bundle = collect(config, job, project)
+    refuse_secrets(scan_files(bundle.files, known_secrets()))
     template = project / "kaggle" / "kernel.py"
     packed = pack(bundle)
     script = write_script(bundle.checksum, packed, template)
-    inline = not wishes.as_dataset and len(script.encode()) <= SOURCE_LIMIT
+    inline = not options.as_dataset and len(script.encode()) <= SOURCE_LIMIT
     if not inline:
         script = write_script(bundle.checksum, None, template)
         metadata["dataset_sources"] = [f"{owner}/{dataset_slug(title)}"]
-    if orders.secrets_dataset:
-        metadata["dataset_sources"] = [*metadata["dataset_sources"], orders.secrets_dataset]
-    if orders.previous:
-        metadata["kernel_sources"] = [orders.previous]
+    if job.secrets_dataset:
+        metadata["dataset_sources"] = [*metadata["dataset_sources"], job.secrets_dataset]
+    if job.previous:
+        metadata["kernel_sources"] = [job.previous]
     check_source(script)
     _claim(run, config)
     folder = run.path / FOLDER / "kernel"
@@ -101,19 +105,19 @@ def build(
         dataset = run.path / FOLDER / "dataset"
         _write_dataset(dataset, owner, title, bundle.file_name, packed)
     size = len(script.encode())
-    return Kernel(folder, metadata["id"], bundle.checksum, size, metadata, orders, dataset)
+    return Kernel(folder, metadata["id"], bundle.checksum, size, metadata, job, dataset)
 
 
 def needs_gpu(config: RunConfig) -> bool:
-    """Whether the preset was made for a GPU; only the demo is not."""
+    """Return whether the preset is for a GPU; only the demo is not."""
     return config.preset != "demo"
 
 
-def owner_of_this_machine(environ: Mapping[str, str] | None = None) -> str:
-    """The account name that this machine's files or environment give, without asking Kaggle.
+def find_owner(environ: Mapping[str, str] | None = None) -> str:
+    """Return the account name in this machine's files or environment, without asking Kaggle.
 
     Raises:
-        InputError: they give none; an access token does not tell whose it is.
+        InputError: there is none; an access token does not contain it.
     """
     environ = os.environ if environ is None else environ
     login = find_login(environ)
@@ -123,17 +127,17 @@ def owner_of_this_machine(environ: Mapping[str, str] | None = None) -> str:
 
 
 def dataset_slug(title: str) -> str:
-    """The private data set that carries the bundle of the kernel called ``title``."""
+    """Return the slug of the private data set that carries the bundle of the kernel ``title``."""
     return f"{slug_of(title)[:40].rstrip('-')}-bundle"
 
 
-def _complete(wishes: Wishes, gpu: bool) -> Orders:
-    if not 600 <= wishes.limit_s <= LONGEST_SESSION_S:
-        raise InputError("--hours", f"found {wishes.limit_s / 3600:g}", "expected 1/6 to 12 hours")
-    if not 60 <= wishes.margin_s <= wishes.limit_s / 2:
+def _complete_job(options: KernelOptions, *, gpu: bool) -> JobSpec:
+    if not 600 <= options.limit_s <= LONGEST_SESSION_S:
+        raise InputError("--hours", f"found {options.limit_s / 3600:g}", "expected 1/6 to 12 hours")
+    if not 60 <= options.margin_s <= options.limit_s / 2:
         needs = "expected 1 minute to half of the session"
-        raise InputError("--margin", f"found {wishes.margin_s / 60:g}", needs)
-    return replace(wishes.orders, gpu=gpu, limit_s=wishes.limit_s, margin_s=wishes.margin_s)
+        raise InputError("--margin", f"found {options.margin_s / 60:g}", needs)
+    return replace(options.job, gpu=gpu, limit_s=options.limit_s, margin_s=options.margin_s)
 
 
 def _claim(run: RunDirectory, config: RunConfig) -> None:

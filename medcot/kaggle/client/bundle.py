@@ -1,4 +1,4 @@
-"""What travels: sources, notebook, config and data, packed the same way every time."""
+"""The bundle: sources, notebook, config and data, packed to the same bytes every time."""
 
 from __future__ import annotations
 
@@ -10,43 +10,24 @@ import lzma
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client.sources import PROJECT, collect_package, read_with_unix_line_ends
-from medcot.kaggle.session.secret_scan import Leak, Secret, find_leaks
-from medcot.kaggle.session.user_secrets import HUB_LABELS, WANDB_LABELS
+from medcot.kaggle.session.job import CONFIG_FILE, JOB_FILE, JobSpec
+from medcot.kaggle.session.secret_scan import Secret, SecretMatch, find_secrets
 
 MARKER = "medcot bundle "
+"""Begins the first line of a kernel's log, and tells our kernels from others."""
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
-    """What the session is to do with the config, beside the config itself.
-
-    ``limit_s`` is the session's length, ``margin_s`` what is kept of it for saving. ``session``
-    counts from 1; later ones continue from the output of ``previous``, the kernel's own name.
-    """
-
-    task: str = "run"
-    gpu: bool = False
-    limit_s: int = 12 * 3600
-    margin_s: int = 900
-    session: int = 1
-    previous: str = ""
-    hub_labels: tuple[str, ...] = HUB_LABELS
-    wandb_labels: tuple[str, ...] = WANDB_LABELS
-    secrets_dataset: str = ""
-    hub_repository: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Bundle:
-    """Named contents, and the checksum over all of them that names a push."""
+    """Named contents, and the SHA-256 over all of them, which identifies a push."""
 
     files: Mapping[str, bytes]
     checksum: str = field(init=False)
@@ -58,26 +39,26 @@ class Bundle:
 
     @property
     def file_name(self) -> str:
-        """Its name in a data set. No archive's suffix: Kaggle would unpack it."""
+        """The name in a data set, without an archive's suffix: Kaggle would unpack it."""
         return f"medcot-{self.checksum[:16]}.bundle"
 
 
 def run_key(config: RunConfig) -> str:
-    """What makes two sessions parts of one run: the config alone, not the code or the folder."""
+    """Return the key that sessions of one run share. It depends on the config alone."""
     return hashlib.sha256(_json(config.model_dump(mode="json"))).hexdigest()[:16]
 
 
-def collect(config: RunConfig, orders: Orders, project: Path = PROJECT) -> Bundle:
-    """The files of a run.
+def collect(config: RunConfig, job: JobSpec, project: Path = PROJECT) -> Bundle:
+    """Collect everything that the kernel needs for a run.
 
     Raises:
-        InputError: the config names a model folder or a data file that cannot travel.
+        InputError: the config names a model folder, or a data file that does not exist.
     """
     sent, data = _carry_data(config)
     files = {
         **collect_package(project),
-        "config.json": _json(sent.model_dump(mode="json")),
-        "orders.json": _json(asdict(orders) | {"run": run_key(config)}),
+        CONFIG_FILE: _json(sent.model_dump(mode="json")),
+        JOB_FILE: _json(replace(job, run=run_key(config)).to_json()),
         **data,
     }
     carried = [project / "kaggle" / "constraints.txt", *sorted((project / "apps").glob("*"))]
@@ -89,7 +70,7 @@ def collect(config: RunConfig, orders: Orders, project: Path = PROJECT) -> Bundl
 
 
 def pack(bundle: Bundle) -> bytes:
-    """The bundle as one compressed archive without a date, an owner or an order of its own."""
+    """Pack the bundle into one compressed archive: sorted, without dates and owners."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name in sorted(bundle.files):
@@ -100,10 +81,10 @@ def pack(bundle: Bundle) -> bytes:
 
 
 def write_script(checksum: str, packed: bytes | None, template: Path) -> str:
-    """The kernel's source: ``template`` with the checksum and, unless None, the packed bundle.
+    """Return the kernel's source: ``template`` with the checksum and the packed bundle, if any.
 
     Raises:
-        RunFailed: the template is not where a checkout of the project has it.
+        RunFailed: the template is missing, as it is outside a checkout of the project.
     """
     if not template.is_file():
         raise RunFailed(
@@ -119,10 +100,10 @@ def write_script(checksum: str, packed: bytes | None, template: Path) -> str:
 
 
 def read_script(text: str) -> dict[str, bytes]:
-    """The files that a script made by :func:`write_script` carries; none where a data set does.
+    """Return the files in a script by :func:`write_script`; none if a data set carries them.
 
     Raises:
-        InputError: the script is not one of ours, or was changed.
+        InputError: the script was changed, or medcot did not make it.
     """
     found = re.search(r'\nBUNDLE = "(\w{64})"', text)
     payload = re.search(r'\nPAYLOAD = """([^"]*)"""', text)
@@ -135,7 +116,7 @@ def read_script(text: str) -> dict[str, bytes]:
 
 
 def _as_text(packed: bytes) -> str:
-    """In base 85, whose letters need no escape in a Python string: 6 % less than in base 64."""
+    """Encode in base 85, which needs no escapes in a Python string and 6 % less than base 64."""
     text = base64.b85encode(packed).decode()
     return "\n".join(text[start : start + 120] for start in range(0, len(text), 120))
 
@@ -145,26 +126,26 @@ def _from_text(text: str) -> bytes:
 
 
 def unpack(packed: bytes) -> dict[str, bytes]:
-    """The files that :func:`pack` packed."""
+    """Return the files that :func:`pack` packed."""
     with tarfile.open(fileobj=io.BytesIO(lzma.decompress(packed))) as archive:
         opened = {entry.name: archive.extractfile(entry) for entry in archive.getmembers()}
         return {name: file.read() for name, file in opened.items() if file is not None}
 
 
-def scan(files: Mapping[str, bytes], secrets: Sequence[Secret]) -> list[Leak]:
-    """Find every secret in what is about to leave, by file."""
+def scan_files(files: Mapping[str, bytes], secrets: Sequence[Secret]) -> list[SecretMatch]:
+    """Find every secret in what is about to be sent."""
     return [
-        leak
+        match
         for name in sorted(files)
-        for leak in find_leaks(name, _readable(name, files[name]), secrets)
+        for match in find_secrets(name, _readable(name, files[name]), secrets)
     ]
 
 
 def _readable(name: str, content: bytes) -> bytes | str:
-    """What a reader of the file ``name`` would see: the columns of a parquet file are compressed.
+    """Return the text of a file: the columns of a Parquet file are compressed.
 
     Raises:
-        InputError: a parquet file that cannot be read, and so not searched.
+        InputError: a Parquet file that cannot be read and therefore not searched.
     """
     if not name.endswith(".parquet"):
         return content
@@ -178,20 +159,22 @@ def _readable(name: str, content: bytes) -> bytes | str:
     return "\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in rows)
 
 
-def refuse_leaks(leaks: Sequence[Leak]) -> None:
-    """Raises:
-    InputError: one line for all of ``leaks``, with their places and never a value.
+def refuse_secrets(matches: Sequence[SecretMatch]) -> None:
+    """Refuse to send anything if there are ``matches``.
+
+    Raises:
+        InputError: names the place of the first and the number of the others, never a value.
     """
-    if leaks:
-        more = f" (and {len(leaks) - 1} more)" if len(leaks) > 1 else ""
-        where, what = leaks[0].where, leaks[0].what
+    if matches:
+        more = f" (and {len(matches) - 1} more)" if len(matches) > 1 else ""
+        where, what = matches[0].where, matches[0].what
         raise InputError(
             f"bundle, {where}", f"found {what}{more}", "keep secrets in Kaggle's Secrets"
         )
 
 
 def _carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
-    """The config as the kernel gets it: local files travel in ``data/``, the folder it runs in."""
+    """Return the config for the kernel, and its local files for ``data/``, where the run starts."""
     if Path(config.model).expanduser().is_dir():
         raise InputError(
             f"--model {config.model}",

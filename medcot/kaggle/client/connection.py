@@ -1,4 +1,4 @@
-"""Kaggle's own client: signed in, kept quiet, and made to give up waiting."""
+"""Kaggle's own client: signed in, kept quiet, and given timeouts."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from medcot.errors import InputError
-from medcot.kaggle.client.retry import Patience, Refused, patiently
+from medcot.kaggle.client.retry import RequestRefused, RetryPolicy, call_with_retries
 
 CONNECT_S, READ_S = 10.0, 90.0
-"""The client by itself waits for ever. A log silent for READ_S is cut and taken up again."""
+"""Timeouts, which the client lacks. A log that is silent for READ_S is read anew."""
 
 SETTINGS = "https://www.kaggle.com/settings"
 
 
-def open_client(patience: Patience) -> Any:
-    """Kaggle's ``KaggleApi``, signed in with what this machine has.
+def open_client(policy: RetryPolicy) -> Any:
+    """Return Kaggle's ``KaggleApi``, signed in with this machine's credentials.
 
     Raises:
-        InputError: the client is not installed, or there are no credentials that work.
+        InputError: the client is not installed, or there are no valid credentials.
     """
-    # Importing the package signs in at once, prints how to where it can't, and ends the program.
+    # Importing the package signs in; without credentials it prints instructions and exits.
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             from kaggle.api.kaggle_api_extended import KaggleApi
@@ -32,18 +32,18 @@ def open_client(patience: Patience) -> Any:
                 "Kaggle", "its client is not installed", "run pip install 'medcot[kaggle]'"
             ) from None
         api = KaggleApi()
-        _limit_waiting(api)
+        _set_timeouts(api)
         try:
-            patiently(api.authenticate, patience, "the sign-in")
+            call_with_retries(api.authenticate, policy, "the sign-in")
         except SystemExit:
-            raise bad_credentials("none found, or Kaggle does not know the token") from None
-        except Refused as error:
-            raise bad_credentials(f"refused by Kaggle ({error.status})") from None
+            raise credentials_error("none found, or Kaggle does not know the token") from None
+        except RequestRefused as error:
+            raise credentials_error(f"refused by Kaggle ({error.status})") from None
     return api
 
 
-def bad_credentials(got: str) -> InputError:
-    """What to say of credentials that are absent or refused."""
+def credentials_error(got: str) -> InputError:
+    """Make the error for credentials that are missing or refused."""
     return InputError(
         "Kaggle credentials",
         got,
@@ -52,13 +52,13 @@ def bad_credentials(got: str) -> InputError:
     )
 
 
-def label(version: int) -> str:
-    """How Kaggle's API names a version; the bare number is answered with 404."""
+def version_label(version: int) -> str:
+    """Return Kaggle's name for a version; the API answers the bare number with 404."""
     return f"v{version}"
 
 
-def log_lines(text: str) -> Iterator[str]:
-    """The texts in a log, which is a JSON list of {stream_name, time, data}, or plain text."""
+def read_log(text: str) -> Iterator[str]:
+    """Yield the texts of a log, which is a JSON list of {stream_name, time, data} or plain text."""
     try:
         entries = json.loads(text)
     except ValueError:
@@ -68,23 +68,23 @@ def log_lines(text: str) -> Iterator[str]:
             yield entry["data"]
 
 
-def _limit_waiting(api: Any) -> None:
-    """Make every call of ``api``, those inside its own methods too, give up a silent server."""
+def _set_timeouts(api: Any) -> None:
+    """Give every request of ``api`` a timeout, including those inside its own methods."""
     from requests.adapters import HTTPAdapter
 
-    class Limited(HTTPAdapter):
+    class TimeoutAdapter(HTTPAdapter):
         def send(self, request: Any, *given: Any, **options: Any) -> Any:
             options["timeout"] = options.get("timeout") or (CONNECT_S, READ_S)
             return super().send(request, *given, **options)
 
     build = api.build_kaggle_client
 
-    def build_limited() -> Any:
+    def build_with_timeouts() -> Any:
         client = build()
         http = client.http_client()
         http._init_session()
-        http._session.mount("https://", Limited())
-        http._session.mount("http://", Limited())
+        http._session.mount("https://", TimeoutAdapter())
+        http._session.mount("http://", TimeoutAdapter())
         return client
 
-    api.build_kaggle_client = build_limited
+    api.build_kaggle_client = build_with_timeouts

@@ -1,4 +1,4 @@
-"""Bring a session's output home: every file checked, nothing half, nothing outside the run."""
+"""Fetch a session's output: every file checked, all or nothing, only into the run directory."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from medcot.kaggle.client.account import Account
 from medcot.kaggle.client.api_types import OutputFile
 from medcot.kaggle.client.build import FOLDER
 from medcot.kaggle.client.connection import CONNECT_S, READ_S
-from medcot.kaggle.client.push_state import Push
-from medcot.kaggle.client.retry import Patience, Refused, patiently
+from medcot.kaggle.client.push_state import PushRecord
+from medcot.kaggle.client.retry import RequestRefused, RetryPolicy, call_with_retries
 from medcot.kaggle.session.manifest import NAME, STAMP, Manifest, read_manifest, sha256
 from medcot.kaggle.session.secret_scan import Redactor, known_secrets
 from medcot.kaggle.session.subprocesses import Say
 from medcot.runs.directory import RunDirectory
 
 _CHUNK = 1 << 16
-"""Bytes; what a cut connection loses is at most this."""
+"""Bytes: the most that a cut connection loses."""
 
 _PLACES = {NAME: f"{FOLDER}/{NAME}", STAMP: f"{FOLDER}/{STAMP}"}
 _TOP = ("tutorial.html", "error.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """What came home. ``manifest`` is None where the session was killed before it wrote one."""
+class FetchedOutput:
+    """The fetched files. ``manifest`` is None if the session was killed before it wrote one."""
 
     files: tuple[str, ...]
     manifest: Manifest | None
 
 
-def fetch(account: Account, push: Push, run: RunDirectory, say: Say) -> Fetched:
-    """Download the output of ``push`` into ``run``. What is there and right is not loaded again.
+def fetch(account: Account, push: PushRecord, run: RunDirectory, say: Say) -> FetchedOutput:
+    """Download the output of ``push`` into ``run``, except for files that are already there.
 
-    Files arrive in ``kaggle/incoming`` and move to their places together once all are checked;
-    the run's own ``config.json`` stays as it is.
+    Files arrive in ``kaggle/incoming`` and move to their places once all are checked. The run's
+    own ``config.json`` stays as it is.
 
     Raises:
-        RunFailed: a name that leads out of the run directory, a wrong checksum, another bundle's
-            output, or a download that never ends. Nothing in the run directory was changed.
+        RunFailed: a name that leads out of the run directory, a wrong checksum, the output of
+            another bundle, or a failed download. Nothing in the run directory was changed.
     """
     files, log = account.outputs(push.ref, push.version)
     places = {file.name: place_of(file.name) for file in files}
@@ -52,19 +52,21 @@ def fetch(account: Account, push: Push, run: RunDirectory, say: Say) -> Fetched:
     _check_complete(files, manifest)
     for file in files:
         known = manifest.files.get(file.name) if manifest else None
-        _bring(file, incoming / file.name, run.path / places[file.name], known, account.patience)
-    moved = _settle(incoming, run.path, places)
+        _download_checked(
+            file, incoming / file.name, run.path / places[file.name], known, account.policy
+        )
+    moved = _move_to_places(incoming, run.path, places)
     if log:
         run.write_text(f"{FOLDER}/v{push.version}.log", Redactor(known_secrets())(log))
     say(f"fetched {len(files)} files of version {push.version} into {run.path}")
-    return Fetched(tuple(moved), manifest)
+    return FetchedOutput(tuple(moved), manifest)
 
 
 def place_of(name: str) -> str:
-    """Where in the run directory the output file ``name`` belongs.
+    """Return where in the run directory the output file ``name`` belongs.
 
     Raises:
-        RunFailed: a name that is absolute, climbs, or hides another name.
+        RunFailed: the name is absolute, contains ``..``, or is not in its normal form.
     """
     path = PurePosixPath(name)
     bad = (
@@ -89,14 +91,14 @@ def place_of(name: str) -> str:
 
 
 def _read_manifest(
-    account: Account, files: Sequence[OutputFile], incoming: Path, push: Push
+    account: Account, files: Sequence[OutputFile], incoming: Path, push: PushRecord
 ) -> Manifest | None:
     listed = next((file for file in files if file.name == NAME), None)
     if listed is None:
         return None
     target = incoming / NAME
     target.unlink(missing_ok=True)
-    _download(listed, target, None, account.patience)
+    _download(listed, target, None, account.policy)
     try:
         manifest = read_manifest(target.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -122,15 +124,17 @@ def _check_complete(files: Sequence[OutputFile], manifest: Manifest | None) -> N
         )
 
 
-def _bring(file: OutputFile, target: Path, final: Path, known: object, patience: Patience) -> None:
-    """Have ``file`` at ``target``, unless it is there or at its final place already."""
+def _download_checked(
+    file: OutputFile, target: Path, final: Path, known: object, policy: RetryPolicy
+) -> None:
+    """Download ``file`` to ``target`` unless it is already there or at its final place."""
     digest = str(known["sha256"]) if isinstance(known, dict) else None
     size = int(known["size"]) if isinstance(known, dict) else None
     for path in (target, final):
         if digest and path.is_file() and path.stat().st_size == size and sha256(path) == digest:
             return
     for _ in range(2):
-        _download(file, target, size, patience)
+        _download(file, target, size, policy)
         if digest is None or sha256(target) == digest:
             return
         target.unlink()
@@ -139,8 +143,8 @@ def _bring(file: OutputFile, target: Path, final: Path, known: object, patience:
     )
 
 
-def _download(file: OutputFile, target: Path, size: int | None, patience: Patience) -> None:
-    """Load ``file`` into ``target``; a part that is there is gone on with."""
+def _download(file: OutputFile, target: Path, size: int | None, policy: RetryPolicy) -> None:
+    """Download ``file`` to ``target``, continuing a part that is already there."""
     import requests
 
     part = target.with_name(f"{target.name}.part")
@@ -153,7 +157,7 @@ def _download(file: OutputFile, target: Path, size: int | None, patience: Patien
         if size is not None and have == size and have:
             return
         headers = {"Range": f"bytes={have}-"} if have else {}
-        # No account header: the address is signed, and leads to a storage host.
+        # The address is signed and leads to a storage host, which must not get the credentials.
         with requests.get(
             file.url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)
         ) as answer:
@@ -168,16 +172,16 @@ def _download(file: OutputFile, target: Path, size: int | None, patience: Patien
             raise requests.exceptions.ConnectionError("the connection ended early")
 
     try:
-        patiently(load, patience, file.name)
-    except Refused as error:
+        call_with_retries(load, policy, file.name)
+    except RequestRefused as error:
         raise RunFailed(
             "fetch", f"{file.name} could not be downloaded ({error}).", "Fetch again."
         ) from None
     part.replace(target)
 
 
-def _settle(incoming: Path, home: Path, places: dict[str, str]) -> list[str]:
-    """Move everything to its place; what a local run decided stays, an older failure does not."""
+def _move_to_places(incoming: Path, home: Path, places: dict[str, str]) -> list[str]:
+    """Move everything to its place. Keep the run's own config, and drop an older error."""
     moved = []
     if "error.json" not in places.values():
         (home / "error.json").unlink(missing_ok=True)

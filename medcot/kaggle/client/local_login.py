@@ -1,4 +1,4 @@
-"""Where this machine's Kaggle login is, and whose: found without asking Kaggle."""
+"""Find this machine's Kaggle login without asking Kaggle."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILES = ("kaggle.json", "credentials.json", "access_token", "access_token.txt")
+"""Names of login files, in the order in which the client looks for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """``where`` names a variable or a file; ``user`` is "" where an access token does not tell."""
+    """A login. ``where`` names a variable or a file; ``user`` is empty for an access token."""
 
     where: str
     user: str = ""
 
 
 def find_login(environ: Mapping[str, str] | None = None) -> Login | None:
-    """What Kaggle's client will sign in with, or None. Whether it works, only Kaggle knows."""
+    """Return the login that Kaggle's client will use, or None. Only Kaggle knows if it is valid."""
     environ = os.environ if environ is None else environ
     user = environ.get("KAGGLE_USERNAME", "").strip()
     if environ.get("KAGGLE_API_TOKEN", "").strip():

@@ -1,4 +1,4 @@
-"""`kernel-metadata.json`: what Kaggle is told about a kernel, checked before it is told."""
+"""Make and check `kernel-metadata.json`, which tells Kaggle about a kernel."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 from medcot.errors import InputError
 
 SOURCE_LIMIT = 900 * 1024
-"""Bytes of source that a kernel may have; Kaggle refuses about a megabyte."""
+"""The most bytes of source in a kernel; Kaggle refuses about a megabyte."""
 
 LONGEST_SESSION_S = 12 * 3600
+"""Kaggle's limit."""
 TITLE = "medcot fine-tuning"
+"""The title of a kernel unless another is given."""
 
 _WHERE = "kernel-metadata.json"
 _SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
@@ -34,25 +36,25 @@ _KEYS = {
     "keywords": list,
 }
 TWO_T4S = "NvidiaTeslaT4"
-"""The API's name for what Kaggle's pages call "GPU T4 x2", and the only T4 machine there is
+"""The API's name for what Kaggle's pages call "GPU T4 x2", the only T4 machine that is offered
 (Kaggle/kaggle-cli pull request 1198: a single T4 is not supported, ``NvidiaTeslaT4Highmem`` is for
 Kaggle's own use). A preset for one GPU leaves the second idle."""
 
 
-def machine_shape(gpu: bool) -> str:
-    """Kaggle's name for the machine; empty for a CPU. Without it a kernel may get a P100."""
+def machine_shape(*, gpu: bool) -> str:
+    """Return Kaggle's name for the machine, empty for a CPU. Without it a kernel may get a P100."""
     return TWO_T4S if gpu else ""
 
 
 def slug_of(title: str) -> str:
-    """The slug that Kaggle makes of ``title``."""
+    """Return the slug that Kaggle makes of ``title``."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def make_metadata(
     owner: str, title: str, *, gpu: bool, shape: str, public: bool = False
 ) -> dict[str, Any]:
-    """The metadata of a script kernel without sources.
+    """Make the metadata of a script kernel without sources.
 
     Raises:
         InputError: as :func:`check_metadata`.
@@ -79,12 +81,12 @@ def make_metadata(
 
 
 def check_metadata(metadata: dict[str, Any], *, public: bool | None = None) -> None:
-    """Refuse what Kaggle would refuse, or worse, would accept with a meaning nobody wanted.
+    """Check metadata for what Kaggle would refuse or would accept with another meaning.
 
-    ``public`` says what privacy was asked for; None leaves it open.
+    ``public`` is the visibility that was asked for; None accepts either.
 
     Raises:
-        InputError: names the field, what it holds and what it needs.
+        InputError: names the field, its value, and what is expected.
     """
     for key, kind in _KEYS.items():
         if not isinstance(metadata.get(key), kind):
@@ -113,8 +115,11 @@ def check_metadata(metadata: dict[str, Any], *, public: bool | None = None) -> N
 
 
 def check_source(text: str, limit: int = SOURCE_LIMIT) -> None:
-    """Raises:
-    InputError: the source is larger than Kaggle takes, or would not even compile.
+    """Check the size of a kernel's source in UTF-8, and that it compiles.
+
+    Raises:
+        InputError: the source is larger than ``limit`` bytes.
+        SyntaxError: it does not compile.
     """
     size = len(text.encode())
     if size > limit:

@@ -1,4 +1,4 @@
-"""Push a built kernel: the one step that spends quota and cannot be taken back."""
+"""Push a built kernel: the only step that spends quota and cannot be undone."""
 
 from __future__ import annotations
 
@@ -8,26 +8,20 @@ from pathlib import Path
 
 from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client.account import Account
-from medcot.kaggle.client.api_types import KernelOnKaggle, SaveAnswer
+from medcot.kaggle.client.api_types import RemoteKernel, SaveAnswer
 from medcot.kaggle.client.build import Kernel
-from medcot.kaggle.client.bundle import (
-    MARKER,
-    Orders,
-    read_script,
-    refuse_leaks,
-    scan,
-    unpack,
-)
+from medcot.kaggle.client.bundle import MARKER, read_script, refuse_secrets, scan_files, unpack
 from medcot.kaggle.client.metadata import check_metadata
-from medcot.kaggle.client.push_state import Push, answered, intend, read_pushes
-from medcot.kaggle.client.retry import Refused, retry_after
+from medcot.kaggle.client.push_state import PushRecord, read_pushes, record_answer, record_intent
+from medcot.kaggle.client.retry import RequestRefused, retry_after
+from medcot.kaggle.session.job import JobSpec
 from medcot.kaggle.session.secret_scan import known_secrets
 from medcot.kaggle.session.subprocesses import Say
 from medcot.runs.directory import RunDirectory
 
 RUNNING = ("QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT")
 SHORTEST_H = 0.25
-"""With less quota than this a session would end before it has trained anything."""
+"""GPU hours: with less quota a session would end before it has trained anything."""
 
 TRIES = 5
 
@@ -40,41 +34,41 @@ def push(
     *,
     public: bool = False,
     again: bool = False,
-) -> Push:
-    """Send ``kernel`` as a new version, once; a version that is there already is taken over.
+) -> PushRecord:
+    """Send ``kernel`` as a new version, once; adopt a version of this bundle that is there already.
 
     Args:
-        public: whether the metadata may say so.
-        again: push this very bundle although a version of it was pushed before.
+        public: allow a public kernel.
+        again: push this bundle although a version of it was pushed before.
 
     Raises:
-        InputError: credentials, names, privacy or a secret in what would leave.
+        InputError: credentials, names, privacy, or a secret in what would be sent.
         RunFailed: no quota, a session still running, or Kaggle's own refusal.
     """
-    check_folder(kernel, public)
+    check_folder(kernel, public=public)
     check_quota(account, kernel, say)
     existing = account.kernel(kernel.ref)
-    if taken := _taken_over(kernel, run, existing, again):
-        say(f"version {taken.version} of {taken.ref} holds this very bundle: not pushed again")
-        return taken
+    if adopted := _adopt_version(kernel, run, existing, again=again):
+        say(f"version {adopted.version} of {adopted.ref} holds this bundle: not pushed again")
+        return adopted
     _check_existing(account, kernel, existing)
     _check_datasets(account, kernel)
     if kernel.dataset is not None:
         ref = kernel.metadata["dataset_sources"][0]
         say(f"uploading the bundle as the private data set {ref}")
         _upload(account, kernel.dataset, ref)
-    intention = intend(run, kernel)
+    intention = record_intent(run, kernel)
     answer = _send(account, kernel, existing)
-    sent = answered(run, intention, answer.version, answer.url)
-    _read(answer, kernel)
+    sent = record_answer(run, intention, answer.version, answer.url)
+    _check_answer(answer, kernel)
     if existing is None:
-        say(how_to_attach_secrets(kernel.ref, kernel.orders))
+        say(describe_secret_setup(kernel.ref, kernel.job))
     say(f"version {sent.version} of {kernel.ref} is running: {sent.url or url_of(kernel.ref)}")
     return sent
 
 
-def check_folder(kernel: Kernel, public: bool = False) -> None:
-    """Check what is in the folder now, whoever wrote it last.
+def check_folder(kernel: Kernel, *, public: bool = False) -> None:
+    """Check the folder as it is now, since it may have changed after the build.
 
     Raises:
         InputError: bad metadata, wrong privacy, or a secret in a file.
@@ -87,13 +81,15 @@ def check_folder(kernel: Kernel, public: bool = False) -> None:
     carried = read_script(files["kernel.py"].decode())
     for name in [name for name in files if name.endswith(".bundle")]:
         carried |= unpack(files.pop(name))
-    refuse_leaks(scan(files | carried, known_secrets()))
+    refuse_secrets(scan_files(files | carried, known_secrets()))
 
 
 def check_quota(account: Account, kernel: Kernel, say: Say) -> None:
-    """Raises:
-    InputError: Kaggle does not take the credentials.
-    RunFailed: no GPU hours are left this week.
+    """Ask for the GPU quota and report it.
+
+    Raises:
+        InputError: Kaggle refuses the credentials.
+        RunFailed: the kernel needs a GPU and no hours are left this week.
     """
     quota = account.quota()
     if not kernel.metadata["enable_gpu"]:
@@ -113,34 +109,32 @@ def check_quota(account: Account, kernel: Kernel, say: Say) -> None:
         say(f"another GPU session is running ({quota.reserved_h:.1f} hours reserved)")
 
 
-def how_to_attach_secrets(ref: str, orders: Orders) -> str:
-    """The boxes to tick, by the labels that ``orders`` look for. No API can tick them."""
-    hub, wandb = orders.hub_labels[0], orders.wandb_labels[0]
+def describe_secret_setup(ref: str, job: JobSpec) -> str:
+    """Say how to attach the secrets that ``job`` looks for. Kaggle's API cannot attach them."""
+    hub, wandb = job.hub_labels[0], job.wandb_labels[0]
     return (
         f"To give the kernel its secrets, once: open {url_of(ref)}/edit, Add-ons > Secrets, and "
         f"tick {hub} (private models, uploads) and {wandb} (live W&B). "
-        "Without them the run goes on with public models and W&B offline."
+        "Without them the run uses public models and keeps W&B offline."
     )
 
 
 def url_of(ref: str) -> str:
+    """Return the address of the kernel ``ref``."""
     return f"https://www.kaggle.com/code/{ref}"
 
 
-def _taken_over(
-    kernel: Kernel,
-    run: RunDirectory,
-    existing: KernelOnKaggle | None,
-    again: bool,
-) -> Push | None:
-    """The version of this very bundle that is on Kaggle already, if it is not to be repeated."""
+def _adopt_version(
+    kernel: Kernel, run: RunDirectory, existing: RemoteKernel | None, *, again: bool
+) -> PushRecord | None:
+    """Return the version of this bundle that is already on Kaggle, unless it is to be repeated."""
     known = [push for push in read_pushes(run) if push.checksum == kernel.checksum]
     sent = [push for push in known if push.version]
-    if existing and holds(existing.source, kernel.checksum):
+    if existing and has_bundle(existing.source, kernel.checksum):
         unanswered = next((push for push in known if not push.version), None)
         if unanswered or not again:
-            intention = unanswered or (sent[-1] if sent else intend(run, kernel))
-            return answered(run, intention, existing.version, url_of(kernel.ref))
+            intention = unanswered or (sent[-1] if sent else record_intent(run, kernel))
+            return record_answer(run, intention, existing.version, url_of(kernel.ref))
     if sent and not again:
         raise InputError(
             "push",
@@ -150,12 +144,12 @@ def _taken_over(
     return None
 
 
-def holds(source: str, checksum: str) -> bool:
-    """Whether a kernel's source is that of the bundle ``checksum``."""
+def has_bundle(source: str, checksum: str) -> bool:
+    """Return whether a kernel's source carries the bundle ``checksum``."""
     return f'\nBUNDLE = "{checksum}"' in source
 
 
-def _check_existing(account: Account, kernel: Kernel, existing: KernelOnKaggle | None) -> None:
+def _check_existing(account: Account, kernel: Kernel, existing: RemoteKernel | None) -> None:
     if existing is None:
         return
     if MARKER not in existing.source:
@@ -165,10 +159,10 @@ def _check_existing(account: Account, kernel: Kernel, existing: KernelOnKaggle |
             "use another title, so that it is not overwritten",
         )
     status = account.status(kernel.ref, existing.version)
-    if status is not None and status.word in RUNNING:
+    if status is not None and status.state in RUNNING:
         raise RunFailed(
             "push",
-            f"version {existing.version} of {kernel.ref} is {status.word.lower()}.",
+            f"version {existing.version} of {kernel.ref} is {status.state.lower()}.",
             f"Wait for it, or cancel it at {url_of(kernel.ref)}, or use another --title.",
         )
 
@@ -187,21 +181,21 @@ def _check_datasets(account: Account, kernel: Kernel) -> None:
 def _upload(account: Account, folder: Path, ref: str) -> None:
     try:
         account.upload_dataset(folder, ref)
-    except Refused as error:
+    except RequestRefused as error:
         raise RunFailed(
             "push", f"Kaggle refused the data set {ref} ({error.message}).", "Nothing was pushed."
         ) from None
 
 
-def _send(account: Account, kernel: Kernel, existing: KernelOnKaggle | None) -> SaveAnswer:
-    """Save once. Where the answer was lost, look whether it arrived before sending again."""
+def _send(account: Account, kernel: Kernel, existing: RemoteKernel | None) -> SaveAnswer:
+    """Send once. If the answer is lost, look whether the push arrived before sending it again."""
     from requests.exceptions import HTTPError, RequestException
 
-    delay = account.patience.first
+    delay = account.policy.first_delay_s
     reason = ""
     for _ in range(TRIES):
         try:
-            return account.save(kernel.folder, kernel.orders.limit_s)
+            return account.save(kernel.folder, kernel.job.limit_s)
         except HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if status == 409:
@@ -216,10 +210,10 @@ def _send(account: Account, kernel: Kernel, existing: KernelOnKaggle | None) -> 
             reason, delay = f"HTTP {status}", retry_after(error.response) or delay
         except RequestException as error:
             reason = type(error).__name__
-        account.patience.sleep(delay)
-        delay = min(2 * delay, account.patience.longest)
+        account.policy.sleep(delay)
+        delay = min(2 * delay, account.policy.longest_delay_s)
         now = account.kernel(kernel.ref)
-        if now and holds(now.source, kernel.checksum):
+        if now and has_bundle(now.source, kernel.checksum):
             fresh = existing is None or now.version > existing.version
             if fresh:
                 return SaveAnswer(kernel.ref, url_of(kernel.ref), now.version, "", {})
@@ -228,15 +222,15 @@ def _send(account: Account, kernel: Kernel, existing: KernelOnKaggle | None) -> 
     )
 
 
-def _read(answer: SaveAnswer, kernel: Kernel) -> None:
-    """Read every field of the answer: a 200 with an ``error`` is a refusal like any other."""
+def _check_answer(answer: SaveAnswer, kernel: Kernel) -> None:
+    """Check every field of the answer: Kaggle reports errors with HTTP status 200, too."""
     if answer.error:
         if re.search(r"(?i)already in use|already exists|title .* taken", answer.error):
             raise _name_taken(kernel)
         if re.search(r"(?i)session count|concurrent", answer.error):
             remedy = "Wait for a running GPU session to end, or cancel one, and push again."
         elif re.search(r"(?i)quota|hours", answer.error):
-            remedy = "Wait for the weekly quota to be renewed; everything is kept."
+            remedy = "Wait until the weekly quota is renewed; finished work is kept."
         else:
             remedy = "Nothing was started."
         raise RunFailed("push", f"Kaggle says: {answer.error.rstrip('.')}.", remedy)

@@ -1,4 +1,4 @@
-"""Ask a busy server again: 429 when it says, 5xx and lost connections a little later each time."""
+"""Retry calls to a busy server: after 429, 5xx and lost connections, with growing delays."""
 
 from __future__ import annotations
 
@@ -13,36 +13,41 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long to put up with a server that does not answer, in seconds.
+class RetryPolicy:
+    """How long to retry and how long to wait between two tries, in seconds.
 
-    A session on Kaggle goes on whether or not anyone asks after it, so the default is long.
+    Delays double from ``first_delay_s`` to ``longest_delay_s``; a Retry-After header overrides
+    them. A session on Kaggle continues whether or not anyone asks about it, so the default limit is
+    long.
     """
 
-    seconds: float = 1800.0
-    first: float = 2.0
-    longest: float = 60.0
+    limit_s: float = 1800.0
+    first_delay_s: float = 2.0
+    longest_delay_s: float = 60.0
     sleep: Callable[[float], None] = time.sleep
 
 
-class Refused(Exception):
-    """The server answered, and said no: an HTTP status that trying again does not change."""
+class RequestRefused(Exception):
+    """Report an HTTP error status that a retry does not change."""
 
     def __init__(self, status: int, message: str) -> None:
         self.status, self.message = status, one_line(message)
         super().__init__(f"HTTP {status}: {self.message}")
 
 
-def patiently(call: Callable[[], T], patience: Patience, what: str) -> T:
-    """``call()``, asked again while the server is busy or away.
+def call_with_retries(call: Callable[[], T], policy: RetryPolicy, what: str) -> T:
+    """Call ``call`` until it returns, as long as the server is busy or unreachable.
+
+    Args:
+        what: names the call in the error.
 
     Raises:
-        Refused: any other HTTP error.
-        RunFailed: it stayed busy or away for longer than ``patience``.
+        RequestRefused: an HTTP error other than 429 and 5xx.
+        RunFailed: the server stayed busy or unreachable for longer than the policy allows.
     """
     from requests.exceptions import HTTPError, RequestException
 
-    delay, end = patience.first, time.monotonic() + patience.seconds
+    delay, end = policy.first_delay_s, time.monotonic() + policy.limit_s
     waited = 0.0
     while True:
         try:
@@ -50,19 +55,19 @@ def patiently(call: Callable[[], T], patience: Patience, what: str) -> T:
         except HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if status != 429 and status < 500:
-                raise Refused(status, str(error)) from None
+                raise RequestRefused(status, str(error)) from None
             reason, wait = f"HTTP {status}", retry_after(error.response) or delay
         except (RequestException, ConnectionError, TimeoutError) as error:
             reason, wait = type(error).__name__, delay
-        if time.monotonic() + wait > end or waited + wait > patience.seconds:
+        if time.monotonic() + wait > end or waited + wait > policy.limit_s:
             raise RunFailed(
                 "Kaggle",
-                f"no answer to {what} for {patience.seconds / 60:.0f} minutes ({reason}).",
+                f"no answer to {what} for {policy.limit_s / 60:.0f} minutes ({reason}).",
                 "Nothing is lost; run the same command again later.",
             )
-        patience.sleep(wait)
+        policy.sleep(wait)
         waited += wait
-        delay = min(delay * 2, patience.longest)
+        delay = min(delay * 2, policy.longest_delay_s)
 
 
 def retry_after(response: Any) -> float | None:

@@ -1,89 +1,105 @@
-"""Wait for one version to end: its own status, its live log, and patience with everything else."""
+"""Wait for one version to end: poll its status and show its live log."""
 
 from __future__ import annotations
 
 import enum
 import re
 import time
+from typing import Literal
 
 from medcot.errors import RunFailed
 from medcot.kaggle.client.account import Account
-from medcot.kaggle.client.api_types import Status
+from medcot.kaggle.client.api_types import SessionStatus
 from medcot.kaggle.client.bundle import MARKER
 from medcot.kaggle.client.push import RUNNING, url_of
-from medcot.kaggle.client.push_state import Push
-from medcot.kaggle.client.retry import Refused
+from medcot.kaggle.client.push_state import PushRecord
+from medcot.kaggle.client.retry import RequestRefused
 from medcot.kaggle.session.secret_scan import Redactor, known_secrets
 from medcot.kaggle.session.subprocesses import Say
 
 UNKNOWN_S = 300.0
-"""A version that was just saved may not have a session yet."""
+"""Seconds that a version may be unknown: one that was just saved may not have a session yet."""
 LAST_TRIES = 10
-"""How often the end of a log is asked for: the fetch brings all of it anyway."""
+"""How often the rest of a log is requested after the end: `fetch` brings all of it anyway."""
 
 
-class Ending(enum.Enum):
-    """How a session ended; the value is the exit code of ``push.py wait``."""
+class FinalStatus(enum.Enum):
+    """Kaggle's final status of a session; the value is the exit code of ``push.py wait``."""
 
     DONE = 0
     FAILED = 1
     CANCELLED = 3
     TIMED_OUT = 4
 
+    @property
+    def text(self) -> FinalText:
+        """The status in lower-case words."""
+        return _TEXTS[self]
+
+
+FinalText = Literal["done", "failed", "cancelled", "timed out"]
+_TEXTS: dict[FinalStatus, FinalText] = {
+    FinalStatus.DONE: "done",
+    FinalStatus.FAILED: "failed",
+    FinalStatus.CANCELLED: "cancelled",
+    FinalStatus.TIMED_OUT: "timed out",
+}
+
 
 def wait(
     account: Account,
-    push: Push,
+    push: PushRecord,
     say: Say,
-    show: Say | None = None,
+    show_log: Say | None = None,
     *,
     interval: float = 20.0,
     limit_s: float | None = None,
-) -> tuple[Ending, str]:
-    """Until ``push``'s session ends: how, and what Kaggle said of it.
+) -> tuple[FinalStatus, str]:
+    """Wait until ``push``'s session ends; return its final status and Kaggle's message.
 
     Args:
-        show: gets each line of the live log; None follows no log.
-        interval: seconds between two questions.
-        limit_s: seconds after which to stop waiting, as timed out; the session goes on.
+        say: gets a line at each change of the status.
+        show_log: gets each line of the live log; None follows no log.
+        interval: seconds between two requests.
+        limit_s: seconds after which to stop waiting, as timed out; the session continues.
 
     Raises:
         RunFailed: Kaggle does not know the version, or did not answer for too long.
     """
-    follower = _Follower(account, push, show) if show is not None else None
+    follower = _LogFollower(account, push, show_log) if show_log is not None else None
     end = None if limit_s is None else time.monotonic() + limit_s
-    word, unknown_s = "", 0.0
+    state, unknown_s = "", 0.0
     while True:
         status = account.status(push.ref, push.version)
-        if status is not None and (ending := ending_of(status)):
+        if status is not None and (final := final_status(status)):
             if follower:
                 follower.finish()
-            return ending, status.message
+            return final, status.message
         unknown_s = 0.0 if status else unknown_s + interval
         if unknown_s > UNKNOWN_S:
             raise _unknown(push)
-        if status and status.word != word:
-            word = status.word
-            say(f"version {push.version}: {word.lower()}")
+        if status and status.state != state:
+            state = status.state
+            say(f"version {push.version}: {state.lower()}")
         if end is not None and time.monotonic() >= end:
-            return Ending.TIMED_OUT, "still running; wait again, nothing is lost"
-        if follower and word == "RUNNING":
+            return FinalStatus.TIMED_OUT, "still running; wait again, nothing is lost"
+        if follower and state == "RUNNING":
             follower.read(end)
-        account.patience.sleep(interval)
+        account.policy.sleep(interval)
 
 
-def ending_of(status: Status) -> Ending | None:
-    """How a session with ``status`` ended; None while it goes on."""
-    if status.word in RUNNING:
+def final_status(status: SessionStatus) -> FinalStatus | None:
+    """Return the final status of a session in ``status``, or None while it runs."""
+    if status.state in RUNNING:
         return None
-    if status.word == "COMPLETE":
-        return Ending.DONE
+    if status.state == "COMPLETE":
+        return FinalStatus.DONE
     if re.search(r"(?i)time[d ]*out|time limit|exceeded .*(time|duration)", status.message):
-        return Ending.TIMED_OUT
-    return Ending.CANCELLED if status.word == "CANCEL_ACKNOWLEDGED" else Ending.FAILED
+        return FinalStatus.TIMED_OUT
+    return FinalStatus.CANCELLED if status.state == "CANCEL_ACKNOWLEDGED" else FinalStatus.FAILED
 
 
-def _unknown(push: Push) -> RunFailed:
+def _unknown(push: PushRecord) -> RunFailed:
     return RunFailed(
         "wait",
         f"Kaggle does not know version {push.version} of {push.ref}.",
@@ -91,28 +107,27 @@ def _unknown(push: Push) -> RunFailed:
     )
 
 
-class _Follower:
-    """Shows each line of the log once, with this machine's secrets hidden, however often the stream
-    is cut and replayed."""
+class _LogFollower:
+    """Shows each line of the log once, with this machine's secrets hidden.
 
-    def __init__(self, account: Account, push: Push, show: Say) -> None:
+    The stream begins anew after every cut.
+    """
+
+    def __init__(self, account: Account, push: PushRecord, show: Say) -> None:
         self._account, self._push, self._show = account, push, show
         self._redact = Redactor(known_secrets())
         self._seen, self._rest = 0, ""
         self._wrong = False
 
     def finish(self) -> None:
-        """Read what is left of the log of a session that has ended, though it be cut again."""
+        """Read the rest of the log of a session that has ended, even if it is cut again."""
         for _ in range(LAST_TRIES):
             if self.read():
                 return
-            self._account.patience.sleep(self._account.patience.first)
+            self._account.policy.sleep(self._account.policy.first_delay_s)
 
     def read(self, end: float | None = None) -> bool:
-        """Follow the stream until it ends, is cut, or ``end``; each call begins it anew.
-
-        Whether there is no more to come.
-        """
+        """Follow the stream until it ends, is cut, or until ``end``; return whether it ended."""
         from requests.exceptions import RequestException
 
         if self._wrong:
@@ -126,8 +141,8 @@ class _Follower:
                 self._take(new)
                 if self._wrong or (end is not None and time.monotonic() >= end):
                     return self._wrong
-        except (Refused, RequestException, ConnectionError, TimeoutError):
-            return False  # the status decides, and the next question comes soon
+        except (RequestRefused, RequestException, ConnectionError, TimeoutError):
+            return False  # the status decides, and the next request comes soon
         self._take("\n" if self._rest else "")
         return True
 
@@ -135,6 +150,6 @@ class _Follower:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             if line.startswith(MARKER) and self._push.checksum not in line:
-                self._wrong = True  # the log of another version than the one that was asked for
+                self._wrong = True  # the log of another version
                 return
             self._show(self._redact(line))

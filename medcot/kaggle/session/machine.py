@@ -1,4 +1,4 @@
-"""What the kernel landed on, whether it will do, and how training is started on it."""
+"""Describe the machine that the kernel got, check its GPUs, and make the training command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medcot.hardware.gpu_specs import OLDEST_CAPABILITY, capability
 from medcot.hardware.machine import Machine
 from medcot.kaggle.session.install import installed_version
 
-SHOWN = (
+SHOWN_PACKAGES = (
     "torch",
     "transformers",
     "trl",
@@ -22,9 +22,9 @@ SHOWN = (
 )
 
 
-def describe(machine: Machine) -> list[str]:
-    """Versions and hardware, before anything can go wrong."""
-    versions = [f"{name} {have}" for name in SHOWN if (have := installed_version(name))]
+def describe_machine(machine: Machine) -> list[str]:
+    """Return lines on versions and hardware, printed before anything can go wrong."""
+    versions = [f"{name} {have}" for name in SHOWN_PACKAGES if (have := installed_version(name))]
     unused = [f"unused: {gpu}" for gpu in machine.unused_gpus]
     gpus = [
         f"{gpu.name}, {gpu.memory_gib:.1f} GiB, compute capability {capability(gpu)}"
@@ -37,9 +37,11 @@ def describe(machine: Machine) -> list[str]:
     ]
 
 
-def check_gpus(machine: Machine, wanted: bool) -> None:
-    """Raises:
-    RunFailed: a GPU was asked for and none, or one that is too old, was given.
+def check_gpus(machine: Machine, *, wanted: bool) -> None:
+    """Check that a job that wants a GPU got one that can train.
+
+    Raises:
+        RunFailed: there is none, or one that is too old.
     """
     if not wanted:
         return
@@ -61,14 +63,18 @@ def check_gpus(machine: Machine, wanted: bool) -> None:
             )
 
 
-def training_command(preset: str, gpus: int, config: Path, run: Path, resume: bool) -> list[str]:
-    """One process, or one per GPU where the preset is for two T4s and two are there."""
+def make_training_command(
+    preset: str, gpus: int, config: Path, run: Path, *, resume: bool
+) -> list[str]:
+    """Return the command that carries out the run, in as many processes as ``process_count``."""
+    processes = process_count(preset, gpus)
     main = ["-m", "medcot", "run", "--config", str(config)]
     main += ["--out", str(run), *(["--resume"] if resume else [])]
-    if processes_for(preset, gpus) == 1:
+    if processes == 1:
         return [sys.executable, *main]
-    return [sys.executable, "-m", "medcot.kaggle.session.launch", str(gpus), *main]
+    return [sys.executable, "-m", "medcot.kaggle.session.launch", str(processes), *main]
 
 
-def processes_for(preset: str, gpus: int) -> int:
+def process_count(preset: str, gpus: int) -> int:
+    """Return how many processes train: one per GPU with the preset for two T4s, else one."""
     return gpus if preset == "kaggle-t4x2" and gpus > 1 else 1

@@ -1,7 +1,7 @@
-"""What the kernel does: look, install, continue or start, train, export, sign off.
+"""Run one session in the kernel: look, install, start or continue, train, export, sign off.
 
-Runs before anything is installed, so it imports the standard library and this package's own
-light modules only. The training is a plain subprocess: an out-of-memory kill ends that, not this.
+Runs before anything is installed, so it imports the standard library and this package's own light
+modules only. The training is a subprocess: an out-of-memory kill ends that, not the session.
 """
 
 from __future__ import annotations
@@ -9,43 +9,67 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from medcot.errors import RunFailed, one_line
 from medcot.hardware.machine import detect_machine
-from medcot.kaggle.session.machine import describe
-from medcot.kaggle.session.manifest import STAMP, Manifest, Outcome, write_manifest
+from medcot.kaggle.session.job import (
+    CONFIG_FILE,
+    JOB_FILE,
+    JobSpec,
+    RunSettings,
+    read_job,
+    read_settings,
+)
+from medcot.kaggle.session.machine import describe_machine
+from medcot.kaggle.session.manifest import STAMP, Manifest, SessionOutcome, write_manifest
 from medcot.kaggle.session.secret_scan import Redactor, Secret, known_secrets
 from medcot.kaggle.session.steps import WANDB, Session, export_tutorial, train, upload
-from medcot.kaggle.session.subprocesses import Ended
-from medcot.kaggle.session.user_secrets import Ask, Lookup, ask_kaggle, look_up, needs
+from medcot.kaggle.session.subprocesses import ExitStatus, Say
+from medcot.kaggle.session.user_secrets import (
+    GetSecret,
+    SecretLookup,
+    find_secret,
+    get_kaggle_secret,
+    secret_needs,
+)
 
 
 def run_session(
-    folder: Path, root: Path, bundle: str, started: float, ask: Ask = ask_kaggle
+    folder: Path,
+    root: Path,
+    bundle: str,
+    started: float,
+    get_secret: GetSecret = get_kaggle_secret,
 ) -> int:
-    """Carry out the orders in ``folder``; the exit code is the run's own.
+    """Carry out the job in the unpacked bundle ``folder`` and return the run's exit code.
 
     A run that was stopped in time ends with 0: Kaggle keeps the output of a session that succeeds,
-    and ``manifest.json`` says that it is not finished.
+    and ``manifest.json`` says that the run is not finished.
+
+    Args:
+        folder: the unpacked bundle.
+        root: Kaggle's folder, which holds ``input`` and ``working``.
+        bundle: the bundle's checksum.
+        started: seconds since the epoch when the session began.
+        get_secret: asks Kaggle's secret store.
     """
-    orders = json.loads((folder / "orders.json").read_text(encoding="utf-8"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    found = _find_secrets(orders, config, root, ask)
-    session = Session(folder, root, orders, config, bundle, started, _speaker(found))
+    job = read_job((folder / JOB_FILE).read_text(encoding="utf-8"))
+    settings = read_settings((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    found = _find_secrets(job, settings, root, get_secret)
+    session = Session(folder, root, job, settings, bundle, started, _make_say(found))
     session.output.mkdir(parents=True, exist_ok=True)
-    stamp = {"bundle": bundle, "run": orders["run"], "session": orders["session"]}
+    stamp = {"bundle": bundle, "run": job.run, "session": job.session}
     (session.output / STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
     notes = [lookup.line for lookup in found]
-    for line in (*describe(detect_machine()), *notes):
+    for line in (*describe_machine(detect_machine()), *notes):
         session.say(line)
-    if orders["task"] == "secrets":
+    if job.task == "secrets":
         return _sign_off(session, "done", 0, notes)
     try:
         ended = train(session, found)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it comes home with a reason
+    except Exception as error:  # noqa: BLE001 - the reason must reach the output, whatever it is
         _write_error(session, error if isinstance(error, RunFailed) else _unforeseen(error))
         return _sign_off(session, "failed", 1, notes)
     if ended.stopped and ended.code != 0:
@@ -60,20 +84,20 @@ def run_session(
 
 
 def _find_secrets(
-    orders: Mapping[str, Any], config: Mapping[str, Any], root: Path, ask: Ask
-) -> list[Lookup]:
-    """Those that the task can use: a probe asks for all."""
-    folders = []
-    if orders["secrets_dataset"]:
-        slug = orders["secrets_dataset"].rpartition("/")[2]
+    job: JobSpec, settings: RunSettings, root: Path, get_secret: GetSecret
+) -> list[SecretLookup]:
+    """Look up the secrets that the task can use; a probe asks for all of them."""
+    folders: list[Path] = []
+    if job.secrets_dataset:
+        slug = job.secrets_dataset.rpartition("/")[2]
         folders = [path for path in sorted((root / "input").rglob(slug)) if path.is_dir()]
-    wanted = needs(orders["hub_labels"], orders["wandb_labels"])
-    if orders["task"] == "run" and config["wandb"] == "off":
+    wanted = secret_needs(job.hub_labels, job.wandb_labels)
+    if job.task == "run" and settings.wandb == "off":
         wanted = [need for need in wanted if need.variable != WANDB]
-    return [look_up(need, os.environ, ask, folders) for need in wanted]
+    return [find_secret(need, os.environ, get_secret, folders) for need in wanted]
 
 
-def _speaker(found: list[Lookup]) -> Callable[[str], None]:
+def _make_say(found: Sequence[SecretLookup]) -> Say:
     own = [Secret(x.need.labels[0], x.value) for x in found if x.value is not None]
     redact = Redactor([*own, *known_secrets()])
 
@@ -95,8 +119,8 @@ def _unforeseen(error: Exception) -> RunFailed:
     return RunFailed("session", f"{type(error).__name__}: {one_line(str(error))}.", "See the log.")
 
 
-def _explain(session: Session, ended: Ended) -> None:
-    """Say why the training ended, where it could not say so itself: killed, or refused at once."""
+def _explain(session: Session, ended: ExitStatus) -> None:
+    """Write ``error.json`` for a training that could not write it: killed, or rejected at once."""
     if (session.run / "error.json").exists():
         return
     if ended.code == 2:
@@ -112,11 +136,11 @@ def _explain(session: Session, ended: Ended) -> None:
         _write_error(session, RunFailed("training", message, "See the log."))
 
 
-def _sign_off(session: Session, outcome: Outcome, code: int, notes: list[str]) -> int:
+def _sign_off(session: Session, outcome: SessionOutcome, code: int, notes: list[str]) -> int:
     manifest = Manifest(
         session.bundle,
-        session.orders["run"],
-        session.orders["session"],
+        session.job.run,
+        session.job.session,
         outcome,
         code,
         round(time.time() - session.started, 1),

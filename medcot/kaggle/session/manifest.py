@@ -1,4 +1,4 @@
-"""`manifest.json`: what a session left behind. The kernel writes it, the fetch reads it."""
+"""`manifest.json`: what a session left behind. The kernel writes it, `fetch` reads it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from typing import Any, Literal
 
 NAME = "manifest.json"
 STAMP = "session.json"
-"""Written when a session starts, so that a killed one can be told from another's."""
+"""Written when a session starts, so that the output of a killed session can be recognised."""
 
-Outcome = Literal["done", "paused", "failed"]
+SessionOutcome = Literal["done", "paused", "failed"]
+"""How a session that could sign off ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """How a session ended, and its files: name to size in bytes and SHA-256."""
+    """How a session ended, and its files: name to size in bytes and SHA-256.
+
+    ``exit_code`` is the training's own; ``notes`` are lines for the user.
+    """
 
     bundle: str
     run: str
     session: int
-    outcome: Outcome
+    outcome: SessionOutcome
     exit_code: int
     seconds: float
     notes: tuple[str, ...] = ()
@@ -31,7 +35,7 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Add the files under ``folder`` to ``manifest`` and write it there, last of all."""
+    """Add the files under ``folder`` to ``manifest`` and write it there."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -42,8 +46,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(text: str) -> Manifest:
-    """Raises:
-    ValueError: ``text`` is no manifest.
+    """Parse ``text``.
+
+    Raises:
+        ValueError: ``text`` is not a manifest.
     """
     try:
         values = json.loads(text)
@@ -51,10 +57,11 @@ def read_manifest(text: str) -> Manifest:
         for entry in manifest.files.values():
             _ = int(entry["size"]), str(entry["sha256"])
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"no manifest: {error}") from None
+        raise ValueError(f"not a manifest: {error}") from None
     return manifest
 
 
 def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What the package needs: from its checkout's pyproject.toml or from its metadata."""
+"""Read the package's requirements from the checkout's pyproject.toml or from its metadata."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from pathlib import Path
 import medcot
 
 PROJECT = Path(medcot.__file__).parent.parent
+"""The checkout, or the folder that the package was unpacked into."""
 
 
 def requirements(pyproject: Path | None = None) -> list[str]:
-    """What the package needs, as Requires-Dist lines (extras by their marker)."""
+    """Return the requirements as Requires-Dist lines, those of extras with their marker.
+
+    Without a ``pyproject.toml``, as in the kernel, the metadata of the package is read; the list is
+    empty if that is missing as well.
+    """
     pyproject = pyproject or PROJECT / "pyproject.toml"
     if not pyproject.is_file():
         try:

@@ -1,4 +1,4 @@
-"""Keep secrets in: find them in what is about to leave, hide them in what is about to be shown."""
+"""Find secrets in what is about to be sent, and hide them in what is about to be shown."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ OUR_VARIABLES = (
     "KAGGLE_API_TOKEN",
     "KAGGLE_USER_SECRETS_TOKEN",
 )
+"""Variables whose values are secrets even if they are short."""
+
 _SECRET_NAME = re.compile(
     r"(?i)(^|[_-])(api_?key|key|token|jwt|secret|password|passwd|credentials?)($|[_-])"
 )
 _SHORTEST_OWN, _SHORTEST_OTHER = 6, 12
 
-_SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
+_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a Hugging Face token", re.compile(r"\bhf_[A-Za-z0-9]{16,}")),
     ("a Kaggle token", re.compile(r"\bKGAT_[A-Za-z0-9_-]{16,}")),
     ("a W&B key", re.compile(r"\bwandb_v\d_[A-Za-z0-9_]{16,}")),
@@ -53,15 +55,15 @@ _SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A value that must not leave or be shown, and the name it may be called by."""
+    """A value that must not be sent or shown, and a name for it that may."""
 
     name: str
     value: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Leak:
-    """Where a secret was found, and which. The value is never part of it."""
+class SecretMatch:
+    """Where a secret was found, and which one; never its value."""
 
     where: str
     what: str
@@ -73,7 +75,7 @@ class Leak:
 def known_secrets(
     environ: Mapping[str, str] | None = None, home: Path | None = None
 ) -> list[Secret]:
-    """The secrets of this machine that can be known: environment, account files, netrc."""
+    """Return the secrets in this machine's environment, account files and netrc, longest first."""
     environ = os.environ if environ is None else environ
     home = Path(environ.get("HOME") or Path.home()) if home is None else home
     found = [*_from_environment(environ), *_from_files(environ, home), *_from_netrc(home)]
@@ -81,31 +83,34 @@ def known_secrets(
     return sorted(whole.values(), key=lambda secret: (-len(secret.value), secret.name))
 
 
-def find_leaks(where: str, content: bytes | str, secrets: Iterable[Secret]) -> list[Leak]:
-    """Secrets in ``content``, by their value (plain or encoded) and by their shape."""
+def find_secrets(where: str, content: bytes | str, secrets: Iterable[Secret]) -> list[SecretMatch]:
+    """Find secrets in ``content`` by their value (plain or encoded) and by their pattern."""
     text = content if isinstance(content, str) else content.decode("utf-8", errors="replace")
-    leaks = []
+    matches = []
     for secret in secrets:
         at = min((text.find(form) for form in _forms(secret.value) if form in text), default=-1)
         if at >= 0:
-            leaks.append(Leak(_place(where, text, at), f"the value of {secret.name}"))
-    for what, shape in _SHAPES:
+            matches.append(SecretMatch(_place(where, text, at), f"the value of {secret.name}"))
+    for what, shape in _PATTERNS:
         if match := shape.search(text):
-            leaks.append(Leak(_place(where, text, match.start()), f"what looks like {what}"))
-    return leaks
+            matches.append(
+                SecretMatch(_place(where, text, match.start()), f"what looks like {what}")
+            )
+    return matches
 
 
 class Redactor:
-    """Hides secrets in a line: ``Redactor(secrets)(line)``."""
+    """Hides the values of secrets and everything that looks like a token in a text."""
 
     def __init__(self, secrets: Iterable[Secret]) -> None:
         pairs = [(form, secret.name) for secret in secrets for form in _forms(secret.value)]
         self._pairs = sorted(pairs, key=lambda pair: -len(pair[0]))
 
     def __call__(self, text: str) -> str:
+        """Return ``text`` with ``[hidden: NAME]`` in place of each secret."""
         for form, name in self._pairs:
             text = text.replace(form, f"[hidden: {name}]")
-        for what, shape in _SHAPES:
+        for what, shape in _PATTERNS:
             text = shape.sub(f"[hidden: {what}]", text)
         return text
 
@@ -167,20 +172,20 @@ def _from_netrc(home: Path) -> list[Secret]:
 
 
 def _split(name: str, value: str, shortest: int) -> list[Secret]:
-    """One secret per line: a log shows a key of several lines one line at a time."""
+    """Make one secret of each line: a log shows a key of several lines one line at a time."""
     lines = {line.strip() for line in value.splitlines()}
     return [Secret(name, line) for line in sorted(lines) if len(line) >= shortest]
 
 
 def _forms(value: str) -> list[str]:
-    """``value`` as it may be written: plain, quoted, in CSV, in an address, in base64 anywhere."""
+    """Return the forms of ``value``: plain, quoted, in CSV, in a URL, in base64 at any offset."""
     forms = {value, repr(value)[1:-1], value.replace('"', '""'), quote(value, safe="")}
     forms |= {json.dumps(value, ensure_ascii=plain)[1:-1] for plain in (True, False)}
     data = value.encode()
     if len(data) >= _SHORTEST_OTHER:
         for offset in range(3):
             whole = base64.b64encode(b"\0" * offset + data).decode()
-            # The first group holds the padding's bits, the last may be shared with what follows.
+            # The first group holds bits of the padding; the last may be shared with what follows.
             forms.add(whole[4 if offset else 0 : len(whole) - 4])
     return [form for form in forms if len(form) >= _SHORTEST_OWN]
 

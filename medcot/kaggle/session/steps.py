@@ -1,8 +1,4 @@
-"""The steps of a session in the kernel: install, continue or start, train, export, upload.
-
-Runs before anything is installed, so it imports the standard library and this package's own
-light modules only. The training is a plain subprocess: an out-of-memory kill ends that, not this.
-"""
+"""The steps of a session in the kernel: install, start or continue, train, export, upload."""
 
 from __future__ import annotations
 
@@ -11,78 +7,85 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medcot.errors import RunFailed
 from medcot.hardware.machine import Machine, detect_machine
 from medcot.kaggle.session import install
-from medcot.kaggle.session.machine import check_gpus, processes_for, training_command
+from medcot.kaggle.session.job import CONFIG_FILE, JobSpec, RunSettings
+from medcot.kaggle.session.machine import check_gpus, make_training_command, process_count
 from medcot.kaggle.session.manifest import STAMP
 from medcot.kaggle.session.requirements import requirements
-from medcot.kaggle.session.subprocesses import Ended, Say, run_command
-from medcot.kaggle.session.user_secrets import Lookup
+from medcot.kaggle.session.subprocesses import ExitStatus, Say, run_command
+from medcot.kaggle.session.tutorial import export_command
+from medcot.kaggle.session.user_secrets import SecretLookup
 
 TUTORIAL_S, UPLOAD_S, SHORTEST_S = 600.0, 600.0, 60.0
-"""The longest that what follows the training may take, and what it has even if time is short: the
-margin that is kept for saving bears it."""
+"""Seconds: the most that each step after the training may take, and what it gets even if time is
+short. The margin that is kept for saving pays for that."""
 
 HUB, WANDB = "HF_TOKEN", "WANDB_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One kernel run: the unpacked bundle, Kaggle's folders, the orders, and when it began."""
+    """One session: the unpacked bundle, Kaggle's folders, the job, and when the session began.
+
+    ``started`` is in seconds since the epoch; ``say`` prints a line with every secret hidden.
+    """
 
     folder: Path
     root: Path
-    orders: Mapping[str, Any]
-    config: Mapping[str, Any]
+    job: JobSpec
+    settings: RunSettings
     bundle: str
     started: float
     say: Say
 
     @property
     def output(self) -> Path:
+        """The folder whose content Kaggle keeps."""
         return self.root / "working"
 
     @property
     def run(self) -> Path:
+        """The run directory."""
         return self.output / "run"
 
     @property
     def notebook(self) -> Path:
+        """The tutorial, which may be absent."""
         return self.folder / "apps" / "tutorial.py"
 
     @property
     def data(self) -> Path:
-        """Where the config's files are; what runs, runs there."""
+        """The config's local files, and the working directory of every command."""
         return self.folder / "data"
 
     @property
     def seconds_left(self) -> float:
-        """Until the margin that is kept for saving."""
-        limit = self.orders["limit_s"] - self.orders["margin_s"]
-        return limit - (time.time() - self.started)
+        """Seconds until the margin that is kept for saving."""
+        limit_s = self.job.limit_s - self.job.margin_s
+        return limit_s - (time.time() - self.started)
 
 
-def train(session: Session, found: list[Lookup]) -> Ended:
-    """Make the machine ready and carry the run out.
+def train(session: Session, found: Sequence[SecretLookup]) -> ExitStatus:
+    """Prepare the machine and carry out the run.
 
     Raises:
-        RunFailed: the machine, the packages or the output to go on from are not what is needed.
+        RunFailed: the GPU, the packages or the output to continue from are missing.
     """
     machine = detect_machine()
-    check_gpus(machine, session.orders["gpu"])
+    check_gpus(machine, wanted=session.job.gpu)
     _install(session, machine)
     resume = _continue(session)
     environ = _environment(session, found, len(machine.gpus))
     if session.seconds_left < 10:
         raise RunFailed("session", "no time is left to train.", "Use a longer session (--hours).")
-    preset, config = session.config["preset"], session.folder / "config.json"
-    command = training_command(preset, len(machine.gpus), config, session.run, resume)
+    preset, config = session.settings.preset, session.folder / CONFIG_FILE
+    command = make_training_command(preset, len(machine.gpus), config, session.run, resume=resume)
     session.say(f"training: {' '.join(command[1:])}")
     session.data.mkdir(exist_ok=True)
     return run_command(
@@ -93,26 +96,26 @@ def train(session: Session, found: list[Lookup]) -> Ended:
 def _install(session: Session, machine: Machine) -> None:
     extras = ["app"] if session.notebook.exists() else []
     extras += ["gpu"] if machine.gpus else []
-    extras += ["track"] if session.config["wandb"] != "off" else []
+    extras += ["track"] if session.settings.wandb != "off" else []
     file = session.folder / "kaggle" / "constraints.txt"
     pins = file.read_text(encoding="utf-8") if file.exists() else ""
-    wanted = install.missing(requirements(), extras)
+    wanted = install.find_missing(requirements(), extras)
     install.install(wanted, pins, session.folder, session.say)
-    if session.config["model"] == "smollm2-135m":
+    if session.settings.model == "smollm2-135m":
         install.install_bundled_model(session.say)
 
 
 def _continue(session: Session) -> bool:
-    """Take over the run of the mounted previous output; whether there was one.
+    """Copy the run of the mounted previous output, and return whether there is a run to resume.
 
     Raises:
-        RunFailed: there should be one and none of this run is mounted.
+        RunFailed: this is a later session and no output of the run is mounted.
     """
-    if session.orders["session"] == 1:
+    if session.job.session == 1:
         return False
     for stamp in sorted((session.root / "input").rglob(STAMP)):
         values = json.loads(stamp.read_text(encoding="utf-8"))
-        if values.get("run") == session.orders["run"] and (stamp.parent / "run").is_dir():
+        if values.get("run") == session.job.run and (stamp.parent / "run").is_dir():
             shutil.copytree(stamp.parent / "run", session.run, dirs_exist_ok=True)
             for path in (session.run, *session.run.rglob("*")):
                 path.chmod(0o755 if path.is_dir() else 0o644)  # what is mounted is read-only
@@ -125,7 +128,7 @@ def _continue(session: Session) -> bool:
     )
 
 
-def _environment(session: Session, found: list[Lookup], gpus: int) -> dict[str, str]:
+def _environment(session: Session, found: Sequence[SecretLookup], gpus: int) -> dict[str, str]:
     environ = {k: v for k, v in os.environ.items() if k != "KAGGLE_ROOT"}
     for lookup in found:
         if lookup.value is not None:
@@ -133,39 +136,32 @@ def _environment(session: Session, found: list[Lookup], gpus: int) -> dict[str, 
         elif lookup.need.variable == WANDB:
             environ["WANDB_MODE"] = "offline"
     environ |= {"PYTHONPATH": str(session.folder / "package"), "PYTHONUNBUFFERED": "1"}
-    if gpus > 1 and processes_for(session.config["preset"], gpus) == 1:
+    if gpus > 1 and process_count(session.settings.preset, gpus) == 1:
         environ["CUDA_VISIBLE_DEVICES"] = "0"
     return environ
 
 
 def export_tutorial(session: Session) -> str:
-    """The notebook, executed on this run, as one page; its failure is a note, not the run's."""
+    """Execute the notebook on this run and export it as one page; return a note on how it went.
+
+    A failure is part of the note only: the run itself is complete.
+    """
     if not session.notebook.exists():
         return "tutorial: not in the bundle"
     page = session.output / "tutorial.html"
-    command = [
-        sys.executable,
-        "-m",
-        "marimo",
-        "export",
-        "html",
-        str(session.notebook),
-        "-o",
-        str(page),
-    ]
-    command += ["-f", "--no-sandbox", "--", "--headless", "--run", str(session.run)]
+    command = export_command(session.notebook, page, ["--run", str(session.run)])
     environ = _environment(session, [], 0)
     seconds = min(TUTORIAL_S, max(SHORTEST_S, session.seconds_left))
     ended = run_command(command, session.say, environ=environ, folder=session.data, seconds=seconds)
-    # The page of a notebook with a failed cell is written too, with exit code 1.
+    # marimo writes the page of a notebook with a failed cell as well, and exits with 1.
     if page.exists() and ended.code == 0:
         return "tutorial: exported"
     return "tutorial: could not be exported in full; the run itself is complete"
 
 
-def upload(session: Session, found: list[Lookup]) -> list[str]:
-    """Send the adapter to the hub where that was asked for; its failure is a note."""
-    repository = session.orders["hub_repository"]
+def upload(session: Session, found: Sequence[SecretLookup]) -> list[str]:
+    """Upload the adapter to the hub if the job asks for it; return notes on how it went."""
+    repository = session.job.hub_repository
     if not repository:
         return []
     if all(lookup.value is None for lookup in found if lookup.need.variable == HUB):

@@ -1,4 +1,4 @@
-"""Run a command in the kernel: its lines are shown as they come, and it is stopped in time."""
+"""Run a command in the kernel: show its lines as they come, and stop it in time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Say = Callable[[str], None]
+"""Takes one line for the user."""
 
-ASKED_S, TOLD_S = 300.0, 20.0
-"""Seconds to save and end after the interrupt, and after the termination that follows it."""
+INTERRUPT_GRACE_S, TERMINATE_GRACE_S = 300.0, 20.0
+"""Seconds that a command gets to end after SIGINT, and after the SIGTERM that follows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How a command ended: its exit code, 128 + N where signal N ended it (as a shell has it).
+class ExitStatus:
+    """How a command ended: its exit code, or 128 + N if signal N ended it, as in a shell.
 
-    ``stopped`` says that it was this module that ended it.
+    ``stopped`` is true if this module stopped it.
     """
 
     code: int
@@ -36,11 +37,11 @@ def run_command(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
     seconds: float | None = None,
-) -> Ended:
-    """Run ``command``, pass on its output line by line, interrupt it after ``seconds``.
+) -> ExitStatus:
+    """Run ``command``, pass its output to ``say`` line by line, and interrupt it after ``seconds``.
 
-    The interrupt is the one that a person's Ctrl-C sends, to the whole group: a run answers it
-    by saving a checkpoint and ending with 130.
+    The interrupt is SIGINT to the whole process group, as by Ctrl-C: a run answers it by saving a
+    checkpoint and exiting with 130.
     """
     with subprocess.Popen(
         list(command),
@@ -53,7 +54,7 @@ def run_command(
         env=None if environ is None else dict(environ),
         cwd=folder,
         start_new_session=True,
-        # A parent in the background hands down an ignored Ctrl-C, which Python then keeps.
+        # A parent in the background passes on an ignored SIGINT, which Python then keeps ignoring.
         preexec_fn=_answer_interrupts,
     ) as process:
         reader = threading.Thread(target=_pass_on, args=(process, say), daemon=True)
@@ -63,17 +64,21 @@ def run_command(
         except BaseException:
             _signal_group(process, signal.SIGKILL)
             raise
-        # A grandchild that outlives the command keeps the pipe open: don't wait for it for ever.
-        reader.join(timeout=TOLD_S)
+        # A grandchild that outlives the command keeps the pipe open: do not wait for it.
+        reader.join(timeout=TERMINATE_GRACE_S)
     code = process.returncode
-    return Ended(code if code >= 0 else 128 - code, stopped)
+    return ExitStatus(code if code >= 0 else 128 - code, stopped)
 
 
 def _wait_or_stop(process: subprocess.Popen[str], seconds: float | None) -> bool:
-    """Whether the command had to be stopped."""
-    steps = ((seconds, signal.SIGINT), (ASKED_S, signal.SIGTERM), (TOLD_S, signal.SIGKILL))
-    for number, (patience, then) in enumerate(steps):
-        deadline = None if patience is None else time.monotonic() + max(0.0, patience)
+    """Wait for the command and return whether it had to be stopped."""
+    steps = (
+        (seconds, signal.SIGINT),
+        (INTERRUPT_GRACE_S, signal.SIGTERM),
+        (TERMINATE_GRACE_S, signal.SIGKILL),
+    )
+    for number, (grace_s, then) in enumerate(steps):
+        deadline = None if grace_s is None else time.monotonic() + max(0.0, grace_s)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
             return number > 0

@@ -1,6 +1,6 @@
-"""Put a finished run's adapter and report into a private repository of the hub.
+"""Upload a finished run's adapter and report to a private repository of the hub.
 
-A program of its own, so that the token reaches only this and the training:
+A separate program, so that only this one and the training get the token:
 ``python -m medcot.kaggle.session.upload RUN OWNER/NAME``, with HF_TOKEN in the environment.
 """
 
@@ -13,9 +13,9 @@ from medcot.errors import one_line
 
 
 def upload(run: Path, repository: str) -> str:
-    """Upload ``run``'s adapter, with its report beside it; the address it can be seen at.
+    """Upload the adapter and the report of ``run``, and return the repository's address.
 
-    A repository that does not exist is made, private; one that does keeps who may see it.
+    A new repository is private; an existing one keeps its visibility.
 
     Raises:
         huggingface_hub's errors: no token, no permission, no connection.
@@ -35,11 +35,11 @@ def upload(run: Path, repository: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0 where everything is there, 1 with one line where it is not."""
+    """Upload, and return 0; on any error print one line and return 1."""
     run, repository = arguments
     try:
         print(f"uploaded to {upload(Path(run), repository)}")
-    except Exception as error:  # noqa: BLE001 - whatever stops it, the run itself is complete
+    except Exception as error:  # noqa: BLE001 - the run itself is complete, whatever fails here
         print(f"upload to {repository} failed: {one_line(str(error))}")
         return 1
     return 0

@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 from medcot.catalog import duration, in_language, say
 from medcot.kaggle.client.orchestrate import AccountCheck
-from medcot.kaggle.client.push_state import Push
+from medcot.kaggle.client.push_state import PushRecord
 from medcot.notebook.jobs import Job
-from medcot.notebook.kaggle_panel import Built
+from medcot.notebook.kaggle_panel import BuiltKernel
 from medcot.notebook.views.charts import draw_loss
 from medcot.notebook.views.markup import (
     callout,
@@ -83,13 +83,13 @@ def _ending(job: Job, language: str) -> str:
     return join(show_failure(job.failure, language), items([folder]))
 
 
-def describe_sending(step: AccountCheck | Built | Push, language: str) -> str:
+def describe_sending(step: AccountCheck | BuiltKernel | PushRecord, language: str) -> str:
     """Describe the result of the last step on the Kaggle panel."""
-    if isinstance(step, Built):
+    if isinstance(step, BuiltKernel):
         size = f"{step.kernel.size / 1024:.0f}"
         said = say("kaggle_built", language, folder=str(step.kernel.folder), size=size)
         return callout("good", said)
-    if isinstance(step, Push):
+    if isinstance(step, PushRecord):
         said = say("kaggle_pushed", language, version=step.version, ref=step.ref)
         return callout("good", said, paragraph(step.url))
     return callout("good" if step.ready else "warn", step.line)

@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 
 from medcot.config.presets import make_config
 from medcot.errors import InputError
-from medcot.kaggle.client.build import Wishes, build, owner_of_this_machine
-from medcot.kaggle.client.bundle import Bundle, Orders, collect, pack, write_script
+from medcot.kaggle.client.build import KernelOptions, build, find_owner
+from medcot.kaggle.client.bundle import Bundle, collect, pack, write_script
 from medcot.kaggle.client.metadata import check_metadata, check_source, make_metadata, slug_of
 from medcot.kaggle.client.sources import PROJECT, collect_package
+from medcot.kaggle.session.job import JobSpec
 from medcot.kaggle.session.requirements import requirements
-from medcot.kaggle.session.secret_scan import Redactor, Secret, find_leaks, known_secrets
+from medcot.kaggle.session.secret_scan import Redactor, Secret, find_secrets, known_secrets
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, config_with
 
@@ -56,7 +57,7 @@ def test_two_builds_on_two_folders_are_identical(tmp_path: Path) -> None:
     scripts = []
     for name in ("one", "another place"):
         project = checkout(tmp_path / name)
-        kernel = build(T4, RunDirectory(tmp_path / f"run {name}"), "ann", Wishes(), project)
+        kernel = build(T4, RunDirectory(tmp_path / f"run {name}"), "ann", KernelOptions(), project)
         scripts.append({path.name: path.read_bytes() for path in kernel.folder.iterdir()})
     assert scripts[0] == scripts[1]
     assert set(scripts[0]) == {"kernel.py", "kernel-metadata.json"}
@@ -66,7 +67,7 @@ def test_the_bundle_is_under_300_kb_without_data(tmp_path: Path) -> None:
     project = checkout(tmp_path / "project")
     for path in (project / "medcot" / "data" / "samples").glob("*.jsonl"):
         path.unlink()
-    kernel = build(T4, RunDirectory(tmp_path / "run"), "ann", Wishes(), project)
+    kernel = build(T4, RunDirectory(tmp_path / "run"), "ann", KernelOptions(), project)
     assert kernel.size < 300 * 1024
 
 
@@ -84,7 +85,7 @@ def test_the_bundle_carries_the_files_of_the_built_wheel(tmp_path: Path) -> None
 def test_the_unpacked_bundle_knows_the_requirements_without_an_installation(
     tmp_path: Path,
 ) -> None:
-    for name, content in collect(CONFIG, Orders()).files.items():
+    for name, content in collect(CONFIG, JobSpec()).files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     code = (
@@ -106,7 +107,7 @@ def test_line_ends_of_a_windows_checkout_do_not_change_the_bundle(tmp_path: Path
 
 
 def test_the_script_unpacks_to_the_bundle_and_notices_damage(tmp_path: Path) -> None:
-    bundle = collect(CONFIG, Orders())
+    bundle = collect(CONFIG, JobSpec())
     script = write_script(bundle.checksum, pack(bundle), PROJECT / "kaggle" / "kernel.py")
     space: dict[str, Any] = {"__name__": "kernel"}
     exec(compile(script, "kernel.py", "exec"), space)
@@ -121,10 +122,10 @@ def test_the_script_unpacks_to_the_bundle_and_notices_damage(tmp_path: Path) -> 
 
 
 def test_config_and_orders_travel_whole() -> None:
-    bundle = collect(T4, Orders(session=3, previous="ann/medcot"))
+    bundle = collect(T4, JobSpec(session=3, previous="ann/medcot"))
     assert json.loads(bundle.files["config.json"]) == T4.model_dump(mode="json")
-    orders = json.loads(bundle.files["orders.json"])
-    assert (orders["session"], orders["previous"]) == (3, "ann/medcot")
+    job = json.loads(bundle.files["job.json"])
+    assert (job["session"], job["previous"]) == (3, "ann/medcot")
     carried = {"apps/tutorial.py", "kaggle/constraints.txt"}
     assert carried <= set(bundle.files)
     assert all(path.name in str(bundle.files) for path in (PROJECT / "apps").glob("*.md"))
@@ -132,10 +133,10 @@ def test_config_and_orders_travel_whole() -> None:
 
 def test_every_setting_changes_the_checksum() -> None:
     bundles = [
-        collect(CONFIG, Orders()),
-        collect(config_with(seed=1), Orders()),
-        collect(CONFIG, Orders(session=2)),
-        collect(CONFIG, Orders(limit_s=3600)),
+        collect(CONFIG, JobSpec()),
+        collect(config_with(seed=1), JobSpec()),
+        collect(CONFIG, JobSpec(session=2)),
+        collect(CONFIG, JobSpec(limit_s=3600)),
     ]
     assert len({bundle.checksum for bundle in bundles}) == len(bundles)
 
@@ -148,7 +149,7 @@ def test_local_files_travel_and_are_named_by_where_they_are_there(tmp_path: Path
         dataset=str(tmp_path / "a" / "rows.jsonl"),
         mcq=(str(tmp_path / "b" / "rows.jsonl"), str(tmp_path / "a" / "rows.jsonl"), "sample"),
     )
-    files = collect(config, Orders()).files
+    files = collect(config, JobSpec()).files
     sent = json.loads(files["config.json"])
     assert sent["dataset"] == "rows.jsonl"
     assert sent["mcq"] == ["1-rows.jsonl", "rows.jsonl", "sample"]
@@ -166,19 +167,19 @@ def test_local_files_travel_and_are_named_by_where_they_are_there(tmp_path: Path
 )
 def test_a_file_that_is_not_there_cannot_travel(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        collect(config_with(**changes), Orders())
+        collect(config_with(**changes), JobSpec())
 
 
 def test_a_model_folder_cannot_travel(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--model.*a folder on this machine"):
-        collect(config_with(model=str(tmp_path)), Orders())
+        collect(config_with(model=str(tmp_path)), JobSpec())
 
 
 def test_a_large_bundle_goes_into_a_private_data_set(tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_bytes(random.Random(0).randbytes(700_000))
     run = RunDirectory(tmp_path / "run")
-    kernel = build(config_with(dataset=str(data)), run, "ann", Wishes())
+    kernel = build(config_with(dataset=str(data)), run, "ann", KernelOptions())
     assert kernel.size < 10_000
     assert kernel.metadata["dataset_sources"] == ["ann/medcot-fine-tuning-bundle"]
     assert kernel.dataset is not None
@@ -232,15 +233,20 @@ def test_a_source_over_the_limit_is_refused_with_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("wishes", "says"),
     [
-        (Wishes(limit_s=13 * 3600), "--hours"),
-        (Wishes(limit_s=60), "--hours"),
-        (Wishes(limit_s=3600, margin_s=3000), "--margin: found 50; expected 1 minute to half"),
-        (Wishes(margin_s=0), "--margin: found 0"),
+        (KernelOptions(limit_s=13 * 3600), "--hours"),
+        (KernelOptions(limit_s=60), "--hours"),
+        (
+            KernelOptions(limit_s=3600, margin_s=3000),
+            "--margin: found 50; expected 1 minute to half",
+        ),
+        (KernelOptions(margin_s=0), "--margin: found 0"),
     ],
 )
-def test_impossible_sessions_are_refused(wishes: Wishes, says: str, run: RunDirectory) -> None:
+def test_impossible_sessions_are_refused(
+    options: KernelOptions, says: str, run: RunDirectory
+) -> None:
     with pytest.raises(InputError, match=says):
-        build(CONFIG, run, "ann", wishes)
+        build(CONFIG, run, "ann", options)
     assert not run.path.exists()
 
 
@@ -251,7 +257,7 @@ def test_impossible_sessions_are_refused(wishes: Wishes, says: str, run: RunDire
 def test_each_preset_gets_its_machine(
     preset: str, shape: str, run: RunDirectory, project: Path
 ) -> None:
-    kernel = build(make_config(preset), run, "ann", Wishes(), project)
+    kernel = build(make_config(preset), run, "ann", KernelOptions(), project)
     assert kernel.metadata["machine_shape"] == shape
     assert kernel.metadata["enable_gpu"] is bool(shape)
     assert kernel.metadata["is_private"] is True
@@ -260,22 +266,22 @@ def test_each_preset_gets_its_machine(
 def test_a_run_directory_of_another_config_is_not_taken_over(
     run: RunDirectory, project: Path
 ) -> None:
-    build(CONFIG, run, "ann", Wishes(), project)
+    build(CONFIG, run, "ann", KernelOptions(), project)
     with pytest.raises(InputError, match="a run of another config"):
-        build(config_with(seed=2), run, "ann", Wishes(), project)
+        build(config_with(seed=2), run, "ann", KernelOptions(), project)
 
 
 def test_the_owner_comes_from_the_environment_or_kaggle_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="--owner"):
-        owner_of_this_machine()
+        find_owner()
     folder = Path.home() / ".kaggle"
     folder.mkdir()
     (folder / "kaggle.json").write_text('{"username": "bob", "key": "x"}', encoding="utf-8")
-    assert owner_of_this_machine() == "bob"
+    assert find_owner() == "bob"
     monkeypatch.setenv("KAGGLE_USERNAME", "ann")
-    assert owner_of_this_machine() == "ann"
+    assert find_owner() == "ann"
 
 
 # Secrets.
@@ -321,13 +327,13 @@ def test_a_planted_token_never_leaves_and_is_never_shown(
         project, config = plant(folder, place, token)
         run = RunDirectory(folder / "run")
         with pytest.raises(InputError) as caught:
-            build(config, run, "ann", Wishes(), project)
+            build(config, run, "ann", KernelOptions(), project)
         assert token not in str(caught.value)
         assert "SOME_API_KEY" in str(caught.value)
         assert not run.path.exists()
         project, config = plant(folder / "clean", "nowhere", token)
-        build(config, run, "ann", Wishes(as_dataset=True), project)
-        build(config, run, "ann", Wishes(), project)
+        build(config, run, "ann", KernelOptions(as_dataset=True), project)
+        build(config, run, "ann", KernelOptions(), project)
         assert all(token not in text for text in everything_under(run.path).values())
         shown = Redactor(known_secrets())(f"error: HTTP 401 for {token} and {json.dumps(token)}")
         assert token not in shown
@@ -347,15 +353,19 @@ def test_a_token_in_a_compressed_column_is_found(
     write_table(table({"Question": [*rows, f"why {token}?"]}), file, compression=compression)
     monkeypatch.setenv("SOME_API_KEY", token)
     with pytest.raises(InputError, match=r"rows\.parquet, line 51.*the value of SOME_API_KEY"):
-        build(config_with(dataset=str(file)), RunDirectory(tmp_path / "run"), "ann", Wishes())
+        build(
+            config_with(dataset=str(file)), RunDirectory(tmp_path / "run"), "ann", KernelOptions()
+        )
     file.write_bytes(b"not parquet at all")
     with pytest.raises(InputError, match=r"rows\.parquet: not a Parquet file"):
-        build(config_with(dataset=str(file)), RunDirectory(tmp_path / "run"), "ann", Wishes())
+        build(
+            config_with(dataset=str(file)), RunDirectory(tmp_path / "run"), "ann", KernelOptions()
+        )
 
 
 def test_a_token_with_quotes_is_found_in_csv() -> None:
     secret = Secret("KEY", 'with"quotes"inside')
-    assert find_leaks("rows.csv", '1,"with""quotes""inside"\n', [secret])
+    assert find_secrets("rows.csv", '1,"with""quotes""inside"\n', [secret])
 
 
 SHAPED = [
@@ -375,14 +385,14 @@ SHAPED = [
 
 @pytest.mark.parametrize("text", SHAPED)
 def test_tokens_that_nobody_knows_are_found_by_their_shape(text: str) -> None:
-    [leak, *_] = find_leaks("cell", f"first line\n  {text}\n", [])
-    assert leak.where == "cell, line 2"
+    [match, *_] = find_secrets("cell", f"first line\n  {text}\n", [])
+    assert match.where == "cell, line 2"
     assert text not in Redactor([])(f"log: {text}")
 
 
 def test_our_own_files_look_like_no_secret() -> None:
-    assert not [leak for name, text in collect_package().items()
-                for leak in find_leaks(name, text, [])]  # fmt: skip
+    assert not [match for name, text in collect_package().items()
+                for match in find_secrets(name, text, [])]  # fmt: skip
 
 
 def test_secrets_are_known_from_accounts_files_and_netrc(scratch_home: Path) -> None:
@@ -417,7 +427,7 @@ def test_a_secret_is_found_in_base64_at_any_offset() -> None:
     secret = Secret("KEY", "correct-horse-battery")
     for offset in range(3):
         text = base64.b64encode(b"x" * offset + secret.value.encode() + b"tail").decode()
-        assert find_leaks("file", text, [secret])
+        assert find_secrets("file", text, [secret])
         assert text not in Redactor([secret])(text)
 
 
@@ -427,8 +437,8 @@ def test_a_secret_is_not_part_of_its_own_description() -> None:
 
 def test_orders_name_labels_and_never_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_HUB_TOKEN", "a-value-that-stays-here")
-    orders = replace(Orders(), hub_labels=("MY_HUB_TOKEN",))
-    text = collect(CONFIG, orders).files["orders.json"].decode()
+    job = replace(JobSpec(), hub_labels=("MY_HUB_TOKEN",))
+    text = collect(CONFIG, job).files["job.json"].decode()
     assert "MY_HUB_TOKEN" in text
     assert "a-value-that-stays-here" not in text
 

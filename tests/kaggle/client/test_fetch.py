@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from medcot.errors import RunFailed
 from medcot.kaggle.client.account import Account
 from medcot.kaggle.client.fetch import fetch, place_of
-from medcot.kaggle.client.push_state import Push
+from medcot.kaggle.client.push_state import PushRecord
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, Lines, end_session, idle_session
 from tests.support.kaggle_server import KaggleServer
@@ -42,8 +42,8 @@ def session(kaggle: KaggleServer, run: RunDirectory) -> Session:
 
 
 @pytest.fixture
-def push() -> Push:
-    return Push(REF, CHECKSUM, 1, "2026-01-01T00:00:00+00:00", 1)
+def push() -> PushRecord:
+    return PushRecord(REF, CHECKSUM, 1, "2026-01-01T00:00:00+00:00", 1)
 
 
 def kept(run: RunDirectory) -> dict[str, bytes]:
@@ -55,7 +55,7 @@ def kept(run: RunDirectory) -> dict[str, bytes]:
 
 
 def test_output_arrives_where_a_local_run_has_it(
-    account: Account, session: Session, push: Push, run: RunDirectory, lines: Lines
+    account: Account, session: Session, push: PushRecord, run: RunDirectory, lines: Lines
 ) -> None:
     own = (run.path / "config.json").read_bytes()
     end_session(session, FILES)
@@ -75,7 +75,7 @@ def test_every_page_of_the_output_is_fetched(
     kaggle: KaggleServer,
     account: Account,
     session: Session,
-    push: Push,
+    push: PushRecord,
     run: RunDirectory,
     lines: Lines,
 ) -> None:
@@ -91,7 +91,7 @@ def test_a_cut_download_goes_on_where_it_ended(
     kaggle: KaggleServer,
     account: Account,
     session: Session,
-    push: Push,
+    push: PushRecord,
     run: RunDirectory,
     lines: Lines,
 ) -> None:
@@ -110,7 +110,7 @@ def test_a_fetch_that_was_killed_loads_nothing_twice(
     kaggle: KaggleServer,
     account: Account,
     session: Session,
-    push: Push,
+    push: PushRecord,
     run: RunDirectory,
     lines: Lines,
     monkeypatch: pytest.MonkeyPatch,
@@ -121,7 +121,7 @@ def test_a_fetch_that_was_killed_loads_nothing_twice(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("medcot.kaggle.client.fetch._settle", die)
+        patch.setattr("medcot.kaggle.client.fetch._move_to_places", die)
         with pytest.raises(KeyboardInterrupt):
             fetch(account, push, run, lines)
     assert not run.has("report.json")
@@ -135,7 +135,7 @@ def test_a_fetch_that_was_killed_loads_nothing_twice(
 
 
 def test_a_file_with_a_wrong_checksum_changes_nothing(
-    account: Account, session: Session, push: Push, run: RunDirectory, lines: Lines
+    account: Account, session: Session, push: PushRecord, run: RunDirectory, lines: Lines
 ) -> None:
     end_session(session, FILES)
     session.extra["run/adapter/adapter_model.safetensors"] = BIG[:-1] + b"?"
@@ -148,7 +148,7 @@ def test_a_file_with_a_wrong_checksum_changes_nothing(
 
 
 def test_a_file_that_changed_under_a_part_is_loaded_from_the_start(
-    account: Account, session: Session, push: Push, run: RunDirectory, lines: Lines
+    account: Account, session: Session, push: PushRecord, run: RunDirectory, lines: Lines
 ) -> None:
     end_session(session, FILES)
     part = run.path / "kaggle/incoming/v1/run/adapter/adapter_model.safetensors.part"
@@ -163,12 +163,12 @@ def test_the_output_of_another_bundle_is_refused(
 ) -> None:
     end_session(session, FILES)
     with pytest.raises(RunFailed, match="another bundle"):
-        fetch(account, Push(REF, "b" * 64, 1, "", 1), run, lines)
+        fetch(account, PushRecord(REF, "b" * 64, 1, "", 1), run, lines)
     assert not run.has("report.json")
 
 
 def test_a_file_of_the_manifest_that_is_not_listed_is_missed(
-    account: Account, session: Session, push: Push, run: RunDirectory, lines: Lines
+    account: Account, session: Session, push: PushRecord, run: RunDirectory, lines: Lines
 ) -> None:
     end_session(session, FILES)
     del session.extra["tutorial.html"]
@@ -177,7 +177,7 @@ def test_a_file_of_the_manifest_that_is_not_listed_is_missed(
 
 
 def test_a_killed_session_gives_what_it_saved(
-    account: Account, session: Session, push: Push, run: RunDirectory, lines: Lines
+    account: Account, session: Session, push: PushRecord, run: RunDirectory, lines: Lines
 ) -> None:
     end_session(session, FILES, status="ERROR", manifest=False)
     assert fetch(account, push, run, lines).manifest is None
@@ -192,7 +192,7 @@ def test_a_killed_session_gives_what_it_saved(
 def test_a_name_that_leads_out_is_refused_before_anything_is_written(
     account: Account,
     session: Session,
-    push: Push,
+    push: PushRecord,
     run: RunDirectory,
     lines: Lines,
     name: str,
@@ -210,7 +210,7 @@ def test_a_name_that_leads_out_is_refused_before_anything_is_written(
 def test_a_link_in_the_run_directory_is_not_followed_outside(
     account: Account,
     session: Session,
-    push: Push,
+    push: PushRecord,
     run: RunDirectory,
     lines: Lines,
     tmp_path: Path,
@@ -254,7 +254,7 @@ def test_account_credentials_do_not_go_to_the_storage_host(
     kaggle: KaggleServer,
     account: Account,
     session: Session,
-    push: Push,
+    push: PushRecord,
     run: RunDirectory,
     lines: Lines,
 ) -> None:

@@ -14,11 +14,11 @@ from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client import connection
 from medcot.kaggle.client.account import Account, connect
-from medcot.kaggle.client.build import Kernel, Wishes, build
-from medcot.kaggle.client.bundle import Orders
+from medcot.kaggle.client.build import Kernel, KernelOptions, build
 from medcot.kaggle.client.push import push
 from medcot.kaggle.client.push_state import last_push, read_pushes
-from medcot.kaggle.client.retry import Patience, retry_after
+from medcot.kaggle.client.retry import RetryPolicy, retry_after
+from medcot.kaggle.session.job import JobSpec
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, Lines, config_with, idle_session
 from tests.support.kaggle_server import TOKEN, USER, KaggleServer
@@ -32,8 +32,10 @@ REF = f"{USER}/medcot-fine-tuning"
 def make(project: Path) -> Make:
     """Builds a kernel of the small project: a config, a run directory, wishes."""
 
-    def build_small(config: RunConfig, run: RunDirectory, wishes: Wishes | None = None) -> Kernel:
-        return build(config, run, USER, wishes or Wishes(gpu=True), project)
+    def build_small(
+        config: RunConfig, run: RunDirectory, options: KernelOptions | None = None
+    ) -> Kernel:
+        return build(config, run, USER, options or KernelOptions(gpu=True), project)
 
     return build_small
 
@@ -74,8 +76,8 @@ def test_first_push_says_which_boxes_to_tick(
 def test_the_boxes_have_the_labels_that_were_chosen(
     account: Account, make: Make, run: RunDirectory, lines: Lines
 ) -> None:
-    orders = Orders(hub_labels=("my-hub",), wandb_labels=("my-wandb",))
-    push(account, make(CONFIG, run, Wishes(orders=orders)), run, lines)
+    job = JobSpec(hub_labels=("my-hub",), wandb_labels=("my-wandb",))
+    push(account, make(CONFIG, run, KernelOptions(job=job)), run, lines)
     assert "tick my-hub (private models, uploads) and my-wandb (live W&B)" in lines.text
 
 
@@ -280,7 +282,7 @@ def test_a_cpu_kernel_needs_no_quota(
     kaggle: KaggleServer, account: Account, make: Make, run: RunDirectory, lines: Lines
 ) -> None:
     kaggle.hours_used = 30
-    assert push(account, make(CONFIG, run, Wishes()), run, lines).version == 1
+    assert push(account, make(CONFIG, run, KernelOptions()), run, lines).version == 1
 
 
 def test_an_account_without_a_quota_yet_may_push(
@@ -355,8 +357,8 @@ def test_a_secret_that_came_after_the_build_is_found_before_the_push(
     monkeypatch: pytest.MonkeyPatch,
     as_dataset: bool,
 ) -> None:
-    config, wishes = config_with(wandb_project="a-name-that-is-a-secret"), Wishes()
-    kernel = make(config, run, replace(wishes, as_dataset=as_dataset))
+    config, options = config_with(wandb_project="a-name-that-is-a-secret"), KernelOptions()
+    kernel = make(config, run, replace(options, as_dataset=as_dataset))
     monkeypatch.setenv("LATER_KEY", "a-name-that-is-a-secret")
     with pytest.raises(InputError, match=r"config\.json.*the value of LATER_KEY"):
         push(account, kernel, run, lines)
@@ -378,7 +380,7 @@ def test_a_script_changed_by_hand_is_not_pushed(
 def test_a_large_bundle_travels_as_a_private_data_set(
     kaggle: KaggleServer, account: Account, make: Make, run: RunDirectory, lines: Lines
 ) -> None:
-    kernel = make(CONFIG, run, Wishes(as_dataset=True))
+    kernel = make(CONFIG, run, KernelOptions(as_dataset=True))
     push(account, kernel, run, lines)
     [made] = kaggle.calls_of("CreateDataset")
     assert made["isPrivate"] is True
@@ -386,7 +388,7 @@ def test_a_large_bundle_travels_as_a_private_data_set(
     assert kaggle.calls_of("SaveKernel")[0]["datasetDataSources"] == [ref]
     assert (kaggle.datasets[ref]["folder"] / f"medcot-{kernel.checksum[:16]}.bundle").exists()
     other = RunDirectory(run.path.with_name("other"))
-    push(account, make(config_with(seed=1), other, Wishes(as_dataset=True)), other, lines)
+    push(account, make(config_with(seed=1), other, KernelOptions(as_dataset=True)), other, lines)
     assert len(kaggle.calls_of("CreateDatasetVersion")) == 1
 
 
@@ -394,19 +396,19 @@ def test_a_public_secrets_data_set_is_refused(
     kaggle: KaggleServer, account: Account, make: Make, run: RunDirectory, lines: Lines
 ) -> None:
     kaggle.add_dataset("ann/keys", {"wandb": b"x"}, private=False)
-    wishes = Wishes(orders=replace(Orders(), secrets_dataset="ann/keys"))
+    options = KernelOptions(job=replace(JobSpec(), secrets_dataset="ann/keys"))
     with pytest.raises(InputError, match="ann/keys is public"):
-        push(account, make(CONFIG, run, wishes), run, lines)
+        push(account, make(CONFIG, run, options), run, lines)
     assert not kaggle.calls_of("SaveKernel")
 
 
 def test_an_access_token_signs_in_by_itself(
-    kaggle: KaggleServer, patience: Patience, monkeypatch: pytest.MonkeyPatch
+    kaggle: KaggleServer, policy: RetryPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KAGGLE_USERNAME")
     monkeypatch.delenv("KAGGLE_KEY")
     monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
-    account = connect(patience)
+    account = connect(policy)
     assert account.user == USER
     quota = account.quota()
     assert quota is not None
@@ -415,21 +417,21 @@ def test_an_access_token_signs_in_by_itself(
 
 def test_no_credentials_are_one_line_that_says_where_to_get_them(
     kaggle: KaggleServer,
-    patience: Patience,
+    policy: RetryPolicy,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("KAGGLE_USERNAME")
     monkeypatch.delenv("KAGGLE_KEY")
     with pytest.raises(InputError, match=r"KAGGLE_API_TOKEN.*kaggle\.com/settings"):
-        connect(patience)
+        connect(policy)
     assert capsys.readouterr().out == ""
 
 
 def test_a_server_that_stays_away_ends_the_wait_with_one_line(
     kaggle: KaggleServer, kernel: Kernel, run: RunDirectory, lines: Lines
 ) -> None:
-    account = connect(Patience(seconds=0.05, first=0.01, sleep=lambda _: None))
+    account = connect(RetryPolicy(limit_s=0.05, first_delay_s=0.01, sleep=lambda _: None))
     kaggle.fail("GetAcceleratorQuotaStatistics", status=503, times=1000)
     with pytest.raises(RunFailed, match=r"no answer to the quota.*Nothing is lost"):
         push(account, kernel, run, lines)

@@ -21,17 +21,17 @@ from medcot.errors import RunFailed
 from medcot.hardware.gpu_specs import Gpu
 from medcot.hardware.machine import Machine
 from medcot.kaggle.client.account import Account
-from medcot.kaggle.client.build import Kernel, Wishes, build
-from medcot.kaggle.client.bundle import Orders
-from medcot.kaggle.client.orchestrate import probe_secrets, run_on_kaggle, sync_wandb
+from medcot.kaggle.client.build import Kernel, KernelOptions, build
+from medcot.kaggle.client.orchestrate import KaggleRun, probe_secrets, run_on_kaggle, sync_wandb
 from medcot.kaggle.client.push import push
-from medcot.kaggle.client.push_state import runs_pushed
-from medcot.kaggle.client.wait import Ending, wait
+from medcot.kaggle.client.push_state import training_pushes
+from medcot.kaggle.client.wait import FinalStatus, wait
 from medcot.kaggle.session import install, launch
-from medcot.kaggle.session.machine import check_gpus, processes_for, training_command
+from medcot.kaggle.session.job import JobSpec
+from medcot.kaggle.session.machine import check_gpus, make_training_command, process_count
 from medcot.kaggle.session.secret_scan import Redactor, Secret
-from medcot.kaggle.session.subprocesses import Ended, run_command
-from medcot.kaggle.session.user_secrets import NotAttached, look_up, needs
+from medcot.kaggle.session.subprocesses import ExitStatus, run_command
+from medcot.kaggle.session.user_secrets import SecretNotAttached, find_secret, secret_needs
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, Lines, config_with, end_session, quick_session
 from tests.support.kaggle_server import USER, KaggleServer
@@ -53,9 +53,9 @@ def probe(
     """Push the probe and let it run; its answer."""
     kaggle.start = Session.run
 
-    def ask(wishes: Wishes | None = None, **environ: str) -> list[str]:
+    def ask(options: KernelOptions | None = None, **environ: str) -> list[str]:
         kaggle.session_options = {"environ": environ}
-        return probe_secrets(account, run, CONFIG, wishes or Wishes(), lines, interval=0.1)
+        return probe_secrets(KaggleRun(account, CONFIG, run, options or KernelOptions(), lines, interval_s=0.1))
 
     return ask
 
@@ -88,8 +88,8 @@ def test_the_environment_comes_before_the_secret_store(
 
 def test_labels_can_be_chosen(kaggle: KaggleServer, probe: Callable[..., list[str]]) -> None:
     kaggle.secrets = {"my-hub": HUB_VALUE, "my-wandb": WANDB_VALUE}
-    wishes = Wishes(orders=Orders(hub_labels=("my-hub",), wandb_labels=("my-wandb",)))
-    assert probe(wishes) == [
+    options = KernelOptions(job=JobSpec(hub_labels=("my-hub",), wandb_labels=("my-wandb",)))
+    assert probe(options) == [
         "my-hub: ok (Kaggle secret, my-hub)", "my-wandb: ok (Kaggle secret, my-wandb)",
     ]  # fmt: skip
 
@@ -99,7 +99,7 @@ def test_a_private_data_set_is_the_last_resort(
 ) -> None:
     files = {"HUGGINGFACE_TOKEN.txt": f"{HUB_VALUE}\n".encode(), "wandb": WANDB_VALUE.encode()}
     kaggle.add_dataset("ann/my-keys", files)
-    assert probe(Wishes(orders=Orders(secrets_dataset="ann/my-keys"))) == [
+    assert probe(KernelOptions(job=JobSpec(secrets_dataset="ann/my-keys"))) == [
         "HUGGINGFACE_TOKEN: ok (private data set, HUGGINGFACE_TOKEN.txt)",
         "WANDB_API_KEY: ok (private data set, wandb)",
     ]
@@ -122,17 +122,17 @@ def test_a_probe_is_not_taken_for_a_training_session(
     kaggle: KaggleServer, probe: Callable[..., list[str]], run: RunDirectory
 ) -> None:
     probe()
-    assert runs_pushed(run) == []
+    assert training_pushes(run) == []
 
 
 def test_a_lookup_never_shows_its_value() -> None:
     def ask(label: str) -> str:
         if label == "wandb":
             return WANDB_VALUE
-        raise NotAttached("not attached")
+        raise SecretNotAttached("not attached")
 
-    for need in needs():
-        found = look_up(need, {}, ask)
+    for need in secret_needs():
+        found = find_secret(need, {}, ask)
         assert WANDB_VALUE not in repr(found) + found.line
     assert found.value == WANDB_VALUE
 
@@ -144,16 +144,16 @@ def test_a_failed_run_comes_home_with_its_reason_and_without_its_secrets(
     kaggle.start = Session.run
     kaggle.secrets = {"HUGGINGFACE_TOKEN": "nobody/Has-This-Model-12345"}
     shown, config = Lines(), config_with(model="nobody/Has-This-Model-12345")
-    finish = run_on_kaggle(account, config, run, Wishes(), lines, shown, interval=0.1)
+    result = run_on_kaggle(KaggleRun(account, config, run, KernelOptions(), lines, shown, interval_s=0.1))
     [session] = kaggle.sessions()
     assert session.status == "ERROR"
-    assert (finish.outcome, finish.exit_code) == ("failed", 2)
+    assert (result.outcome, result.exit_code) == ("failed", 2)
     assert "--model" in shown.text
     assert "Has-This-Model-12345" not in session.text()
     assert "[hidden: HUGGINGFACE_TOKEN]" in session.text()
     assert run.config() == config
     # The same thing would happen again: nothing is pushed unless it is asked for.
-    again = run_on_kaggle(account, config, run, Wishes(), lines, Lines(), interval=0.1)
+    again = run_on_kaggle(KaggleRun(account, config, run, KernelOptions(), lines, Lines(), interval_s=0.1))
     assert again.outcome == "failed"
     assert len(kaggle.sessions()) == 1
 
@@ -161,13 +161,13 @@ def test_a_failed_run_comes_home_with_its_reason_and_without_its_secrets(
 def test_a_run_that_is_over_is_not_pushed_again_even_if_the_project_changed(
     kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
 ) -> None:
-    first = run_on_kaggle(account, CONFIG, run, Wishes(), lines, interval=0.1)
-    other_bundle = Wishes(limit_s=3600)
-    again = run_on_kaggle(account, CONFIG, run, other_bundle, lines, interval=0.1)
+    first = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1))
+    other_bundle = KernelOptions(limit_s=3600)
+    again = run_on_kaggle(KaggleRun(account, CONFIG, run, other_bundle, lines, interval_s=0.1))
     assert first == again
     assert "has ended this run (done): not pushed again" in lines.text
     assert len(kaggle.calls_of("SaveKernel")) == 1
-    run_on_kaggle(account, CONFIG, run, other_bundle, lines, again=True, interval=0.1)
+    run_on_kaggle(KaggleRun(account, CONFIG, run, other_bundle, lines, interval_s=0.1), again=True)
     assert len(kaggle.calls_of("SaveKernel")) == 2
 
 
@@ -186,8 +186,8 @@ def test_a_training_that_was_killed_says_so_in_error_json(
 
     kaggle.start = Session.run
     kaggle.session_options = {"kill_when": kill_the_training}
-    finish = run_on_kaggle(account, CONFIG, run, Wishes(), lines, interval=0.1)
-    assert (finish.outcome, finish.exit_code) == ("failed", 1)
+    result = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1))
+    assert (result.outcome, result.exit_code) == ("failed", 1)
     error = run.read_json("error.json")
     assert error["stage"] == "training"
     assert error["message"].startswith("signal 9 ended the training")
@@ -195,9 +195,7 @@ def test_a_training_that_was_killed_says_so_in_error_json(
     assert "memory may have run out" in lines.text
     # A session that ends well leaves no reason of an older one behind.
     kaggle.session_options, kaggle.start = {}, quick_session
-    assert run_on_kaggle(
-        account, CONFIG, run, Wishes(), lines, again=True, interval=0.1
-    ).outcome == "done"  # fmt: skip
+    assert run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1), again=True).outcome == "done"  # fmt: skip
     assert not run.has("error.json")
 
 
@@ -211,7 +209,7 @@ def bare_kernel(kernel: Kernel, root: Path) -> subprocess.CompletedProcess[str]:
 def test_the_kernel_looks_around_with_the_standard_library_alone(
     run: RunDirectory, tmp_path: Path
 ) -> None:
-    kernel = build(CONFIG, run, USER, Wishes(orders=Orders(task="secrets")))
+    kernel = build(CONFIG, run, USER, KernelOptions(job=JobSpec(task="secrets")))
     ended = bare_kernel(kernel, tmp_path / "kaggle")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "no torch" in ended.stdout
@@ -222,7 +220,7 @@ def test_what_nobody_foresaw_is_an_error_with_a_manifest_too(
     run: RunDirectory, tmp_path: Path
 ) -> None:
     """Here an image without `packaging`, which every real one has."""
-    ended = bare_kernel(build(CONFIG, run, USER, Wishes()), tmp_path / "kaggle")
+    ended = bare_kernel(build(CONFIG, run, USER, KernelOptions()), tmp_path / "kaggle")
     assert ended.returncode == 1
     left = tmp_path / "kaggle" / "working"
     error = json.loads((left / "error.json").read_text(encoding="utf-8"))
@@ -248,8 +246,8 @@ def test_a_gpu_that_cannot_be_used_ends_the_session_at_once(
     kaggle.start = Session.run
     path = smi(tmp_path / "bin", "Tesla P100-PCIE-16GB", "6.0")
     kaggle.session_options = {"environ": {"PATH": path}}
-    finish = run_on_kaggle(account, CONFIG, run, Wishes(gpu=True), lines, interval=0.1)
-    assert (finish.outcome, finish.exit_code) == ("failed", 1)
+    result = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(gpu=True), lines, interval_s=0.1))
+    assert (result.outcome, result.exit_code) == ("failed", 1)
     error = run.read_json("error.json")
     assert error["stage"] == "machine"
     assert "Tesla P100" in error["message"]
@@ -269,23 +267,23 @@ def test_a_gpu_that_was_not_given_or_is_too_old_is_refused() -> None:
 
 def test_two_processes_train_only_where_the_preset_and_the_machine_are_for_two() -> None:
     places = (Path("config.json"), Path("run"))
-    both = training_command("kaggle-t4x2", 2, *places, resume=True)
+    both = make_training_command("kaggle-t4x2", 2, *places, resume=True)
     assert both[1:6] == ["-m", "medcot.kaggle.session.launch", "2", "-m", "medcot"]
     assert both[-1] == "--resume"
     for preset, gpus in (("kaggle-t4", 2), ("kaggle-t4x2", 1), ("demo", 0)):
-        one = training_command(preset, gpus, *places, resume=False)
+        one = make_training_command(preset, gpus, *places, resume=False)
         assert one[1:4] == ["-m", "medcot", "run"]
         assert "--resume" not in one
-        assert processes_for(preset, gpus) == 1
+        assert process_count(preset, gpus) == 1
 
 
 def test_a_bundle_in_a_data_set_runs_like_one_in_the_script(
     kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
 ) -> None:
     kaggle.start = Session.run
-    wishes = Wishes(as_dataset=True, orders=Orders(task="secrets"))
-    sent = push(account, build(CONFIG, run, USER, wishes), run, lines)
-    assert wait(account, sent, lines, interval=0.1)[0] is Ending.DONE
+    options = KernelOptions(as_dataset=True, job=JobSpec(task="secrets"))
+    sent = push(account, build(CONFIG, run, USER, options), run, lines)
+    assert wait(account, sent, lines, interval=0.1)[0] is FinalStatus.DONE
     assert "medcot session 1: done" in kaggle.sessions()[0].text()
 
 
@@ -293,7 +291,7 @@ def test_a_missing_data_set_ends_the_kernel_with_one_line(
     kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
 ) -> None:
     kaggle.start = Session.run
-    kernel = build(CONFIG, run, USER, Wishes(as_dataset=True))
+    kernel = build(CONFIG, run, USER, KernelOptions(as_dataset=True))
     text = (kernel.folder / "kernel.py").read_text(encoding="utf-8")
     kaggle.answer("SaveKernel", {"slug": kernel.ref, "newTitle": "x", "text": text})
     session = kaggle.sessions()[0]
@@ -306,9 +304,9 @@ def test_a_later_session_without_the_earlier_output_does_not_start_anew(
     kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
 ) -> None:
     kaggle.start = Session.run
-    kernel = build(CONFIG, run, USER, Wishes(orders=Orders(session=2)))
+    kernel = build(CONFIG, run, USER, KernelOptions(job=JobSpec(session=2)))
     sent = push(account, kernel, run, lines)
-    assert wait(account, sent, lines, interval=0.1)[0] is Ending.FAILED
+    assert wait(account, sent, lines, interval=0.1)[0] is FinalStatus.FAILED
     assert "no output of this run is mounted" in kaggle.sessions()[0].text()
 
 
@@ -317,7 +315,7 @@ def test_a_session_without_progress_ends_the_chain(
 ) -> None:
     kaggle.start = lambda session: session.end("ERROR", "out of memory")
     with pytest.raises(RunFailed, match=r"session 1 ended .killed. without progress"):
-        run_on_kaggle(account, CONFIG, run, Wishes(), lines, until_done=True, interval=0.1)
+        run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1), until_done=True)
     assert len(kaggle.sessions()) == 1
 
 
@@ -339,14 +337,14 @@ def test_quota_that_ends_between_two_sessions_loses_nothing(
         kaggle.hours_used = 30
 
     kaggle.start = pause_and_use_up
-    wishes = Wishes(gpu=True)
+    options = KernelOptions(gpu=True)
     with pytest.raises(RunFailed, match=r"0\.0 of 30 GPU hours.*finished work is kept"):
-        run_on_kaggle(account, CONFIG, run, wishes, lines, until_done=True, interval=0.1)
+        run_on_kaggle(KaggleRun(account, CONFIG, run, options, lines, interval_s=0.1), until_done=True)
     assert run.last_checkpoint() is not None
     kaggle.hours_used, kaggle.start = 0, quick_session
-    finish = run_on_kaggle(account, CONFIG, run, wishes, lines, until_done=True, interval=0.1)
-    assert finish.outcome == "done"
-    sessions = [push.session for push in runs_pushed(run)]
+    result = run_on_kaggle(KaggleRun(account, CONFIG, run, options, lines, interval_s=0.1), until_done=True)
+    assert result.outcome == "done"
+    sessions = [push.session for push in training_pushes(run)]
     assert sessions == [1, 2]
     assert kaggle.calls_of("SaveKernel")[1]["kernelDataSources"] == [f"{USER}/medcot-fine-tuning"]
 
@@ -355,8 +353,8 @@ def test_output_that_is_listed_late_is_waited_for(
     kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
 ) -> None:
     kaggle.fail("ListKernelSessionOutput", body={"files": []}, times=3)
-    finish = run_on_kaggle(account, CONFIG, run, Wishes(), lines, interval=0.1)
-    assert finish.outcome == "done"
+    result = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1))
+    assert result.outcome == "done"
     assert run.has("report.json")
 
 
@@ -377,22 +375,22 @@ def test_a_session_that_a_person_cancelled_is_not_pushed_again_by_itself(
         end_session(session, saved, status="CANCEL_ACKNOWLEDGED", manifest=False)
 
     kaggle.start = cancel
-    finish = run_on_kaggle(account, CONFIG, run, Wishes(), lines, until_done=True, interval=0.1)
-    assert (finish.outcome, finish.exit_code, finish.step) == ("cancelled", 3, 3)
+    result = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1), until_done=True)
+    assert (result.outcome, result.exit_code, result.step) == ("cancelled", 3, 3)
     assert len(kaggle.sessions()) == 1
     kaggle.start = quick_session
-    again = run_on_kaggle(account, CONFIG, run, Wishes(), lines, until_done=True, interval=0.1)
+    again = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1), until_done=True)
     assert again.outcome == "done"
-    assert [push.session for push in runs_pushed(run)] == [1, 2]
+    assert [push.session for push in training_pushes(run)] == [1, 2]
 
 
 def test_an_interrupted_run_is_taken_up_where_it_was(
     kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
 ) -> None:
-    kernel = build(CONFIG, run, USER, Wishes())
+    kernel = build(CONFIG, run, USER, KernelOptions())
     push(account, kernel, run, lines)
-    finish = run_on_kaggle(account, CONFIG, run, Wishes(), lines, interval=0.1)
-    assert finish.outcome == "done"
+    result = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1))
+    assert result.outcome == "done"
     assert len(kaggle.sessions()) == 1
 
 
@@ -414,8 +412,8 @@ def test_a_command_is_interrupted_as_by_a_person_and_given_time(lines: Lines) ->
 def test_a_command_that_does_not_end_is_ended(
     lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medcot.kaggle.session.subprocesses.ASKED_S", 0.2)
-    monkeypatch.setattr("medcot.kaggle.session.subprocesses.TOLD_S", 0.2)
+    monkeypatch.setattr("medcot.kaggle.session.subprocesses.INTERRUPT_GRACE_S", 0.2)
+    monkeypatch.setattr("medcot.kaggle.session.subprocesses.TERMINATE_GRACE_S", 0.2)
     code = "import signal, time\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\n"
     code += "print('deaf', flush=True)\ntime.sleep(60)"
     began = time.monotonic()
@@ -433,7 +431,7 @@ def test_a_commands_lines_are_redacted(lines: Lines) -> None:
 # Side by side.
 
 
-def both(lines: Lines, code: str, seconds: float | None = None) -> Ended:
+def both(lines: Lines, code: str, seconds: float | None = None) -> ExitStatus:
     """How two processes of ``code`` ended, each with its number in RANK."""
     command = [sys.executable, "-m", "medcot.kaggle.session.launch", "2", "-c", code]
     return run_command(command, lines, seconds=seconds)
@@ -445,7 +443,7 @@ def test_each_process_learns_its_number_and_how_to_find_the_others(lines: Lines)
         "names = 'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT'.split()\n"
         "os.write(1, (' '.join(e[name] for name in names) + '\\n').encode())"
     )
-    assert both(lines, code) == Ended(0, stopped=False)
+    assert both(lines, code) == ExitStatus(0, stopped=False)
     first, second = sorted(line.split() for line in lines)
     assert (first[:4], second[:4]) == (["0", "0", "2", "127.0.0.1"], ["1", "1", "2", "127.0.0.1"])
     assert first[4] == second[4]
@@ -458,7 +456,7 @@ def test_both_have_the_time_to_save_that_an_interrupted_run_has(lines: Lines) ->
         "except KeyboardInterrupt:\n    time.sleep(0.5)\n"
         "    os.write(1, f\"saved {os.environ['RANK']}\\n\".encode()); sys.exit(130)\n"
     )
-    assert both(lines, code, seconds=4.0) == Ended(130, stopped=True)
+    assert both(lines, code, seconds=4.0) == ExitStatus(130, stopped=True)
     assert sorted(lines) == ["saved 0", "saved 1", "started", "started"]
 
 
@@ -488,17 +486,17 @@ def test_only_what_is_absent_or_of_another_version_is_missing() -> None:
         'third-thing; (sys_platform == "linux") and extra == "app"',
     ]  # fmt: skip
     linux = {"sys_platform": "linux"}
-    assert install.missing(wanted, [], linux) == ["pydantic<2", "no-such-thing>=1"]
-    assert "another-thing" in install.missing(wanted, ["gpu"], linux)
-    assert "third-thing" in install.missing(wanted, ["app"], linux)
+    assert install.find_missing(wanted, [], linux) == ["pydantic<2", "no-such-thing>=1"]
+    assert "another-thing" in install.find_missing(wanted, ["gpu"], linux)
+    assert "third-thing" in install.find_missing(wanted, ["app"], linux)
 
 
 def test_constraints_keep_the_images_torch_and_pin_only_what_is_absent() -> None:
-    text = install.constraints("torch==9.9\npydantic==9.9\nno-such-thing==1.2  # why\n\n")
+    text = install.make_constraints("torch==9.9\npydantic==9.9\nno-such-thing==1.2  # why\n\n")
     have = install.installed_version("torch")
     assert f"torch=={have}" in text
     assert "9.9" not in text
-    assert "pydantic==9.9\n" in install.constraints("pydantic==9.9\n", ["Pydantic>=9"])
+    assert "pydantic==9.9\n" in install.make_constraints("pydantic==9.9\n", ["Pydantic>=9"])
     assert "no-such-thing==1.2\n" in text
 
 
@@ -536,6 +534,6 @@ def test_missing_packages_are_installed_at_their_pins_and_optional_ones_may_fail
     shown = [str(image / "bin" / "python"), "-c", "import needed_thing as n; print(n.VERSION)"]
     answer = subprocess.run(shown, capture_output=True, text=True, check=True)
     assert answer.stdout == "1.1\n"
-    assert "installing: unsloth==2026.10.7 failed; the run goes on without" in lines.text
+    assert "installing: unsloth==2026.10.7 failed; the run continues without" in lines.text
     with pytest.raises(RunFailed, match=r"could not install absent-thing.*Internet"):
         install.install(["absent-thing"], "", tmp_path, lines)

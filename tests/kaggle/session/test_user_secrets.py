@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from medcot.errors import InputError
 from medcot.kaggle.client.account import Account
-from medcot.kaggle.client.build import Wishes
-from medcot.kaggle.client.orchestrate import run_on_kaggle
+from medcot.kaggle.client.build import KernelOptions
+from medcot.kaggle.client.orchestrate import KaggleRun, run_on_kaggle
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import Lines, config_with, end_session
 from tests.support.kaggle_server import KaggleServer
@@ -56,7 +56,7 @@ def test_a_planted_token_is_in_nothing_that_was_sent_shown_or_kept(
         config = config_with(dataset=str(rows), wandb_project=name)
         said, shown, refusal = Lines(), Lines(), ""
         try:
-            run_on_kaggle(account, config, run, Wishes(), said, shown, interval=0.01)
+            run_on_kaggle(KaggleRun(account, config, run, KernelOptions(), said, shown, interval_s=0.01))
         except InputError as error:
             refusal = str(error)
         files = [path for path in run.path.rglob("*") if path.is_file()]
