@@ -13,7 +13,6 @@ import click
 from medcot.distributed import comm
 from medcot.errors import Cancelled, InputError, RunFailed
 
-
 INTERRUPTED = "stopped; finished work is kept, --resume continues the run"
 
 

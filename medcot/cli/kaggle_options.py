@@ -20,7 +20,11 @@ JSON = click.option("--json", "as_json", is_flag=True, help="print facts as JSON
 AGAIN = click.option("--again", is_flag=True, help="push the same bundle once more")
 FOLLOW = click.option("--follow/--no-follow", default=True, help="show the live log")
 INTERVAL = click.option(
-    "--interval", default=20.0, show_default=True, metavar="SECONDS", help="between two status requests"
+    "--interval",
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="between two status requests",
 )
 PATIENCE = click.option(
     "--patience",

@@ -130,7 +130,10 @@ def test_a_session_killed_in_training_is_continued_to_the_result_of_one_long_run
     kaggle.session_options = {"environ": {"HF_HOME": str(hub)}, "kill_when": in_the_middle}
     local = start_locally(config, tmp_path / "local", hub)
     shown = Lines()
-    result = run_on_kaggle(KaggleRun(account, config, run, KernelOptions(), lines, shown, interval_s=0.2), until_done=True)
+    result = run_on_kaggle(
+        KaggleRun(account, config, run, KernelOptions(), lines, shown, interval_s=0.2),
+        until_done=True,
+    )
     assert local.wait(timeout=200) == 0
     assert result.outcome == "done", shown.text
     first, second = kaggle.calls_of("SaveKernel")

@@ -55,7 +55,9 @@ def probe(
 
     def ask(options: KernelOptions | None = None, **environ: str) -> list[str]:
         kaggle.session_options = {"environ": environ}
-        return probe_secrets(KaggleRun(account, CONFIG, run, options or KernelOptions(), lines, interval_s=0.1))
+        return probe_secrets(
+            KaggleRun(account, CONFIG, run, options or KernelOptions(), lines, interval_s=0.1)
+        )
 
     return ask
 
@@ -144,7 +146,9 @@ def test_a_failed_run_comes_home_with_its_reason_and_without_its_secrets(
     kaggle.start = Session.run
     kaggle.secrets = {"HUGGINGFACE_TOKEN": "nobody/Has-This-Model-12345"}
     shown, config = Lines(), config_with(model="nobody/Has-This-Model-12345")
-    result = run_on_kaggle(KaggleRun(account, config, run, KernelOptions(), lines, shown, interval_s=0.1))
+    result = run_on_kaggle(
+        KaggleRun(account, config, run, KernelOptions(), lines, shown, interval_s=0.1)
+    )
     [session] = kaggle.sessions()
     assert session.status == "ERROR"
     assert (result.outcome, result.exit_code) == ("failed", 2)
@@ -153,7 +157,9 @@ def test_a_failed_run_comes_home_with_its_reason_and_without_its_secrets(
     assert "[hidden: HUGGINGFACE_TOKEN]" in session.text()
     assert run.config() == config
     # The same thing would happen again: nothing is pushed unless it is asked for.
-    again = run_on_kaggle(KaggleRun(account, config, run, KernelOptions(), lines, Lines(), interval_s=0.1))
+    again = run_on_kaggle(
+        KaggleRun(account, config, run, KernelOptions(), lines, Lines(), interval_s=0.1)
+    )
     assert again.outcome == "failed"
     assert len(kaggle.sessions()) == 1
 
@@ -195,7 +201,8 @@ def test_a_training_that_was_killed_says_so_in_error_json(
     assert "memory may have run out" in lines.text
     # A session that ends well leaves no reason of an older one behind.
     kaggle.session_options, kaggle.start = {}, quick_session
-    assert run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1), again=True).outcome == "done"  # fmt: skip
+    retried = KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1)
+    assert run_on_kaggle(retried, again=True).outcome == "done"
     assert not run.has("error.json")
 
 
@@ -246,7 +253,9 @@ def test_a_gpu_that_cannot_be_used_ends_the_session_at_once(
     kaggle.start = Session.run
     path = smi(tmp_path / "bin", "Tesla P100-PCIE-16GB", "6.0")
     kaggle.session_options = {"environ": {"PATH": path}}
-    result = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(gpu=True), lines, interval_s=0.1))
+    result = run_on_kaggle(
+        KaggleRun(account, CONFIG, run, KernelOptions(gpu=True), lines, interval_s=0.1)
+    )
     assert (result.outcome, result.exit_code) == ("failed", 1)
     error = run.read_json("error.json")
     assert error["stage"] == "machine"
@@ -315,7 +324,9 @@ def test_a_session_without_progress_ends_the_chain(
 ) -> None:
     kaggle.start = lambda session: session.end("ERROR", "out of memory")
     with pytest.raises(RunFailed, match=r"session 1 ended .killed. without progress"):
-        run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1), until_done=True)
+        run_on_kaggle(
+            KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1), until_done=True
+        )
     assert len(kaggle.sessions()) == 1
 
 
@@ -339,10 +350,14 @@ def test_quota_that_ends_between_two_sessions_loses_nothing(
     kaggle.start = pause_and_use_up
     options = KernelOptions(gpu=True)
     with pytest.raises(RunFailed, match=r"0\.0 of 30 GPU hours.*finished work is kept"):
-        run_on_kaggle(KaggleRun(account, CONFIG, run, options, lines, interval_s=0.1), until_done=True)
+        run_on_kaggle(
+            KaggleRun(account, CONFIG, run, options, lines, interval_s=0.1), until_done=True
+        )
     assert run.last_checkpoint() is not None
     kaggle.hours_used, kaggle.start = 0, quick_session
-    result = run_on_kaggle(KaggleRun(account, CONFIG, run, options, lines, interval_s=0.1), until_done=True)
+    result = run_on_kaggle(
+        KaggleRun(account, CONFIG, run, options, lines, interval_s=0.1), until_done=True
+    )
     assert result.outcome == "done"
     sessions = [push.session for push in training_pushes(run)]
     assert sessions == [1, 2]
@@ -375,11 +390,15 @@ def test_a_session_that_a_person_cancelled_is_not_pushed_again_by_itself(
         end_session(session, saved, status="CANCEL_ACKNOWLEDGED", manifest=False)
 
     kaggle.start = cancel
-    result = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1), until_done=True)
+    result = run_on_kaggle(
+        KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1), until_done=True
+    )
     assert (result.outcome, result.exit_code, result.step) == ("cancelled", 3, 3)
     assert len(kaggle.sessions()) == 1
     kaggle.start = quick_session
-    again = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1), until_done=True)
+    again = run_on_kaggle(
+        KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1), until_done=True
+    )
     assert again.outcome == "done"
     assert [push.session for push in training_pushes(run)] == [1, 2]
 

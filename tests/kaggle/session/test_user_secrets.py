@@ -56,7 +56,9 @@ def test_a_planted_token_is_in_nothing_that_was_sent_shown_or_kept(
         config = config_with(dataset=str(rows), wandb_project=name)
         said, shown, refusal = Lines(), Lines(), ""
         try:
-            run_on_kaggle(KaggleRun(account, config, run, KernelOptions(), said, shown, interval_s=0.01))
+            run_on_kaggle(
+                KaggleRun(account, config, run, KernelOptions(), said, shown, interval_s=0.01)
+            )
         except InputError as error:
             refusal = str(error)
         files = [path for path in run.path.rglob("*") if path.is_file()]
