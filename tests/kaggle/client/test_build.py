@@ -121,7 +121,7 @@ def test_the_script_unpacks_to_the_bundle_and_notices_damage(tmp_path: Path) -> 
     assert not (tmp_path / "other").exists()
 
 
-def test_config_and_orders_travel_whole() -> None:
+def test_config_and_job_are_in_the_bundle_unchanged() -> None:
     bundle = collect(T4, JobSpec(session=3, previous="ann/medcot"))
     assert json.loads(bundle.files["config.json"]) == T4.model_dump(mode="json")
     job = json.loads(bundle.files["job.json"])
@@ -435,7 +435,9 @@ def test_a_secret_is_not_part_of_its_own_description() -> None:
     assert "hidden-value" not in repr(Secret("KEY", "hidden-value"))
 
 
-def test_orders_name_labels_and_never_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_in_the_bundle_names_labels_and_never_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MY_HUB_TOKEN", "a-value-that-stays-here")
     job = replace(JobSpec(), hub_labels=("MY_HUB_TOKEN",))
     text = collect(CONFIG, job).files["job.json"].decode()

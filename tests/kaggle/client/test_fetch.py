@@ -246,7 +246,7 @@ def test_every_name_stays_inside_or_is_refused(name: str) -> None:
         ("run", "kaggle/output/run"),
     ],
 )
-def test_each_kind_of_file_has_its_place(name: str, place: str) -> None:
+def test_output_files_map_to_their_places_in_the_run_directory(name: str, place: str) -> None:
     assert place_of(name) == place
 
 

@@ -181,7 +181,7 @@ def test_a_client_killed_between_push_and_answer_finds_its_version(
     assert len(kaggle.calls_of("SaveKernel")) == 1
 
 
-def test_bursts_of_errors_before_the_push_arrives_are_borne(
+def test_5xx_errors_before_a_push_arrives_are_retried_and_it_starts_one_session(
     kaggle: KaggleServer, account: Account, kernel: Kernel, run: RunDirectory, lines: Lines
 ) -> None:
     kaggle.fail("SaveKernel", status=503, times=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import signal
@@ -29,6 +30,7 @@ from medcot.kaggle.client.wait import FinalStatus, wait
 from medcot.kaggle.session import install, launch
 from medcot.kaggle.session.job import JobSpec
 from medcot.kaggle.session.machine import check_gpus, make_training_command, process_count
+from medcot.kaggle.session.requirements import PROJECT
 from medcot.kaggle.session.secret_scan import Redactor, Secret
 from medcot.kaggle.session.subprocesses import ExitStatus, run_command
 from medcot.kaggle.session.user_secrets import SecretNotAttached, find_secret, secret_needs
@@ -88,7 +90,9 @@ def test_the_environment_comes_before_the_secret_store(
     assert answer[0] == "HUGGINGFACE_TOKEN: ok (environment, HF_TOKEN)"
 
 
-def test_labels_can_be_chosen(kaggle: KaggleServer, probe: Callable[..., list[str]]) -> None:
+def test_secrets_are_looked_up_under_the_labels_that_the_user_gave(
+    kaggle: KaggleServer, probe: Callable[..., list[str]]
+) -> None:
     kaggle.secrets = {"my-hub": HUB_VALUE, "my-wandb": WANDB_VALUE}
     options = KernelOptions(job=JobSpec(hub_labels=("my-hub",), wandb_labels=("my-wandb",)))
     assert probe(options) == [
@@ -236,6 +240,30 @@ def test_what_nobody_foresaw_is_an_error_with_a_manifest_too(
     manifest = json.loads((left / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["outcome"], manifest["exit_code"]) == ("failed", 1)
     assert "error.json" in manifest["files"]
+
+
+AFTER_INSTALLING = {"upload.py": {"huggingface_hub"}, "user_secrets.py": {"kaggle_secrets"}}
+ALLOWED = ("hardware", "records", "errors", "paths", "catalog", "kaggle.session")
+
+
+def test_a_session_imports_the_standard_library_packaging_and_light_modules_alone() -> None:
+    for path in sorted((PROJECT / "medcot" / "kaggle" / "session").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {
+            name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+            )
+        }
+        ours = {name for name in names if name.split(".")[0] == "medcot"} - {"medcot"}
+        assert all(name.startswith(tuple(f"medcot.{one}" for one in ALLOWED)) for name in ours)
+        others = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+        known = {"medcot", "packaging"} | AFTER_INSTALLING.get(path.name, set())
+        assert others <= known, path.name
 
 
 def smi(folder: Path, name: str, capability: str) -> str:
