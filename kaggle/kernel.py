@@ -1,7 +1,7 @@
-"""The script that runs on Kaggle: unpack the bundle, check it, hand over to the package in it.
+"""Run on Kaggle: unpack the bundle, check it, and call the package in it.
 
-`push.py build` copies this file and fills in the two values below. It stays short and uses only
-the standard library: everything that can be tested elsewhere lives in the package that it carries.
+`push.py build` copies this file and fills in the two values below. It is short and uses only the
+standard library: everything that can be tested elsewhere is in the package that it carries.
 """
 
 import base64
@@ -16,14 +16,14 @@ import tempfile
 import time
 from pathlib import Path
 
-BUNDLE = ""  # SHA-256 of what the bundle holds; also the name of this push
-PAYLOAD = ""  # the packed bundle in base 85; empty where a private data set carries it
+BUNDLE = ""  # SHA-256 over the bundle's files, which identifies the push
+PAYLOAD = ""  # the packed bundle in base 85; empty if a private data set carries it
 
 ROOT = Path(os.environ.get("KAGGLE_ROOT", "/kaggle"))
 
 
 def read_payload() -> bytes:
-    """The packed bundle: from this file, or from the mounted data set that carries it."""
+    """Return the packed bundle from this file or from the mounted data set that carries it."""
     if PAYLOAD:
         return base64.b85decode("".join(PAYLOAD.split()))
     for path in sorted((ROOT / "input").rglob(f"medcot-{BUNDLE[:16]}.bundle")):
@@ -32,7 +32,7 @@ def read_payload() -> bytes:
 
 
 def unpack(packed: bytes, folder: Path) -> None:
-    """Write the bundle's files to ``folder`` once every one has the checksum that was pushed."""
+    """Write the bundle's files to ``folder`` after checking them against the pushed checksum."""
     files = {}
     with tarfile.open(fileobj=io.BytesIO(lzma.decompress(packed))) as archive:
         for entry in archive.getmembers():
@@ -49,6 +49,7 @@ def unpack(packed: bytes, folder: Path) -> None:
 
 
 def main() -> None:
+    """Unpack the bundle and run the session with the package in it."""
     started = time.time()
     print(f"medcot bundle {BUNDLE}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="medcot-"))

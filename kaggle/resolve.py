@@ -1,9 +1,9 @@
-"""What pip would install on Kaggle's image as last seen (`image.json`), without installing it.
+"""Find what pip would install on Kaggle's image as last seen (`image.json`); install nothing.
 
     python kaggle/resolve.py /path/to/python3.12 /path/to/python3.13   # rewrites constraints.txt
 
-A scratch environment is given the records of the image's packages and nothing of their content,
-so that pip takes them for installed. It needs the package index, not Kaggle.
+A scratch environment gets the metadata of the image's packages without their content, so that pip
+takes them for installed. This needs the package index, not Kaggle.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEADER = (
 
 
 def make_image(python: str, folder: Path) -> Path:
-    """An environment of ``python`` that has the recorded packages by name; its interpreter."""
+    """Make an environment of ``python`` with the recorded packages; return its interpreter."""
     subprocess.run([python, "-m", "venv", str(folder)], check=True)
     inside = folder / "bin" / "python"
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -44,7 +44,9 @@ def make_image(python: str, folder: Path) -> Path:
 
 
 def would_install(inside: Path, pins: str = "") -> dict[str, str]:
-    """Name to version of what a kernel would add to the image, under ``pins``.
+    """Map the names of the packages that a kernel would add to the image to versions.
+
+    ``pins`` are further lines of constraints.
 
     Raises:
         subprocess.CalledProcessError: the requirements cannot be resolved.
@@ -60,7 +62,7 @@ def would_install(inside: Path, pins: str = "") -> dict[str, str]:
 
 
 def wanted() -> list[str]:
-    """The package's requirements with the extras that a GPU kernel uses."""
+    """Return the package's requirements with the extras that a GPU kernel uses."""
     lines = []
     for line in requirements():
         need, _, marker = line.partition(";")
@@ -83,7 +85,7 @@ def _pip(inside: Path, arguments: list[str]) -> list[dict]:
 
 
 def main(pythons: list[str]) -> None:
-    """Write the pins: of each package the version that every Python can have."""
+    """Write the pins: for each package the version that every Python accepts."""
     pins: dict[str, str] = {}
     for python in pythons:
         with tempfile.TemporaryDirectory() as folder:

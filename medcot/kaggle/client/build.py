@@ -79,9 +79,8 @@ def build(
             files that cannot be sent; a secret in what would be sent; a run directory of another
             config.
     """
-    gpu = needs_gpu(config) if options.gpu is None else options.gpu
-    job = _complete_job(options, gpu=gpu)
-    title, shape = options.title, machine_shape(gpu=gpu)
+    gpu, title = needs_gpu(config) if options.gpu is None else options.gpu, options.title
+    job, shape = _complete_job(options, gpu=gpu), machine_shape(gpu=gpu)
     metadata = make_metadata(owner, title, gpu=gpu, shape=shape, public=options.public)
     bundle = collect(config, job, project)
     refuse_secrets(scan_files(bundle.files, known_secrets()))
@@ -100,9 +99,8 @@ def build(
     _claim(run, config)
     folder = run.path / FOLDER / "kernel"
     _write(folder, script, metadata)
-    dataset = None
-    if not inline:
-        dataset = run.path / FOLDER / "dataset"
+    dataset = None if inline else run.path / FOLDER / "dataset"
+    if dataset is not None:
         _write_dataset(dataset, owner, title, bundle.file_name, packed)
     size = len(script.encode())
     return Kernel(folder, metadata["id"], bundle.checksum, size, metadata, job, dataset)

@@ -15,7 +15,7 @@ from medcot.kaggle.client.build import FOLDER
 from medcot.kaggle.client.connection import CONNECT_S, READ_S
 from medcot.kaggle.client.push_state import PushRecord
 from medcot.kaggle.client.retry import RequestRefused, RetryPolicy, call_with_retries
-from medcot.kaggle.session.manifest import NAME, STAMP, Manifest, read_manifest, sha256
+from medcot.kaggle.session.manifest import NAME, STAMP, FileEntry, Manifest, read_manifest, sha256
 from medcot.kaggle.session.secret_scan import Redactor, known_secrets
 from medcot.kaggle.session.subprocesses import Say
 from medcot.runs.directory import RunDirectory
@@ -125,22 +125,24 @@ def _check_complete(files: Sequence[OutputFile], manifest: Manifest | None) -> N
 
 
 def _download_checked(
-    file: OutputFile, target: Path, final: Path, known: object, policy: RetryPolicy
+    file: OutputFile, target: Path, final: Path, known: FileEntry | None, policy: RetryPolicy
 ) -> None:
     """Download ``file`` to ``target`` unless it is already there or at its final place."""
-    digest = str(known["sha256"]) if isinstance(known, dict) else None
-    size = int(known["size"]) if isinstance(known, dict) else None
-    for path in (target, final):
-        if digest and path.is_file() and path.stat().st_size == size and sha256(path) == digest:
-            return
+    size = known.size if known else None
+    if known and any(_is_intact(path, known) for path in (target, final)):
+        return
     for _ in range(2):
         _download(file, target, size, policy)
-        if digest is None or sha256(target) == digest:
+        if known is None or sha256(target) == known.sha256:
             return
         target.unlink()
     raise RunFailed(
         "fetch", f"{file.name} arrived twice with a wrong checksum.", "Fetch again later."
     )
+
+
+def _is_intact(path: Path, known: FileEntry) -> bool:
+    return path.is_file() and path.stat().st_size == known.size and sha256(path) == known.sha256
 
 
 def _download(file: OutputFile, target: Path, size: int | None, policy: RetryPolicy) -> None:

@@ -1,4 +1,4 @@
-"""What the client tells a session: the job, and the few settings of the run that it acts on."""
+"""The records that the client sends to a session: its job, and the settings that it acts on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class JobSpec:
     run: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form that travels in the bundle."""
+        """Return the form that the bundle carries."""
         return asdict(self)
 
 

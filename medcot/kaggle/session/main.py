@@ -67,6 +67,10 @@ def run_session(
         session.say(line)
     if job.task == "secrets":
         return _sign_off(session, "done", 0, notes)
+    return _carry_out(session, found, notes)
+
+
+def _carry_out(session: Session, found: Sequence[SecretLookup], notes: Sequence[str]) -> int:
     try:
         ended = train(session, found)
     except Exception as error:  # noqa: BLE001 - the reason must reach the output, whatever it is
@@ -78,9 +82,8 @@ def run_session(
     if ended.code:
         _explain(session, ended)
         return _sign_off(session, "failed", ended.code, notes)
-    notes.append(export_tutorial(session))
-    notes += upload(session, found)
-    return _sign_off(session, "done", 0, notes)
+    done = [*notes, export_tutorial(session), *upload(session, found)]
+    return _sign_off(session, "done", 0, done)
 
 
 def _find_secrets(
@@ -136,7 +139,7 @@ def _explain(session: Session, ended: ExitStatus) -> None:
         _write_error(session, RunFailed("training", message, "See the log."))
 
 
-def _sign_off(session: Session, outcome: SessionOutcome, code: int, notes: list[str]) -> int:
+def _sign_off(session: Session, outcome: SessionOutcome, code: int, notes: Sequence[str]) -> int:
     manifest = Manifest(
         session.bundle,
         session.job.run,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +18,16 @@ SessionOutcome = Literal["done", "paused", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Size in bytes and hexadecimal SHA-256 of an output file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """How a session ended, and its files: name to size in bytes and SHA-256.
+    """How a session ended, and its files by name.
 
     ``exit_code`` is the training's own; ``notes`` are lines for the user.
     """
@@ -31,17 +39,17 @@ class Manifest:
     exit_code: int
     seconds: float
     notes: tuple[str, ...] = ()
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    files: Mapping[str, FileEntry] = field(default_factory=dict[str, FileEntry])
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Add the files under ``folder`` to ``manifest`` and write it there."""
     files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+        path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path))
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.is_symlink() and path.name != NAME
     }
-    text = json.dumps(asdict(manifest) | {"files": files}, indent=2)
+    text = json.dumps(asdict(replace(manifest, files=files)), indent=2)
     (folder / NAME).write_text(text + "\n", encoding="utf-8")
 
 
@@ -52,13 +60,14 @@ def read_manifest(text: str) -> Manifest:
         ValueError: ``text`` is not a manifest.
     """
     try:
-        values = json.loads(text)
-        manifest = Manifest(**values | {"notes": tuple(values["notes"])})
-        for entry in manifest.files.values():
-            _ = int(entry["size"]), str(entry["sha256"])
+        values: dict[str, Any] = json.loads(text)
+        files = {
+            name: FileEntry(int(entry["size"]), str(entry["sha256"]))
+            for name, entry in values["files"].items()
+        }
+        return Manifest(**values | {"notes": tuple(values["notes"]), "files": files})
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"not a manifest: {error}") from None
-    return manifest
 
 
 def sha256(path: Path) -> str:

@@ -231,7 +231,7 @@ def test_a_source_over_the_limit_is_refused_with_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "says"),
+    ("options", "says"),
     [
         (KernelOptions(limit_s=13 * 3600), "--hours"),
         (KernelOptions(limit_s=60), "--hours"),

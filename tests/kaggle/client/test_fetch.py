@@ -265,14 +265,14 @@ def test_account_credentials_do_not_go_to_the_storage_host(
 
 
 def test_manifest_of_the_kernel_is_what_the_fetch_checks(tmp_path: Path) -> None:
-    from medcot.kaggle.session.manifest import Manifest, read_manifest, write_manifest
+    from medcot.kaggle.session.manifest import FileEntry, Manifest, read_manifest, write_manifest
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "report.json").write_bytes(b"{}")
     write_manifest(tmp_path, Manifest("b", "r", 1, "done", 0, 1.5, ("note",)))
     manifest = read_manifest((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     digest = hashlib.sha256(b"{}").hexdigest()
-    assert manifest.files == {"run/report.json": {"size": 2, "sha256": digest}}
+    assert manifest.files == {"run/report.json": FileEntry(2, digest)}
     for damaged in ("", "[]", "{}", json.dumps({"files": 3})):
         with pytest.raises(ValueError):  # noqa: PT011
             read_manifest(damaged)

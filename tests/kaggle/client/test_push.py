@@ -30,7 +30,7 @@ REF = f"{USER}/medcot-fine-tuning"
 
 @pytest.fixture
 def make(project: Path) -> Make:
-    """Builds a kernel of the small project: a config, a run directory, wishes."""
+    """Builds a kernel of the small project: a config, a run directory, options."""
 
     def build_small(
         config: RunConfig, run: RunDirectory, options: KernelOptions | None = None
