@@ -20,22 +20,22 @@ class BuiltKernel:
 
 
 def look_at_account() -> AccountCheck:
-    """Whether a push could be made from here, in one line. Asks Kaggle."""
+    """Check, by asking Kaggle, whether a push could be made from this machine."""
     return check_account()
 
 
 def build_kernel(config: RunConfig) -> BuiltKernel:
-    """The kernel folder of a new run of ``config``; nothing leaves the machine.
+    """Build the kernel folder of a new run of ``config``; nothing is sent.
 
     Raises:
-        InputError: no account name is known here, or the config cannot travel.
+        InputError: no account name is known, or the config names files that cannot be sent.
     """
     run = RunDirectory(new_run_path(config))
     return BuiltKernel(build(config, run, find_owner(), KernelOptions()), run)
 
 
 def push_kernel(built: BuiltKernel) -> PushRecord:
-    """Send a built kernel: starts a session and spends quota.
+    """Push a built kernel, which starts a session and spends quota.
 
     Raises:
         InputError, RunFailed: as :func:`medcot.kaggle.client.push.push`.
