@@ -25,7 +25,9 @@ class Ops(Protocol):
 
     def rms_norm(
         self, hidden: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
-    ) -> torch.Tensor: ...
+    ) -> torch.Tensor:
+        """Write the RMS norm to ``out``; return 1/RMS."""
+        ...
 
     def add_rms_norm(
         self,
@@ -34,11 +36,15 @@ class Ops(Protocol):
         weight: torch.Tensor,
         eps: float,
         out: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the RMS norm of a sum to ``out``; return the sum and its 1/RMS."""
+        ...
 
     def recompute_rms_norm(
         self, hidden: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, out: torch.Tensor
-    ) -> None: ...
+    ) -> None:
+        """Write the RMS norm to ``out``, given 1/RMS."""
+        ...
 
     def rms_norm_backward(
         self,
@@ -47,13 +53,19 @@ class Ops(Protocol):
         weight: torch.Tensor,
         rstd: torch.Tensor,
         residual_gradient: torch.Tensor | None,
-    ) -> torch.Tensor: ...
+    ) -> torch.Tensor:
+        """Return the gradient of the norm's input, plus the residual's."""
+        ...
 
-    def swiglu(self, gate_up: torch.Tensor, out: torch.Tensor) -> None: ...
+    def swiglu(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        """Write ``silu(gate) * up`` to ``out``."""
+        ...
 
     def swiglu_backward(
         self, gradient: torch.Tensor, gate_up: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradient of ``gate_up``, and SwiGLU's output."""
+        ...
 
     def apply_rope_(
         self,
@@ -62,7 +74,9 @@ class Ops(Protocol):
         sin: torch.Tensor,
         rotated_heads: int,
         head_dim: int,
-    ) -> None: ...
+    ) -> None:
+        """Rotate the first heads of ``qkv`` in place."""
+        ...
 
     def qkv_rope_backward(
         self,
@@ -72,11 +86,17 @@ class Ops(Protocol):
         cos: torch.Tensor,
         sin: torch.Tensor,
         rows: PackedRows,
-    ) -> torch.Tensor: ...
+    ) -> torch.Tensor:
+        """Return the gradient of the joined QKV projection."""
+        ...
 
-    def quantize_rows(self, x: torch.Tensor, padded: int) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def quantize_rows(self, x: torch.Tensor, padded: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Quantize rows to e4m3; return them and their scales."""
+        ...
 
-    def cross_entropy_(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor: ...
+    def cross_entropy_(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return losses; overwrite ``logits`` with their gradient."""
+        ...
 
 
 @dataclass(slots=True)
