@@ -251,7 +251,7 @@ def _preset_line(resolved: Resolved) -> str:
 
 def _print_report(report: Report, directory: RunDirectory, *, as_json: bool) -> None:
     if as_json:
-        from medcot.reporting.schema import report_to_json
+        from medcot.reporting.storage import report_to_json
 
         return _print_json(report_to_json(report))
     click.echo(report.verdict.sentence)

@@ -15,7 +15,8 @@ from medcot.pipeline.prepare import Prepared
 from medcot.reporting.build import build_report
 from medcot.reporting.figures import write_figures
 from medcot.reporting.markdown import render_markdown
-from medcot.reporting.schema import DatasetFacts, Facts, Report, report_to_json
+from medcot.reporting.schema import DatasetFacts, Facts, Report
+from medcot.reporting.storage import report_to_json
 from medcot.runs.directory import Phase
 
 JUDGED = "evaluation/judge.jsonl"

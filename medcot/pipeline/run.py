@@ -22,7 +22,8 @@ from medcot.pipeline.prepare import Prepared, prepare
 from medcot.pipeline.report import write_report
 from medcot.pipeline.worker import hand_out
 from medcot.records import Event
-from medcot.reporting.schema import Report, report_to_json
+from medcot.reporting.schema import Report
+from medcot.reporting.storage import report_to_json
 from medcot.runs.directory import Phase, RunDirectory
 from medcot.training.tracking import Tracker, start_tracking
 

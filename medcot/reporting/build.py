@@ -31,7 +31,7 @@ from medcot.reporting.schema import (
     Truncated,
     Verdicts,
 )
-from medcot.reporting.wording import say_verdict
+from medcot.reporting.wording import find_cautions, state_verdict
 from medcot.stats import paired, power
 from medcot.stats.paired import PairedDifference, Verdict
 
@@ -89,7 +89,13 @@ def build_report(
         config=config,
         facts=facts,
     )
-    return replace(report, verdict=replace(verdict, sentence=say_verdict(report)))
+    messages = state_verdict(report)
+    sentence = " ".join(str(one) for one in (*messages.nll, *messages.mcq))
+    return replace(
+        report,
+        verdict=replace(verdict, sentence=sentence, messages=messages),
+        cautions=find_cautions(report),
+    )
 
 
 def _complete(rows: Sequence[ScoredRow], suite: EvaluationSuite, side: str) -> list[ScoredRow]:

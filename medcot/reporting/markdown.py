@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
+from medcot.catalog import Message
 from medcot.data.contamination import Overlap
 from medcot.evaluation.suite import SetAccuracy
 from medcot.reporting.schema import (
@@ -20,15 +22,13 @@ from medcot.reporting.schema import (
     Report,
 )
 from medcot.reporting.wording import (
-    count,
-    escape,
-    say_cautions,
-    show_change,
-    show_interval,
-    show_p,
-    show_percent,
-    show_size,
-    show_value,
+    count_things,
+    format_change,
+    format_interval,
+    format_p,
+    format_percent,
+    format_size,
+    format_value,
 )
 from medcot.stats.paired import PairedDifference
 
@@ -40,6 +40,8 @@ LONGEST_TEXT = 900
 
 SHORT_TEXT = 200
 """Characters of a question in a table, and of the end of an unclosed thought."""
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|#!~$&])")
 
 _NAMES: dict[Measure, str] = {
     "nll": "test loss (nats per token)",
@@ -60,7 +62,7 @@ def render_markdown(report: Report) -> str:
         f"**{report.verdict.sentence}**",
         f"> {NOT_MEDICAL_ADVICE}",
         *_comparison(report),
-        *say_cautions(report),
+        *_cautions(report),
         *_sets(report),
         *_power(report),
         *_figures(report),
@@ -104,14 +106,32 @@ def _line(
 ) -> str:
     cells = [
         title,
-        show_value(measure, before),
-        show_value(measure, after),
-        show_change(measure, paired.difference),
-        show_interval(measure, paired),
-        show_p(paired.p_value),
+        format_value(measure, before),
+        format_value(measure, after),
+        format_change(measure, paired.difference),
+        format_interval(measure, paired),
+        format_p(paired.p_value),
         str(paired.n),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _cautions(report: Report) -> Iterator[str]:
+    """Render the cautions as a section; nothing without any."""
+    if report.cautions:
+        yield "## Cautions"
+        yield "\n".join(f"- {_escape_values(one)}" for one in report.cautions)
+
+
+def _escape_values(message: Message) -> Message:
+    """Escape the values that come from data; the catalog's own text is Markdown."""
+    return Message(
+        message.code,
+        {
+            name: escape(value) if isinstance(value, str) else value
+            for name, value in message.values.items()
+        },
+    )
 
 
 def _sets(report: Report) -> Iterator[str]:
@@ -124,7 +144,7 @@ def _sets(report: Report) -> Iterator[str]:
     for name, paired in mcq.sets.items():
         accuracies = before.sets[name].accuracy, after.sets[name].accuracy
         line = _line(escape(name), "mcq", *accuracies, paired)
-        lines.append(f"{line} {show_percent(report.chance.get(name))} | {verdicts[name]} |")
+        lines.append(f"{line} {format_percent(report.chance.get(name))} | {verdicts[name]} |")
     yield "## Multiple choice by set"
     yield "\n".join(lines)
     yield from _correction(mcq)
@@ -161,9 +181,10 @@ def _power(report: Report) -> Iterator[str]:
     for name, paired in report.paired.endpoints().items():
         unit = "test rows" if name == "nll" else "questions"
         if (least := paired.detectable) is not None:
+            size = format_size(name, least)
             lines.append(
                 f"- {_NAMES[name]}: with {paired.n} {unit}, a true difference of"
-                f" {show_size(name, least)} or more would be found four times out of five."
+                f" {size} or more would be found four times out of five."
             )
         lines += _needed_rows(name, paired, unit)
     if lines:
@@ -173,7 +194,7 @@ def _power(report: Report) -> Iterator[str]:
 
 def _needed_rows(name: Measure, paired: Endpoint, unit: str) -> Iterator[str]:
     if (needed := paired.needed_rows) is not None:
-        seen = show_size(name, paired.difference)
+        seen = format_size(name, paired.difference)
         yield (
             f"- To tell a difference like the one seen ({seen}) from chance takes about"
             f" {needed:,} {unit}: {needed - paired.n:,} more."
@@ -233,7 +254,7 @@ def _changed_questions(report: Report) -> Iterator[str]:
 def _changed_list(side: ChangedList, word: str) -> Iterator[str]:
     shown = len(side.shown)
     some = f", the first {shown} of them" if shown < side.n else ""
-    yield f"{count(side.n, 'question')} became {word}{some}{':' if shown else '.'}"
+    yield f"{count_things('question', side.n)} became {word}{some}{':' if shown else '.'}"
     if shown:
         lines = ["| set | question | right answer | before | after |"]
         lines += ["| :-- | :-- | :-- | :-: | :-: |", *map(_changed_question, side.shown)]
@@ -308,3 +329,17 @@ def _setting(report: Report) -> Iterator[str]:
         f" {config.learning_rate:g}, seed {config.seed}. The whole setting is in"
         " `config.json`, every answer in `evaluation/`."
     )
+
+
+def escape(text: str) -> str:
+    """Escape ``text`` so that Markdown and a terminal show it as it is, on one line.
+
+    No link, image, tag or control sequence comes through.
+    """
+    printable = "".join(sign if sign.isprintable() else " " for sign in text)
+    safe = _SPECIAL.sub(r"\\\1", " ".join(printable.split()))
+    return re.sub(r"(?i)\b(https?|ftp)(:)|\b(www)(\.)", _unlink, safe)
+
+
+def _unlink(found: re.Match[str]) -> str:
+    return f"{found[1]}\\{found[2]}" if found[1] else f"{found[3]}\\{found[4]}"

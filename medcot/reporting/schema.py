@@ -1,19 +1,17 @@
-"""The report as records, and its one reader and writer: ``report.json``.
+"""The report as records; :mod:`medcot.reporting.storage` reads and writes them.
 
 Every record is frozen. A field that ``report.json`` leaves out when it does not apply is None here.
-Reports of earlier versions, without ``schema_version``, are brought up to date when read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
+from medcot.catalog import Message
 from medcot.config.schema import RunConfig
 from medcot.data.contamination import Overlap
-from medcot.errors import InputError, one_line
 from medcot.evaluation.judge import JudgeResult
 from medcot.evaluation.rubric import ClaimFinding
 from medcot.evaluation.suite import Summary
@@ -52,16 +50,26 @@ MEASURES: tuple[Measure, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
+class VerdictMessages:
+    """What may be said of the test loss and of the right answers, as codes of the catalog."""
+
+    nll: tuple[Message, ...] = ()
+    mcq: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Verdicts:
     """What may be said of the test loss, of all questions together, and of each set.
 
-    ``sentence`` is English. ``mcq`` is None if no question was asked.
+    ``messages`` say it in either language, ``sentence`` in English. ``mcq`` is None if no question
+    was asked.
     """
 
     nll: Verdict
     mcq: Verdict | None = None
     mcq_sets: Mapping[str, Verdict] | None = None
     sentence: str = ""
+    messages: VerdictMessages = VerdictMessages()
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +279,8 @@ class Facts:
 class Report:
     """Everything a report says; ``report.json`` holds it, the renderers word it.
 
-    ``chance`` is the accuracy of guessing, by set. ``leaks`` are training rows left out because an
+    ``chance`` is the accuracy of guessing, by set; ``cautions`` are what a reader should keep in
+    mind. ``leaks`` are training rows left out because an
     evaluation set holds them, ``withheld`` questions left out because they were trained on.
     """
 
@@ -288,6 +297,7 @@ class Report:
     chance: Mapping[str, float]
     differences: tuple[RowLoss, ...]
     config: RunConfig
+    cautions: tuple[Message, ...] = ()
     leaks: tuple[Overlap, ...] = ()
     withheld: tuple[Overlap, ...] = ()
     changed_questions: ChangedQuestions = ChangedQuestions()
@@ -296,86 +306,3 @@ class Report:
     figures: tuple[Figure, ...] = ()
     not_medical_advice: str = NOT_MEDICAL_ADVICE
     schema_version: int = SCHEMA_VERSION
-
-
-_ORDER = (
-    "schema_version",
-    "not_medical_advice",
-    "verdict",
-    "before",
-    "after",
-    "paired",
-    "detectable",
-    "needed_rows",
-    "better_rows",
-    "worse_rows",
-    "changed_questions",
-    "fixed_question",
-    "lm_eval_agreement",
-    "truncated",
-    "leaks",
-    "withheld",
-    "chance",
-    "differences",
-    "config",
-    "facts",
-    "figures",
-)
-
-
-def report_to_json(report: Report) -> dict[str, Any]:
-    """Convert a report to the object that ``report.json`` holds."""
-    found: dict[str, Any] = _adapter().dump_python(report, mode="json")
-    if report.paired.mcq is None:
-        for part in ("verdict", "before", "after", "paired", "detectable", "needed_rows"):
-            del found[part]["mcq"]
-        del found["verdict"]["mcq_sets"]
-    if report.paired.nll is None:
-        for part in ("detectable", "needed_rows"):
-            del found[part]["nll"]
-    found["facts"] = {name: one for name, one in found["facts"].items() if one is not None}
-    if not report.figures:
-        del found["figures"]
-    return {name: found[name] for name in _ORDER if name in found}
-
-
-def report_from_json(found: Mapping[str, Any], where: str = "report.json") -> Report:
-    """Read the object that ``report.json`` holds, of this version or an earlier one.
-
-    Raises:
-        InputError: it lacks a field, has one of a wrong type, or is of a later version.
-    """
-    from pydantic import ValidationError
-
-    version = found.get("schema_version", SCHEMA_VERSION)
-    if version > SCHEMA_VERSION:
-        needs = f"expected {SCHEMA_VERSION} or lower: update medcot, which wrote it"
-        raise InputError(where, f"found schema_version {version}", needs)
-    try:
-        return _adapter().validate_python(_upgrade(found))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field_name = ".".join(map(str, first["loc"]))
-        raise InputError(
-            where,
-            f"{field_name}: {one_line(first['msg'])}",
-            "expected a report as medcot writes it",
-        ) from None
-
-
-def _upgrade(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring a report without ``schema_version`` to the current version."""
-    paired = dict(found.get("paired", {}))
-    if "mcq" in paired:
-        # A comparison without rows once held nothing but their number.
-        paired["mcq"] = {"difference": 0.0, "low": None, "high": None, "p_value": 1.0} | paired[
-            "mcq"
-        ]
-    return {**found, "paired": paired, "schema_version": SCHEMA_VERSION}
-
-
-@cache
-def _adapter() -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Report)

@@ -1,118 +1,109 @@
-"""The report's sentences and numbers: the verdict and its cautions as a person says them."""
+"""Words a report: its verdict and cautions as messages, its numbers in one format.
+
+Both renderers use these. A message is a code with values that the catalog words in English and
+Chinese; ``report.json`` keeps the codes.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
+from medcot.catalog import Message, say
 from medcot.evaluation.suite import SetAccuracy
-from medcot.reporting.schema import ChoiceEndpoint, Measure, Report
+from medcot.reporting.schema import ChoiceEndpoint, Endpoint, Measure, Report, VerdictMessages
 from medcot.stats.paired import PairedDifference
 
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|#!~$&])")
+
+def state_verdict(report: Report) -> VerdictMessages:
+    """State what may be said of the loss and, if questions were asked, of the right answers."""
+    mcq = report.paired.mcq
+    return VerdictMessages(
+        nll=(_state_loss(report),),
+        mcq=tuple(_state_choice(report, mcq)) if mcq else (),
+    )
 
 
-def say_verdict(report: Report) -> str:
-    """The verdict in one or two sentences, directions in words."""
-    said = [_say_loss(report)]
-    if report.paired.mcq:
-        said.append(_say_choice(report, report.paired.mcq))
-    return " ".join(said)
+def find_cautions(report: Report) -> tuple[Message, ...]:
+    """Find what a reader of the comparison should keep in mind."""
+    return (*_length_cautions(report), *_data_cautions(report), *_chance_cautions(report))
 
 
-def _say_loss(report: Report) -> str:
+def _state_loss(report: Report) -> Message:
     nll = report.paired.nll
     if nll is None:
-        return "No test row was scored, so nothing is known of the test loss."
-    rows = count(nll.n, "test row")
+        return Message("loss_unscored")
+    rows = count_things("test_row", nll.n)
     if nll.difference == 0:
-        return f"Test loss did not change at all on {rows}: no evidence of an effect."
-    moved = "fell" if nll.difference < 0 else "rose"
-    by = f"by {abs(nll.difference):.3f} nats per token on {rows}{_span(nll)}"
-    match report.verdict.nll:
-        case "improved":
-            return f"Test loss {moved} {by}: improved."
-        case "worse":
-            return f"Test loss {moved} {by}: worse."
-        case _:
-            return f"Test loss {moved} {by}, which may be chance: no evidence."
+        return Message("loss_same", {"rows": rows})
+    moved = Message("moved_down" if nll.difference < 0 else "moved_up")
+    by = abs(nll.difference)
+    code = f"loss_{report.verdict.nll.replace(' ', '_')}"
+    return Message(code, {"moved": moved, "by": by, "rows": rows, "span": _state_span(nll)})
 
 
-def _say_choice(report: Report, mcq: ChoiceEndpoint) -> str:
-    if not mcq.n:
-        return "No multiple-choice question was answered both times."
-    before, after = (
-        show_percent(side.mcq and side.mcq.accuracy) for side in (report.before, report.after)
-    )
-    asked = f"of {mcq.n} multiple-choice questions"
-    match report.verdict.mcq:
-        case "improved":
-            return f"Right answers rose from {before} to {after} {asked}: improved."
-        case "worse":
-            return f"Right answers fell from {before} to {after} {asked}: worse."
-        case _ if mcq.difference == 0:
-            return f"Right answers stayed at {after} {asked}: no evidence.{_reach(mcq)}"
-        case _:
-            went = f"Right answers went from {before} to {after} {asked}, which may be chance"
-            return f"{went}: no evidence.{_reach(mcq)}"
-
-
-def _reach(mcq: ChoiceEndpoint) -> str:
-    if mcq.detectable is None:
-        return " So few questions could have shown no change at all."
-    least = show_size("mcq", mcq.detectable)
-    return f" Only a change of {least} or more would likely have shown with so many questions."
-
-
-def _span(paired: PairedDifference) -> str:
-    if paired.low is None or paired.high is None:
+def _state_span(nll: Endpoint) -> Message | str:
+    """State the interval by its size where the direction is sure, else with signs."""
+    if nll.low is None or nll.high is None:
         return ""
-    low, high = sorted((abs(paired.low), abs(paired.high)))
-    if paired.low * paired.high <= 0:
-        return f" (95 % interval {show_interval('nll', paired)})"
-    return f" (95 % interval {low:.3f} to {high:.3f})"
+    if nll.low * nll.high <= 0:
+        low, high = format_change("nll", nll.low), format_change("nll", nll.high)
+    else:
+        low, high = (f"{end:.3f}" for end in sorted((abs(nll.low), abs(nll.high))))
+    return Message("span", {"low": low, "high": high})
 
 
-def say_cautions(report: Report) -> Iterator[str]:
-    """What to keep in mind when reading the table, as a section; nothing where there is nothing."""
-    lines = [*_caution_of_length(report), *_caution_of_data(report), *_caution_of_chance(report)]
-    if lines:
-        yield "## Cautions"
-        yield "\n".join(f"- {line}" for line in lines)
+def _state_choice(report: Report, mcq: ChoiceEndpoint) -> Iterator[Message]:
+    if not mcq.n:
+        yield Message("choice_unscored")
+        return
+    before, after = (100 * (side.value("mcq") or 0.0) for side in (report.before, report.after))
+    verdict = report.verdict.mcq or "no evidence"
+    if verdict != "no evidence":
+        yield Message(f"choice_{verdict}", {"before": before, "after": after, "n": mcq.n})
+        return
+    if mcq.difference == 0:
+        yield Message("choice_same", {"after": after, "n": mcq.n})
+    else:
+        yield Message("choice_no_evidence", {"before": before, "after": after, "n": mcq.n})
+    if mcq.detectable is None:
+        yield Message("choice_shows_nothing")
+    else:
+        yield Message("choice_shows", {"least": 100 * mcq.detectable})
 
 
-def _caution_of_length(report: Report) -> Iterator[str]:
+def _length_cautions(report: Report) -> Iterator[Message]:
     cut = report.truncated
     if cut.before or cut.after:
-        yield (
-            f"Of {cut.of} generated answers, {cut.before} before and {cut.after} after"
-            f" reached {cut.max_new_tokens} tokens and were cut off (`--max-new-tokens`)."
-        )
-    for side, summary in (("before", report.before), ("after", report.after)):
-        if summary.closed_rate == 0:
-            yield f"No thought was closed {side}: there is no answer to read on that side."
+        values = {"of": cut.of, "before": cut.before, "after": cut.after}
+        yield Message("caution_truncated", values | {"limit": cut.max_new_tokens})
+    if report.before.closed_rate == 0:
+        yield Message("caution_not_closed_before")
+    if report.after.closed_rate == 0:
+        yield Message("caution_not_closed_after")
 
 
-def _caution_of_data(report: Report) -> Iterator[str]:
-    if leaks := report.leaks:
-        rows = count(len({leak.case_id for leak in leaks}), "training row")
-        yield f"{rows} also stood in what is evaluated, and had no part in training."
-    if withheld := report.withheld:
-        questions = count(len(withheld), "question")
-        yield f"{questions} of sets added after the training stood in training rows: left out."
+def _data_cautions(report: Report) -> Iterator[Message]:
+    if report.leaks:
+        rows = len({leak.case_id for leak in report.leaks})
+        yield Message("caution_leaks", {"rows": count_things("training_row", rows)})
+    if report.withheld:
+        questions = count_things("question", len(report.withheld))
+        yield Message("caution_withheld", {"questions": questions})
     if report.facts.dataset and report.facts.dataset.synthetic:
-        yield "The rows are synthetic samples, not clinically reviewed."
+        yield Message("caution_synthetic")
 
 
-def _caution_of_chance(report: Report) -> Iterator[str]:
-    """Sets on which a side is not told apart from guessing."""
+def _chance_cautions(report: Report) -> Iterator[Message]:
+    """Find sets on which neither side can be told from guessing."""
+    if not report.before.mcq or not report.after.mcq:
+        return
     for name, chance in report.chance.items():
-        sides = [side.mcq.sets[name] for side in (report.before, report.after) if side.mcq]
-        if sides and all(_holds(one, chance) for one in sides):
-            yield (
-                f"On {escape(name)}, neither before ({_within(sides[0])}) nor after"
-                f" ({_within(sides[1])}) is told apart from guessing ({show_percent(chance)})."
-            )
+        before, after = report.before.mcq.sets[name], report.after.mcq.sets[name]
+        if _holds(before, chance) and _holds(after, chance):
+            values = {"set": name, "chance": 100 * chance}
+            values |= {"before_low": _percent(before.low), "before_high": _percent(before.high)}
+            values |= {"after_low": _percent(after.low), "after_high": _percent(after.high)}
+            yield Message("caution_chance", values)
 
 
 def _holds(accuracy: SetAccuracy, chance: float) -> bool:
@@ -120,60 +111,63 @@ def _holds(accuracy: SetAccuracy, chance: float) -> bool:
     return low is not None and high is not None and low <= chance <= high
 
 
-def _within(accuracy: SetAccuracy) -> str:
-    return f"{100 * (accuracy.low or 0.0):.1f} to {show_percent(accuracy.high)}"
+def _percent(value: float | None) -> float:
+    return 100 * (value or 0.0)
 
 
-def count(number: int, noun: str) -> str:
-    """``number`` of ``noun`` in words, as "1 row" or "1,200 rows"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def count_things(noun: str, n: int) -> Message:
+    """Return ``n`` of a noun of the catalog, such as ``test_row``: "1 test row", "12 test rows"."""
+    return Message(f"n_{noun}" if n == 1 else f"n_{noun}s", {"n": n})
 
 
-def show_value(name: Measure, value: float | None) -> str:
+def format_value(measure: Measure, value: float | None) -> str:
+    """Format one side's value; nothing for None."""
     if value is None:
         return ""
-    if name == "nll":
+    if measure == "nll":
         return f"{value:.3f}"
-    return f"{value:.0f}" if name.endswith("tokens") else show_percent(value)
+    return f"{value:.0f}" if measure.endswith("tokens") else format_percent(value)
 
 
-def show_change(name: Measure, value: float) -> str:
-    """A signed difference, with a typographic minus."""
+def format_change(measure: Measure, value: float, language: str = "en") -> str:
+    """Format a signed difference with its unit and a typographic minus; a zero has no sign."""
     if value == 0:
         return "0"
-    if name == "nll":
-        text = f"{value:+.3f}"
-    else:
-        text = f"{value:+.0f}" if name.endswith("tokens") else f"{100 * value:+.1f} points"
-    return text.replace("-", "−")
+    if measure == "nll" or measure.endswith("tokens"):
+        return _signed(measure, value)
+    return say("points", language, n=_signed(measure, value))
 
 
-def show_size(name: Measure, value: float) -> str:
-    return f"{abs(value):.3f}" if name == "nll" else f"{100 * abs(value):.1f} points"
+def format_size(measure: Measure, value: float, language: str = "en") -> str:
+    """Format the size of a difference without its sign."""
+    if measure == "nll":
+        return f"{abs(value):.3f}"
+    return say("points", language, n=f"{100 * abs(value):.1f}")
 
 
-def show_interval(name: Measure, paired: PairedDifference) -> str:
+def format_interval(measure: Measure, paired: PairedDifference, language: str = "en") -> str:
+    """Format the interval of a difference, without a unit."""
     if paired.low is None or paired.high is None:
-        return "too few rows"
-    low, high = (show_change(name, end) for end in (paired.low, paired.high))
-    return f"{low.removesuffix(' points')} to {high.removesuffix(' points')}"
+        return say("too_few_rows", language)
+    low, high = (_signed(measure, end) for end in (paired.low, paired.high))
+    return say("from_to", language, low=low, high=high)
 
 
-def show_p(value: float) -> str:
+def format_p(value: float) -> str:
+    """Format a p-value."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
-def show_percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
+    """Format a rate; nothing for None."""
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def escape(text: str) -> str:
-    """``text`` so that Markdown and a terminal show it as it is, on one line: no link, image, tag
-    or control sequence."""
-    printable = "".join(sign if sign.isprintable() else " " for sign in text)
-    safe = _SPECIAL.sub(r"\\\1", " ".join(printable.split()))
-    return re.sub(r"(?i)\b(https?|ftp)(:)|\b(www)(\.)", _unlinked, safe)
-
-
-def _unlinked(found: re.Match[str]) -> str:
-    return f"{found[1]}\\{found[2]}" if found[1] else f"{found[3]}\\{found[4]}"
+def _signed(measure: Measure, value: float) -> str:
+    if value == 0:
+        return "0"
+    if measure == "nll":
+        written = f"{value:+.3f}"
+    else:
+        written = f"{value:+.0f}" if measure.endswith("tokens") else f"{100 * value:+.1f}"
+    return written.replace("-", "−")

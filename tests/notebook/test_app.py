@@ -20,7 +20,7 @@ from medcot.notebook.results import attempt
 from medcot.pipeline.prepare import plan_only
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import make_plan
-from medcot.reporting.schema import report_to_json
+from medcot.reporting.storage import report_to_json
 from medcot.runs.directory import RunDirectory
 from medcot.runs.history import bundled_run, differing_fields, list_runs
 from tests.support.fakes import make_tiny_model

@@ -24,13 +24,9 @@ from medcot.evaluation.suite import make_suite
 from medcot.records import Case, Claim, Generation, Question, TokenLoss
 from medcot.reporting.build import build_report
 from medcot.reporting.figures import can_draw, write_figures
-from medcot.reporting.markdown import render_markdown
-from medcot.reporting.schema import (
-    NOT_MEDICAL_ADVICE,
-    report_from_json,
-    report_to_json,
-)
-from medcot.reporting.wording import escape
+from medcot.reporting.markdown import escape, render_markdown
+from medcot.reporting.schema import NOT_MEDICAL_ADVICE
+from medcot.reporting.storage import report_from_json, report_to_json
 
 SETTING = make_config(
     "demo", {"test_samples": 400, "generate_samples": 12, "mcq_method": "generate"}

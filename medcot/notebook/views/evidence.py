@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from medcot.catalog import say
+from medcot.catalog import Message, say
 from medcot.errors import InputError
 from medcot.notebook.views.answers import compare_replies, disclaimer
 from medcot.notebook.views.charts import draw_accuracy, draw_differences, draw_losses
@@ -13,6 +13,7 @@ from medcot.notebook.views.markup import (
     callout,
     card,
     details,
+    items,
     join,
     paragraph,
     paragraphs,
@@ -20,16 +21,17 @@ from medcot.notebook.views.markup import (
     table,
     text,
 )
-from medcot.reporting.schema import (
-    MEASURES,
-    ChangedRow,
-    ChoiceEndpoint,
-    Measure,
-    Report,
-    report_from_json,
+from medcot.reporting.schema import MEASURES, ChangedRow, Report
+from medcot.reporting.storage import report_from_json
+from medcot.reporting.wording import (
+    format_change,
+    format_interval,
+    format_p,
+    format_percent,
+    format_size,
+    format_value,
 )
 from medcot.runs.history import RunRecord, differing_fields
-from medcot.stats.paired import PairedDifference
 
 _log = logging.getLogger(__name__)
 _KINDS = {"improved": "good", "worse": "bad", "no evidence": "note"}
@@ -47,11 +49,15 @@ def read_report(run: RunRecord) -> Report | None:
 
 
 def show_verdict(report: Report, language: str) -> str:
-    """The verdict by test loss and, where asked, by right answers, each in one sentence."""
-    parts = [_verdict("nll", report.verdict.nll, _say_loss(report, language), language)]
-    if report.verdict.mcq and report.paired.mcq:
-        said = _say_choice(report, report.paired.mcq, language)
-        parts.append(_verdict("mcq", report.verdict.mcq, said, language))
+    """Show the verdict by test loss and, if questions were asked, by right answers."""
+    verdict, messages = report.verdict, report.verdict.messages
+    parts = [_verdict("nll", verdict.nll, _word(messages.nll, language), language)]
+    if verdict.mcq:
+        sentences = _word(messages.mcq, language)
+        if chance := list(report.chance.values()):
+            guess = format_percent(sum(chance) / len(chance))
+            sentences += f" {say('choice_guess', language, guess=guess)}"
+        parts.append(_verdict("mcq", verdict.mcq, sentences, language))
     return join(*parts)
 
 
@@ -62,27 +68,8 @@ def _verdict(name: str, verdict: str, sentence: str, language: str) -> str:
     return callout(_KINDS[verdict], title, paragraph(sentence))
 
 
-def _say_loss(report: Report, language: str) -> str:
-    paired = report.paired.nll
-    if paired is None:
-        return say("loss_unscored", language)
-    key = "fell" if paired.difference < 0 else "rose"
-    key = "same" if paired.difference == 0 else key
-    low, high = paired.low, paired.high
-    span = ""
-    if low is not None and high is not None:
-        span = say("span", language, low=_change("nll", low), high=_change("nll", high))
-    return say(f"loss_{key}", language, by=f"{abs(paired.difference):.3f}", n=paired.n, span=span)
-
-
-def _say_choice(report: Report, paired: ChoiceEndpoint, language: str) -> str:
-    if not paired.n:
-        return say("choice_unscored", language)
-    before, after = (_percent(side.value("mcq")) for side in (report.before, report.after))
-    chance = list(report.chance.values())
-    guess = _percent(sum(chance) / len(chance)) if chance else ""
-    key = "choice_same" if before == after else "choice"
-    return say(key, language, before=before, after=after, n=paired.n, guess=guess)
+def _word(messages: Sequence[Message], language: str) -> str:
+    return " ".join(one.text(language) for one in messages)
 
 
 def show_comparison(report: Report, language: str) -> str:
@@ -94,19 +81,22 @@ def show_comparison(report: Report, language: str) -> str:
             continue
         before, after = report.before.value(name), report.after.value(name)
         cells = (
-            _value(name, before),
-            _value(name, after),
-            _change(name, paired.difference),
-            _interval(name, paired, language),
-            _p(paired.p_value),
+            format_value(name, before),
+            format_value(name, after),
+            format_change(name, paired.difference, language),
+            format_interval(name, paired, language),
+            format_p(paired.p_value),
             f"{paired.n:,}",
         )
         numbers = (f'<span class="mc-number">{text(cell)}</span>' for cell in cells)
         rows.append((text(say(f"measure_{name}", language)), *numbers))
     keys = ("measure", "before", "after", "difference", "interval", "p_value", "n")
+    # Backticks are Markdown's, in which the report words the same cautions.
+    cautions = [one.text(language).replace("`", "") for one in report.cautions]
     return join(
         table([say(key, language) for key in keys], rows),
         small(say("comparison_note", language)),
+        items(cautions) if cautions else "",
     )
 
 
@@ -116,10 +106,10 @@ def show_power(report: Report, language: str) -> str:
     for name, paired in report.paired.endpoints().items():
         measure = say(f"measure_{name}", language)
         if (least := paired.detectable) is not None:
-            size = _size(name, least, language)
+            size = format_size(name, least, language)
             lines.append(say("detectable", language, measure=measure, n=paired.n, size=size))
         if (needed := paired.needed_rows) is not None:
-            size = _size(name, paired.difference, language)
+            size = format_size(name, paired.difference, language)
             lines.append(say("needed", language, measure=measure, rows=f"{needed:,}", size=size))
     return join(*(paragraph(line) for line in lines))
 
@@ -195,40 +185,3 @@ def _short_verdict(report: Report | None, language: str) -> str:
         return ""
     key = report.verdict.nll.replace(" ", "_")
     return say(f"verdict_{key}", language)
-
-
-def _value(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    if name == "nll":
-        return f"{value:.3f}"
-    return f"{value:.0f}" if name.endswith("tokens") else _percent(value)
-
-
-def _change(name: str, value: float) -> str:
-    if name == "nll":
-        written = f"{value:+.3f}"
-    else:
-        written = f"{value:+.0f}" if name.endswith("tokens") else f"{100 * value:+.1f}"
-    # A zero has no sign, and a minus is as wide as a plus.
-    return written.replace("-", "−") if written.strip("+-0.") else written[1:]
-
-
-def _size(name: str, value: float, language: str) -> str:
-    if name == "nll":
-        return say("nats", language, n=f"{abs(value):.3f}")
-    return say("points", language, n=f"{100 * abs(value):.1f}")
-
-
-def _interval(name: Measure, paired: PairedDifference, language: str) -> str:
-    if paired.low is None or paired.high is None:
-        return say("too_few_rows", language)
-    return say("from_to", language, low=_change(name, paired.low), high=_change(name, paired.high))
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,98 @@
+"""Reads and writes ``report.json``. Reports of earlier versions are brought up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from medcot.errors import InputError, one_line
+from medcot.reporting.schema import SCHEMA_VERSION, Report
+from medcot.reporting.wording import find_cautions, state_verdict
+
+_ORDER = (
+    "schema_version",
+    "not_medical_advice",
+    "verdict",
+    "before",
+    "after",
+    "paired",
+    "detectable",
+    "needed_rows",
+    "better_rows",
+    "worse_rows",
+    "changed_questions",
+    "fixed_question",
+    "lm_eval_agreement",
+    "truncated",
+    "leaks",
+    "withheld",
+    "chance",
+    "cautions",
+    "differences",
+    "config",
+    "facts",
+    "figures",
+)
+
+
+def report_to_json(report: Report) -> dict[str, Any]:
+    """Convert a report to the object that ``report.json`` holds."""
+    found: dict[str, Any] = _adapter().dump_python(report, mode="json")
+    if report.paired.mcq is None:
+        for part in ("verdict", "before", "after", "paired", "detectable", "needed_rows"):
+            del found[part]["mcq"]
+        del found["verdict"]["mcq_sets"]
+    if report.paired.nll is None:
+        for part in ("detectable", "needed_rows"):
+            del found[part]["nll"]
+    found["facts"] = {name: one for name, one in found["facts"].items() if one is not None}
+    if not report.figures:
+        del found["figures"]
+    return {name: found[name] for name in _ORDER if name in found}
+
+
+def report_from_json(found: Mapping[str, Any], where: str = "report.json") -> Report:
+    """Read the object that ``report.json`` holds, of this version or an earlier one.
+
+    Raises:
+        InputError: it lacks a field, has one of a wrong type, or is of a later version.
+    """
+    from pydantic import ValidationError
+
+    version = found.get("schema_version", SCHEMA_VERSION)
+    if version > SCHEMA_VERSION:
+        needs = f"expected {SCHEMA_VERSION} or lower: update medcot, which wrote it"
+        raise InputError(where, f"found schema_version {version}", needs)
+    try:
+        report: Report = _adapter().validate_python(_upgrade(found))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field_name = ".".join(map(str, first["loc"]))
+        raise InputError(
+            where,
+            f"{field_name}: {one_line(first['msg'])}",
+            "expected a report as medcot writes it",
+        ) from None
+    if "cautions" in found:
+        return report
+    verdict = replace(report.verdict, messages=state_verdict(report))
+    return replace(report, verdict=verdict, cautions=find_cautions(report))
+
+
+def _upgrade(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring a report without ``schema_version`` to the current version."""
+    paired = dict(found.get("paired", {}))
+    if "mcq" in paired:
+        # A comparison without rows once held nothing but their number.
+        none = {"difference": 0.0, "low": None, "high": None, "p_value": 1.0}
+        paired["mcq"] = none | paired["mcq"]
+    return {**found, "paired": paired, "schema_version": SCHEMA_VERSION}
+
+
+@cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Report)
