@@ -30,16 +30,19 @@ class StoredCases(ArrowRows[Case]):
     @classmethod
     @cache
     def schema(cls) -> Any:
+        """Return the Arrow schema."""
         import pyarrow as pa
 
         return pa.schema([(name, pa.string()) for name in (*_COLUMNS, "claims")])
 
     @classmethod
     def size_of(cls, row: Case) -> int:
+        """Return an upper bound of the row's size in bytes."""
         return 4 * _characters(row)
 
     @classmethod
     def encode(cls, rows: list[Case]) -> Any:
+        """Return the cases as an Arrow batch."""
         import pyarrow as pa
 
         columns = [[getattr(case, name) for case in rows] for name in _COLUMNS]
@@ -48,6 +51,7 @@ class StoredCases(ArrowRows[Case]):
         return pa.RecordBatch.from_arrays(arrays, schema=cls.schema())
 
     def decode(self, batch: Any, first: int) -> list[Case]:
+        """Return copies of a batch's cases."""
         columns = [batch.column(name).to_pylist() for name in _COLUMNS]
         claims = [_claims_from_json(text) for text in batch.column("claims").to_pylist()]
         return [Case(*values) for values in zip(*columns, claims, strict=True)]

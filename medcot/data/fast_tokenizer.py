@@ -1,7 +1,7 @@
-"""A local folder's tokenizer without transformers, which takes seconds to import.
+"""Loads a local folder's tokenizer without transformers, which takes seconds to import.
 
-Only for counting and showing tokens before a run: the run itself takes the library's own. A test
-holds the two against each other.
+It counts and shows tokens before a run; the run itself uses the library's own. A test compares
+the two.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from medcot.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
-    """What calling a tokenizer gives: the ids of one text, or of each of several."""
+    """The result of calling a tokenizer: the ids of one text, or of each of several."""
 
     input_ids: Any
 
 
 @dataclass(frozen=True, slots=True)
 class FastTokenizer:
-    """Answers :mod:`medcot.data.tokenization` as the folder's own tokenizer would."""
+    """A tokenizer with what :mod:`medcot.data.tokenization` uses of transformers' own."""
 
     backend: Any
     chat_template: str
@@ -41,10 +41,11 @@ class FastTokenizer:
         return TokenIds([one.ids for one in many])
 
     def decode(self, ids: list[int]) -> str:
+        """Return the text of the tokens, special tokens included."""
         return self.backend.decode(ids, skip_special_tokens=False)
 
     def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
-        """The prompt of ``turns`` with the assistant's turn opened, as text."""
+        """Return the prompt of ``turns``, with the assistant's turn opened, as text."""
         template = _compiled(self.chat_template)
         return template.render(messages=turns, add_generation_prompt=True, **self.special)
 
@@ -59,7 +60,7 @@ def _compiled(chat_template: str) -> Any:
 
 
 def load_fast_tokenizer(folder: Path) -> FastTokenizer:
-    """The tokenizer in ``folder``.
+    """Load the tokenizer in ``folder``.
 
     Raises:
         InputError: the folder has no ``tokenizer.json``.
@@ -95,5 +96,5 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
 
 
 def _text(token: Any) -> str:
-    """A special token as text; older files keep it as an object."""
+    """Return a special token as text; older files store it as an object."""
     return token["content"] if isinstance(token, dict) else str(token)

@@ -1,4 +1,4 @@
-"""What ``medcot data`` says of a data set: counts, lengths, and everything wrong with it."""
+"""Describes a data set for ``medcot data``: counts, lengths, and everything wrong with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medcot.errors import one_line
 from medcot.records import Case, Dropped, Problem, Question
 
 SHOWN = 20
-"""Problems, duplicates and sources listed before the rest is only counted."""
+"""Problems, duplicates and sources that are listed; the rest is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A data set described. ``rows`` = ``kept`` + ``duplicates`` + rows with problems."""
+    """The description of a data set. ``rows`` = ``kept`` + ``duplicates`` + rows with problems."""
 
     name: str
     kind: Literal["cases", "questions"]
@@ -68,7 +68,7 @@ def inspect_dataset(config: RunConfig) -> Inspection:
 
 
 def describe_inspection(inspection: Inspection) -> Iterator[str]:
-    """The inspection as lines for a terminal."""
+    """Yield the inspection as lines for a terminal."""
     yield f"{inspection.name}: {inspection.rows} rows, {inspection.kept} {inspection.kind} kept"
     yield from inspection.notes
     if inspection.revision:
@@ -101,7 +101,7 @@ def _listed(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 def _holds_questions(name: str) -> bool:
-    """Whether a file's first readable row has options. A file of neither kind counts as cases."""
+    """Return whether a file's first readable row has options; otherwise it counts as cases."""
     if kind_of(name) != "file":
         return False
     first = next((row for row in read_file(Path(name)) if row.values), None)
@@ -169,7 +169,7 @@ def _lengths(columns: Mapping[str, Sequence[int]]) -> dict[str, Lengths]:
 
 
 def _measure(column: Sequence[int]) -> Lengths:
-    """Median and 95th percentile are lengths that occur (nearest rank)."""
+    """Summarise lengths; median and 95th percentile are lengths that occur (nearest rank)."""
     lengths = sorted(column)
     last = len(lengths) - 1
     middle, high = lengths[last // 2], lengths[min(last, -(-95 * len(lengths) // 100) - 1)]
@@ -177,7 +177,7 @@ def _measure(column: Sequence[int]) -> Lengths:
 
 
 def _counts(names: Counter[str]) -> dict[str, int]:
-    """How often each name occurs, the commonest first; rows without one are not counted."""
+    """Return how often each name occurs, most frequent first, without empty names."""
     return {name: count for name, count in names.most_common() if name}
 
 

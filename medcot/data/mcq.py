@@ -1,4 +1,4 @@
-"""Multiple-choice questions: from a file, the bundled samples, or a known set on the hub."""
+"""Loads multiple-choice questions from a file, the bundled samples or a known benchmark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medcot.records import Dropped, Language, Question
 
 @dataclass(slots=True)
 class ValidatedQuestions:
-    """What became of a source's rows, and the hub commit they are from (or "")."""
+    """The outcome of checking a source's rows, and the hub commit they are from (or "")."""
 
     rows: int = 0
     questions: list[Question] = field(default_factory=list[Question])
@@ -30,10 +30,10 @@ class ValidatedQuestions:
 
 
 def load_questions(name: str, language: Language, option: str = "--mcq") -> tuple[Question, ...]:
-    """The questions of ``name``: ``sample``, a file, or one of :data:`BENCHMARKS`.
+    """Load the questions of ``name``: ``sample``, a file, or one of :data:`BENCHMARKS`.
 
-    ``language`` is that of the samples, and of rows in a file that do not say theirs. In a set
-    from the hub, rows that are no valid question are passed over. ``option`` is what errors name.
+    ``language`` is that of the samples, and of rows in a file that name none. In a benchmark from
+    the hub, invalid rows are skipped. Errors name ``option``.
 
     Raises:
         InputError: an unknown name, a file that cannot be read, or a row that is wrong.
@@ -52,7 +52,7 @@ def load_questions(name: str, language: Language, option: str = "--mcq") -> tupl
 
 
 def read_question_set(name: str, language: Language) -> ValidatedQuestions:
-    """All rows of ``name``, checked, with what is wrong with them."""
+    """Read and check all rows of ``name``."""
     if known := BENCHMARKS.get(name):
         return _gather_known(name, known)
     try:
@@ -137,7 +137,7 @@ def _read_question(row: SourceRow, language: Language) -> tuple[Question | None,
 
 
 def _read_options(row: SourceRow) -> tuple[dict[str, str], list[Fault]]:
-    """Options by letter. Letters without a text (Parquet fills them in) are not there."""
+    """Return options by letter, without letters that have no text (Parquet adds them)."""
     given = row.values.get("options")
     if not isinstance(given, Mapping):
         got = describe_type(given) if "options" in row.values else "no such field"

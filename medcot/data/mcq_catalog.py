@@ -1,4 +1,4 @@
-"""Known multiple-choice sets on the hub, and how their rows become those of a local file."""
+"""Catalog of medical multiple-choice benchmarks on the hub, with converters for their rows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ANSWER = "answer_idx"
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A question set on the hub: where it is, and how its rows become those of a local file.
+    """A question set on the hub: its place, and the converter to the schema of a local file.
 
-    ``convert`` gives None for rows that are no single-answer question by the set's own design.
+    ``convert`` returns None for rows that by the set's design have no single answer.
     """
 
     repository: str
@@ -34,7 +34,7 @@ def _letters(texts: Iterable[Any]) -> dict[str, Any]:
 
 
 def _keyed(options: Any) -> dict[str, Any]:
-    """``[{key: A, value: text}, ...]`` as ``{A: text, ...}``."""
+    """Convert ``[{key: A, value: text}, ...]`` to ``{A: text, ...}``."""
     return {option["key"]: option["value"] for option in options}
 
 
@@ -44,7 +44,7 @@ def _from_medqa(row: Values) -> Values:
 
 
 def _from_medmcqa(row: Values) -> Values | None:
-    """``cop`` counts the options from 0 and is -1 where the answer is withheld."""
+    """Convert a row; ``cop`` counts the options from 0 and is -1 where no answer is given."""
     options = _letters(row.get(name) for name in ("opa", "opb", "opc", "opd"))
     if row["cop"] not in range(4):
         return None
@@ -75,7 +75,7 @@ def _from_mcmle(row: Values) -> Values:
 
 
 def _from_cmexam(row: Values) -> Values | None:
-    """Questions with several right answers are another task, and left out."""
+    """Convert a row; questions with several right answers are a different task, left out."""
     if len(row["Answer"] or "") != 1:
         return None
     options = _keyed(row["Options"])
@@ -105,10 +105,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def label_sets(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """A short name for each set, by which rows and reports know it: a file's is its stem.
+    """Return a short name for each set, used in rows and reports: a file's is its stem.
 
-    A report then names no folder of the machine it was made on. A stem that is ``taken`` already,
-    by an earlier name too, is kept apart by the whole name: a set added later changes no other's.
+    So a report names no folder of the machine it was made on. Where a stem is ``taken``, or an
+    earlier set has it, the whole name is used: a set added later changes no other's label.
     """
     labels: dict[str, str] = {}
     for name in dict.fromkeys(names):

@@ -1,8 +1,8 @@
-"""The text format: :func:`render` makes it, :func:`parse` takes it apart. No one else knows it.
+"""The text format of a row: :func:`render` writes it, :func:`parse` reads it.
 
-Both styles give two strings, so that only the completion is trained on. The models' own chat
-templates are used for the user's turn alone: the R1-Distill template deletes the chain of
-thought from an assistant's turn.
+No other module knows the format. Both styles produce two strings, so that only the completion is
+trained on. The models' own chat templates are used for the user's turn only: the R1-Distill
+template deletes the chain of thought from an assistant's turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from medcot.records import Case, Language, Prompt, Question, Reply, Style
 OPEN, CLOSE = "<think>", "</think>"
 
 ChatTemplate = Callable[[str], str]
-"""A user's message in, the model's prompt up to its own turn out."""
+"""Turns a user's message into the model's prompt, up to the assistant's turn."""
 
 _TUTORIAL = {
     "en": (
@@ -45,13 +45,13 @@ _OPTION_CUE = {"en": "Answer:", "zh": "答案："}
 
 
 def render(case: Case, style: Style, chat: ChatTemplate | None = None) -> Prompt:
-    """The training pair of a case. ``parse(render(case).completion)`` gives its parts back."""
+    """Return a case's training pair; ``parse(render(case).completion)`` recovers its parts."""
     text = ask(case.question, style, case.language, chat)
     return Prompt(text, f"{case.thought.strip()}\n{CLOSE}\n\n{case.response.strip()}")
 
 
 def ask(question: str, style: Style, language: Language, chat: ChatTemplate | None = None) -> str:
-    """The inference prompt: everything up to and including the opened thought.
+    """Return the inference prompt: everything up to and including the opened thought.
 
     Raises:
         ValueError: ``chat`` style without the model's template.
@@ -65,9 +65,9 @@ def ask(question: str, style: Style, language: Language, chat: ChatTemplate | No
 
 
 def parse(output: str) -> Reply:
-    """Take a continuation of :func:`ask` apart.
+    """Parse a continuation of :func:`ask`.
 
-    What stands before the first closing tag is the thought, what follows the answer. Without a
+    The text before the first closing tag is the thought, the text after it the answer. Without a
     closing tag there is no answer: nothing is guessed.
     """
     text = output.strip().removeprefix(OPEN).lstrip()
@@ -76,18 +76,18 @@ def parse(output: str) -> Reply:
 
 
 def ask_choice(question: Question, style: Style, chat: ChatTemplate | None = None) -> str:
-    """The prompt that asks for reasoning and then the letter of one option."""
+    """Return the prompt that asks for reasoning and then the letter of one option."""
     stem = choice_stem(question)
     return ask(f"{stem}\n\n{_LETTER[question.language]}", style, question.language, chat)
 
 
 def choice_stem(question: Question) -> str:
-    """Context (if any), question and lettered options, as both ways of answering show them."""
+    """Return context (if any), question and lettered options, shared by both MCQ methods."""
     parts = [question.context.strip()] if question.context.strip() else []
     options = "\n".join(f"{letter}. {text}" for letter, text in question.options.items())
     return "\n\n".join([*parts, f"{question.question.strip()}\n{options}"])
 
 
 def choice_cue(question: Question) -> str:
-    """The plain prompt after which each option's likelihood is compared."""
+    """Return the plain prompt after which the options' likelihoods are compared."""
     return f"{choice_stem(question)}\n{_OPTION_CUE[question.language]}"

@@ -1,7 +1,7 @@
-"""The file formats: JSON Lines, JSON, CSV and Parquet, taken apart into rows.
+"""Reads JSON Lines, JSON, CSV and Parquet files row by row.
 
-A row that cannot be read becomes a :class:`Fault` and reading goes on; where the rest of the file
-cannot be made sense of, an :class:`~medcot.errors.InputError` ends it.
+A row that cannot be read becomes a :class:`Fault`, and reading continues. Where the rest of the
+file cannot be read, an :class:`~medcot.errors.InputError` ends it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Values = Mapping[str, Any]
 
 
 class Fault(NamedTuple):
-    """One thing wrong with one field of one row: where it is, what it holds, what it needs."""
+    """One defect of one field of one row: where it is, what was found, what is needed."""
 
     where: str
     field: str
@@ -41,6 +41,7 @@ class Fault(NamedTuple):
 
     @property
     def problem(self) -> Problem:
+        """The fault as ``medcot data`` reports it."""
         return Problem(self.where, self.field, f"found {self.got}; expected {self.needs}")
 
     def as_error(self, more: str = "") -> InputError:
@@ -51,9 +52,9 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One row as it was found. ``number`` counts the rows from 1, ``where`` names file and line.
+    """One row as found in its source. ``number`` counts from 1, ``where`` names file and line.
 
-    ``header`` says where the columns are named, for formats that name them once.
+    ``header`` is the place that names the columns, for formats that name them once.
     """
 
     number: int
@@ -138,7 +139,7 @@ def _read_parquet(path: Path) -> Iterator[SourceRow]:
 
     number = 0
     try:
-        # Else whole row groups are read at once, and writers like to put all rows into one.
+        # Otherwise whole row groups are read at once, and writers often put all rows into one.
         with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=BATCH):
                 for values in python_rows(batch):
@@ -160,9 +161,9 @@ READERS: dict[str, Callable[[Path], Iterator[SourceRow]]] = {
 
 
 def python_rows(batch: Any) -> list[dict[str, Any]]:
-    """An Arrow batch as dicts. Arrow promises UTF-8 but holds whatever bytes it was given.
+    """Convert an Arrow batch to dicts. Arrow does not check that its strings are UTF-8.
 
-    Bytes that are not UTF-8 become lone surrogates, to be found with the field.
+    Bytes that are not UTF-8 become lone surrogates, so that they are reported with their field.
     """
     try:
         return batch.to_pylist()
@@ -173,7 +174,7 @@ def python_rows(batch: Any) -> list[dict[str, Any]]:
 
 
 def describe_type(value: Any) -> str:
-    """A value's kind as a person calls it."""
+    """Return the everyday word for a JSON value's type."""
     names = {dict: "object", list: "list", str: "text", bool: "true/false", type(None): "null"}
     return names.get(type(value), "number" if isinstance(value, int | float) else "value")
 
@@ -188,14 +189,14 @@ def _escaped(column: Any) -> list[Any]:
 
 
 def _decoded_lines(path: Path) -> Iterator[str]:
-    """Lines with their ends, split at line feeds alone: U+2028 may stand inside a JSON text."""
+    """Yield lines, split at line feeds only: U+2028 may occur inside a JSON text."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             yield _decode(line, path) if number == 1 else line.decode("utf-8", "surrogateescape")
 
 
 def _decode(raw: bytes, path: Path) -> str:
-    """The beginning of a file as text. Bytes that are not UTF-8 become lone surrogates."""
+    """Decode the beginning of a file. Bytes that are not UTF-8 become lone surrogates."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{path}, line 1", "found UTF-16 text", "save it as UTF-8")
     return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
@@ -223,7 +224,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _describe(error: Exception) -> str:
-    """Say what a JSON parser's exception says, with the column where it names one."""
+    """Return the message of a JSON parser's exception, with its column if it names one."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -1,4 +1,4 @@
-"""Where rows come from: what a data set's name means, and the rows of the files it names."""
+"""Resolves a data set's name to samples, a file or the hub, and reads rows of files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OTHER_FILES = (".txt", ".tsv", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".arrow"
 
 
 def kind_of(name: str) -> Literal["sample", "file", "hub"]:
-    """What a data set's name means. A file that exists is taken before a hub name.
+    """Return what a data set's name means. An existing file takes precedence over a hub name.
 
     Raises:
         InputError: neither ``sample`` nor a file nor of the form ``owner/name``.
@@ -38,7 +38,11 @@ def kind_of(name: str) -> Literal["sample", "file", "hub"]:
 
 
 def sample_files(stem: str, language: Language | None = None) -> list[Path]:
-    """The bundled files of ``STEM``, or of ``STEM_LANGUAGE``."""
+    """Return the bundled files named ``STEM``, or ``STEM_LANGUAGE``.
+
+    Raises:
+        InputError: there are none: the install is damaged.
+    """
     pattern = f"{stem}_{language}*.jsonl" if language else f"{stem}.jsonl"
     folder = Path(str(files("medcot.data"))) / "samples"
     found = sorted(folder.glob(pattern))
@@ -48,7 +52,7 @@ def sample_files(stem: str, language: Language | None = None) -> list[Path]:
 
 
 def read_files(paths: Iterable[Path]) -> Iterator[SourceRow]:
-    """The rows of several files as one source: row numbers go on from file to file."""
+    """Yield the rows of several files as one source, numbered across files."""
     number = 0
     for path in paths:
         for row in read_file(path):
@@ -57,11 +61,11 @@ def read_files(paths: Iterable[Path]) -> Iterator[SourceRow]:
 
 
 def read_file(path: Path) -> Iterator[SourceRow]:
-    """The rows of one file, in its order, read as they are asked for.
+    """Yield the rows of one file, in its order, without reading ahead.
 
     Raises:
         InputError: no such file, a folder, unreadable, of an unknown kind, without rows, or broken
-            in a way that leaves nothing to go on with.
+            so that the rest of it cannot be read.
     """
     _require_file(path)
     count = 0

@@ -118,7 +118,7 @@ class ArrowRows(Sequence[Item], Generic[Item]):
 
     @classmethod
     def size_of(cls, row: Item) -> int:
-        """Return about how many bytes a row takes."""
+        """Return an upper bound of a row's size in bytes."""
         raise NotImplementedError
 
     @classmethod

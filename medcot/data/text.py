@@ -1,4 +1,4 @@
-"""What a text is compared by, and what makes a text unfit to train on or to score."""
+"""Normalises texts for comparison and finds text that is unfit to train on or to score."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _MISREAD = r"Â[\x80-\xbf]|Ã[\x80-\xba\xbc-\xbf]|â€|ï»¿|ï¿½|锟斤拷|
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 _BROKEN = r"[\ufffd\ud800-\udfff]"
 
-# The first is one character class, which scans several times faster than the alternatives do; these
-# are tried only from the first suspicious character on.
+# One character class scans several times faster than the alternatives of _UNFIT, which are tried
+# only from the first suspicious character on.
 _SUSPICIOUS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ud800-\udfff<ÂÃâïä-é锟]")
 _UNFIT = re.compile(
     rf"(?P<misread>{_MISREAD})|(?P<control>{_CONTROL})|(?P<broken>{_BROKEN})|(?P<tag>{OPEN}|{CLOSE})"
@@ -28,17 +28,17 @@ _UNFIT = re.compile(
 
 
 class Flaw(NamedTuple):
-    """What is wrong with a text, in words that a terminal can print, and what would be right."""
+    """A defect of a text, in words that a terminal can print, and what is expected instead."""
 
     got: str
     needs: str
 
 
 def normalise(text: str) -> str:
-    """The form by which two questions count as the same one.
+    """Return the form in which two questions are compared.
 
-    NFKC, casefolded, every run of whitespace and punctuation one space, and none beside a Chinese
-    character. Signs that carry meaning (+ < > = °) stay.
+    NFKC, casefolded, with every run of whitespace and punctuation as one space, and none next to
+    a Chinese character. Signs that carry meaning (+ < > = °) stay.
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
     folded = " ".join(plain.translate(_FOLDED).split())
@@ -46,7 +46,7 @@ def normalise(text: str) -> str:
 
 
 def find_flaw(text: str) -> Flaw | None:
-    """The first thing in ``text`` that must not reach a tokenizer, or None."""
+    """Return the first thing in ``text`` that must not reach a tokenizer, or None."""
     suspect = _SUSPICIOUS.search(text)
     found = _UNFIT.search(text, suspect.start()) if suspect else None
     if found is None:
@@ -68,7 +68,7 @@ def find_flaw(text: str) -> Flaw | None:
 
 
 def printable(text: str) -> str:
-    """``text`` with everything escaped that a terminal or a UTF-8 stream cannot show."""
+    """Escape everything in ``text`` that a terminal or a UTF-8 stream cannot show."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -1,7 +1,7 @@
-"""From prompt pairs to tokens, and the gate that every training passes.
+"""Tokenises prompt pairs, and checks the labels before every training (the template gate).
 
-Prompt and completion are tokenised apart and joined, so the border never moves; training, test
-loss and generation all see the same tokens.
+Prompt and completion are tokenised separately and joined, so the boundary never moves; training,
+test loss and generation all see the same tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from medcot.errors import InputError, RunFailed
 from medcot.records import Prompt
 
 IGNORED = -100
-"""The label of a token that is not trained on (PyTorch's cross-entropy convention)."""
+"""The label of a token without a loss (PyTorch's cross-entropy convention)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class TokenizedRow:
 
 
 def chat_template(tokenizer: Any) -> ChatTemplate | None:
-    """The tokenizer's own template for a user's turn, or None where it has none."""
+    """Return the tokenizer's own template for a user's turn, or None if it has none."""
     if not getattr(tokenizer, "chat_template", None):
         return None
 
@@ -81,12 +81,12 @@ def chat_template(tokenizer: Any) -> ChatTemplate | None:
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of a prompt, with exactly one BOS where the tokenizer is used with one."""
+    """Tokenise a prompt, with exactly one BOS if the tokenizer adds one."""
     return encode_texts(tokenizer, [text])[0]
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of many prompts at once, which takes half the time of one after the other."""
+    """Tokenise many prompts at once, which takes half the time of one by one."""
     found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False).input_ids
     if not _adds_bos(tokenizer):
         return found
@@ -95,7 +95,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[TokenizedRow]:
-    """Tokens of the pairs, by row id; the completion ends with EOS.
+    """Tokenise the pairs, given by row id; the completion ends with EOS.
 
     Raises:
         InputError: a row spells the end-of-sequence token in its text.
@@ -118,17 +118,17 @@ def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[TokenizedRow]:
 
 
 ROWS_COMPARED = 256
-"""What these begin with in common, nearly all rows do."""
+"""Rows sampled to estimate the shared prompt prefix."""
 
 
 def shared_prefix_length(rows: Sequence[TokenizedRow]) -> int:
-    """How many leading tokens of their prompts nearly all ``rows`` have in common."""
+    """Return how many leading prompt tokens the first ``ROWS_COMPARED`` rows share."""
     return prefix_length([row.prompt_ids for row in rows[:ROWS_COMPARED]])
 
 
 def prefix_length(rows: Sequence[list[int]]) -> int:
-    """How many leading tokens all ``rows`` have in common."""
-    # Whatever all rows begin with, the least and the greatest of them do.
+    """Return how many leading tokens all ``rows`` share."""
+    # The prefix shared by all rows is that of the smallest and the largest in order.
     least, greatest = min(rows), max(rows)
     for index, (one, other) in enumerate(zip(least, greatest, strict=False)):
         if one != other:
@@ -139,14 +139,14 @@ def prefix_length(rows: Sequence[list[int]]) -> int:
 def check_labels(
     tokenizer: Any, labels: Sequence[Sequence[int]], rows: Sequence[TokenizedRow]
 ) -> None:
-    """The template gate: what the trainer would learn from is whole completions, nothing else.
+    """Check that the labelled tokens are whole completions and nothing else (the template gate).
 
     ``labels`` is a collated batch, one sequence of token ids and ``IGNORED`` per packed row. Each
     run of labelled tokens must be the completion of one of ``rows``: with the closing tag,
     response and EOS in it, and nothing of a prompt.
 
     Raises:
-        RunFailed: it is not; training would teach something else than was asked for.
+        RunFailed: it is not, so the model would be trained on something else.
     """
     runs = [run for sequence in labels for run in _labelled_runs(sequence)]
     if not runs:
@@ -159,13 +159,13 @@ def check_labels(
             raise gate_refusal(
                 f"{tokenizer.eos_token} is missing from the end of a trained completion"
             )
-        # The trainer's first rows are the first of these: few are looked at, unless one is wrong.
+        # The trainer's first rows are the first of these, so few are compared unless one is wrong.
         if not any(row.completion_ids == run for row in rows):
             raise gate_refusal("the trained tokens are not those of a completion")
 
 
 def gate_refusal(problem: str) -> RunFailed:
-    """Why the gate lets no training begin."""
+    """Return the error with which the template gate stops a training."""
     return RunFailed(
         "template check", f"{problem}.", "Nothing was trained; use another --style or --model."
     )

@@ -31,16 +31,19 @@ class StoredRows(ArrowRows[TokenizedRow]):
     @classmethod
     @cache
     def schema(cls) -> Any:
+        """Return the Arrow schema."""
         import pyarrow as pa
 
         return pa.schema([(name, pa.list_(pa.int32())) for name in ("input_ids", "labels")])
 
     @classmethod
     def size_of(cls, row: TokenizedRow) -> int:
+        """Return an upper bound of the row's size in bytes."""
         return 8 * len(row)
 
     @classmethod
     def encode(cls, rows: list[TokenizedRow]) -> Any:
+        """Return the rows as an Arrow batch."""
         import pyarrow as pa
 
         ends = np.cumsum([0, *map(len, rows)], dtype=np.int32)
@@ -53,6 +56,7 @@ class StoredRows(ArrowRows[TokenizedRow]):
         return pa.RecordBatch.from_arrays(columns, schema=cls.schema())
 
     def decode(self, batch: Any, first: int) -> list[TokenizedRow]:
+        """Return copies of a batch's rows."""
         column, labels = batch.column("input_ids"), batch.column("labels")
         ids, labelled = column.values.to_numpy(), labels.values.to_numpy() != IGNORED
         rows: list[TokenizedRow] = []
@@ -64,6 +68,7 @@ class StoredRows(ArrowRows[TokenizedRow]):
 
     @classmethod
     def write(cls, rows: Iterable[TokenizedRow]) -> Self:
+        """Write ``rows`` to a scratch folder, and note their ids and lengths."""
         ids: list[str] = []
         lengths = array("i")
 
@@ -79,6 +84,7 @@ class StoredRows(ArrowRows[TokenizedRow]):
 
     @classmethod
     def load(cls, name: str, needs: Iterable[str]) -> tuple[Self, Facts] | None:
+        """Open a cache entry, or return None where there is none."""
         if (found := super().load(name, (*needs, "ids", "lengths"))) is None:
             return None
         rows, facts = found
@@ -86,6 +92,7 @@ class StoredRows(ArrowRows[TokenizedRow]):
         return rows, facts
 
     def save(self, name: str, facts: Facts) -> bool:
+        """Make the rows and ``facts`` a cache entry; return whether it is there now."""
         return super().save(name, {"ids": self.ids, "lengths": self.lengths.tolist()} | facts)
 
 

@@ -1,4 +1,4 @@
-"""Data as a page shows it: one row, a table of rows, the tokens that are trained on."""
+"""Shows data on a page: one row, a table of rows, the tokens that are trained on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PAGE = 8
 
 
 def show_case(case: Case, language: str) -> str:
-    """One row in full: the question, the thought that leads to the answer, the answer."""
+    """Show one row in full: question, thought and answer."""
     named = case.id + (f" · {case.specialty}" if case.specialty else "")
     return join(
         card(f"{say('question', language)} ({named})", paragraphs(case.question)),
@@ -43,7 +43,7 @@ def show_case(case: Case, language: str) -> str:
 
 
 def show_tokens(row: TokenizedRow, tokenizer: Any, language: str) -> str:
-    """A row as its tokens: those that are only read are grey, those that are learnt stand out."""
+    """Show a row as tokens: masked ones in grey, labelled ones highlighted."""
     read, learnt = len(row.prompt_ids), len(row.completion_ids)
     share = 100 * learnt / (read + learnt)
     counted = facts(
@@ -74,7 +74,7 @@ def _spans(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def pieces_of(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
-    """The text of each token; tokens that are parts of one character come together."""
+    """Yield the text of each token; tokens that are parts of one character are joined."""
     held: list[int] = []
     for one in ids:
         held.append(one)
@@ -90,7 +90,7 @@ def pieces_of(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
 def show_cases(
     cases: Sequence[Case], lengths: Mapping[str, TokenizedRow], page: int, total: int, language: str
 ) -> str:
-    """One page of rows as a table; ``total`` rows were there before filters."""
+    """Show one page of rows as a table; ``total`` is the number of rows before filters."""
     pages = max(1, -(-len(cases) // PAGE))
     page = min(max(1, page), pages)
     shown = cases[(page - 1) * PAGE : page * PAGE]
@@ -110,12 +110,12 @@ def show_cases(
 
 
 def show_lengths(material: Material, longest: int, language: str) -> str:
-    """The histogram of the rows' lengths."""
+    """Draw the histogram of the rows' lengths."""
     return draw_lengths(tuple(len(row) for row in material.rows.values()), longest, language)
 
 
 def show_selection(material: Material, rows: SelectedRows, language: str) -> str:
-    """How the data set becomes training rows, and what is left out and why."""
+    """Show how the data set becomes training rows, and what is left out and why."""
     names = ("train", "validation", "test")
     pairs = [(say(f"part_{name}", language), f"{material.counts[name]:,}") for name in names]
     pairs.append((say("trained_on", language), f"{rows.count:,}"))
