@@ -123,13 +123,13 @@ def write_rows(path: Path, rows: int) -> list[tuple[str, str]]:
         for number in range(rows):
             row = {name: _sentence(dice, words, length) for name, length in LENGTHS.items()}
             if dice.random() < LEAKED:
-                row["Question"] = dice.selection(evaluation)[1][:400] + f" case {number}"
+                row["Question"] = dice.choice(evaluation)[1][:400] + f" case {number}"
             file.write(json.dumps(row) + "\n")
     return evaluation
 
 
 def _sentence(dice: random.Random, words: list[str], length: int) -> str:
-    return " ".join(dice.selections(words, k=dice.randint(length // 2, length * 3 // 2))) + "."
+    return " ".join(dice.choices(words, k=dice.randint(length // 2, length * 3 // 2))) + "."
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class FastTokenizer:
     special: dict[str, str] = field(default_factory=dict[str, str])
 
     def __call__(self, text: str | list[str], *, add_special_tokens: bool = True) -> TokenIds:
+        """Tokenise one text, or several at once."""
         if isinstance(text, str):
             found = self.backend.encode(text, add_special_tokens=add_special_tokens)
             return TokenIds(found.ids)
