@@ -1,4 +1,4 @@
-"""Accounts: found in the environment or in the tools' own stored logins, never asked for."""
+"""Finds credentials in the environment and the tools' stored logins; never asks for them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import os
 from pathlib import Path
 
 TOKENS = ("HF_TOKEN", "HUGGINGFACE_TOKEN")
-"""Where a token is looked for, before the client's own stored login."""
+"""Variables that may hold a hub token; they precede the client's stored login."""
 
 
 def hub_token() -> str | None:
-    """The token of the environment, or None: the client then looks for its stored login."""
+    """Return the environment's token, or None: the client then uses its stored login."""
     return next((os.environ[name] for name in TOKENS if os.environ.get(name)), None)
 
 
 def use_hub_token() -> None:
-    """Let the hub's libraries see the token under the tutorial's name for it, too."""
+    """Pass ``HUGGINGFACE_TOKEN`` on to the hub's libraries, which read ``HF_TOKEN``."""
     if token := os.environ.get("HUGGINGFACE_TOKEN", "").strip():
         os.environ.setdefault("HF_TOKEN", token)
 
 
 def has_hub_token() -> bool:
-    """Whether the hub's libraries will find a token."""
+    """Return whether the hub's libraries will find a token."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     stored = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
     named = any(os.environ.get(name, "").strip() for name in ("HF_TOKEN", "HUGGINGFACE_TOKEN"))
@@ -29,7 +29,7 @@ def has_hub_token() -> bool:
 
 
 def has_wandb_login() -> bool:
-    """Whether the W&B client will find a key: in the environment or in the netrc file."""
+    """Return whether the W&B client will find a key, in the environment or the netrc file."""
     if os.environ.get("WANDB_API_KEY", "").strip():
         return True
     from netrc import NetrcParseError, netrc

@@ -1,4 +1,4 @@
-"""`Listener`: what a front end hears of a run, and how it asks a run to stop."""
+"""Defines the interface through which a run reports to a front end and is asked to stop."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from medcot.records import Event
 
 
 class Listener:
-    """What a front end hears of a run. The default hears nothing and never stops it."""
+    """Receives a run's progress. This base class ignores it and never stops the run."""
 
     def say(self, line: str | Message) -> None:
-        """One line for the user."""
+        """Receive one line for the user."""
 
     def stage(self, name: str) -> None:
-        """A stage begins: before, training, after, report."""
+        """Receive the begin of a stage: before, training, after or report."""
 
     def progress(self, done: int, total: int) -> None:
-        """Rows scored so far, of those of this stage."""
+        """Receive how many rows of the stage are scored."""
 
     def event(self, event: Event) -> None:
-        """One optimizer step."""
+        """Receive one optimizer step."""
 
     def should_stop(self) -> bool:
-        """Whether to end after the step or row at hand, keeping everything."""
+        """Return whether to end after the current step or row; finished work is kept."""
         return False

@@ -1,4 +1,4 @@
-"""Folders that medcot keeps outside a run."""
+"""Names the folders that medcot keeps outside a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``MEDCOT_CACHE``, or ``medcot`` in the user's cache folder."""
+    """Return ``MEDCOT_CACHE``, or ``medcot`` in the user's cache folder."""
     if chosen := os.environ.get("MEDCOT_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

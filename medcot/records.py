@@ -1,4 +1,4 @@
-"""Named records that the modules hand to one another. Plain data: no torch, no files, no logic."""
+"""Defines the records that the packages exchange: plain data, no torch, no files, no logic."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is given and what it is trained to continue with.
+    """A prompt and the completion that the model is trained to produce.
 
     ``text`` ends inside the open thought; ``completion`` closes it and carries the response, and
     ends without the end-of-sequence token, which is added when the pair becomes tokens.
@@ -64,7 +64,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A generated continuation, taken apart. An unclosed thought has no answer."""
+    """A parsed completion. An unclosed thought has no answer."""
 
     thought: str
     answer: str
@@ -73,7 +73,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One raw continuation: its text, its length in tokens, and whether it ended by itself."""
+    """A raw completion: its text, its length in tokens, and whether it ended by itself."""
 
     text: str
     tokens: int
@@ -81,7 +81,7 @@ class Generation:
 
 
 Generate = Callable[[Sequence[str]], list[Generation]]
-"""Prompts in, continuations out, in the same order. Evaluation knows models only by this."""
+"""Generates one completion per prompt, in order; evaluation knows a model only as this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +93,20 @@ class TokenLoss:
 
     @property
     def mean(self) -> float:
+        """Return the loss per token, in nats."""
         return self.total / self.tokens
 
 
 Score = Callable[[Sequence[Prompt]], list[TokenLoss]]
-"""Prompts with completions in, the loss of each completion out (end-of-sequence included)."""
+"""Returns the loss of each prompt's completion, end-of-sequence token included."""
 
 OptionScore = Callable[[Sequence[tuple[str, Sequence[str]]]], list[list[TokenLoss]]]
-"""(prompt, continuations) pairs in; the loss of each continuation (no end-of-sequence) out."""
+"""Returns the loss of each option after its prompt, without an end-of-sequence token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with one row of a data set."""
+    """A fault in one row of a data set."""
 
     where: str
     field: str
@@ -135,7 +136,7 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Row ids by part. A row's part depends on its own question alone, never on the others."""
+    """Row ids by part. A row's part depends on its own question only."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -152,7 +153,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The cases of one source, ready to split, with what was left out and how to find it again.
+    """The cases of one source, ready to split, with the dropped rows and the source's revision.
 
     ``fingerprint`` is a SHA-256 over the cases in order; ``revision`` the hub commit or "".
     """

@@ -1,4 +1,4 @@
-"""The presets: starting values for a machine, as differences from the defaults."""
+"""Defines the presets: values for a kind of machine, as differences from the defaults."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def make_config(preset: str, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """The config of ``preset`` (a resolved name, not ``auto``) with ``overrides`` on top.
+    """Return the config of ``preset`` (not ``auto``) with ``overrides`` on top.
 
     Raises:
         InputError: unknown preset or field, or a value out of bounds.

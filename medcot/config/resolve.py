@@ -1,4 +1,4 @@
-"""Where a `RunConfig` comes from: option > environment > config file > preset, in one place."""
+"""Resolves a `RunConfig`: option > environment > config file > preset."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from medcot.config.schema import RunConfig, build_config
 from medcot.errors import InputError, nearest
 
 ENVIRONMENT_ONLY = ("MEDCOT_CACHE", "MEDCOT_DEV_DATA")
-"""Variables that are not options."""
+"""``MEDCOT_`` variables that are not options."""
 
 PLACE_OPTIONS = ("out", "resume", "json")
-"""Shared options that say where and how, not what: they stay out of `RunConfig`."""
+"""Shared options that say where and how to run, and so are no fields of `RunConfig`."""
 
 ChoosePreset = Callable[[], tuple[str, str | Message]]
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a command was asked for. ``preset_reason`` says why ``auto`` chose what it chose."""
+    """The resolved options of a command. ``preset_reason`` says why ``auto`` chose the preset."""
 
     config: RunConfig
     preset_reason: str | Message
@@ -43,7 +43,7 @@ def resolve(
     environment: Mapping[str, str] | None = None,
     config_file: Path | None = None,
 ) -> Resolved:
-    """Put the sources together; ``options`` hold only what was given on the command line.
+    """Combine the sources; ``options`` holds only what was given on the command line.
 
     Raises:
         InputError: an unknown name, or a value that its field refuses, with its source.
@@ -67,7 +67,7 @@ def resolve(
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The options in a ``.toml`` file, or in a run's ``config.json``.
+    """Read the options in a ``.toml`` file, or in a run's ``config.json``.
 
     Raises:
         InputError: no such file, no TOML or JSON, an unknown key or a refused value.
@@ -99,7 +99,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The options among the ``MEDCOT_…`` variables, as text turned into values.
+    """Read the options among the ``MEDCOT_…`` variables.
 
     Raises:
         InputError: an unknown variable or a refused value.
@@ -119,7 +119,7 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def from_text(name: str, text: str) -> Any:
-    """The value that a variable's text stands for; a text no number can be read from stays text."""
+    """Convert text to the option's type; text that is no number stays text, to be refused later."""
     if name in ("resume", "json"):
         return text.strip().lower() in ("1", "true", "yes", "on")
     if name == "mcq":
@@ -134,7 +134,7 @@ def from_text(name: str, text: str) -> Any:
 
 
 def value_type(name: str) -> type:
-    """int, float, str or tuple: what a field holds, where None is allowed too."""
+    """Return the type of a field, besides None: int, float, str or tuple."""
     annotation = RunConfig.model_fields[name].annotation if name in RunConfig.model_fields else str
     if get_origin(annotation) in (Union, UnionType):
         annotation = next(part for part in get_args(annotation) if part is not type(None))
@@ -144,7 +144,7 @@ def value_type(name: str) -> type:
 
 
 def _check_values(values: Mapping[str, Any], where: str) -> None:
-    """Refuse a value here, where its source is known; steps and epochs are weighed together."""
+    """Validate one source's values while its name is known."""
     fields = {name: value for name, value in values.items() if name not in PLACE_OPTIONS}
     if "preset" in fields and fields["preset"] not in ("auto", *PRESETS):
         known = ["auto", *PRESETS]
@@ -154,14 +154,14 @@ def _check_values(values: Mapping[str, Any], where: str) -> None:
 
 
 def _complete(fields: dict[str, Any]) -> dict[str, Any]:
-    """``fields`` with a length of training, as one source alone need not give it."""
+    """Add a length of training, which a single source may lack."""
     if fields.get("steps", 1) is None and fields.get("epochs") is None:
         return fields | {"epochs": 1.0}
     return fields
 
 
 def _override(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """``upper`` over ``lower``; a length of training replaces the other way to give it."""
+    """Put ``upper`` over ``lower``; ``steps`` and ``epochs`` replace each other."""
     kept = dict(lower)
     if any(upper.get(name) is not None for name in ("steps", "epochs")):
         kept.pop("steps", None)

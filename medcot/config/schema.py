@@ -24,13 +24,13 @@ PresetName = Literal["auto", "demo", "tutorial", "kaggle-t4", "kaggle-t4x2", "gp
 
 
 def _field(default: Any, description: str, *, shown: bool = True, **bounds: Any) -> Any:
-    """A config field. Those not ``shown`` stay out of the short ``--help``."""
+    """Define a config field; only ``--help-all`` lists those that are not ``shown``."""
     extra: dict[str, Any] = {"shown": shown}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
 class RunConfig(BaseModel, frozen=True, extra="forbid"):
-    """What a run computes. Where it is kept (``--out``) is not part of it."""
+    """Everything that a run computes; where it is stored (``--out``) is not part of it."""
 
     preset: PresetName = _field("demo", "starting values; auto picks by the machine")
     model: str = _field(BUNDLED_MODEL, "hub name, folder or smollm2-135m (bundled)", min_length=1)
@@ -108,7 +108,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="before")
     @classmethod
     def _one_length_of_training(cls, values: Any) -> Any:
-        """``epochs`` alone replaces the default ``steps``; both together are refused below."""
+        """Let ``epochs`` alone replace the default ``steps``; both together are refused later."""
         if isinstance(values, dict):
             given = cast("dict[str, Any]", values)
             return {"steps": None} | given if given.get("epochs") is not None else given
@@ -126,7 +126,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def total_steps(self, rows: int) -> int:
-        """Optimizer steps for ``rows`` training rows."""
+        """Return the number of optimizer steps for ``rows`` training rows."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
@@ -160,18 +160,18 @@ def _as_input_error(problem: dict[str, Any], values: dict[str, Any], where: str)
 
 
 def option_name(field: str) -> str:
-    """The command-line spelling of a field."""
+    """Return the command-line option of a field."""
     return "--" + field.replace("_", "-")
 
 
 def choices(field: str) -> tuple[str, ...]:
-    """The allowed words of a field, or () where it is not a choice."""
+    """Return the allowed words of a field, or () if it is not a choice."""
     annotation = RunConfig.model_fields[field].annotation
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def bounds(field: str) -> tuple[float | None, float | None]:
-    """The inclusive lowest and highest value of a numeric field, None where there is none."""
+    """Return the lowest and highest value of a numeric field; None means no limit."""
     low: float | None = None
     high: float | None = None
     for rule in RunConfig.model_fields[field].metadata:
@@ -188,7 +188,7 @@ def _expected(field: str) -> str | Message:
 
 
 def describe_values(field: str) -> str:
-    """What a field accepts, as a person reads it: ``a whole number from 1 to 256``."""
+    """Describe the values of a field, such as ``a whole number from 1 to 256``."""
     if words := choices(field):
         return f"one of {', '.join(words)}"
     annotation = str(RunConfig.model_fields[field].annotation)

@@ -1,4 +1,4 @@
-"""What is known of GPU models: memory, generation, and how fast they multiply matrices."""
+"""Lists GPU models: memory, compute capability and matrix throughput."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 from dataclasses import dataclass
 
 OLDEST_CAPABILITY = (7, 0)
-"""Older GPUs (P100 and before) are refused: their kernels are gone from today's libraries."""
+"""Older GPUs (P100 and before) are refused: current libraries have no kernels for them."""
 
 
 @dataclass(frozen=True)
 class Gpu:
     """One CUDA GPU.
 
-    ``memory_gib`` is what a process can use; ``tflops_16bit`` what a large 16-bit matrix product
-    reaches (measured, or the data sheet's dense figure times the share that an H100 reaches of
-    its own).
+    ``memory_gib`` is what a process can use. ``tflops_16bit`` is the throughput of a large 16-bit
+    matrix product: measured, or the data sheet's dense figure times the share that was measured
+    on an H100.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuModel:
-    """A row of the table. ``pattern`` finds the model in the driver's name for it."""
+    """A row of the table; ``pattern`` matches the driver's name for the model."""
 
     pattern: str
     name: str
@@ -37,14 +37,16 @@ class GpuModel:
 
     @property
     def tflops_16bit(self) -> float:
+        """Return the measured throughput, or an estimate from the data sheet."""
         return self.measured_tflops or round(self.datasheet_tflops * _SUSTAINED_SHARE, 1)
 
     def as_gpu(self) -> Gpu:
+        """Return a GPU of this model with all its memory free."""
         return Gpu(self.name, self.memory_gib, self.compute_capability, self.tflops_16bit)
 
 
 _SUSTAINED_SHARE = 780 / 989
-"""Of the data sheet's figure, as measured on an H100; taken for GPUs that nobody measured."""
+"""Share of the data sheet's figure that an H100 reached; assumed for unmeasured GPUs."""
 
 # Data sheets: dense 16-bit tensor throughput with 32-bit accumulation. Memory is the total that
 # CUDA reports, which is less than the name says. The first match counts.
@@ -62,7 +64,7 @@ GPU_MODELS = {
 
 
 def recognise_gpu(name: str, free_gib: float, compute_capability: tuple[int, int]) -> Gpu:
-    """A GPU as the driver names it, with the table's speed or its generation's usual one."""
+    """Return the GPU of the driver's ``name``, with the table's throughput or its generation's."""
     known = next((model for model in GPU_MODELS.values() if re.search(model.pattern, name)), None)
     if known is not None:
         return Gpu(name, free_gib, compute_capability, known.tflops_16bit)
@@ -72,20 +74,20 @@ def recognise_gpu(name: str, free_gib: float, compute_capability: tuple[int, int
 
 
 def supports_bf16(gpu: Gpu) -> bool:
-    """Whether the GPU computes in bfloat16 itself; torch also counts emulation, which is slow."""
+    """Return whether the GPU computes in bfloat16; torch also counts slow emulation."""
     return gpu.compute_capability >= (8, 0)
 
 
 def supports_fp8(gpu: Gpu) -> bool:
-    """Whether the GPU multiplies 8-bit floats."""
+    """Return whether the GPU multiplies 8-bit floats."""
     return gpu.compute_capability >= (8, 9)
 
 
 def is_usable(gpu: Gpu) -> bool:
-    """Whether the GPU is new enough to train on."""
+    """Return whether the GPU is new enough to train on."""
     return gpu.compute_capability >= OLDEST_CAPABILITY
 
 
 def capability(gpu: Gpu) -> str:
-    """``7.5`` and the like."""
+    """Return the compute capability as text, such as ``7.5``."""
     return "{}.{}".format(*gpu.compute_capability)

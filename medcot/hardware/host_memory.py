@@ -1,4 +1,4 @@
-"""RAM: how much of it is left, and a heap that gives it back."""
+"""Measures free RAM, and keeps the C library's heap small."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GIB = 2**30
 def available_memory_gib(
     proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")
 ) -> float:
-    """RAM in GiB that can still be used: what the system or a container's limit leaves."""
+    """Return the free RAM in GiB, within the system's and the container's limits."""
     lines = [line for line in _read(proc / "meminfo").splitlines() if ":" in line]
     fields = dict(line.split(":", 1) for line in lines)
     if "MemAvailable" not in fields:
@@ -29,7 +29,7 @@ def available_memory_gib(
 
 
 def keep_heap_small(smallest_mapped: int = 2**20) -> bool:
-    """Let the C library return large tensors' memory at once; True where it could be told so.
+    """Make the C library return large tensors' memory at once; return whether it accepted.
 
     glibc raises its limit for separate mappings up to 32 MiB as tensors are freed. From then on
     activations share the heap with short-lived tensors and leave holes: a LoRA step of
@@ -47,7 +47,7 @@ def keep_heap_small(smallest_mapped: int = 2**20) -> bool:
 
 
 def _cgroup_files(proc: Path, root: Path) -> list[tuple[Path, Path, Path]]:
-    """(limit, usage, statistics) of every group above this process; both cgroup versions."""
+    """Return (limit, usage, statistics) of every cgroup above this process, v1 or v2."""
     found: list[tuple[Path, Path, Path]] = []
     for line in _read(proc / "self" / "cgroup").splitlines():
         if line.count(":") < 2:
@@ -68,7 +68,7 @@ def _cgroup_files(proc: Path, root: Path) -> list[tuple[Path, Path, Path]]:
 
 
 def _inactive_file(statistics: Path) -> int:
-    """Bytes of page cache that the kernel gives back when asked."""
+    """Return the bytes of page cache that the kernel can reclaim."""
     for line in _read(statistics).splitlines():
         name, _, value = line.partition(" ")
         if name in ("inactive_file", "total_inactive_file") and value.isdigit():

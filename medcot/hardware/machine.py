@@ -1,4 +1,4 @@
-"""The machine a run lands on: what is there, or what a named GPU would bring. No torch."""
+"""Detects the machine, or describes the one that a GPU's name stands for, without torch."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from medcot.hardware.gpu_specs import (
 from medcot.hardware.host_memory import available_memory_gib
 
 GPU_PACKAGES = ("bitsandbytes", "unsloth", "flash_attn")
-"""Optional packages that decide what a GPU can be used for."""
+"""Optional packages that extend what can run on a GPU."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run can use.
+    """The resources that a run can use.
 
     ``memory_gib`` is free RAM, within the limit that a container sets. ``packages`` are those of
-    ``GPU_PACKAGES`` that are installed. ``processes`` train side by side, each on one GPU, as the
-    launcher started them; with ``split`` each holds a part of the weights, as the launcher's FSDP
-    asks for, else all of them. ``unused_gpus`` says of GPUs why they cannot be used.
+    ``GPU_PACKAGES`` that are installed. ``processes`` is the number of training
+    processes that the launcher started, each with one GPU; with ``split`` (FSDP) each holds a part
+    of the weights. ``unused_gpus`` says why GPUs that are there cannot be used.
     """
 
     gpus: tuple[Gpu, ...]
@@ -61,7 +61,7 @@ _NAMED = {
 
 
 def named_machine(name: str) -> Machine:
-    """The machine that ``--gpu NAME`` stands for, with the optional GPU packages installed.
+    """Return the machine that ``--gpu NAME`` stands for, with the optional GPU packages.
 
     Raises:
         InputError: unknown name.
@@ -76,7 +76,7 @@ def named_machine(name: str) -> Machine:
 
 
 def detect_machine() -> Machine:
-    """This machine. ``CUDA_VISIBLE_DEVICES`` and the launcher's ``WORLD_SIZE`` are respected."""
+    """Detect this machine; respects ``CUDA_VISIBLE_DEVICES`` and the launcher's ``WORLD_SIZE``."""
     gpus, unused = _detect_gpus(), ()
     if gpus and torch_cuda_version() is None:
         unused = tuple(Reason("preset_no_cuda", {"gpu": gpu.name}) for gpu in gpus)
@@ -96,7 +96,7 @@ def detect_machine() -> Machine:
 
 
 def choose_preset(machine: Machine) -> tuple[str, Reason]:
-    """Choose the preset that ``auto`` stands for on ``machine``, and say why."""
+    """Return the preset that ``auto`` means on ``machine``, and why."""
     if not machine.gpus:
         return "demo", machine.unused_gpus[0] if machine.unused_gpus else Reason("preset_no_gpu")
     usable = usable_gpus(machine)
@@ -117,12 +117,12 @@ def choose_preset(machine: Machine) -> tuple[str, Reason]:
 
 
 def usable_gpus(machine: Machine) -> tuple[Gpu, ...]:
-    """The GPUs that are new enough to train on."""
+    """Return the GPUs that are new enough to train on."""
     return tuple(gpu for gpu in machine.gpus if is_usable(gpu))
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPU cores that this process may use, within a container's quota."""
+    """Return how many CPU cores this process may use, within a container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     try:
@@ -133,7 +133,7 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def torch_cuda_version() -> str | None:
-    """The CUDA version that the installed torch was built for, read without importing it."""
+    """Return the CUDA version of the installed torch, read without importing it, or None."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -146,7 +146,7 @@ def torch_cuda_version() -> str | None:
 
 
 def read_gpus(listing: str, visible: str | None = None) -> tuple[Gpu, ...]:
-    """The GPUs of nvidia-smi's listing: index, uuid, name, free MiB, capability.
+    """Parse nvidia-smi's listing: index, uuid, name, free MiB, compute capability.
 
     ``visible`` is ``CUDA_VISIBLE_DEVICES``: it picks and orders them, and like CUDA stops at the
     first name that it does not know.
@@ -171,7 +171,7 @@ def _visible(rows: Sequence[list[str]], names: Sequence[str]) -> list[list[str]]
 
 
 def _detect_gpus() -> tuple[Gpu, ...]:
-    """CUDA GPUs by nvidia-smi, which answers at once where importing torch takes seconds."""
+    """Ask nvidia-smi for CUDA GPUs; importing torch would take seconds."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return _ask_torch() if Path("/proc/driver/nvidia/version").exists() else ()
@@ -190,7 +190,7 @@ def _detect_gpus() -> tuple[Gpu, ...]:
 
 
 def _ask_torch() -> tuple[Gpu, ...]:
-    """The GPUs that torch sees: slower, for drivers without a (recent) nvidia-smi."""
+    """Ask torch for CUDA GPUs: slower, for drivers without a recent nvidia-smi."""
     if torch_cuda_version() is None:
         return ()
     import torch

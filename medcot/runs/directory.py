@@ -1,4 +1,4 @@
-"""The run directory: the only module that knows its files. Writes are atomic, appends synced."""
+"""Reads and writes the files of a run: writes are atomic, appends synced to disk."""
 
 from __future__ import annotations
 
@@ -21,35 +21,41 @@ Stage = Literal[
 
 
 class RunDirectory:
-    """One run's files under ``path``. A directory left by a killed process is always readable."""
+    """The files of one run under ``path``; a directory left by a killed process is readable."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     @property
     def checkpoints(self) -> Path:
+        """Return the folder of resumable training states."""
         return self.path / "checkpoints"
 
     @property
     def adapter(self) -> Path:
+        """Return the folder of the trained adapter, in peft's format."""
         return self.path / "adapter"
 
     @property
     def events(self) -> Path:
+        """Return the file with one line for each optimizer step."""
         return self.path / "events.jsonl"
 
     @property
     def report_markdown(self) -> Path:
+        """Return the report's file."""
         return self.path / "report.md"
 
     def evaluation(self, phase: Phase) -> Path:
+        """Return the file with one scored test row per line."""
         return self.path / "evaluation" / f"{phase}.jsonl"
 
     def exists(self) -> bool:
+        """Return whether a run was begun here."""
         return (self.path / "config.json").exists()
 
     def create(self, config: RunConfig) -> None:
-        """Make the directory for ``config``.
+        """Create the directory for ``config``.
 
         Raises:
             InputError: it holds a run already, or something that is not a run.
@@ -70,7 +76,7 @@ class RunDirectory:
             ) from None
 
     def config(self) -> RunConfig:
-        """The config the run was made with.
+        """Read the config that the run was created with.
 
         Raises:
             InputError: no run there, or a config that was damaged.
@@ -83,10 +89,11 @@ class RunDirectory:
         return build_config(self.read_json("config.json"), where=str(path))
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``name`` so that a reader sees the old or the new file, never half of one."""
+        """Write ``value`` as JSON to ``name``, atomically; records become objects."""
         self.write_text(name, json.dumps(_plain(value), ensure_ascii=False, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
+        """Write ``text`` to ``name``; a reader sees the old or the new file, never a part."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -102,7 +109,7 @@ class RunDirectory:
             raise
 
     def read_json(self, name: str) -> Any:
-        """The value in ``name``.
+        """Read the JSON value in ``name``.
 
         Raises:
             InputError: the file is missing or is not JSON.
@@ -119,13 +126,15 @@ class RunDirectory:
             ) from None
 
     def remove(self, name: str) -> None:
+        """Delete ``name`` if it is there."""
         (self.path / name).unlink(missing_ok=True)
 
     def has(self, name: str) -> bool:
+        """Return whether the file ``name`` is there."""
         return (self.path / name).exists()
 
     def append(self, path: Path, row: Any) -> None:
-        """Add one line to a ``.jsonl`` file; it is on disk when this returns."""
+        """Append one line to a ``.jsonl`` file; it is on disk when this returns."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             if file.tell() and not _ends_with_newline(path):
@@ -136,7 +145,7 @@ class RunDirectory:
             os.fsync(file.fileno())
 
     def rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        """The whole lines of a ``.jsonl`` file. A last line cut by a kill is passed over."""
+        """Yield the rows of a ``.jsonl`` file, without a line that a kill has cut."""
         if not path.exists():
             return
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -146,7 +155,7 @@ class RunDirectory:
                 continue
 
     def truncate_events(self, step: int) -> None:
-        """Forget events after ``step``: training goes on from that checkpoint."""
+        """Drop the events after ``step``: training continues from that checkpoint."""
         kept = [
             json.dumps(row, ensure_ascii=False)
             for row in self.rows(self.events)
@@ -155,15 +164,16 @@ class RunDirectory:
         self.write_text("events.jsonl", "".join(f"{line}\n" for line in kept))
 
     def set_stage(self, stage: Stage, **details: Any) -> None:
-        """Say in ``status.json`` where the run is."""
+        """Write the run's stage to ``status.json``."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.write_json("status.json", {"stage": stage, "at": now, "pid": os.getpid(), **details})
 
     def stage(self) -> Stage | None:
+        """Return the run's stage, or None before its first."""
         return self.read_json("status.json")["stage"] if self.has("status.json") else None
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint: its trainer state is written last."""
+        """Return the newest complete checkpoint: its trainer state is written last."""
         found = [
             p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").exists()
         ]
@@ -171,7 +181,7 @@ class RunDirectory:
 
 
 def new_run_path(config: RunConfig, root: Path = Path("runs")) -> Path:
-    """``runs/PRESET-DATE-TIME``, with a number where that is taken."""
+    """Return ``runs/PRESET-DATE-TIME``, with a number if that is taken."""
     stem = f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
     path, count = root / stem, 2
     while path.exists():
@@ -180,7 +190,7 @@ def new_run_path(config: RunConfig, root: Path = Path("runs")) -> Path:
 
 
 def newest_run(root: Path = Path("runs")) -> Path | None:
-    """The run under ``root`` that was made last."""
+    """Return the newest run under ``root``, or None."""
     runs = [path.parent for path in root.glob("*/config.json")]
     return max(runs, key=lambda path: (path / "config.json").stat().st_mtime, default=None)
 

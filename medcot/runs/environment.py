@@ -1,4 +1,4 @@
-"""Where a run happened: versions, hardware, revisions and fingerprints."""
+"""Describes where a run happened: versions, hardware, revisions and fingerprints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = (
 def describe_environment(
     config: RunConfig, dataset: Dataset, machine: Machine, model_revision: str
 ) -> dict[str, Any]:
-    """The content of ``environment.json``."""
+    """Return the content of ``environment.json``."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -42,7 +42,7 @@ def describe_environment(
 
 
 def package_version(name: str) -> str | None:
-    """The installed version of a package, or None."""
+    """Return the installed version of a package, or None."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -50,7 +50,7 @@ def package_version(name: str) -> str | None:
 
 
 def git_revision() -> str | None:
-    """The commit of the project's own checkout, with ``+`` for changed files; None elsewhere."""
+    """Return the commit of the project's checkout, with ``+`` if files changed, or None."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None

@@ -1,7 +1,8 @@
-"""Runs as a front end shows them: read from their directories, listed, compared. Nothing is run."""
+"""Reads, lists and compares runs for a front end; runs nothing."""
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +15,12 @@ from medcot.errors import InputError
 from medcot.records import Language
 from medcot.runs.directory import RunDirectory
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run left behind. ``report`` is None until it has been scored before and after."""
+    """The files of a run, read. ``report`` is None until it is scored before and after."""
 
     name: str
     path: Path
@@ -31,11 +34,12 @@ class RunRecord:
 
     @property
     def has_adapter(self) -> bool:
+        """Return whether the run was trained and its adapter is here."""
         return (self.path / "adapter" / "adapter_config.json").exists()
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of training, where the run has ended it."""
+        """Return the seconds of training, or None before its end."""
         directory = RunDirectory(self.path)
         if not directory.has("training.json"):
             return None
@@ -43,7 +47,7 @@ class RunRecord:
 
 
 def read_run(path: Path, *, bundled: bool = False) -> RunRecord:
-    """The run in ``path``, as far as it came.
+    """Read the run in ``path``, however far it came.
 
     Raises:
         InputError: there is none, or a file of it is damaged.
@@ -68,13 +72,13 @@ def read_run(path: Path, *, bundled: bool = False) -> RunRecord:
 
 
 def bundled_run(language: Language) -> RunRecord:
-    """The finished run that comes with the package: the demo, without its adapter."""
+    """Return the finished run that comes with the package: the demo, without its adapter."""
     folder = Path(str(files("medcot.runs"))) / "finished" / f"demo-{language}"
     return read_run(folder, bundled=True)
 
 
 def companion(shown: RunRecord) -> RunRecord:
-    """The bundled run to lay beside ``shown``: of its language or, if that is it, of the other."""
+    """Return the bundled run to compare with ``shown``, in its language or else the other."""
     own = bundled_run(shown.config.language)
     if own.path.resolve() != shown.path.resolve():
         return own
@@ -82,25 +86,26 @@ def companion(shown: RunRecord) -> RunRecord:
 
 
 def list_runs(root: Path) -> list[RunRecord]:
-    """The readable runs under ``root``, the newest first."""
+    """Return the readable runs under ``root``, newest first; damaged ones are logged."""
     folders = [path.parent for path in root.glob("*/config.json")]
     folders.sort(key=lambda path: (path / "config.json").stat().st_mtime, reverse=True)
     found: list[RunRecord] = []
     for folder in folders:
         try:
             found.append(read_run(folder))
-        except (InputError, OSError, KeyError):
-            continue  # A damaged directory is no reason to hide the others.
+        except (InputError, OSError, KeyError) as error:
+            # A damaged directory is no reason to hide the others.
+            log.warning("%s is not shown: %s", folder, error)
     return found
 
 
 def find_run(runs: Sequence[RunRecord], name: str) -> RunRecord | None:
-    """The run called ``name``."""
+    """Return the run called ``name``, or None."""
     return next((run for run in runs if run.name == name), None)
 
 
 def differing_fields(one: RunRecord, other: RunRecord) -> list[tuple[str, Any, Any]]:
-    """The settings in which two runs differ: name, value here, value there."""
+    """Return name and both values of every setting in which two runs differ."""
     mine, theirs = one.config.model_dump(), other.config.model_dump()
     return [(name, mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]]
 
@@ -108,9 +113,9 @@ def differing_fields(one: RunRecord, other: RunRecord) -> list[tuple[str, Any, A
 def runs_to_show(
     root: Path, shown: RunRecord, bundled: RunRecord, *, only_shown: bool
 ) -> list[RunRecord]:
-    """The runs under ``root``, the one that is shown and the bundled one; no name twice.
+    """Return the runs under ``root``, the shown one and the bundled one, by unique names.
 
-    With ``only_shown`` those under ``root`` stay out: a published page is about one run.
+    ``only_shown`` leaves out those under ``root``: a published page is about one run.
     """
     found = [shown] if only_shown else [*list_runs(root), shown]
     by_path = {run.path.resolve(): run for run in (*found, bundled)}
