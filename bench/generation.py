@@ -466,9 +466,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.model in SHAPES and not arguments.tokenizer:
         parser.error("random weights need --tokenizer DIR")
-    from medcot.engines.compat import quiet
+    from medcot.engines.compat import known_messages_silenced
 
-    with quiet():
+    with known_messages_silenced():
         bench = Bench(arguments)
         print_heading(bench, arguments)
         for stage in stages_of(bench, arguments):

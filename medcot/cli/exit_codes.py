@@ -51,18 +51,18 @@ def exit_on_error(
         sys.exit(ExitCode.FAILED)
     except SystemExit as error:
         if error.code:
-            comm.fail(int(error.code), "see its own lines above.")
+            comm.announce_failure(int(error.code), "see its own lines above.")
         raise
     except Exception as error:
-        comm.fail(ExitCode.FAILED, f"{type(error).__name__}: {error}")
+        comm.announce_failure(ExitCode.FAILED, f"{type(error).__name__}: {error}")
         raise
 
 
 def _exit(code: ExitCode, line: str) -> NoReturn:
     """Exit with ``code``. Of several processes, the main one prints the first failure's line."""
-    first = comm.fail(code, line)
+    first = comm.announce_failure(code, line)
     if comm.is_main():
         click.echo(f"medcot: {line if first.rank == 0 else first.explain()}", err=True)
     if comm.world_size() > 1:
-        comm.leave(first.code)
+        comm.exit_now(first.code)
     sys.exit(first.code)

@@ -155,11 +155,12 @@ def ask_command(
 ) -> None:
     """Stream the model's thought and answer to QUESTION."""
     directory = existing_run(run_path)
-    from medcot.inference.ask import ask, ask_whole
+    from medcot.inference.ask import ask, describe_reply, write_reply
 
+    replies = ask(directory, question, base=base, max_new_tokens=max_new_tokens)
     if as_json:
-        return _print_json(ask_whole(directory, question, base=base, max_new_tokens=max_new_tokens))
-    for piece in ask(directory, question, base=base, max_new_tokens=max_new_tokens):
+        return _print_json(describe_reply(question, replies, base=base))
+    for piece in write_reply(replies):
         click.echo(piece, nl=False)
     click.echo()
     return None
@@ -208,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     with exit_on_error():
         if comm.is_main():
             cli.main(arguments, prog_name="medcot", standalone_mode=False)
-            comm.tell(None)
+            comm.broadcast(None)
         else:
             _work_for_main_process()
         comm.close()
@@ -217,14 +218,14 @@ def main(arguments: list[str] | None = None) -> None:
 def _work_for_main_process() -> None:
     """Take part in whatever command the main process runs, without printing."""
     from medcot.cli.progress import TerminalListener, make_console
-    from medcot.pipeline.worker import take_part
+    from medcot.pipeline.worker import run_worker
 
     with (
         Path(os.devnull).open("w") as nowhere,
         redirect_stdout(nowhere),
         TerminalListener(make_console(quiet=True)).live() as listener,
     ):
-        take_part(listener)
+        run_worker(listener)
 
 
 def _config_for(resolved: Resolved, directory: RunDirectory) -> RunConfig:

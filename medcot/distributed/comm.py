@@ -1,8 +1,8 @@
-"""The processes that train side by side: what they say to one another.
+"""Messages and collectives between the processes of one run.
 
-Process 0 is the main one: it alone writes, prints, scores and reports. The others take part in
-training and otherwise wait for what it tells them. Without a launcher there is one process, and
-nothing here does anything.
+Process 0 is the main process: it alone writes, prints, scores and reports. The others, the workers,
+take part in training and otherwise wait for its messages. Without a launcher there is one process,
+and nothing here does anything.
 """
 
 from __future__ import annotations
@@ -18,105 +18,109 @@ from functools import cache
 from typing import Any, TypeVar
 
 from medcot.distributed.rendezvous import (
-    Failure,
-    Link,
+    Connection,
+    ProcessFailure,
     connect,
+    exit_now,
     is_main,
-    leave,
     rank,
     world_size,
 )
 from medcot.errors import Cancelled, RunFailed
 
 __all__ = [
-    "Failure", "any_of", "close", "error_elsewhere", "fail", "from_main", "hand_in", "hear",
-    "is_main", "leave", "on_failure", "rank", "stop_requested", "take", "tell", "total",
-    "world_size",
+    "ProcessFailure", "announce_failure", "any_rank", "broadcast", "close", "collect", "exit_now",
+    "from_main", "is_main", "on_peer_failure", "peer_error", "rank", "receive", "stop_requested",
+    "submit", "sum_over_ranks", "world_size",
 ]  # fmt: skip
 
 Value = TypeVar("Value")
 
 POLL_S = 0.1
 LINGER_S = 10.0
-"""How long the main process waits at its end for the others to hear of it: the store may be its."""
+"""Seconds the main process waits at its end for the workers to read that it ended. The store may be
+its own, and ends with it."""
 STEP_TIMEOUT = timedelta(days=7)
-"""Of the few numbers exchanged after each step: a process may write a checkpoint meanwhile."""
+"""Limit of the exchange of numbers after each step; a process may write a checkpoint meanwhile."""
 
 
 def _never() -> bool:
     return False
 
 
-def tell(value: Any) -> None:
-    """Say ``value`` to the other processes; they get it in this order from :func:`hear`."""
+def broadcast(value: Any) -> None:
+    """Send ``value`` to the workers, which get it from :func:`receive` in the order of sending."""
     if world_size() > 1:
-        link = _link()
-        link.turn += 1
-        link.store.set(f"main/{link.turn}", pickle.dumps(value))
+        connection = connect()
+        connection.messages += 1
+        connection.store.set(f"main/{connection.messages}", pickle.dumps(value))
 
 
-def hear(should_stop: Callable[[], bool] = _never) -> Any:
-    """Wait for what the main process says next. It learns when ``should_stop`` asks for that.
+def receive(should_stop: Callable[[], bool] = _never) -> Any:
+    """Wait for the next message of the main process.
 
-    Raises:
-        Cancelled: the main process was asked to stop.
-        RunFailed: some process failed.
-    """
-    link = _link()
-    link.turn += 1
-    asked = False
-
-    def ask_once() -> None:
-        nonlocal asked
-        if should_stop() and not asked:
-            link.store.set("stop", "1")
-            asked = True
-
-    return _wait_for(link, f"main/{link.turn}", ask_once)
-
-
-def hand_in(name: str, value: Any) -> None:
-    """Give ``value`` to the main process, which asks for it by ``name`` in :func:`take`."""
-    _link().store.set(f"in/{name}", pickle.dumps(value))
-
-
-def take(name: str, should_stop: Callable[[], bool] = _never) -> Any:
-    """Wait for what another process hands in by ``name``; it can be taken once.
+    Args:
+        should_stop: Polled while waiting; when it returns True, the main process is asked to stop.
 
     Raises:
-        Cancelled: ``should_stop``, or another process was asked to stop.
-        RunFailed: some process failed.
+        Cancelled: The main process was asked to stop.
+        RunFailed: A process failed.
+    """
+    connection = connect()
+    connection.messages += 1
+    requested = False
+
+    def request_stop_once() -> None:
+        nonlocal requested
+        if should_stop() and not requested:
+            connection.store.set("stop", "1")
+            requested = True
+
+    return _wait_for(connection, f"main/{connection.messages}", request_stop_once)
+
+
+def submit(name: str, value: Any) -> None:
+    """Send ``value`` to the main process, which waits for it by ``name`` in :func:`collect`."""
+    connect().store.set(f"in/{name}", pickle.dumps(value))
+
+
+def collect(name: str, should_stop: Callable[[], bool] = _never) -> Any:
+    """Wait for what a worker submits by ``name``; it can be collected once.
+
+    Raises:
+        Cancelled: ``should_stop`` returned True, or another process was asked to stop.
+        RunFailed: A process failed.
     """
 
-    def end_if_asked() -> None:
+    def end_if_requested() -> None:
         if should_stop() or stop_requested():
             raise Cancelled
 
-    value = _wait_for(_link(), f"in/{name}", end_if_asked)
-    _link().store.delete_key(f"in/{name}")
+    value = _wait_for(connect(), f"in/{name}", end_if_requested)
+    connect().store.delete_key(f"in/{name}")
     return value
 
 
-def _wait_for(link: Link, key: str, meanwhile: Callable[[], None]) -> Any:
-    while not link.store.check([key]):
-        if ended := link.failure():
-            raise ended.as_error()
+def _wait_for(connection: Connection, key: str, meanwhile: Callable[[], None]) -> Any:
+    while not connection.store.check([key]):
+        if failure := connection.failure():
+            raise failure.as_error()
         meanwhile()
         time.sleep(POLL_S)
-    return pickle.loads(link.store.get(key))
+    return pickle.loads(connection.store.get(key))
 
 
 def from_main(make: Callable[[], Value], should_stop: Callable[[], bool] = _never) -> Value:
-    """What ``make`` gives in the main process, in every process."""
+    """Call ``make`` in the main process and return its value in every process."""
     if not is_main():
-        return hear(should_stop)
+        return receive(should_stop)
     value = make()
-    tell(value)
+    broadcast(value)
     return value
 
 
-def total(value: float) -> float:
-    """The sum of ``value`` over all processes. All of them must ask, and all get the same."""
+def sum_over_ranks(value: float) -> float:
+    """Return the sum of ``value`` over all processes. A collective: every process must call it."""
     if world_size() == 1:
         return value
     import torch
@@ -127,75 +131,73 @@ def total(value: float) -> float:
     return numbers.item()
 
 
-def any_of(flag: bool) -> bool:
-    """Whether ``flag`` holds in any process. All of them must ask, and all get the same."""
-    return total(float(flag)) > 0
+def any_rank(value: object) -> bool:
+    """Return whether ``value`` is true in any process. A collective: every process must call it."""
+    return sum_over_ranks(float(bool(value))) > 0
 
 
 def stop_requested() -> bool:
-    """Whether another process was asked to stop while it waited, or failed."""
-    return world_size() > 1 and _link().stop.is_set()
+    """Return whether another process failed, or was asked to stop while it waited."""
+    return world_size() > 1 and connect().stop.is_set()
 
 
-def error_elsewhere() -> Cancelled | RunFailed | None:
-    """What ended another process, or None: it may be why a collective broke in this one."""
-    ended = _link().failure() if world_size() > 1 else None
-    return ended.as_error() if ended else None
+def peer_error() -> Cancelled | RunFailed | None:
+    """Return what ended another process, or None. It may be why a collective broke in this one."""
+    failure = connect().failure() if world_size() > 1 else None
+    return failure.as_error() if failure else None
 
 
-def on_failure(record: Callable[[Failure], None]) -> None:
-    """What to write down when another process failed and this one is stuck."""
+def on_peer_failure(record: Callable[[ProcessFailure], None]) -> None:
+    """Set what the main process writes down when another one failed and it is stuck itself."""
     if world_size() > 1:
-        _link().record = record
+        connect().record = record
 
 
-def fail(code: int, line: str) -> Failure:
-    """Tell all processes that this one ends; gives the failure that was told first."""
-    own = Failure(rank(), socket.gethostname(), code, line)
+def announce_failure(code: int, line: str) -> ProcessFailure:
+    """Announce to all processes that this one ends; return the failure that was announced first."""
+    own = ProcessFailure(rank(), socket.gethostname(), code, line)
     if world_size() == 1:
         return own
     try:
-        link = _link()
-        link.ending = True
-        if link.store.add("ended", 1) == 1:
-            link.store.set("failure", json.dumps(asdict(own)))
-        link.store.wait(["failure"])
-        _linger(link)
-        return link.failure() or own
+        connection = connect()
+        connection.ending = True
+        if connection.store.add("ended", 1) == 1:
+            connection.store.set("failure", json.dumps(asdict(own)))
+        connection.store.wait(["failure"])
+        _linger(connection)
+        return connection.failure() or own
     except (RunFailed, RuntimeError):
+        # Without the store nobody can be told, and this process's own failure is what is known.
         return own
 
 
 def close() -> None:
-    """Part in good order, after all work is done."""
+    """Disconnect in good order, after all work is done."""
     if world_size() == 1:
         return
     import torch.distributed as dist
 
-    link = _link()
-    link.ending = True
-    link.store.add("ended", 1)
-    _linger(link)
+    connection = connect()
+    connection.ending = True
+    connection.store.add("ended", 1)
+    _linger(connection)
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _linger(link: Link) -> None:
+def _linger(connection: Connection) -> None:
     deadline = time.monotonic() + LINGER_S
-    while is_main() and link.store.add("ended", 0) < world_size() and time.monotonic() < deadline:
+    while (
+        is_main()
+        and connection.store.add("ended", 0) < world_size()
+        and time.monotonic() < deadline
+    ):
         time.sleep(POLL_S)
-
-
-def _link() -> Link:
-    found = connect()
-    if isinstance(found, RunFailed):
-        raise found
-    return found
 
 
 @cache
 def _numbers_group() -> Any:
-    """A group on the CPU: asking the GPU would make every step wait for it."""
+    """Return a process group on the CPU: reading from the GPU would make every step wait for it."""
     import torch.distributed as dist
 
     return dist.new_group(backend="gloo", timeout=STEP_TIMEOUT)

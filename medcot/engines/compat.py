@@ -1,44 +1,94 @@
-"""Changes to other libraries, all in this place: what is changed, and what it is needed for."""
+"""All that medcot changes in other libraries, each with versions, reason and a test.
+
+``tests/engines/test_compat.py`` fails when a change is no longer needed. There are three kinds:
+log messages that do not apply to medcot, functions that are replaced, environment variables.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-LIBRARIES = ("trl", "transformers", "accelerate", "unsloth")
+
+@dataclass(frozen=True, slots=True)
+class KnownMessage:
+    """A log message of a library that is silenced during training, because it does not apply.
+
+    Attributes:
+        logger: The logger that the library uses.
+        part: A part of the message; accelerate puts the rank before it.
+        versions: The versions in which it was seen.
+        reason: Why it does not apply to medcot.
+    """
+
+    logger: str
+    part: str
+    versions: str
+    reason: str
+
+
+KNOWN_MESSAGES = (
+    KnownMessage(
+        "trl.trainer.sft_trainer",
+        "Padding-free training is enabled, but the attention implementation is not set",
+        "trl 1.15",
+        "With unsloth the attention keeps rows apart by itself; elsewhere the planner packs rows "
+        "for FlashAttention only.",
+    ),
+    KnownMessage(
+        "trl.trainer.sft_trainer",
+        "You are using a per_device_train_batch_size of 1 with padding-free training",
+        "trl 1.15",
+        "The planner chose one row per pass because no more fit into memory.",
+    ),
+    KnownMessage(
+        "transformers.trainer_utils",
+        "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config",
+        "transformers 5.16 to 5.17",
+        "medcot chooses a pad token that is not EOS (base.settle_pad_token).",
+    ),
+)
+
+
+class _Silence(logging.Filter):
+    """Drops the records whose message holds ``part``."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self._part = part
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self._part not in record.getMessage()
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' hints about what medcot chose for them off the terminal."""
-    levels = {name: logging.getLogger(name).level for name in LIBRARIES}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in LIBRARIES:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+def known_messages_silenced() -> Iterator[None]:
+    """Silence :data:`KNOWN_MESSAGES` inside; every other message and warning goes its usual way."""
+    with ExitStack() as stack:
+        for message in KNOWN_MESSAGES:
+            logger = logging.getLogger(message.logger)
+            silence = _Silence(message.part)
+            logger.addFilter(silence)
+            stack.callback(logger.removeFilter, silence)
+        yield
 
 
 def deny_jupyter() -> None:
-    """Let transformers, trl and unsloth be imported where marimo is: in every way of the notebook.
+    """Let transformers, trl and unsloth be imported next to marimo (transformers 5.10 to 5.17).
 
-    ``transformers.utils.is_in_notebook`` is true as soon as marimo is among the modules, and its
-    ``Trainer`` then imports a progress bar that needs IPython, which marimo does not.
+    ``transformers.utils.is_in_notebook`` is True as soon as marimo is among the modules. Its
+    ``Trainer`` then imports a progress bar that needs IPython, which marimo does not bring.
     """
     if "marimo" not in sys.modules:
-        return  # Without it nothing is to be imported before unsloth, which patches what it finds.
+        return  # unsloth patches what it finds, so nothing may be imported before it.
     from transformers import utils
     from transformers.utils import import_utils
 
@@ -47,7 +97,11 @@ def deny_jupyter() -> None:
 
 
 def provide_loss(function: type[torch.autograd.Function]) -> None:
-    """Give TRL ``function`` where it found no Triton; elsewhere its own is the faster one."""
+    """Give TRL a chunked log-probability where it found no Triton (trl 1.15).
+
+    TRL then leaves the name None and its ``SFTTrainer`` cannot compute a loss. With Triton TRL's
+    own function is the faster one and stays.
+    """
     import trl.trainer.utils
 
     name = "_ChunkedLogProbFunction"
@@ -55,42 +109,11 @@ def provide_loss(function: type[torch.autograd.Function]) -> None:
         setattr(trl.trainer.utils, name, function)
 
 
-def disable_unsloth_statistics() -> None:
-    """Keep unsloth from reporting its use over the network, unless the user allows it."""
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-
-
-def let_allocator_grow() -> None:
-    """Let CUDA's allocator grow its blocks: rows of ever other length would fragment them.
-
-    It is read when CUDA makes its first block.
-    """
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-
-
-def keep_accelerate_from_splitting() -> None:
-    """Keep accelerate from sharding a model a second time, its own way (1.13 to 1.15).
-
-    ``accelerate launch --use_fsdp`` sets the variable, by which medcot also knows that weights are
-    to be sharded; from here on accelerate alone would read it.
-    """
-    os.environ["ACCELERATE_USE_FSDP"] = "false"
-
-
-def name_cpu_without_number() -> None:
-    """Let runs of several CPU processes be resumed (accelerate 1.13 to 1.15).
-
-    accelerate numbers CPUs, and ``torch.load`` refuses "cpu:0" when it reads a checkpoint.
-    """
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-
-
 @contextmanager
 def unhurried_optimizer() -> Iterator[None]:
-    """Within, 8-bit optimizers do not wait for the GPU after each of hundreds of parameters.
+    """Keep 8-bit optimizers from waiting for the GPU after every parameter (bitsandbytes 0.50).
 
-    bitsandbytes 0.50 does, which is needed for paged states alone: everything here runs in the
-    order of one stream.
+    Only paged optimizer states need that wait; everything here runs in the order of one stream.
     """
     try:
         from bitsandbytes.optim import optimizer  # pyright: ignore[reportMissingImports]
@@ -103,3 +126,33 @@ def unhurried_optimizer() -> Iterator[None]:
         yield
     finally:
         optimizer.sync_gpu = wait
+
+
+def disable_unsloth_statistics() -> None:
+    """Keep unsloth from reporting its use over the network, unless the user set the variable."""
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+
+
+def let_allocator_grow() -> None:
+    """Let CUDA's allocator extend its blocks: rows of changing length would fragment them.
+
+    The variable is read when CUDA allocates first. A value of the user's own wins.
+    """
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def keep_accelerate_from_splitting() -> None:
+    """Keep accelerate from sharding a model that is sharded already (accelerate 1.13 to 1.15).
+
+    ``accelerate launch --use_fsdp`` sets the variable, which has told medcot by now that weights
+    are to be sharded.
+    """
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+
+
+def name_cpu_without_number() -> None:
+    """Let runs of several CPU processes be resumed (accelerate 1.13 to 1.15, torch 2.11 to 2.14).
+
+    accelerate numbers CPUs, and ``torch.load`` cannot read a checkpoint to "cpu:0".
+    """
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"

@@ -7,7 +7,7 @@ pipeline, which keeps the reports of one run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,16 +27,22 @@ class Fallback:
 
 
 class Fallbacks:
-    """The fallbacks of one run, each code once."""
+    """The fallbacks of one run, each code once.
 
-    def __init__(self) -> None:
+    ``on_new`` is called after a new one was added, on the thread that reported it.
+    """
+
+    def __init__(self, on_new: Callable[[], None] = lambda: None) -> None:
         self._by_code: dict[str, Fallback] = {}
+        self._on_new = on_new
 
     def add(self, fallback: Fallback) -> bool:
         """Keep ``fallback``; return whether its code is new."""
-        known = fallback.code in self._by_code
-        self._by_code.setdefault(fallback.code, fallback)
-        return not known
+        if fallback.code in self._by_code:
+            return False
+        self._by_code[fallback.code] = fallback
+        self._on_new()
+        return True
 
     def sorted(self) -> list[Fallback]:
         """Return the fallbacks by code, in an order that timing cannot change."""
@@ -63,11 +69,16 @@ def report_fallback(code: str, message: str) -> None:
         logger.warning(message)
 
 
+def reported_fallbacks() -> list[Fallback]:
+    """Return what the current run (or process) has reported so far, by code."""
+    return _current.sorted()
+
+
 @contextmanager
-def collect_fallbacks() -> Iterator[Fallbacks]:
+def collect_fallbacks(on_new: Callable[[], None] = lambda: None) -> Iterator[Fallbacks]:
     """Collect what is reported inside. Collections nest: the innermost one receives a report."""
     global _current
-    outer, _current = _current, Fallbacks()
+    outer, _current = _current, Fallbacks(on_new)
     try:
         yield _current
     finally:

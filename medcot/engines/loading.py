@@ -1,4 +1,4 @@
-"""The model: load it, give it an adapter, hand its memory back. Quirks are in ``engines``."""
+"""Finds and loads a model, puts an adapter on it, and frees its memory."""
 
 from __future__ import annotations
 
@@ -104,10 +104,10 @@ def prepare_engine(config: RunConfig, machine: Machine) -> None:
 
 
 def load_tokenizer(config: RunConfig) -> Any:
-    """The tokenizer of the model, with a pad token that is not EOS.
+    """Load the tokenizer of the model, with a pad token that is not EOS.
 
     Raises:
-        InputError: no such model, or it has no tokenizer.
+        InputError: There is no such model, or it has no tokenizer.
     """
     with _readable_errors(config):
         from transformers import AutoTokenizer
@@ -122,8 +122,8 @@ def load_base(config: RunConfig, plan: Plan) -> LoadedModel:
     """Load the untuned model as the plan says.
 
     Raises:
-        InputError: the model does not exist, may not be read or is no causal language model.
-        RunFailed: it does not fit into memory.
+        InputError: The model does not exist, may not be read or is no causal language model.
+        RunFailed: It does not fit into memory.
     """
     from medcot.data.tokenization import chat_template
 
@@ -162,12 +162,12 @@ def load_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Pat
 
 
 def trainable_parameters(model: Any) -> int:
-    """Parameters that training changes."""
+    """Count the parameters that training changes."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def release(loaded: LoadedModel) -> None:
-    """Give the model's memory back, also the accelerator's."""
+    """Free the model's memory, also the accelerator's."""
     loaded.model = None
     gc.collect()
     torch = sys.modules.get("torch")
@@ -177,7 +177,7 @@ def release(loaded: LoadedModel) -> None:
 
 @contextmanager
 def _readable_errors(config: RunConfig) -> Iterator[None]:
-    """Turn what the loading libraries raise into one line that names the option."""
+    """Turn errors of the loading libraries into one line that names the option."""
     try:
         yield
     except (InputError, RunFailed):

@@ -1,9 +1,9 @@
-"""Ask the tuned or the untuned model one question."""
+"""Asks the tuned or the untuned model of a run one question."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from medcot.catalog import Message
 from medcot.config.schema import RunConfig
@@ -14,59 +14,100 @@ from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan, make_plan
+from medcot.records import Generation, Reply
 from medcot.runs.directory import RunDirectory
 from medcot.runs.environment import NOT_MEDICAL_ADVICE
 
 
+@dataclass(frozen=True, slots=True)
+class StreamedReply(Reply):
+    """A reply as far as it is generated.
+
+    Attributes:
+        finished: False in the last reply when ``limit`` cut it off, else True.
+        tokens: Tokens generated so far, the end-of-sequence token included.
+        limit: The most tokens that are generated.
+    """
+
+    finished: bool
+    tokens: int
+    limit: int
+
+
 def ask(
     directory: RunDirectory, question: str, *, base: bool = False, max_new_tokens: int | None = None
-) -> Iterator[str]:
-    """Pieces of text for a person: the thought, a rule, the answer, and what this is not.
+) -> Iterator[StreamedReply]:
+    """Load the model of a run and yield its reply as it grows; the last one is the whole reply.
+
+    Args:
+        base: Ask the untuned model.
+        max_new_tokens: The most tokens to generate; None for the run's own limit.
 
     Raises:
-        InputError: an empty question, or a run without an adapter.
+        InputError: The question is empty, or the run has no adapter.
     """
     from medcot.inference.generate import stream
 
-    config, loaded, prompt = _load(directory, question, base=base)
+    if not question.strip():
+        raise InputError("QUESTION", Message("error_empty_text"), Message("needs_question"))
+    config = directory.config()
+    loaded = load_run(directory, base=base)
+    prompt = ask_prompt(question, config.style, config.language, loaded.chat)
     limit = max_new_tokens or config.max_new_tokens
-    yield "Thought\n-------\n"
-    closed = False
-    for piece in _whole_tags(stream(loaded, prompt, limit)):
-        if not closed and CLOSE in piece:
-            thought, _, answer = piece.partition(CLOSE)
-            yield f"{thought.rstrip()}\n\nAnswer\n------\n{answer.lstrip()}"
-            closed = True
-        else:
-            yield piece
-    if not closed:
-        yield f"\n\n(no answer: the thought was not closed within {limit} tokens)"
+    try:
+        last = None
+        for generation in stream(loaded, prompt, limit):
+            if last is not None:
+                yield _reply(_without_half_a_tag(last.text), last, limit, finished=True)
+            last = generation
+        if last is not None:
+            yield _reply(last.text, last, limit, finished=last.finished)
+    finally:
+        models.release(loaded)
+
+
+def write_reply(replies: Iterable[StreamedReply]) -> Iterator[str]:
+    """Turn a growing reply into pieces of text for a terminal.
+
+    The thought comes first, then the answer under a heading, then :data:`NOT_MEDICAL_ADVICE`.
+    """
+    shown: StreamedReply | None = None
+    for reply in replies:
+        # Not before the first reply: whatever is wrong is raised until then.
+        yield "" if shown else "Thought\n-------\n"
+        yield reply.thought[len(shown.thought if shown else "") :]
+        if reply.closed and not (shown and shown.closed):
+            yield "\n\nAnswer\n------\n"
+        yield reply.answer[len(shown.answer if shown else "") :]
+        shown = reply
+    if shown and not shown.closed:
+        yield f"\n\n(no answer: the thought was not closed within {shown.limit} tokens)"
     yield f"\n\n{NOT_MEDICAL_ADVICE}\n"
 
 
-def ask_whole(
-    directory: RunDirectory, question: str, *, base: bool = False, max_new_tokens: int | None = None
-) -> dict[str, Any]:
-    """The same as facts: thought, answer, closed, finished, tokens."""
-    from medcot.inference.generate import generate
-
-    config, loaded, prompt = _load(directory, question, base=base)
-    output = generate(loaded, [prompt], max_new_tokens or config.max_new_tokens)[0]
-    reply = parse(output.text)
+def describe_reply(
+    question: str, replies: Iterable[StreamedReply], *, base: bool
+) -> dict[str, str | bool | int]:
+    """Wait for the whole reply and return it as ``medcot ask --json`` prints it."""
+    *_, last = replies
     return {
         "model": "base" if base else "tuned",
         "question": question,
-        "thought": reply.thought,
-        "answer": reply.answer,
-        "closed": reply.closed,
-        "finished": output.finished,
-        "tokens": output.tokens,
+        "thought": last.thought,
+        "answer": last.answer,
+        "closed": last.closed,
+        "finished": last.finished,
+        "tokens": last.tokens,
         "note": NOT_MEDICAL_ADVICE,
     }
 
 
 def load_run(directory: RunDirectory, *, base: bool = False) -> models.LoadedModel:
-    """The model of a run: tuned, or untuned with ``base``."""
+    """Load the tuned model of a run, or the untuned one with ``base``.
+
+    Raises:
+        InputError: The run has no adapter.
+    """
     config = directory.config()
     if not base and not (directory.adapter / "adapter_config.json").exists():
         raise InputError(
@@ -80,7 +121,7 @@ def load_run(directory: RunDirectory, *, base: bool = False) -> models.LoadedMod
 
 
 def inference_plan(config: RunConfig) -> Plan:
-    """A plan for this machine, good enough to load the model of ``config`` for answers."""
+    """Return a plan for this machine, good enough to load the model of ``config`` for answers."""
     return make_plan(
         config,
         detect_machine(),
@@ -91,24 +132,14 @@ def inference_plan(config: RunConfig) -> Plan:
     )
 
 
-def _load(
-    directory: RunDirectory, question: str, *, base: bool
-) -> tuple[RunConfig, models.LoadedModel, str]:
-    if not question.strip():
-        raise InputError("QUESTION", Message("error_empty_text"), Message("needs_question"))
-    config = directory.config()
-    loaded = load_run(directory, base=base)
-    return config, loaded, ask_prompt(question, config.style, config.language, loaded.chat)
+def _reply(text: str, generation: Generation, limit: int, *, finished: bool) -> StreamedReply:
+    reply = parse(text)
+    return StreamedReply(
+        reply.thought, reply.answer, reply.closed, finished, generation.tokens, limit
+    )
 
 
-def _whole_tags(pieces: Iterator[str]) -> Iterator[str]:
-    """The same text in pieces that never cut the closing tag in two."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        keep = next((n for n in range(len(CLOSE) - 1, 0, -1) if held.endswith(CLOSE[:n])), 0)
-        ready, held = held[: len(held) - keep], held[len(held) - keep :]
-        if ready:
-            yield ready
-    if held:
-        yield held
+def _without_half_a_tag(text: str) -> str:
+    """Hold back the beginning of a closing tag until it is whole."""
+    held = next((n for n in range(len(CLOSE) - 1, 0, -1) if text.endswith(CLOSE[:n])), 0)
+    return text[: len(text) - held]

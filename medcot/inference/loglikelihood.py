@@ -1,4 +1,4 @@
-"""The losses of texts that are given: completions after prompts, options beside one another."""
+"""Computes log-likelihoods of given texts: completions after prompts, options of a question."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from medcot.data.tokenization import encode, encode_text
 from medcot.engines.base import LoadedModel
-from medcot.engines.compat import quiet
 from medcot.records import Prompt, TokenLoss
 
 LOGIT_TOKENS = {"cpu": 1024, "cuda": 4096}
@@ -16,7 +15,7 @@ LOGIT_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
 def score(loaded: LoadedModel, pairs: Sequence[Prompt]) -> list[TokenLoss]:
-    """The loss of each completion given its prompt, its end-of-sequence token included."""
+    """Return the loss of each completion given its prompt, end-of-sequence token included."""
     rows = encode(loaded.tokenizer, {str(index): pair for index, pair in enumerate(pairs)})
     return _score_ids(loaded, [(row.prompt_ids, row.completion_ids) for row in rows])
 
@@ -24,10 +23,10 @@ def score(loaded: LoadedModel, pairs: Sequence[Prompt]) -> list[TokenLoss]:
 def score_options(
     loaded: LoadedModel, items: Sequence[tuple[str, Sequence[str]]]
 ) -> list[list[TokenLoss]]:
-    """The loss of each continuation after its prompt, without end-of-sequence.
+    """Return the loss of each continuation after its prompt, without end-of-sequence.
 
-    Where all continuations are one token, as letters are, one forward pass of the prompt
-    scores them all. Elsewhere the prompt is read once, and each of them after it.
+    If every continuation is one token, as letters are, one forward pass of the prompt scores them
+    all. Otherwise the prompt is read once and its KV cache is extended by each continuation.
     """
     prompts = [encode_text(loaded.tokenizer, prompt) for prompt, _ in items]
     options = [
@@ -66,7 +65,7 @@ def _score_after_prompt(
 ) -> list[list[TokenLoss]]:
     results: list[list[TokenLoss]] = [[] for _ in prompts]
     logits, kept = LOGIT_TOKENS.get(loaded.device, 1024), 4 * LOGIT_TOKENS.get(loaded.device, 1024)
-    # Each share of what may be held at once, in thousandths: logits, and keys of every option.
+    # Each item's share of the memory of a pass, in thousandths: logits, or keys of every option.
     sizes = [
         1 + int(1000 * len(texts) * max(max(map(len, texts)) / logits, len(prompt) / kept))
         for prompt, texts in zip(prompts, options, strict=True)
@@ -83,7 +82,7 @@ def _score_after_prompt(
 def _score_options_of(
     loaded: LoadedModel, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]
 ) -> list[list[TokenLoss]]:
-    """One pass over the prompts, then one over all options, with the prompts' keys and values."""
+    """Score by one pass over the prompts, then one over all options with the prompts' KV cache."""
     import torch
 
     owners = [row for row, texts in enumerate(options) for _ in texts]
@@ -145,7 +144,7 @@ def _score_batch(
 
 
 def _batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
-    """Indices in groups of like length whose padded size stays within ``tokens`` and ``rows``."""
+    """Yield indices in batches of similar length whose padded size stays within both limits."""
     group: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         if group and (len(group) == rows or lengths[index] * (len(group) + 1) > tokens):
@@ -157,6 +156,7 @@ def _batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[in
 
 
 def left_padded(loaded: LoadedModel, ids: Sequence[list[int]]) -> dict[str, Any]:
+    """Return ``input_ids`` and ``attention_mask`` [rows, longest], padded on the left."""
     import torch
 
     width = max(len(row) for row in ids)
@@ -172,10 +172,11 @@ def left_padded(loaded: LoadedModel, ids: Sequence[list[int]]) -> dict[str, Any]
 
 @contextmanager
 def inference(loaded: LoadedModel) -> Iterator[None]:
+    """Put the model into evaluation mode and switch gradients off."""
     import torch
 
     loaded.model.eval()
-    # What a split model gathers in inference mode could not be trained with afterwards.
+    # Sharded weights that were gathered in inference mode could not be trained with afterwards.
     mode = torch.no_grad() if loaded.engine.traits.splits else torch.inference_mode()
-    with mode, quiet():
+    with mode:
         yield

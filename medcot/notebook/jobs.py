@@ -17,9 +17,7 @@ from typing import Any, Literal
 
 from medcot.catalog import Message
 from medcot.config.schema import RunConfig
-from medcot.data.prompts import ask, parse
-from medcot.engines.loading import release
-from medcot.errors import Cancelled, InputError, RunFailed
+from medcot.errors import Cancelled, RunFailed
 from medcot.listener import Listener
 from medcot.notebook.results import ErrorText, describe_error
 from medcot.pipeline.run import run
@@ -174,21 +172,13 @@ class JobRunner:
             InputError: an empty question, or a run without an adapter.
             RunFailed: something else is running.
         """
-        from medcot.inference.ask import load_run
-        from medcot.inference.generate import stream
+        from medcot.inference.ask import ask
 
-        if not question.strip():
-            raise InputError("question", Message("error_empty_text"), Message("needs_question"))
+        reply: dict[str, Any] = {"question": question, "base": base}
         with self.reserved():
-            config, loaded = directory.config(), load_run(directory, base=base)
-            prompt = ask(question, config.style, config.language, loaded.chat)
-            output, pieces = "", 0
-            reply: dict[str, Any] = {"question": question, "base": base}
-            for piece in stream(loaded, prompt, config.max_new_tokens):
-                output, pieces = output + piece, pieces + 1
-                reply |= asdict(parse(output)) | {"finished": True, "tokens": pieces}
+            for grown in ask(directory, question, base=base):
+                reply |= asdict(grown)
                 show(reply)
-            release(loaded)
         return reply
 
     @contextmanager

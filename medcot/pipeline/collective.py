@@ -1,7 +1,8 @@
-"""What all processes do with their models: the main one says it, all do it.
+"""Steps that every process carries out with its model: the main process broadcasts them.
 
-A forward pass of a split model gathers its weights from all processes, so none can do one alone.
-Where each has the whole model they share an evaluation's work (:mod:`medcot.pipeline.sharding`).
+A forward pass of a model with sharded weights gathers them from all processes, so no process can
+do one alone. Where each process has the whole model, the processes share the work of an evaluation
+instead (:mod:`medcot.pipeline.sharding`).
 """
 
 from __future__ import annotations
@@ -14,85 +15,85 @@ from typing import Any, Literal
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.engines import loading as models
+from medcot.engines.base import LoadedModel
 from medcot.evaluation.batching import answer_batches
 from medcot.evaluation.interface import AnswerBatches, ModelTools
 from medcot.inference.generate import model_tools
-from medcot.pipeline.sharding import Share, share_out
+from medcot.pipeline.sharding import ShardedEvaluation, shard_evaluation
 from medcot.planning.plan import Plan
 
-USES = ("generate", "score", "score_options")
+MODEL_CALLS = ("generate", "score", "score_options")
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """A use of the model in the evaluation: one of ``USES``, with what the main process asks."""
+class ModelCall:
+    """One of ``MODEL_CALLS`` with its argument, for every process to repeat."""
 
     name: str
     argument: Any
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
-    """Put the trained adapter in ``folder`` on the model; only the main process may see it."""
+class AdapterLoad:
+    """The trained adapter in ``folder``, for every process to put on its model.
+
+    Only the main process may see the folder when weights are sharded.
+    """
 
     folder: str
 
 
-Step = Use | Share | Adapter | Literal["train"]
+Step = ModelCall | ShardedEvaluation | AdapterLoad | Literal["train"]
 
 
-def is_split(loaded: models.LoadedModel) -> bool:
-    """Whether all processes must use the model alike."""
-    return loaded.engine.traits.splits
+def broadcast_step(step: Step) -> None:
+    """Send a step to the workers, just before the main process carries it out."""
+    comm.broadcast(step)
 
 
-def announce(step: Step) -> None:
-    """Tell the other processes what to do with their model, just before doing it."""
-    comm.tell(step)
-
-
-def ask_of(
-    loaded: models.LoadedModel, phase: str, should_stop: Callable[[], bool]
+def choose_answer(
+    loaded: LoadedModel, phase: str, should_stop: Callable[[], bool]
 ) -> AnswerBatches:
-    """Choose who scores an evaluation's batches: this process alone, or each process its share."""
-    if comm.world_size() == 1 or is_split(loaded):
+    """Return how an evaluation's batches are answered: by this process, or by all in turn."""
+    if comm.world_size() == 1 or loaded.engine.traits.splits:
         return answer_batches
-    return share_out(announce, phase, should_stop)
+    return shard_evaluation(broadcast_step, phase, should_stop)
 
 
-def tools_of(loaded: models.LoadedModel, config: RunConfig) -> ModelTools:
-    """The callables that evaluation knows the model by, in the main process."""
+def collective_tools(loaded: LoadedModel, config: RunConfig) -> ModelTools:
+    """Return the callables by which evaluation knows the model, for the main process."""
     tools = model_tools(loaded, config)
-    if not is_split(loaded):
+    if not loaded.engine.traits.splits:
         return tools
 
-    def announced(name: str) -> Callable[[Any], Any]:
+    def in_all_processes(name: str) -> Callable[[Any], Any]:
         def call(argument: Any) -> Any:
-            announce(Use(name, argument))
+            broadcast_step(ModelCall(name, argument))
             return getattr(tools, name)(argument)
 
         return call
 
-    return replace(tools, **{name: announced(name) for name in USES})
+    return replace(tools, **{name: in_all_processes(name) for name in MODEL_CALLS})
 
 
-def use_alike(use: Use, loaded: models.LoadedModel, config: RunConfig) -> None:
-    """What the main process does in :func:`tools_of`, in the others; they keep nothing of it."""
-    getattr(model_tools(loaded, config), use.name)(use.argument)
+def repeat_call(call: ModelCall, loaded: LoadedModel, config: RunConfig) -> None:
+    """Repeat in a worker what the main process calls; its result is dropped."""
+    getattr(model_tools(loaded, config), call.name)(call.argument)
 
 
-def load_adapter(loaded: models.LoadedModel, config: RunConfig, plan: Plan, folder: Path) -> None:
+def load_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Path) -> None:
     """Put a trained adapter on the model, in all processes.
 
     Raises:
-        InputError: there is no adapter, or it belongs to another model.
+        InputError: There is no adapter, or it belongs to another model.
     """
-    announce(Adapter(str(folder.resolve())))
+    broadcast_step(AdapterLoad(str(folder.resolve())))
     models.load_adapter(loaded, config, plan, folder)
 
 
-def load_adapter_too(
-    step: Adapter, loaded: models.LoadedModel, config: RunConfig, plan: Plan
+def load_adapter_in_worker(
+    step: AdapterLoad, loaded: LoadedModel, config: RunConfig, plan: Plan
 ) -> None:
-    """What the main process does in :func:`load_adapter`, in the others."""
-    models.load_adapter(loaded, config, plan, None if is_split(loaded) else Path(step.folder))
+    """Do in a worker what the main process does in :func:`load_adapter`."""
+    folder = None if loaded.engine.traits.splits else Path(step.folder)
+    models.load_adapter(loaded, config, plan, folder)

@@ -1,4 +1,4 @@
-"""A run's tasks of lm-evaluation-harness: its own by name, and question files of ours as tasks."""
+"""Scores a run with lm-evaluation-harness: its own tasks by name, and question files as tasks."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from medcot.runs.directory import Phase, RunDirectory
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """``name`` as lm_eval knows it; ``local`` where it is a file of ours made into a task."""
+class LmEvalTask:
+    """A task by the ``name`` that lm_eval knows; ``local`` if it was made of a question file."""
 
     name: str
     local: bool = False
 
 
 def task_folder(directory: RunDirectory) -> Path:
-    """Exported tasks, and what lm_eval has answered so far of one that was cut short."""
+    """Return the folder of exported tasks, and of lm_eval's cache of an interrupted one."""
     return directory.path / "evaluation" / "lm_eval"
 
 
-def ready_tasks(given: Sequence[str], config: RunConfig, directory: RunDirectory) -> list[Task]:
-    """What ``--lm-eval`` names, checked; question files become tasks in :func:`task_folder`.
+def ready_tasks(
+    given: Sequence[str], config: RunConfig, directory: RunDirectory
+) -> list[LmEvalTask]:
+    """Check what ``--lm-eval`` names, and make question files into tasks in :func:`task_folder`.
 
     Raises:
-        InputError: lm_eval is not installed, it has no such task, or a file is no set of questions.
+        InputError: lm_eval is not installed or has no such task, or a file holds no questions.
     """
     folder = task_folder(directory)
-    tasks: list[Task] = []
+    tasks: list[LmEvalTask] = []
     for name, label in label_sets(given).items():
         local = Path(name).suffix.lower() in READERS
-        tasks.append(Task(label, local))
+        tasks.append(LmEvalTask(label, local))
         if local:
             questions = load_questions(name, config.language, option="--lm-eval")
             bridge.export_task(questions, folder, label)
@@ -54,13 +56,12 @@ def score_tasks(
     prepared: Prepared,
     loaded: LoadedModel,
     phase: Phase,
-    tasks: Sequence[Task],
+    tasks: Sequence[LmEvalTask],
     listener: Listener,
 ) -> None:
-    """Let lm_eval score ``tasks`` with the loaded model; their rows join those of the phase.
+    """Let lm_eval score ``tasks`` with the loaded model, and add their rows to the phase's.
 
-    A task that is whole on disk is not asked again, and one that was cut short goes on from what
-    lm_eval had answered.
+    A task that is complete on disk is skipped; an interrupted one continues from lm_eval's cache.
     """
     directory = prepared.directory
     path, folder = directory.evaluation(phase), task_folder(directory)
@@ -75,7 +76,7 @@ def score_tasks(
         there = {row.row_key for row in known}
         for scored in rows:
             name = BY_LM_EVAL + task.name if task.local else scored.set
-            # ``of`` tells half a task from a whole one.
+            # ``of`` tells an incomplete task from a complete one.
             row = replace(scored, set=name, task=task.name, of=len(rows))
             if row.row_key not in there:
                 directory.append(path, row_to_json(row))

@@ -1,7 +1,8 @@
-"""Everything before the model is loaded: data, split, leak check, tokens, plan."""
+"""Prepares a run up to the loading of the model: data, split, contamination, tokens, plan."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,16 +25,19 @@ from medcot.evaluation.judge import check_judge
 from medcot.evaluation.suite import make_suite
 from medcot.hardware.machine import Machine, detect_machine
 from medcot.listener import Listener
+from medcot.pipeline.run_log import keep_fallbacks
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan, make_plan
-from medcot.records import Dataset, Dropped, Split
+from medcot.records import Case, Dataset, Dropped, Split
 from medcot.runs.directory import RunDirectory
 from medcot.runs.environment import describe_environment
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything that is known before the model is loaded."""
+    """What is known before the model is loaded."""
 
     config: RunConfig
     directory: RunDirectory
@@ -49,9 +53,13 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, directory: RunDirectory, listener: Listener, resume: bool = False
+    config: RunConfig, directory: RunDirectory, listener: Listener, *, resume: bool = False
 ) -> Prepared:
-    """Read the data, split it, make tokens of it, plan; write what was decided."""
+    """Read, split and tokenize the data, plan the run, and write the decisions down.
+
+    Raises:
+        InputError: The config, the data or the directory do not allow this run.
+    """
     check_judge(config)
     machine = detect_machine()
     dataset = load_dataset(config)
@@ -66,19 +74,20 @@ def prepare(
         )
     _write_decisions(prepared, machine)
     for line in _announcements(prepared):
+        logger.info(line)
         listener.say(line)
     return prepared
 
 
 def plan_only(config: RunConfig, machine: Machine) -> Plan:
-    """The plan of ``config`` on ``machine``, from the real rows; nothing is written."""
+    """Return the plan of ``config`` on ``machine``, from the real rows. Nothing is written."""
     dataset = load_dataset(config)
     tokenizer = _counting_tokenizer(config)
     return _decide(config, RunDirectory("."), machine, dataset, tokenizer).plan
 
 
 def _counting_tokenizer(config: RunConfig) -> Any:
-    """A tokenizer that lengths can be counted with, without the seconds transformers takes."""
+    """Return a tokenizer for counting, where possible without the seconds transformers takes."""
     folder = models.locate(config.model, config.model_revision).source
     if (Path(folder) / "tokenizer.json").exists() and (
         Path(folder) / "tokenizer_config.json"
@@ -98,13 +107,8 @@ def _decide(
     # All training rows, in order: those left out below are replaced by the ones that follow.
     split = split_cases(dataset.cases, config.model_copy(update={"samples": len(dataset.cases)}))
     at = {row_id: position for position, row_id in enumerate(list_case_ids(dataset.cases))}
-    questions = {name: load_questions(name, config.language) for name in config.mcq}
-    fixed = load_fixed_question(config.language)
     test_cases = [dataset.cases[at[row_id]] for row_id in split.test]
-    suite, withheld = decontaminate_suite(
-        make_suite(config, test_cases, fixed, questions),
-        select_cases(dataset.cases, trained),
-    )
+    suite, withheld = _suite(config, test_cases, select_cases(dataset.cases, trained))
     selection = select_training_rows(
         CaseSubset(dataset.cases, (at[row_id] for row_id in split.train)),
         dataset.fingerprint,
@@ -116,15 +120,10 @@ def _decide(
     if not rows:
         where = f"--max-length {config.max_length}"
         raise InputError(where, "no training rows are left", "use a larger value or other data")
-    lengths = list_row_lengths(rows)
-    plan = make_plan(
-        config, machine, find_model_spec(config), len(rows), sum(lengths) / len(rows), max(lengths),
-        shared_prefix_length(rows),
-    )  # fmt: skip
     return Prepared(
         config=config,
         directory=directory,
-        plan=plan,
+        plan=_plan_for(config, machine, rows),
         dataset=dataset,
         split=split,
         rows=rows,
@@ -136,8 +135,25 @@ def _decide(
     )
 
 
+def _suite(
+    config: RunConfig, test_cases: Sequence[Case], trained: Sequence[Case]
+) -> tuple[EvaluationSuite, tuple[Overlap, ...]]:
+    """Return what is asked before and after, and the questions withheld as trained on."""
+    questions = {name: load_questions(name, config.language) for name in config.mcq}
+    fixed = load_fixed_question(config.language)
+    return decontaminate_suite(make_suite(config, test_cases, fixed, questions), trained)
+
+
+def _plan_for(config: RunConfig, machine: Machine, rows: Sequence[TokenizedRow]) -> Plan:
+    lengths = list_row_lengths(rows)
+    return make_plan(
+        config, machine, find_model_spec(config), len(rows), sum(lengths) / len(rows), max(lengths),
+        shared_prefix_length(rows),
+    )  # fmt: skip
+
+
 def _trained(directory: RunDirectory) -> frozenset[str]:
-    """The ids of the rows that the run was trained on; none before its training has ended."""
+    """Return the ids of the rows that the run was trained on; none before training has ended."""
     if not directory.has("training.json"):
         return frozenset()
     return frozenset(directory.read_json("split.json")["train"])
@@ -145,9 +161,11 @@ def _trained(directory: RunDirectory) -> frozenset[str]:
 
 def _write_decisions(prepared: Prepared, machine: Machine) -> None:
     directory, dataset = prepared.directory, prepared.dataset
+    fallbacks: list[dict[str, str]] = []
     if directory.has("environment.json"):
-        known = directory.read_json("environment.json")["dataset"]["fingerprint"]
-        if known != dataset.fingerprint:
+        earlier = directory.read_json("environment.json")
+        fallbacks = earlier.get("fallbacks", [])
+        if earlier["dataset"]["fingerprint"] != dataset.fingerprint:
             raise InputError(
                 f"--dataset {dataset.name}",
                 "the data changed since the run began",
@@ -158,9 +176,9 @@ def _write_decisions(prepared: Prepared, machine: Machine) -> None:
     directory.write_json("plan.json", prepared.plan.to_json())
     config = prepared.config
     revision = models.locate(config.model, config.model_revision).revision or ""
-    directory.write_json(
-        "environment.json", describe_environment(config, dataset, machine, revision)
-    )
+    environment = describe_environment(config, dataset, machine, revision)
+    directory.write_json("environment.json", environment | {"fallbacks": fallbacks})
+    keep_fallbacks(directory)
     directory.set_stage("planned")
 
 

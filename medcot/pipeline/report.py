@@ -15,7 +15,13 @@ from medcot.pipeline.prepare import Prepared
 from medcot.reporting.build import build_report
 from medcot.reporting.figures import write_figures
 from medcot.reporting.markdown import render_markdown
-from medcot.reporting.schema import DatasetFacts, Facts, Report
+from medcot.reporting.schema import (
+    DatasetFacts,
+    EnvironmentFacts,
+    Facts,
+    FallbackFact,
+    Report,
+)
 from medcot.reporting.storage import report_to_json
 from medcot.runs.directory import Phase
 
@@ -81,6 +87,8 @@ def _judge(
 def _facts(prepared: Prepared) -> Facts:
     """Collect what the report says about the run. Two runs with one seed have the same facts."""
     dataset = prepared.dataset
+    environment = prepared.directory.read_json("environment.json")
+    fallbacks = tuple(FallbackFact(**one) for one in environment.get("fallbacks", []))
     return Facts(
         dataset=DatasetFacts(
             dataset.name, dataset.revision, dataset.fingerprint, dataset.synthetic
@@ -90,4 +98,5 @@ def _facts(prepared: Prepared) -> Facts:
         steps=prepared.config.total_steps(len(prepared.rows)),
         trainable_parameters=prepared.plan.trainable_parameters,
         total_parameters=prepared.plan.total_parameters,
+        environment=EnvironmentFacts(fallbacks),
     )

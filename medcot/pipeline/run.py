@@ -1,7 +1,8 @@
-"""The whole story of a run: plan, score before, train, score after, report."""
+"""Carries out a run: plan, score before, train, score after, report."""
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,37 +17,47 @@ from medcot.errors import Cancelled, InputError, RunFailed, one_line
 from medcot.evaluation.interface import ScoredRow, row_to_json, rows_from_json
 from medcot.evaluation.suite import evaluate
 from medcot.listener import Listener
-from medcot.pipeline.collective import announce, ask_of, load_adapter, tools_of
+from medcot.pipeline.collective import (
+    broadcast_step,
+    choose_answer,
+    collective_tools,
+    load_adapter,
+)
 from medcot.pipeline.lm_eval import ready_tasks, score_tasks
 from medcot.pipeline.prepare import Prepared, prepare
 from medcot.pipeline.report import write_report
-from medcot.pipeline.worker import hand_out
+from medcot.pipeline.run_log import run_log
+from medcot.pipeline.worker import broadcast_task
 from medcot.records import Event
 from medcot.reporting.schema import Report
 from medcot.reporting.storage import report_to_json
-from medcot.runs.directory import Phase, RunDirectory
+from medcot.runs.directory import Phase, RunDirectory, Stage
 from medcot.training.tracking import Tracker, start_tracking
+
+logger = logging.getLogger(__name__)
 
 
 def run(
     config: RunConfig,
     directory: RunDirectory,
     listener: Listener | None = None,
+    *,
     resume: bool = False,
 ) -> Report:
-    """Do all of it and give the report. A resumed run redoes nothing that is on disk.
+    """Plan, score, train, score again and return the report.
 
-    Under a launcher this is for the main process; the others call ``beside.take_part``.
+    A resumed run repeats nothing that is on disk. Under a launcher this function is for the main
+    process; the workers call :func:`medcot.pipeline.worker.run_worker`.
 
     Raises:
-        InputError: something given is wrong; nothing was started.
-        RunFailed: a stage failed; ``error.json`` says why, everything done is kept.
-        Cancelled: the listener asked to stop; everything done is kept.
+        InputError: Something given is wrong; nothing was started.
+        RunFailed: A stage failed; ``error.json`` says why, finished work is kept.
+        Cancelled: The listener asked to stop; finished work is kept.
     """
     listener = listener or Listener()
-    with recorded(directory):
-        prepared = prepare(config, directory, listener, resume)
-        hand_out(prepared)
+    with recorded(directory, listener, resume=resume):
+        prepared = prepare(config, directory, listener, resume=resume)
+        broadcast_task(prepared)
         tracker = start_tracking(config, directory, listener.say)
         try:
             loaded = models.load_base(config, prepared.plan)
@@ -64,12 +75,15 @@ def run(
 
 
 def train_only(
-    config: RunConfig, directory: RunDirectory, listener: Listener, resume: bool = False
+    config: RunConfig, directory: RunDirectory, listener: Listener, *, resume: bool = False
 ) -> dict[str, Any]:
-    """Plan and train, without scoring; :func:`evaluate_only` can follow."""
-    with recorded(directory):
-        prepared = prepare(config, directory, listener, resume)
-        hand_out(prepared)
+    """Plan and train without scoring, and return ``training.json``.
+
+    :func:`evaluate_only` can score the run later.
+    """
+    with recorded(directory, listener, resume=resume):
+        prepared = prepare(config, directory, listener, resume=resume)
+        broadcast_task(prepared)
         tracker = start_tracking(config, directory, listener.say)
         try:
             loaded = models.load_base(config, prepared.plan)
@@ -86,10 +100,14 @@ def evaluate_only(
     mcq: tuple[str, ...] = (),
     lm_eval: tuple[str, ...] = (),
 ) -> Report:
-    """Score what of base and tuned model is not scored yet, and report.
+    """Score what is missing of the base and the tuned model, and return the report.
 
-    ``mcq`` names further multiple-choice sets, ``lm_eval`` tasks of lm-evaluation-harness or files
-    of questions for it to score.
+    Args:
+        mcq: Multiple-choice sets to add to those of the run.
+        lm_eval: Tasks of lm-evaluation-harness, or files of questions for it to score.
+
+    Raises:
+        InputError: The run is not trained, or a set or task cannot be scored.
     """
     config = directory.config()
     added = tuple(name for name in mcq if name not in config.mcq)
@@ -97,7 +115,7 @@ def evaluate_only(
         config = config.model_copy(update={"mcq": (*config.mcq, *added)})
     if not directory.has("training.json"):
         raise InputError(f"--run {directory.path}", "the run is not trained yet", "train it first")
-    with recorded(directory):
+    with recorded(directory, listener, resume=True):
         tasks = ready_tasks(lm_eval, config, directory)
         prepared = prepare(config, directory, listener, resume=True)
         if added:
@@ -106,7 +124,7 @@ def evaluate_only(
             got = "the harness cannot use weights that are split over processes (FSDP)"
             needs = "evaluate without FSDP"
             raise InputError(f"--lm-eval {tasks[0].name}", got, needs)
-        hand_out(prepared)
+        broadcast_task(prepared)
         loaded = models.load_base(config, prepared.plan)
         score(prepared, loaded, "before", listener)
         score_tasks(prepared, loaded, "before", tasks, listener)
@@ -120,8 +138,8 @@ def evaluate_only(
 
 
 def report_only(directory: RunDirectory, listener: Listener) -> Report:
-    """Write the report of a run again from its scored rows."""
-    with recorded(directory):
+    """Write and return the report of a run again, from its scored rows."""
+    with recorded(directory, listener, resume=True):
         prepared = prepare(directory.config(), directory, listener, resume=True)
         report = write_report(prepared, listener)
         directory.set_stage("done")
@@ -131,10 +149,9 @@ def report_only(directory: RunDirectory, listener: Listener) -> Report:
 def score(
     prepared: Prepared, loaded: models.LoadedModel, phase: Phase, listener: Listener
 ) -> list[ScoredRow]:
-    """Run the evaluation suite and save each batch at once; rows on disk are not scored again."""
+    """Evaluate the model and return its rows. Rows already on disk are not computed again."""
     directory = prepared.directory
-    directory.set_stage(phase)
-    listener.stage(phase)
+    _begin(phase, directory, listener)
     path = directory.evaluation(phase)
 
     def progress(done: int, total: int) -> None:
@@ -144,32 +161,31 @@ def score(
 
     return evaluate(
         prepared.suite,
-        tools_of(loaded, prepared.config),
+        collective_tools(loaded, prepared.config),
         done=rows_from_json(directory.rows(path), where=str(path)),
         save=lambda row: directory.append(path, row_to_json(row)),
         on_progress=progress,
-        answer=ask_of(loaded, phase, listener.should_stop),
+        answer=choose_answer(loaded, phase, listener.should_stop),
     )
 
 
 def train(
     prepared: Prepared, loaded: models.LoadedModel, listener: Listener, tracker: Tracker
 ) -> None:
-    """Put an adapter on ``loaded`` and train it, or take the one that is trained already."""
+    """Put an adapter on ``loaded`` and train it, or load the one that is already trained."""
     from medcot.training.fit import fit
 
     directory, config = prepared.directory, prepared.config
     if directory.has("training.json"):
         load_adapter(loaded, config, prepared.plan, directory.adapter)
         return
-    directory.set_stage("training")
-    listener.stage("training")
+    _begin("training", directory, listener)
 
     def on_event(event: Event) -> None:
         tracker.log(event)
         listener.event(event)
 
-    announce("train")
+    broadcast_step("train")
     models.add_adapter(loaded, config, prepared.plan)
     result = fit(
         loaded, prepared.rows, config, prepared.plan, directory, on_event, listener.should_stop
@@ -179,23 +195,36 @@ def train(
     directory.write_json("training.json", asdict(result) | {"plan": prepared.plan.to_json()})
 
 
+def _begin(stage: Stage, directory: RunDirectory, listener: Listener) -> None:
+    logger.info("stage %s", stage)
+    directory.set_stage(stage)
+    listener.stage(stage)
+
+
 @contextmanager
-def recorded(directory: RunDirectory) -> Iterator[None]:
-    """Leave ``status.json`` and, on failure, ``error.json`` behind, whatever happens inside."""
+def recorded(directory: RunDirectory, listener: Listener, *, resume: bool) -> Iterator[None]:
+    """Keep ``medcot.log`` and ``status.json`` and, on failure, ``error.json``."""
     directory.remove("error.json")
-    comm.on_failure(lambda ended: _record_failure(directory, ended.as_error()))
+    comm.on_peer_failure(lambda ended: _record_failure(directory, ended.as_error()))
+    with run_log(directory, listener, resume=resume), _recorded_failures(directory):
+        yield
+
+
+@contextmanager
+def _recorded_failures(directory: RunDirectory) -> Iterator[None]:
+    """Turn what ends a run into the error that a front end shows, and write it down."""
     try:
         yield
     except (Cancelled, KeyboardInterrupt):
-        # A process that failed makes the others stop, which is then no wish of the user's.
-        _record_failure(directory, comm.error_elsewhere() or Cancelled())
-        raise comm.error_elsewhere() or Cancelled from None
+        # A process that failed makes the others stop, which the user did not ask for.
+        _record_failure(directory, comm.peer_error() or Cancelled())
+        raise comm.peer_error() or Cancelled from None
     except InputError:
         raise
     except Exception as error:
         stage = (directory.stage() if directory.exists() else None) or "start"
         own = error if isinstance(error, RunFailed) else _unforeseen(stage, error)
-        failure = comm.error_elsewhere() or own
+        failure = comm.peer_error() or own
         _record_failure(directory, failure)
         raise failure from error
 
@@ -204,10 +233,12 @@ def _record_failure(directory: RunDirectory, error: Exception) -> None:
     if not directory.exists():
         return
     if isinstance(error, RunFailed):
+        logger.error("failed: %s", error)
         details = {"stage": error.stage, "message": str(error.message), "remedy": str(error.remedy)}
         directory.write_json("error.json", details | {"traceback": traceback.format_exc()})
         directory.set_stage("failed")
     else:
+        logger.info("cancelled; finished work is kept")
         directory.set_stage("cancelled", resume=f"medcot run --resume --out {directory.path}")
 
 

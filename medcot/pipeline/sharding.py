@@ -1,7 +1,7 @@
-"""Shards an evaluation over processes that each hold the whole model.
+"""Shards an evaluation over processes, each of which has the whole model.
 
-Batches are dealt out in turn. Each is scored exactly as a single process would score it, so the
-rows are the same; the main process receives and writes them in the order of the batches.
+The processes take its batches in turn. A batch is answered exactly as one process would answer it,
+so the rows are the same. The main process collects them and writes them in the order of batches.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from medcot.evaluation.interface import AnswerBatches, EvaluationSuite, ModelToo
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What the other processes are told: the suite, and which of its batches are wanted.
+class ShardedEvaluation:
+    """What the workers need to answer their shards of an evaluation.
 
-    ``answers_at_once`` is the main process's, since batches depend on it; ``phase`` tells the two
-    evaluations of a run apart.
+    Attributes:
+        phase: Tells the evaluations of one run apart.
+        answers_at_once: That of the main process, since batches depend on it.
+        wanted: The batches to answer; rank r answers every ``world_size``-th, from the r-th on.
     """
 
     phase: str
@@ -28,48 +30,50 @@ class Share:
     wanted: tuple[int, ...]
 
 
-def share_out(
-    tell: Callable[[Share], None], phase: str, should_stop: Callable[[], bool]
+def shard_evaluation(
+    broadcast: Callable[[ShardedEvaluation], None], phase: str, should_stop: Callable[[], bool]
 ) -> AnswerBatches:
-    """Return how the main process scores: its own batches itself, the others' by waiting."""
+    """Return a function that answers the main process's shard and collects those of the workers."""
 
     def ask(
         suite: EvaluationSuite, tools: ModelTools, wanted: Sequence[int]
     ) -> Iterator[list[ScoredRow]]:
-        share = Share(phase, suite, tools.answers_at_once, tuple(wanted))
+        sharded = ShardedEvaluation(phase, suite, tools.answers_at_once, tuple(wanted))
         if wanted:
-            tell(share)
-        own = answer(share, tools)
+            broadcast(sharded)
+        own = answer_shard(sharded, tools)
         for place in range(len(wanted)):
             if place % comm.world_size() == 0:
                 yield next(own)
             else:
-                yield comm.take(_name(share, place), should_stop)
+                yield comm.collect(_name(sharded, place), should_stop)
 
     return ask
 
 
-def take_share(share: Share, tools: ModelTools, should_stop: Callable[[], bool]) -> None:
-    """Score this process's batches and hand them in.
+def submit_shard(
+    sharded: ShardedEvaluation, tools: ModelTools, should_stop: Callable[[], bool]
+) -> None:
+    """Answer a worker's shard and submit each batch to the main process.
 
     Raises:
-        Cancelled, RunFailed: another process ended.
+        Cancelled, RunFailed: Another process ended.
     """
-    places = range(comm.rank(), len(share.wanted), comm.world_size())
-    tools = replace(tools, answers_at_once=share.answers_at_once)
-    for place, rows in zip(places, answer(share, tools), strict=True):
-        comm.hand_in(_name(share, place), rows)
-        if error := comm.error_elsewhere():
+    places = range(comm.rank(), len(sharded.wanted), comm.world_size())
+    tools = replace(tools, answers_at_once=sharded.answers_at_once)
+    for place, rows in zip(places, answer_shard(sharded, tools), strict=True):
+        comm.submit(_name(sharded, place), rows)
+        if error := comm.peer_error():
             raise error
         if should_stop():
             return
 
 
-def answer(share: Share, tools: ModelTools) -> Iterator[list[ScoredRow]]:
-    """Score this process's batches, one after the other."""
-    own = share.wanted[comm.rank() :: comm.world_size()]
-    return answer_batches(share.suite, tools, own)
+def answer_shard(sharded: ShardedEvaluation, tools: ModelTools) -> Iterator[list[ScoredRow]]:
+    """Yield the rows of this process's batches, batch by batch."""
+    own = sharded.wanted[comm.rank() :: comm.world_size()]
+    return answer_batches(sharded.suite, tools, own)
 
 
-def _name(share: Share, place: int) -> str:
-    return f"rows/{share.phase}/{place}"
+def _name(sharded: ShardedEvaluation, place: int) -> str:
+    return f"rows/{sharded.phase}/{place}"

@@ -1,4 +1,4 @@
-"""What the processes beside the main one do in a run: their part of training and evaluation."""
+"""Runs a worker process: its part of the training and the evaluation of a run."""
 
 from __future__ import annotations
 
@@ -15,54 +15,71 @@ from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
 from medcot.inference.generate import model_tools
 from medcot.listener import Listener
-from medcot.pipeline.collective import Adapter, Step, Use, load_adapter_too, use_alike
+from medcot.pipeline.collective import (
+    AdapterLoad,
+    ModelCall,
+    Step,
+    load_adapter_in_worker,
+    repeat_call,
+)
 from medcot.pipeline.prepare import Prepared, prepare
-from medcot.pipeline.sharding import Share, take_share
+from medcot.pipeline.sharding import ShardedEvaluation, submit_shard
 from medcot.planning.plan import Plan
 from medcot.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """What the main process decided for all. ``train`` is False where that is done already."""
+class RowsIdentity:
+    """What must be equal in every process: the data set, the rows chosen of it, their tokens."""
+
+    fingerprint: str
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTask:
+    """What the main process decided for all. ``train`` is False for a run that is trained."""
 
     config: RunConfig
     plan: Plan
-    rows: tuple[str, int, int]
+    rows: RowsIdentity
     train: bool
 
 
-def hand_out(prepared: Prepared) -> None:
-    """Tell the other processes what this run computes; they wait for it in :func:`take_part`."""
+def broadcast_task(prepared: Prepared) -> None:
+    """Send the run's decisions to the workers, which wait for them in :func:`run_worker`."""
     trained = prepared.directory.has("training.json")
-    comm.tell(Task(prepared.config, prepared.plan, _rows_of(prepared), not trained))
+    comm.broadcast(
+        WorkerTask(prepared.config, prepared.plan, _identify_rows(prepared), not trained)
+    )
 
 
-def take_part(listener: Listener) -> None:
-    """Do what the main process hands out until it has nothing more.
+def run_worker(listener: Listener) -> None:
+    """Carry out what the main process broadcasts, until it broadcasts None.
 
-    Nothing is written but in a scratch folder of this process, which goes away with it.
+    Files are written only to a scratch folder, which is removed at the end.
 
     Raises:
-        InputError: this host's data are not those of the main process.
-        Cancelled, RunFailed: as in the main process.
+        InputError: This host's data differ from those of the main process.
+        Cancelled, RunFailed: As in the main process.
     """
-    part: _Part | None = None
+    worker: _Worker | None = None
     with tempfile.TemporaryDirectory(prefix="medcot-") as scratch:
-        while (said := comm.hear(listener.should_stop)) is not None:
-            if isinstance(said, Task):
-                part = None
+        while (message := comm.receive(listener.should_stop)) is not None:
+            if isinstance(message, WorkerTask):
+                worker = None  # Its model is freed before the next one is loaded.
                 folder = tempfile.mkdtemp(dir=scratch)
-                part = _Part(said, RunDirectory(Path(folder) / "run"), listener)
+                worker = _Worker(message, RunDirectory(Path(folder) / "run"), listener)
             else:
-                assert part is not None
-                part.do(said)
+                assert worker is not None
+                worker.carry_out(message)
 
 
-class _Part:
-    """This process's model in one run."""
+class _Worker:
+    """A worker's model in one run."""
 
-    def __init__(self, task: Task, scratch: RunDirectory, listener: Listener) -> None:
+    def __init__(self, task: WorkerTask, scratch: RunDirectory, listener: Listener) -> None:
         self.task, self.scratch, self.listener = task, scratch, listener
         if task.train:
             self.prepared = prepare(task.config, scratch, Listener())
@@ -71,20 +88,20 @@ class _Part:
             models.prepare_engine(task.config, detect_machine())
         self.loaded = models.load_base(task.config, task.plan)
 
-    def do(self, step: Step) -> None:
-        """What the main process does at the same time."""
+    def carry_out(self, step: Step) -> None:
+        """Do what the main process does at the same time."""
         config, plan = self.task.config, self.task.plan
-        if isinstance(step, Use):
-            use_alike(step, self.loaded, config)
-        elif isinstance(step, Share):
-            take_share(step, model_tools(self.loaded, config), self.listener.should_stop)
-        elif isinstance(step, Adapter):
-            load_adapter_too(step, self.loaded, config, plan)
+        if isinstance(step, ModelCall):
+            repeat_call(step, self.loaded, config)
+        elif isinstance(step, ShardedEvaluation):
+            submit_shard(step, model_tools(self.loaded, config), self.listener.should_stop)
+        elif isinstance(step, AdapterLoad):
+            load_adapter_in_worker(step, self.loaded, config, plan)
         else:
             self._train()
 
     def _compare_rows(self) -> None:
-        if _rows_of(self.prepared) != self.task.rows:
+        if _identify_rows(self.prepared) != self.task.rows:
             host = socket.gethostname()
             got = f"the rows on {host} differ from those of the main process"
             needs = "use the same data on every host"
@@ -105,7 +122,6 @@ class _Part:
         )
 
 
-def _rows_of(prepared: Prepared) -> tuple[str, int, int]:
-    """What must be the same everywhere: the data set, the rows chosen of it, their tokens."""
+def _identify_rows(prepared: Prepared) -> RowsIdentity:
     rows = prepared.rows
-    return prepared.dataset.fingerprint, len(rows), sum(list_row_lengths(rows))
+    return RowsIdentity(prepared.dataset.fingerprint, len(rows), sum(list_row_lengths(rows)))

@@ -263,6 +263,21 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class FallbackFact:
+    """Something that the run did the slower or less precise way, and what that costs."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentFacts:
+    """What a reader of the report must know about where the run happened."""
+
+    fallbacks: tuple[FallbackFact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a run knows besides its scores. Two runs with the same seed have the same facts."""
 
@@ -273,6 +288,7 @@ class Facts:
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     judge: JudgeResult | None = None
+    environment: EnvironmentFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,11 @@ class RunDirectory:
         return self.path / "events.jsonl"
 
     @property
+    def log(self) -> Path:
+        """The run's own log, one record a line."""
+        return self.path / "medcot.log"
+
+    @property
     def report_markdown(self) -> Path:
         """Return the report's file."""
         return self.path / "report.md"

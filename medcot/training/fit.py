@@ -1,4 +1,4 @@
-"""Training: TRL's SFTTrainer behind :func:`fit`. Events out; checkpoints, resume, cancel."""
+"""Trains with TRL's SFTTrainer behind :func:`fit`: events, checkpoints, resume, cancel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from medcot.data.tokenization import IGNORED, TokenizedRow, check_labels, gate_r
 from medcot.data.tokenized import list_row_lengths, to_training_dataset
 from medcot.distributed import comm
 from medcot.engines.base import LoadedModel
-from medcot.engines.compat import quiet
+from medcot.engines.compat import known_messages_silenced
+from medcot.engines.fallbacks import report_fallback
 from medcot.engines.loading import engine_for, trainable_parameters
 from medcot.errors import InputError, RunFailed
 from medcot.planning.plan import Plan
@@ -24,12 +25,12 @@ from medcot.training.recorder import Recorder
 from medcot.training.trainers.choose import make_arguments, make_trainer
 
 GATE_ROWS = 8
-"""Rows of the trainer's own first batch that the template gate decodes."""
+"""Rows that the template check decodes, as the trainer's own collator makes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """What training did. ``steps`` counts those of earlier sessions of the same run too."""
+    """The outcome of a training. ``steps`` and ``tokens`` include earlier sessions of the run."""
 
     steps: int
     tokens: int
@@ -50,79 +51,107 @@ def fit(
 ) -> FitResult:
     """Train the adapter of ``loaded`` on ``rows`` and save it to ``directory.adapter``.
 
-    Goes on from the newest checkpoint in ``directory``. Every step's event is appended to
-    ``events.jsonl`` and given to ``on_event``. When memory runs out, the rows per forward pass are
-    halved (the rows per optimizer step stay) and training goes on from the newest checkpoint.
+    Resumes from the newest checkpoint in ``directory``. Every step's event is appended to
+    ``events.jsonl`` and given to ``on_event``. When memory runs out, all layers are recomputed or
+    the rows per forward pass are halved (the rows per optimizer step stay), and training resumes
+    from the newest checkpoint.
 
     Raises:
-        RunFailed: the template gate refuses, the loss is not finite, or one row does not fit.
+        RunFailed: The template check refuses, the loss is not finite, or one row does not fit.
     """
-    steps = config.total_steps(len(rows))
+    training = _Training(loaded, rows, config, directory, on_event, should_stop)
     count = trainable_parameters(loaded.model)
     started = time.monotonic()
-    if steps == 0:
+    if training.steps == 0:
         _save_adapter(loaded, directory.adapter)
-        return FitResult(0, 0, 0.0, count, False, plan)
+        return FitResult(0, 0, 0.0, count, cancelled=False, plan=plan)
     while True:
         try:
-            recorder = _train(loaded, rows, config, plan, steps, directory, on_event, should_stop)
+            recorder = training.run(plan)
             break
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
             if comm.world_size() > 1:
-                raise _out_of_memory_beside_others(plan) from error
+                raise _out_of_memory_in_one_process(plan) from error
             plan = _with_less_memory(plan, loaded.model.config.num_hidden_layers)
     _save_adapter(loaded, directory.adapter)
-    seconds = time.monotonic() - started
-    return FitResult(recorder.step, recorder.tokens, seconds, count, recorder.step < steps, plan)
+    return FitResult(
+        recorder.step,
+        recorder.tokens,
+        time.monotonic() - started,
+        count,
+        cancelled=recorder.step < training.steps,
+        plan=plan,
+    )
 
 
-def _train(
-    loaded: LoadedModel,
-    rows: Sequence[TokenizedRow],
-    config: RunConfig,
-    plan: Plan,
-    steps: int,
-    directory: RunDirectory,
-    on_event: OnEvent,
-    should_stop: Callable[[], bool],
-) -> Recorder:
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """One training, which may be tried with several plans until one fits into memory."""
+
+    loaded: LoadedModel
+    rows: Sequence[TokenizedRow]
+    config: RunConfig
+    directory: RunDirectory
+    on_event: OnEvent
+    should_stop: Callable[[], bool]
+
+    @property
+    def steps(self) -> int:
+        return self.config.total_steps(len(self.rows))
+
+    def run(self, plan: Plan) -> Recorder:
+        """Train from the newest checkpoint to the end, or until it is asked to stop."""
+        from datasets.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        loaded, rows = self.loaded, self.rows
+        checkpoint = _common_checkpoint(self.directory, self.should_stop)
+        recorder = self._recorder(checkpoint)
+        loaded.model.config.use_cache = False
+        arguments = make_arguments(self.config, plan, self.steps, self.directory.checkpoints)
+        data = to_training_dataset(rows)
+        with loaded.engine.training_pass(loaded, plan) as adapters, known_messages_silenced():
+            lengths = list_row_lengths(rows)
+            trainer = make_trainer(loaded, adapters, arguments, data, lengths, recorder)
+            _keep_adapters_in_float32(loaded.model)
+            _check_gate(trainer, loaded, rows)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        loaded.model = trainer.model
+        loaded.model.config.use_cache = True
+        loaded.model.eval()
+        return recorder
+
+    def _recorder(self, checkpoint: Path | None) -> Recorder:
+        """Return a recorder that continues the events up to ``checkpoint``."""
+        first_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        self.directory.truncate_events(first_step)
+        past = list(self.directory.rows(self.directory.events))
+        tokens = past[-1]["tokens"] if past else 0
+        stop = _stop_in_all_processes(self.should_stop)
+        recorder = Recorder(self.steps, tokens, self.directory, self.on_event, stop)
+        recorder.step = first_step
+        return recorder
+
+
+def _keep_adapters_in_float32(model: Any) -> None:
+    """Undo TRL's cast of QLoRA adapters to bf16.
+
+    fp16's gradient scaler refuses bf16, and float32 adapters lose nothing over long runs.
+    """
     import torch
-    from datasets.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
-    checkpoint = _common_checkpoint(directory, should_stop)
-    first_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    directory.truncate_events(first_step)
-    past = list(directory.rows(directory.events))
-    done = past[-1]["tokens"] if past else 0
-    recorder = Recorder(steps, done, directory, on_event, _stop_of_all(should_stop))
-    recorder.step = first_step
-    loaded.model.config.use_cache = False
-    arguments = make_arguments(config, plan, steps, directory.checkpoints)
-    data = to_training_dataset(rows)
-    with loaded.engine.training_pass(loaded, plan) as adapters, quiet():
-        lengths = list_row_lengths(rows)
-        trainer = make_trainer(loaded, adapters, arguments, data, lengths, recorder)
-        for parameter in loaded.model.parameters():
-            if parameter.requires_grad:
-                # TRL casts QLoRA adapters to bf16, which fp16's gradient scaler refuses; and
-                # float32 adapters lose nothing over long runs.
-                parameter.data = parameter.data.to(torch.float32)
-        _check_gate(trainer, loaded, rows)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    loaded.model = trainer.model
-    loaded.model.config.use_cache = True
-    loaded.model.eval()
-    return recorder
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
 
 
 def _common_checkpoint(directory: RunDirectory, should_stop: Callable[[], bool]) -> Path | None:
-    """The newest checkpoint in the main process's folder, which every process goes on from.
+    """Return the newest checkpoint in the main process's folder, for every process to resume.
 
     Raises:
-        InputError: this process does not see that folder.
+        InputError: This process does not see that folder.
     """
     found = comm.from_main(lambda: directory.last_checkpoint(), should_stop)
     if found is not None and not found.exists():
@@ -131,13 +160,17 @@ def _common_checkpoint(directory: RunDirectory, should_stop: Callable[[], bool])
     return found
 
 
-def _stop_of_all(should_stop: Callable[[], bool]) -> Callable[[], bool]:
-    """Asked by every process after every step: all stop after the same one."""
-    return lambda: comm.any_of(should_stop() or comm.stop_requested())
+def _stop_in_all_processes(should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """Return a collective for the end of every step, so that all stop after the same one."""
+    return lambda: comm.any_rank(should_stop() or comm.stop_requested())
 
 
 def _check_gate(trainer: Any, loaded: LoadedModel, rows: Sequence[TokenizedRow]) -> None:
-    """Let the gate see what the trainer's own collator makes of the trainer's own rows."""
+    """Check labels as the trainer's own collator makes them of the trainer's own rows.
+
+    Raises:
+        RunFailed: Rows were dropped, or labels miss a part of the answer.
+    """
     collate = trainer.data_collator._collate
     if len(trainer.train_dataset) != len(rows):
         raise gate_refusal(
@@ -160,10 +193,10 @@ def _unpadded(labels: list[int]) -> list[int]:
 
 
 def _with_less_memory(plan: Plan, layers: int) -> Plan:
-    """The plan with all ``layers`` recomputed where it can be, else half the rows per pass.
+    """Return the plan with all ``layers`` recomputed if it is not yet, else with fewer rows a pass.
 
     Raises:
-        RunFailed: there is nothing left to give up.
+        RunFailed: Nothing is left that would need less memory.
     """
     import gc
 
@@ -173,10 +206,20 @@ def _with_less_memory(plan: Plan, layers: int) -> Plan:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if engine_for(plan).traits.packs and plan.recomputed_layers < layers:
+        report_fallback(
+            "recompute-all-layers",
+            f"Memory ran out: all {layers} layers are recomputed in the backward pass instead of"
+            f" {plan.recomputed_layers}, which takes up to a third longer.",
+        )
         return replace(plan, checkpointing=True, recomputed_layers=layers)
     if plan.micro_batch > 1:
         fewer = _fewer_rows(plan)
         rows = plan.micro_batch * plan.accumulation
+        report_fallback(
+            f"micro-batch-{fewer}",
+            f"Memory ran out: {fewer} rows per forward pass instead of {plan.micro_batch}, so an"
+            " optimizer step takes more passes.",
+        )
         return replace(plan, micro_batch=fewer, accumulation=rows // fewer)
     raise RunFailed(
         "training",
@@ -186,13 +229,13 @@ def _with_less_memory(plan: Plan, layers: int) -> Plan:
 
 
 def _fewer_rows(plan: Plan) -> int:
-    """At most half the rows per pass, as many as divide those of a step; 0 where one is left."""
+    """Return the most rows a pass, up to half of today's, that divide those of a step; else 0."""
     rows = plan.micro_batch * plan.accumulation
     return next((n for n in range(plan.micro_batch // 2, 0, -1) if rows % n == 0), 0)
 
 
-def _out_of_memory_beside_others(plan: Plan) -> RunFailed:
-    """The other processes are inside a collective by now, so none can simply try again."""
+def _out_of_memory_in_one_process(plan: Plan) -> RunFailed:
+    """Explain what to do: the others are inside a collective by now, so none can try again."""
     fewer = _fewer_rows(plan)
     remedy = (
         f"Continue with --resume --micro-batch {fewer}." if fewer else "Try --checkpointing on."
@@ -207,7 +250,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _save_adapter(loaded: LoadedModel, folder: Path) -> None:
-    """Adapter and tokenizer, so that plain peft and transformers load them."""
+    """Save adapter and tokenizer, so that plain peft and transformers load them."""
     if not comm.is_main():
         return
     loaded.model.save_pretrained(str(folder), safe_serialization=True)

@@ -1,4 +1,4 @@
-"""What training tells while it runs: each optimizer step as an event, on disk and to a listener."""
+"""Records training: each optimizer step as an event, on disk and for a listener."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medcot.runs.directory import RunDirectory
 
 
 class Recorder:
-    """Turns the trainer's logs into events, and asks it to stop when the user wants that."""
+    """Turns the trainer's logs into events, and passes on the user's request to stop."""
 
     def __init__(
         self,
@@ -31,13 +31,15 @@ class Recorder:
         self._durations: list[float] = []
 
     def rows_collated(self, tokens: int) -> None:
+        """Note the tokens of a batch that was just collated."""
         self._row_tokens.append(tokens)
 
     def step_begins(self) -> None:
+        """Start the clock of an optimizer step."""
         self._step_started = time.monotonic()
 
     def take_tokens(self, micro_batches: int) -> int:
-        """Tokens of the next ``micro_batches`` forward passes."""
+        """Return the tokens of the next ``micro_batches`` forward passes, each once."""
         # The loader works one batch ahead, so the first ones in the queue are this step's.
         tokens = sum(self._row_tokens[:micro_batches])
         del self._row_tokens[:micro_batches]
@@ -47,10 +49,10 @@ class Recorder:
         """Record one optimizer step.
 
         Raises:
-            RunFailed: the loss is no longer a number.
+            RunFailed: The loss is no longer a finite number.
         """
         self.step, self.tokens = step, self.tokens + tokens
-        # The first step of a session warms caches up and says little about the others.
+        # The first step of a session warms up caches, so it predicts the others badly.
         self._durations.append(seconds)
         recent = self._durations[1:][-20:] or self._durations
         event = Event(
@@ -74,6 +76,7 @@ class Recorder:
             )
 
     def seconds_since_begin(self) -> float:
+        """Return the seconds since :meth:`step_begins`."""
         return time.monotonic() - self._step_started
 
 
@@ -81,16 +84,16 @@ class Recorder:
 class _Reading:
     step: int
     learning_rate: float
-    values: Any  # [loss, grad_norm, tokens], on its way to the CPU
-    mark: Any  # a CUDA event, or the clock's reading elsewhere
+    values: Any  # [loss, grad_norm, tokens], being copied to the CPU
+    mark: Any  # a CUDA event, or a time elsewhere
 
 
 class StepReadings:
-    """Steps that the device may still be computing, read once they are done.
+    """Values of steps that the device may still be computing, read once they are ready.
 
-    Asking the device for a loss makes the processor wait, and then the device: with thousands of
-    short kernels a step that costs a good part of the step. So values travel while the next step
-    is being launched, and time is taken by the device's own clock.
+    Reading a loss from the device makes the CPU wait, and after that the device: with thousands of
+    short kernels a step, that costs a good part of the step. So values are copied while the next
+    step is launched, and time is taken by the device's own clock.
     """
 
     def __init__(self, device: Any) -> None:
@@ -99,7 +102,7 @@ class StepReadings:
         self._last_mark = self._mark()
 
     def push(self, step: int, learning_rate: float, values: Any) -> None:
-        """A step whose ``values`` (loss, gradient norm, tokens) are queued on the device."""
+        """Add a step whose ``values`` (loss, gradient norm, tokens) are queued on the device."""
         import torch
 
         if self._on_cuda:
@@ -108,7 +111,7 @@ class StepReadings:
         self._open.append(_Reading(step, learning_rate, values, self._mark()))
 
     def pop(self, keep: int) -> Iterator[tuple[int, int, dict[str, float], float]]:
-        """(step, tokens, logs, seconds) of all but the ``keep`` newest steps."""
+        """Yield (step, tokens, logs, seconds) of all but the ``keep`` newest steps."""
         while len(self._open) > keep:
             reading = self._open.pop(0)
             seconds = self._seconds_to(reading.mark)
@@ -134,7 +137,7 @@ class StepReadings:
 
 
 def memory_gib() -> float:
-    """Peak memory of this process: the accelerator's where there is one, else resident."""
+    """Return this process's peak memory in GiB: the accelerator's, else the resident size."""
     import torch
 
     if torch.cuda.is_available():

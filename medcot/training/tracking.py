@@ -1,4 +1,4 @@
-"""Weights & Biases: online, offline or off. What is absent costs one line, never the run."""
+"""Tracks a run in Weights & Biases: online, offline or off. A failure costs one line, no run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from medcot.runs.directory import RunDirectory
 
 
 class Tracker:
-    """Sends events and the final scores to one W&B run, or nowhere. Its failures cost one line."""
+    """Sends events and the final scores to one W&B run, or nowhere.
+
+    After a failure it says so in one line and sends nothing more.
+    """
 
     def __init__(self, run: Any = None, say: Callable[[str], None] = lambda _line: None) -> None:
         self._run, self._say = run, say
 
     def log(self, event: Event) -> None:
+        """Send one optimizer step."""
         values = asdict(event)
         step = values.pop("step")
         named = {f"train/{name}": value for name, value in values.items()}
@@ -50,7 +54,7 @@ class Tracker:
 def start_tracking(
     config: RunConfig, directory: RunDirectory, say: Callable[[str], None]
 ) -> Tracker:
-    """Open the W&B run that ``config.wandb`` asks for; goes on with the same one on resume."""
+    """Open the W&B run that ``config.wandb`` asks for, or the same one again on resume."""
     if config.wandb == "off":
         return Tracker()
     try:

@@ -1,7 +1,8 @@
-"""Answers in slots are those of one prompt at a time, whatever ends when."""
+"""Continuous batching gives the answers of one prompt at a time, whatever ends when."""
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medcot.config.schema import TARGET_MODULES
 from medcot.engines.base import LoadedModel
+from medcot.engines.fallbacks import collect_fallbacks
 from medcot.engines.hf import HfEngine
-from medcot.inference.continuous_batching import Decoder, decode, suits
+from medcot.inference.continuous_batching import Decoder, decode, is_supported
 from medcot.inference.generate import generate
+from medcot.inference.kv_cache import slot_attention
 from tests.support.fakes import make_tiny_model
 
 PROMPTS = [[5, 6, 7, 8], [9], [11, 12, 13, 14, 15, 16, 17], [300, 200], [21, 22, 23], [8, 8, 8, 9]]
@@ -43,7 +46,7 @@ def one_at_a_time(model, prompts, limits, end):
 
 @pytest.mark.parametrize("slots", [1, 2, 4, 6])
 @torch.no_grad()
-def test_slots_are_filled_again_and_moved_together_without_changing_an_answer(model, slots):
+def test_refilling_and_moving_slots_changes_no_answer(model, slots):
     expected = one_at_a_time(model, PROMPTS, LIMITS, NEVER)
     assert decode(model, PROMPTS, LIMITS, NEVER, slots) == expected
     assert [len(answer) for answer in expected] == LIMITS
@@ -54,7 +57,7 @@ def test_slots_are_filled_again_and_moved_together_without_changing_an_answer(mo
 
 
 @torch.no_grad()
-def test_looking_at_tokens_in_handfuls_changes_no_answer(model, monkeypatch):
+def test_reading_tokens_every_few_steps_changes_no_answer(model, monkeypatch):
     monkeypatch.setattr("medcot.inference.continuous_batching.STEPS", {"cpu": 8})
     monkeypatch.setattr("medcot.inference.continuous_batching.REFILL_SHARE", {"cpu": 2})
     expected = one_at_a_time(model, PROMPTS, LIMITS, NEVER)
@@ -62,7 +65,7 @@ def test_looking_at_tokens_in_handfuls_changes_no_answer(model, monkeypatch):
 
 
 @torch.no_grad()
-def test_an_adapter_speaks_in_slots_too(model):
+def test_a_model_with_an_adapter_is_batched_continuously_too(model):
     plain = one_at_a_time(model, PROMPTS, LIMITS, NEVER)
     tuned = get_peft_model(model, LoraConfig(target_modules=list(TARGET_MODULES))).eval()
     torch.manual_seed(1)
@@ -74,7 +77,7 @@ def test_an_adapter_speaks_in_slots_too(model):
     assert decode(tuned, PROMPTS, LIMITS, NEVER, 4) == expected
 
 
-def test_a_finished_decoder_leaves_the_models_own_attention(model):
+def test_a_finished_decoder_restores_the_models_own_attention(model):
     usual = model.config._attn_implementation
     with torch.no_grad():
         Decoder(model, PROMPTS, LIMITS, NEVER, 4).run()
@@ -82,7 +85,7 @@ def test_a_finished_decoder_leaves_the_models_own_attention(model):
 
 
 @torch.no_grad()
-def test_the_slots_are_gone_once_the_answers_are_there(model):
+def test_the_kv_cache_is_freed_once_the_answers_are_there(model):
     decoder = Decoder(model, PROMPTS, LIMITS, NEVER, 4)
     decoder.run()
     slots = weakref.ref(decoder.slots)
@@ -91,16 +94,18 @@ def test_the_slots_are_gone_once_the_answers_are_there(model):
     assert slots() is None
 
 
-def test_a_model_with_rules_or_windows_of_its_own_is_answered_the_plain_way(model, tmp_path):
-    assert suits(model)
+def test_generation_rules_and_attention_windows_are_not_supported(model, tmp_path):
+    assert is_supported(model)
     model.generation_config.repetition_penalty = 1.3
-    assert not suits(model)
+    assert not is_supported(model)
     model.generation_config.repetition_penalty = None
     model.config.sliding_window = 64
-    assert not suits(model)
+    assert not is_supported(model)
 
 
-def test_whatever_fails_in_slots_is_done_the_plain_way_with_a_warning(folder, model):
+def test_what_fails_in_continuous_batching_is_generated_in_padded_batches_and_reported(
+    folder, model
+):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     loaded = LoadedModel(model, tokenizer, HfEngine(), "cpu", answer_rows=2)
     prompts = ["One.", "Another one, longer.", "A third."]
@@ -111,8 +116,31 @@ def test_whatever_fails_in_slots_is_done_the_plain_way_with_a_warning(folder, mo
 
     model.model.layers[0].self_attn.q_proj.register_forward_hook(off)
     loaded.model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-    with pytest.warns(UserWarning, match="slower way: RuntimeError: decoding in slots is off by"):
+    with collect_fallbacks() as fallbacks:
         other = generate(loaded, prompts, 9)
+    (fallback,) = fallbacks.sorted()
+    assert fallback.code == "no-continuous-batching"
+    assert "RuntimeError: decoding with KV cache slots is off by" in fallback.message
     assert len(other) == len(expected)
-    # Once is enough.
+    # It is not tried again.
+    assert loaded.batches_continuously[loaded.model] is False
     assert generate(loaded, prompts, 9) == other
+
+
+def test_two_models_are_decoded_in_two_threads_without_mixing_their_caches(folder, model):
+    other = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    @torch.no_grad()
+    def answer(one, prompts):
+        return decode(one, prompts, LIMITS, NEVER, 2)
+
+    backwards = [prompt[::-1] for prompt in PROMPTS]
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(answer, model, PROMPTS), pool.submit(answer, other, backwards)]
+        first, second = (one.result() for one in running)
+    assert (first, second) == (answer(model, PROMPTS), answer(model, backwards))
+
+
+def test_a_model_that_drops_keyword_arguments_is_refused_by_the_attention(model):
+    with slot_attention(model), pytest.raises(RuntimeError, match="keyword arguments"):
+        model(input_ids=torch.tensor([[5, 6]]))

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -48,9 +50,22 @@ def test_batched_answers_are_those_of_one_prompt_at_a_time(loaded, pairs):
     assert all(one.tokens == 12 or one.finished for one in together)
 
 
-def test_streamed_pieces_are_the_answer(loaded, pairs):
-    whole = generate(loaded, [pairs[0].text], 12)[0].text
-    assert "".join(stream(loaded, pairs[0].text, 12)).strip() == whole.strip()
+def test_a_streamed_continuation_grows_to_the_generated_one(loaded, pairs):
+    (whole,) = generate(loaded, [pairs[0].text], 12)
+    grown = list(stream(loaded, pairs[0].text, 12))
+    assert grown[-1] == whole
+    for shorter, longer in itertools.pairwise(grown):
+        assert longer.text.startswith(shorter.text)
+        assert longer.tokens >= shorter.tokens
+
+
+def test_a_failure_while_streaming_is_raised_where_it_is_waited_for(loaded, pairs, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(loaded.model, "generate", fail)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        list(stream(loaded, pairs[0].text, 12))
 
 
 def test_letters_score_as_they_do_as_continuations(loaded, pairs):

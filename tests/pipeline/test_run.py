@@ -77,7 +77,7 @@ def test_the_run_directory_holds_what_is_promised(finished):
         "config.json", "environment.json", "plan.json", "split.json", "events.jsonl",
         "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
         "adapter/tokenizer.json", "evaluation/before.jsonl", "evaluation/after.jsonl",
-        "report.json", "report.md", "status.json",
+        "report.json", "report.md", "status.json", "medcot.log",
     ):  # fmt: skip
         assert directory.has(name), name
     assert directory.stage() == "done"
@@ -94,6 +94,17 @@ def test_the_report_has_the_promised_numbers(finished):
     assert set(report["paired"]["nll"]) >= {"difference", "low", "high", "p_value"}
     assert report["verdict"]["nll"] in ("improved", "no evidence", "worse")
     assert report["after"]["nll"] < report["before"]["nll"]
+
+
+def test_the_log_tells_the_stages_and_the_environment_lists_fallbacks(finished):
+    directory, report, _ = finished
+    told = directory.log.read_text(encoding="utf-8")
+    assert [told.index(f"stage {name}") for name in ("before", "training", "after")] == sorted(
+        told.index(f"stage {name}") for name in ("before", "training", "after")
+    )
+    assert directory.read_json("environment.json")["fallbacks"] == []
+    assert report.facts.environment is not None
+    assert report.facts.environment.fallbacks == ()
 
 
 def test_no_test_row_is_trained_on(finished):

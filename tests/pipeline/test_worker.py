@@ -53,10 +53,10 @@ sys.path.insert(0, sys.argv[1])
 from tests.support.fakes import make_case
 from medcot.distributed import comm
 from medcot.config.presets import make_config
-from medcot.evaluation.interface import ModelTools
+from medcot.evaluation.interface import ModelTools, row_to_json
 from medcot.evaluation.suite import evaluate, make_suite
 from medcot.records import Generation, TokenLoss
-from medcot.pipeline.sharding import share_out, take_share
+from medcot.pipeline.sharding import shard_evaluation, submit_shard
 
 def generate(prompts):
     return [Generation(f"by process {comm.rank()}", 1, True) for _ in prompts]
@@ -66,16 +66,16 @@ tools = ModelTools(generate, tools.score, tools.score_options, answers_at_once=2
 if comm.is_main():
     config = make_config("demo", {"test_samples": 12, "generate_samples": 10, "style": "tutorial"})
     asked = make_suite(config, [make_case(n) for n in range(12)], None, {})
-    ask = share_out(comm.tell, "before", lambda: False)
+    ask = shard_evaluation(comm.broadcast, "before", lambda: False)
     whole, rest, saved = [], [], []
     evaluate(asked, tools, [], whole.append, answer=ask)
     evaluate(asked, tools, whole[:3] + whole[6:], rest.append, answer=ask)
     evaluate(asked, tools, whole, saved.append, answer=ask)
-    comm.tell(None)
-    print(json.dumps([whole, rest, saved]))
+    comm.broadcast(None)
+    print(json.dumps([[row_to_json(row) for row in rows] for rows in (whole, rest, saved)]))
 else:
-    while share := comm.hear():
-        take_share(share, tools, lambda: False)
+    while sharded := comm.receive():
+        submit_shard(sharded, tools, lambda: False)
 comm.close()
 """
 
@@ -232,12 +232,12 @@ def test_commands_that_train_nothing_run_in_the_main_process_alone(tmp_path):
 def test_without_a_launcher_nothing_is_asked_of_a_store(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert comm.from_main(lambda: 5) == 5
-    assert comm.total(2.0) == 2.0
-    assert comm.any_of(True)
-    assert not comm.any_of(False)
-    assert comm.error_elsewhere() is None
-    assert comm.fail(2, "a line").line == "a line"
-    comm.tell(None)
+    assert comm.sum_over_ranks(2.0) == 2.0
+    assert comm.any_rank(True)
+    assert not comm.any_rank(False)
+    assert comm.peer_error() is None
+    assert comm.announce_failure(2, "a line").line == "a line"
+    comm.broadcast(None)
     comm.close()
 
 

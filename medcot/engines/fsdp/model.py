@@ -12,6 +12,7 @@ FSDP2 first loads all 4-bit weights on every GPU, and its FSDP1 is deprecated.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from datetime import timedelta
 from typing import Any
 
@@ -24,15 +25,15 @@ from medcot.planning.plan import Plan
 BLOCK = 64
 """Weights per scale of NF4."""
 PATIENCE = timedelta(hours=2)
-"""How long a process may be ahead of another in a collective: loading takes as long as disks do.
-What fails says so by itself, see ``medcot.distributed.rendezvous``."""
+"""How long a process may wait for another in a collective: loading takes as long as disks do. A
+process that fails announces it through ``medcot.distributed.rendezvous``."""
 
 
 class PackedLinear(nn.Linear):
-    """A frozen linear layer in NF4, its packed weights stored as numbers of the compute dtype.
+    """A frozen NF4 linear layer whose packed weights are viewed as numbers of the compute dtype.
 
-    FSDP splits floating-point parameters alone. ``state`` holds the scales, which are not split
-    (an eighth of a bit per weight).
+    FSDP shards floating-point parameters only. ``state`` holds the scales, which stay whole (an
+    eighth of a bit per weight).
     """
 
     def __init__(self, packed: torch.Tensor, state: Any, bias: torch.Tensor | None) -> None:
@@ -43,7 +44,7 @@ class PackedLinear(nn.Linear):
         self.state = state
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., columns] -> [..., rows], in the dtype that autocast asks for, else the input's."""
+        """Map [..., columns] to [..., rows], in autocast's dtype if it is on, else the input's."""
         import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]
 
         if torch.is_autocast_enabled(x.device.type):
@@ -63,7 +64,13 @@ def broadcast_adapter(model: Any) -> None:
 def build_split(
     config: Any, weights: Any, plan: Plan, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    """The model of ``config`` from ``weights``, a :class:`Checkpoint` or what reads like one."""
+    """Build the model of ``config``, each layer sharded as soon as it is filled.
+
+    Args:
+        config: A transformers config.
+        weights: A :class:`medcot.engines.fsdp.safetensors_reader.Checkpoint`, or an object with
+            its methods.
+    """
     model = _without_weights(config, plan, dtype)
     backbone, head = model.model, model.lm_head
     tied = bool(config.tie_word_embeddings)
@@ -71,42 +78,42 @@ def build_split(
     with device:
         backbone.rotary_emb = type(backbone.rotary_emb)(config=model.config)
     mesh = _mesh(device) if plan.gpus > 1 else None
-    source = _Source(weights, dtype, device, plan.quantization == "4bit")
-
-    def settle(module: nn.Module, name: str, *, split: bool = True) -> None:
-        source.fill(module, name)
-        if split and mesh is not None:
-            from torch.distributed.fsdp import fully_shard
-
-            fully_shard(module, mesh=mesh, reshard_after_forward=True)
-
-    # Tied embeddings are the head's too, which is not the backbone's to gather: they stay whole.
-    settle(backbone.embed_tokens, "model.embed_tokens", split=not tied)
+    source = _Source(weights, dtype, device, quantize=plan.quantization == "4bit")
+    source.fill(backbone.embed_tokens, "model.embed_tokens")
+    if not tied:
+        # Tied embeddings stay whole: the head uses them after the backbone has released its own.
+        _shard(backbone.embed_tokens, mesh)
     for index, layer in enumerate(backbone.layers):
-        settle(layer, f"model.layers.{index}")
+        source.fill(layer, f"model.layers.{index}")
+        _shard(layer, mesh)
     if tied:
         head.weight = backbone.embed_tokens.weight
     else:
-        settle(head, "lm_head")
+        source.fill(head, "lm_head")
+        _shard(head, mesh)
     source.fill(backbone, "model")
+    _shard(backbone, mesh, {backbone.embed_tokens.weight} if tied else set())
+    # transformers then ends a generation in all processes at once.
+    model._is_fsdp_managed_module = mesh is not None
+    return model.requires_grad_(requires_grad=False).eval()
+
+
+def _shard(module: nn.Module, mesh: Any, whole: Set[nn.Parameter] = frozenset()) -> None:
+    """Shard the parameters of ``module`` over ``mesh``, if there is one, but for ``whole``."""
     if mesh is not None:
         from torch.distributed.fsdp import fully_shard
 
-        kept = {backbone.embed_tokens.weight} if tied else set()
-        fully_shard(backbone, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
-    # So transformers ends a generation in all processes at once.
-    model._is_fsdp_managed_module = mesh is not None
-    return model.requires_grad_(False).eval()
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(whole))
 
 
 class _Source:
     """Fills modules from files: on the device, in the dtype, linear layers of blocks in NF4."""
 
     def __init__(
-        self, weights: Any, dtype: torch.dtype, device: torch.device, quantize: bool
+        self, weights: Any, dtype: torch.dtype, device: torch.device, *, quantize: bool
     ) -> None:
         self.weights, self.dtype, self.device = weights, dtype, device
-        # Files that are packed already say by themselves which layers are.
+        # Files that are packed already name the layers that are.
         self.quantize = quantize and not any(_is_state(name) for name in weights.names("model."))
 
     def fill(self, module: nn.Module, name: str) -> None:
@@ -172,13 +179,13 @@ def _without_weights(config: Any, plan: Plan, dtype: torch.dtype) -> Any:
 
 
 def _mesh(device: torch.device) -> Any:
-    """All processes in one row."""
+    """Return a one-dimensional mesh of all processes."""
     from torch.distributed.device_mesh import init_device_mesh
 
     if not distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        # Of the few numbers that the trainer exchanges, some may lie on the CPU.
+        # Some of the numbers that the trainer exchanges may lie on the CPU.
         backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE)
     return init_device_mesh(device.type, (distributed.get_world_size(),))

@@ -1,4 +1,4 @@
-"""A model's safetensors files, read tensor by tensor, so that no process holds all of them."""
+"""Reads a model's safetensors files tensor by tensor, so that no process holds all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Checkpoint:
     """The tensors of a model folder or of a hub model, by name.
 
     Raises:
-        OSError: it has no safetensors files.
+        OSError: It has no safetensors files.
     """
 
     def __init__(self, where: Location) -> None:
@@ -28,14 +28,14 @@ class Checkpoint:
         return name in self._files
 
     def names(self, prefix: str) -> Iterator[str]:
-        """The names that begin with ``prefix``."""
+        """Yield the names that begin with ``prefix``."""
         return (name for name in self._files if name.startswith(prefix))
 
     def read(self, name: str, device: Any) -> Any:
-        """The tensor ``name`` on ``device``, in the dtype of the file.
+        """Return the tensor ``name`` on ``device``, in the dtype of the file.
 
         Raises:
-            KeyError: there is none.
+            KeyError: There is no such tensor.
         """
         path = self._files[name]
         if path not in self._open:
@@ -62,7 +62,7 @@ class Checkpoint:
             return dict.fromkeys(opened.keys(), single)
 
     def _fetch(self, name: str) -> str | None:
-        """The path of a file of the model, fetched from the hub where needed; None without it."""
+        """Return the path of a file, fetched from the hub if needed; None if it does not exist."""
         from transformers.utils.hub import cached_file
 
         return cached_file(

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer for each engine: its arguments, what it collates, what it tells."""
+"""Chooses TRL's SFTTrainer for each engine, and sets its arguments, collator and callbacks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ def make_trainer(
     lengths: Sequence[int],
     recorder: Recorder,
 ) -> Any:
-    """A trainer of ``data`` (rows of token ids and labels) that ``recorder`` hears of.
+    """Return a trainer that reports its steps to ``recorder``.
 
-    ``adapters`` are those of :func:`training_pass`, ``lengths`` the rows' tokens, in the order of
-    ``data``.
+    Args:
+        adapters: What the engine's training pass yields.
+        data: Rows of token ids and labels.
+        lengths: The tokens of each row, in the order of ``data``.
     """
     from medcot.engines.fused.cross_entropy import ChunkedLogProb
 
@@ -58,10 +60,10 @@ def _make_plain_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder
 
 
 def make_arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path) -> Any:
-    """The ``SFTConfig`` of a run: what its config asks for, computed as its plan says."""
+    """Return the ``SFTConfig`` of a run: what its config asks for, computed as its plan says."""
     from trl.trainer.sft_config import SFTConfig
 
-    on_cpu, fused = plan.device == "cpu", engine_for(plan).traits.packs
+    on_cpu = plan.device == "cpu"
     if on_cpu and comm.world_size() > 1:
         name_cpu_without_number()
     return SFTConfig(
@@ -74,20 +76,10 @@ def make_arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path)
         warmup_steps=min(config.warmup_steps, steps),
         weight_decay=config.weight_decay,
         optim=config.optimizer if not on_cpu else "adamw_torch",
-        # The plan's packing lays the rows of a forward pass end to end and leaves the batch as it
-        # was asked for; TRL's own would let a step see as many rows as happen to fit. Rows longer
-        # than max_length were left out before, so nothing needs to be cut here.
-        max_length=None if plan.packing else config.max_length,
-        padding_free=plan.packing and not fused,
         completion_only_loss=True,
-        gradient_checkpointing=plan.checkpointing and not fused,
-        # The fused pass chooses its own dtypes, and scales its losses where fp16 needs it.
-        bf16=plan.precision == "bf16" and not on_cpu and not fused,
-        fp16=plan.precision == "fp16" and not on_cpu and not fused,
         use_cpu=on_cpu,
         seed=config.seed,
         data_seed=config.seed,
-        logging_strategy="no" if fused else "steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
@@ -97,13 +89,35 @@ def make_arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path)
         save_total_limit=2,
         dataloader_pin_memory=plan.device == "cuda",
         # A blocking copy of a batch would wait for everything that the GPU still has to do.
-        accelerator_config={"non_blocking": True},
+        accelerator_config={"non_blocking": plan.device == "cuda"},
         ddp_find_unused_parameters=False,
+        **_arguments_by_pass(config, plan),
     )
 
 
+def _arguments_by_pass(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """Return the arguments that depend on whether the engine has a training pass of its own.
+
+    Such a pass packs rows, chooses dtypes, scales fp16 losses, recomputes layers and logs by
+    itself.
+    """
+    plain = not engine_for(plan).traits.packs
+    half = plain and plan.device != "cpu"
+    return {
+        # The plan's packing lays the rows of a forward pass end to end and keeps the batch; TRL's
+        # own would let a step see as many rows as happen to fit. Rows longer than max_length were
+        # left out before, so nothing needs to be cut here.
+        "max_length": None if plan.packing else config.max_length,
+        "padding_free": plain and plan.packing,
+        "gradient_checkpointing": plain and plan.checkpointing,
+        "bf16": half and plan.precision == "bf16",
+        "fp16": half and plan.precision == "fp16",
+        "logging_strategy": "steps" if plain else "no",
+    }
+
+
 class CountingCollator:
-    """Passes batches through and notes how many tokens each has, without asking the device."""
+    """Counts the tokens of each batch as it is collated, without reading from the device."""
 
     def __init__(self, collate: Any, recorder: Recorder) -> None:
         self._collate, self._recorder = collate, recorder
@@ -134,7 +148,7 @@ def _as_callback(recorder: Recorder) -> Any:
         ) -> None:
             if "loss" in logs:
                 own = recorder.take_tokens(args.gradient_accumulation_steps)
-                tokens = int(comm.total(own))
+                tokens = int(comm.sum_over_ranks(own))
                 seconds = recorder.seconds_since_begin()
                 recorder.step_ended(state.global_step, tokens, logs, seconds)
 
@@ -142,7 +156,7 @@ def _as_callback(recorder: Recorder) -> Any:
 
 
 def _remove_printing(trainer: Any) -> None:
-    """The trainer prints each log as a dict; the events say it better."""
+    """Keep the trainer from printing each log as a dict: the events hold the same values."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer for split weights: adapters whole in every process, their gradients averaged."""
+"""TRL's SFTTrainer for sharded weights: whole adapters in every process, averaged gradients."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from trl.trainer.sft_trainer import SFTTrainer
 class SplitTrainer(SFTTrainer):
     """The trainer for a model of :mod:`medcot.engines.fsdp.model`, in one of several processes.
 
-    DDP refuses split weights, so it is left out; what it would do, average the gradients over the
-    processes, is done at once when those of a step are complete.
+    DDP refuses sharded weights. The trainer averages gradients over the processes itself, once per
+    step.
     """
 
     def create_accelerator_and_postprocess(self) -> None:
-        """The usual accelerator, which leaves the model unwrapped; autocast stays."""
+        """Make the usual accelerator, but leave the model unwrapped; autocast stays."""
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = partial(
             self.accelerator.prepare_model, evaluation_mode=True
         )
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        # Before fp16's scale is taken off: what overflows in one process does so in all.
+        # Before fp16's loss scale is removed, so that an overflow in one process is one in all.
         average_gradients([value for value in model.parameters() if value.requires_grad])
         return super()._clip_grad_norm(model)
 
 
 def average_gradients(trained: Sequence[nn.Parameter]) -> None:
-    """Replace the gradient of each parameter by its mean over all processes, which all must ask.
+    """Replace the gradient of each parameter by its mean over all processes. A collective.
 
-    The loss of each process counts as many times as there are processes, as for DDP.
+    TRL multiplies each process's loss by the number of processes, as DDP expects.
     """
     for value in trained:
         if value.grad is None:

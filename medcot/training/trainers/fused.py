@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer over the fused pass: packed batches in, no waiting for the device in a step."""
+"""TRL's SFTTrainer over the fused pass: packed batches, and no waiting for the device in a step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from medcot.engines.fused.packing import BalancedSampler, PackedCollator
 from medcot.training.recorder import Recorder, StepReadings
 
 UNREAD_STEPS = 1
-"""Steps whose loss may be on its way while the next one is launched."""
+"""Steps whose loss may still be computed while the next one is launched."""
 
 
 class PackedTrainer(SFTTrainer):
     """The trainer for a peft model within :func:`medcot.engines.fused.stack.fused_forward`.
 
-    The model gives the summed loss of a batch; everything that SFTTrainer would read back from the
-    device after each forward pass (entropy, accuracy, token counts) is left out.
+    The model returns the summed loss of a batch. What SFTTrainer would read back from the device
+    after each forward pass (entropy, accuracy, token counts) is left out.
     """
 
     adapters: TrainedParameters
@@ -37,7 +37,7 @@ class PackedTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Mean loss of the optimizer step's labelled tokens, as far as this batch adds to it."""
+        """Return this batch's share of the mean loss over the step's labelled tokens."""
         count = num_items_in_batch if num_items_in_batch is not None else len(inputs["targets"])
         loss = model(**inputs) / count
         seen = loss.detach().float()
@@ -45,7 +45,7 @@ class PackedTrainer(SFTTrainer):
         return loss
 
     def get_train_dataloader(self) -> Any:
-        """The trainer's own, with the rows of each step shared out evenly over its passes."""
+        """Return TRL's own loader, with the rows of each step spread evenly over its passes."""
         loader = super().get_train_dataloader()
         # Inside of accelerate's shares, so that the order is that of every other engine.
         batches: Any = loader.batch_sampler
@@ -57,12 +57,12 @@ class PackedTrainer(SFTTrainer):
         return loader
 
     def training_step(self, model: Any, *arguments: Any, **options: Any) -> Any:
-        """Forward and backward; several processes exchange gradients once per step, not here."""
+        """Run forward and backward; processes exchange gradients once per step, not here."""
         with self.accelerator.no_sync(model):
             return super().training_step(model, *arguments, **options)
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer of all adapters as one parameter; each of their weights decays."""
+        """Return the optimizer of all adapters as one parameter, all of whose weights decay."""
         if self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             group = {"params": [self.adapters.gather()], "weight_decay": self.args.weight_decay}
@@ -72,14 +72,14 @@ class PackedTrainer(SFTTrainer):
     def _clip_grad_norm(self, model: Any) -> Any:
         master = self.adapters.gather()
         if self.accelerator.num_processes > 1:
-            # At once: DDP would do it in dozens of pieces during the backward pass.
+            # One call: DDP would make dozens of them during the backward pass.
             distributed.all_reduce(master.grad)
         limit = self.args.max_grad_norm
         self.grad_norm = self.accelerator.clip_grad_norm_([master], limit)
         return self.grad_norm
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """None that anyone reads: to count the model's parameters takes milliseconds."""
+        """Return 0: nobody reads it, and counting the model's parameters takes milliseconds."""
         return 0
 
     def _get_learning_rate(self) -> float:
@@ -87,7 +87,7 @@ class PackedTrainer(SFTTrainer):
         return self.learning_rate
 
     def take_step_values(self, tokens: int) -> torch.Tensor:
-        """(loss, gradient norm, tokens) of the step that just ended, over all processes."""
+        """Return (loss, gradient norm, tokens) of the step that just ended, over all processes."""
         assert self.step_loss is not None
         assert self.grad_norm is not None
         count = self.accelerator.num_processes
@@ -109,9 +109,9 @@ def make_packed_trainer(
     tokenizer: Any,
     recorder: Recorder,
 ) -> PackedTrainer:
-    """A trainer of the ``adapters`` of ``model`` by ``rows`` of ``lengths`` tokens.
+    """Return a trainer of the ``adapters`` of ``model`` on ``rows`` of ``lengths`` tokens.
 
-    ``recorder`` hears of its steps, one step late on a GPU.
+    It reports its steps to ``recorder``, one step late on a GPU.
     """
     trainer = PackedTrainer(
         model=model,
@@ -143,15 +143,15 @@ def _as_callback(trainer: PackedTrainer, recorder: Recorder) -> Any:
             if recorder.should_stop():
                 control.should_training_stop = True
                 control.should_save = True
-            # Nothing is saved before it is known that the loss is still a number.
+            # No checkpoint is saved before the loss is known to be a number.
             last = state.global_step >= state.max_steps or control.should_save
-            self._tell(0 if last or state.global_step % args.save_steps == 0 else UNREAD_STEPS)
+            self._report(0 if last or state.global_step % args.save_steps == 0 else UNREAD_STEPS)
             return control
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._tell(0)
+            self._report(0)
 
-        def _tell(self, keep: int) -> None:
+        def _report(self, keep: int) -> None:
             if self.readings is not None:
                 for step, tokens, logs, seconds in self.readings.pop(keep):
                     recorder.step_ended(step, tokens, logs, seconds)

@@ -27,7 +27,7 @@ from tests.support.two_processes import (
 STORY = """
 import json, os, shutil, sys
 from medcot.distributed import comm
-from medcot.pipeline.worker import take_part
+from medcot.pipeline.worker import run_worker
 from medcot.config.presets import make_config
 from medcot.listener import Listener
 from medcot.pipeline.run import evaluate_only, run
@@ -61,9 +61,9 @@ if comm.is_main():
     (directory.path / "evaluation" / "after.jsonl").unlink()
     again()
     evaluate_only(directory, Listener())
-    comm.tell(None)
+    comm.broadcast(None)
 else:
-    take_part(Listener())
+    run_worker(Listener())
 comm.close()
 """
 

@@ -1,0 +1,140 @@
+"""Every change to another library does what it says, and is still needed.
+
+Where a test named ``..._is_still_needed`` fails, the library has changed: remove that part of
+``medcot.engines.compat`` and its test.
+"""
+
+import importlib.util
+import inspect
+import io
+import logging
+import sys
+import types
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from medcot.engines import compat
+from medcot.engines.fused.cross_entropy import ChunkedLogProb
+
+
+def unpatched(name):
+    """A second copy of the module ``name``, as it is without medcot."""
+    found = importlib.util.find_spec(name)
+    spec = importlib.util.spec_from_file_location(f"{name}_unpatched", found.origin)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Heard(logging.Handler):
+    """Keeps messages and the loggers they came through."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append((record.name, record.getMessage()))
+
+
+@pytest.fixture
+def heard():
+    handler = Heard()
+    loggers = [logging.getLogger(name) for name in {one.logger for one in compat.KNOWN_MESSAGES}]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield handler.messages
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+def provoke_messages(tiny_model, folder):
+    """Do what makes the libraries say each of the known messages."""
+    from datasets import Dataset
+    from transformers.trainer_utils import align_special_tokens
+    from trl import SFTConfig, SFTTrainer
+
+    compat.provide_loss(ChunkedLogProb)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model.config.pad_token_id = tokenizer.eos_token_id
+    align_special_tokens(model, tokenizer)
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,
+        padding_free=True,
+        max_length=None,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+    )
+    rows = Dataset.from_list([{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}])
+    SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+
+
+def test_silencing_each_known_message_is_still_needed(tiny_model, tmp_path, heard):
+    provoke_messages(tiny_model, tmp_path)
+    for known in compat.KNOWN_MESSAGES:
+        assert any(name == known.logger and known.part in text for name, text in heard), known
+
+
+def test_known_messages_are_silenced_and_others_are_not(tiny_model, tmp_path, heard):
+    with compat.known_messages_silenced():
+        provoke_messages(tiny_model, tmp_path)
+        logging.getLogger("trl.trainer.sft_trainer").warning("Something unforeseen.")
+    known = [one.part for one in compat.KNOWN_MESSAGES]
+    assert not [text for _, text in heard if any(part in text for part in known)]
+    assert ("trl.trainer.sft_trainer", "Something unforeseen.") in heard
+    heard.clear()
+    first = compat.KNOWN_MESSAGES[0]
+    logging.getLogger(first.logger).warning(first.part)
+    assert heard == [(first.logger, first.part)]
+
+
+def test_denying_jupyter_is_still_needed_next_to_marimo(monkeypatch):
+    monkeypatch.setitem(sys.modules, "marimo", types.ModuleType("marimo"))
+    assert unpatched("transformers.utils.import_utils").is_in_notebook()
+
+
+def test_providing_a_loss_is_still_needed_without_triton():
+    if importlib.util.find_spec("triton") is not None:
+        pytest.skip("TRL has a loss of its own where Triton is")
+    assert unpatched("trl.trainer.utils")._ChunkedLogProbFunction is None
+
+
+def test_letting_the_8_bit_optimizer_run_ahead_is_still_needed():
+    optimizer = pytest.importorskip("bitsandbytes.optim.optimizer")
+    assert "sync_gpu(" in inspect.getsource(optimizer)
+    wait = optimizer.sync_gpu
+    with compat.unhurried_optimizer():
+        assert optimizer.sync_gpu is not wait
+    assert optimizer.sync_gpu is wait
+
+
+def test_keeping_accelerate_from_splitting_is_still_needed():
+    from accelerate import Accelerator
+
+    assert 'os.environ.get("ACCELERATE_USE_FSDP"' in inspect.getsource(Accelerator.__init__)
+
+
+def test_naming_the_cpu_without_a_number_is_still_needed():
+    stored = io.BytesIO()
+    torch.save(torch.zeros(1), stored)
+    stored.seek(0)
+    with pytest.raises(RuntimeError, match="cpu:0"):
+        torch.load(stored, map_location="cpu:0")
+
+
+@pytest.mark.parametrize(
+    ("change", "variable"),
+    [
+        (compat.disable_unsloth_statistics, "UNSLOTH_DISABLE_STATISTICS"),
+        (compat.let_allocator_grow, "PYTORCH_CUDA_ALLOC_CONF"),
+    ],
+)
+def test_a_variable_that_the_user_set_wins(monkeypatch, change, variable):
+    monkeypatch.setenv(variable, "the user's")
+    change()
+    assert compat.os.environ[variable] == "the user's"
