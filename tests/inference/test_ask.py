@@ -14,7 +14,7 @@ from medcot.runs.directory import RunDirectory
 def answering(tmp_path, monkeypatch):
     """Returns a function that lets a run's model answer with given texts."""
     directory = RunDirectory(tmp_path / "run")
-    directory.create(make_config("demo"))
+    directory.create(make_config("demo", {"style": "tutorial"}))
     monkeypatch.setattr(asking, "load_run", lambda *_, **__: type("Loaded", (), {"chat": None})())
     monkeypatch.setattr("medcot.engines.loading.release", lambda loaded: None)
 
