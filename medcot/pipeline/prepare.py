@@ -74,7 +74,7 @@ def prepare(
         )
     _write_decisions(prepared, machine)
     for line in _announcements(prepared):
-        logger.info(line)
+        logger.info("%s", line)
         listener.say(line)
     return prepared
 
