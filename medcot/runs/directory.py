@@ -153,7 +153,8 @@ class RunDirectory:
         """Yield the rows of a ``.jsonl`` file, without a line that a kill has cut."""
         if not path.exists():
             return
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        # ``splitlines`` would also split at U+2028, U+2029 and U+0085, which JSON leaves as they are.
+        for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
             try:
                 yield json.loads(line)
             except ValueError:

@@ -77,3 +77,12 @@ def test_chinese_is_written_as_itself(directory):
     text = (directory.path / "x.json").read_text(encoding="utf-8")
     assert "问" in text
     assert json.loads(text) == {"问": "答"}
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\r"])
+def test_a_row_may_hold_any_line_separator(directory, separator):
+    path = directory.evaluation("before")
+    rows = [{"id": f"{n}", "output": f"one{separator}two"} for n in range(3)]
+    for row in rows:
+        directory.append(path, row)
+    assert list(directory.rows(path)) == rows
