@@ -153,7 +153,7 @@ class RunDirectory:
         """Yield the rows of a ``.jsonl`` file, without a line that a kill has cut."""
         if not path.exists():
             return
-        # ``splitlines`` would also split at U+2028, U+2029 and U+0085, which JSON keeps as they are.
+        # ``splitlines`` would also split at U+2028, U+2029 and U+0085, which JSON lets be.
         for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
             try:
                 yield json.loads(line)
