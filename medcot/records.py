@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from medcot.catalog import Message
 
 Language = Literal["en", "zh"]
 Style = Literal["tutorial", "chat"]
@@ -145,10 +147,28 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Rows left out of a data set, and why."""
+    """A row that was left out of a data set, and why."""
 
     id: str
-    reason: str
+    reason: str | Message
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a cache keeps it."""
+        reason = self.reason
+        return {
+            "id": self.id,
+            "reason": reason.to_json() if isinstance(reason, Message) else reason,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Dropped:
+        """Read what :meth:`to_json` returns."""
+        reason = data["reason"]
+        return cls(data["id"], reason if isinstance(reason, str) else Message.from_json(reason))
+
+    def in_english(self) -> Dropped:
+        """Return the record with its reason as a plain English text, as reports show it."""
+        return Dropped(self.id, str(self.reason))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,15 @@
 """The message catalog: whole in both languages, rendered late, kept as data."""
 
+import ast
 import json
 import pickle
+import re
+import string
 
 import pytest
 
 from medcot.catalog import Message, Reason, either, say, words
+from tests.support.paths import ROOT
 
 
 def test_a_message_is_rendered_in_the_language_asked_for():
@@ -53,3 +57,55 @@ def test_alternatives_are_joined_as_each_language_does():
 def test_no_template_is_empty():
     for language in ("en", "zh"):
         assert all(template.strip() for template in words(language).values())
+
+
+def rendered_codes() -> tuple[set[str], list[re.Pattern[str]]]:
+    """The codes that the sources name, and patterns of those that they put together."""
+    whole: set[str] = set()
+    built: list[re.Pattern[str]] = []
+    for path in [*(ROOT / "medcot").rglob("*.py"), ROOT / "apps" / "tutorial.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                whole.add(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [
+                    re.escape(str(part.value)) if isinstance(part, ast.Constant) else r"\w+"
+                    for part in node.values
+                ]
+                if re.fullmatch(r"[a-z]+_", str(getattr(node.values[0], "value", ""))):
+                    built.append(re.compile("".join(parts)))
+    return whole, built
+
+
+def test_every_code_of_the_catalog_is_used():
+    whole, built = rendered_codes()
+    unused = [
+        code
+        for code in words("en")
+        if code not in whole and not any(pattern.fullmatch(code) for pattern in built)
+    ]
+    assert unused == []
+
+
+def test_every_code_that_is_named_is_in_both_languages():
+    called = {"Message", "Reason", "say", "note"}
+    for path in [*(ROOT / "medcot").rglob("*.py"), ROOT / "apps" / "tutorial.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            first = node.args[0]
+            # A listener's lines are whole sentences, not codes.
+            if name in called and isinstance(first, ast.Constant) and " " not in str(first.value):
+                for language in ("en", "zh"):
+                    assert first.value in words(language), f"{path.name}: {first.value}"
+
+
+def test_both_languages_format_the_same_values_alike():
+    parse = string.Formatter().parse
+    for code, english in words("en").items():
+        theirs = [
+            sorted(str(place[1:]) for place in parse(text) if place[1])
+            for text in (english, words("zh")[code])
+        ]
+        assert set(theirs[0]) == set(theirs[1]), code

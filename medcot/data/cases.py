@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
+from medcot.catalog import Message
 from medcot.data.case_list import CaseList, hold_cases
 from medcot.data.readers import Fault, SourceRow, Values, describe_type
 from medcot.data.text import find_flaw, normalise, printable
@@ -89,8 +90,8 @@ class _Validation:
         if (earlier := self._by_question.get(question)) is None:
             return False
         same = _hash_answer(case) == self._answers[16 * earlier : 16 * earlier + 16]
-        answer = "and answer" if same else "with another answer"
-        reason = f"same question as {self.ids[earlier]}, {answer}"
+        code = "dropped_duplicate" if same else "dropped_contradiction"
+        reason = Message(code, {"other": self.ids[earlier]})
         self.found.duplicates.append(Dropped(case.id, reason))
         return True
 

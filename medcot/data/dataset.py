@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from medcot.config.schema import RunConfig
@@ -179,7 +179,7 @@ def _cached(
     """
     if entry := CaseList.load(key):
         cases, facts = entry
-        duplicates = [Dropped(**row) for row in facts.pop("duplicates")]
+        duplicates = [Dropped.from_json(row) for row in facts.pop("duplicates")]
         return ValidatedCases(cases=cases, duplicates=duplicates, **facts)
     found = validate()
     if not found.faults and unchanged():
@@ -187,7 +187,7 @@ def _cached(
             "rows": found.rows,
             "written_chinese": found.written_chinese,
             "labelled_chinese": found.labelled_chinese,
-            "duplicates": [asdict(row) for row in found.duplicates],
+            "duplicates": [row.to_json() for row in found.duplicates],
         }
         found.cases.save(key, facts)
     return found

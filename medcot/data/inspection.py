@@ -126,7 +126,7 @@ def _inspect_cases(config: RunConfig) -> Inspection:
         rows=found.rows,
         kept=len(found.cases),
         problems=tuple(fault.problem for fault in found.faults),
-        duplicates=tuple(found.duplicates),
+        duplicates=tuple(row.in_english() for row in found.duplicates),
         lengths=_lengths(lengths),
         languages=_counts(languages),
         specialties=_counts(specialties),

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from medcot.catalog import Message
 from medcot.config.schema import RunConfig
 from medcot.data.case_list import CaseSubset
 from medcot.data.contamination import EvaluationTexts, Overlap, OverlapFinder
@@ -87,7 +88,7 @@ def select_training_rows(
     chooser = _Chooser(config.samples, config.max_length)
     rows = StoredRows.write(chooser.take(candidates))
     dropped, overlaps = tuple(chooser.dropped), tuple(chooser.overlaps)
-    facts = {"dropped": list(map(asdict, dropped)), "overlaps": list(map(asdict, overlaps))}
+    facts = {"dropped": [row.to_json() for row in dropped], "overlaps": list(map(asdict, overlaps))}
     note = ""
     if name and len(rows) and rows.save(name, facts):
         size = rows.path.stat().st_size / 2**20
@@ -139,7 +140,8 @@ class _Chooser:
                 self.overlaps += candidate.overlaps
             elif len(row) > self.max_length:
                 # A row is never cut: half an answer teaches the model to stop halfway.
-                reason = f"{len(row)} tokens, longer than {self.max_length}"
+                values = {"length": len(row), "longest": self.max_length}
+                reason = Message("too_long", values)
                 self.dropped.append(Dropped(candidate.id, reason))
             else:
                 yield row
@@ -166,7 +168,7 @@ def _load(name: str) -> Selection | None:
     if (found := StoredRows.load(name, needs=("dropped", "overlaps"))) is None:
         return None
     rows, facts = found
-    dropped = tuple(Dropped(**row) for row in facts["dropped"])
+    dropped = tuple(map(Dropped.from_json, facts["dropped"]))
     return Selection(rows, dropped, tuple(Overlap(**one) for one in facts["overlaps"]))
 
 

@@ -181,7 +181,8 @@ def _nothing_left(config: RunConfig, dropped: Sequence[Dropped]) -> InputError:
     if not dropped:
         got, needs = Message("error_all_leaked"), Message("needs_other_rows")
         return InputError(f"--dataset {config.dataset}", got, needs)
-    shortest = min(int(row.reason.split()[0]) for row in dropped)
+    lengths = [row.reason.values["length"] for row in dropped if isinstance(row.reason, Message)]
+    shortest = min(length for length in lengths if isinstance(length, int))
     got = Message("error_all_too_long", {"tokens": shortest})
     needs = Message("needs_at_least", {"least": shortest})
     return InputError(f"--max-length {config.max_length}", got, needs)

@@ -94,7 +94,7 @@ def _facts(prepared: Prepared) -> Facts:
             dataset.name, dataset.revision, dataset.fingerprint, dataset.synthetic
         ),
         rows=len(prepared.rows),
-        dropped=tuple(prepared.dropped),
+        dropped=tuple(row.in_english() for row in prepared.dropped),
         steps=prepared.config.total_steps(len(prepared.rows)),
         trainable_parameters=prepared.plan.trainable_parameters,
         total_parameters=prepared.plan.total_parameters,

@@ -246,7 +246,7 @@ def test_repeated_questions_are_left_out_and_listed_whatever_they_answer(tmp_pat
     path.write_bytes(jsonl(row(1), same, row(1, Response="Everything."), row(2)))
     data = load_dataset(config_for(path))
     assert [case.id for case in data.cases] == ["row-1", "row-4"]
-    assert [(gone.id, gone.reason) for gone in data.dropped] == [
+    assert [(gone.id, str(gone.reason)) for gone in data.dropped] == [
         ("row-2", "same question as row-1, and answer"),
         ("row-3", "same question as row-1, with another answer"),
     ]
@@ -357,7 +357,7 @@ def test_overlong_rows_are_dropped_whole_with_their_length() -> None:
     ]
     found = select_rows(candidates, samples=2, max_length=5)
     assert [row.id for row in found.rows] == ["a", "c"]
-    assert [(d.id, d.reason) for d in found.dropped] == [("b", "52 tokens, longer than 5")]
+    assert [(d.id, str(d.reason)) for d in found.dropped] == [("b", "52 tokens, longer than 5")]
     found = select_rows(candidates, samples=3, max_length=5)
     assert [d.id for d in found.dropped] == ["b", "d"]
 

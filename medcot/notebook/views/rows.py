@@ -138,14 +138,9 @@ def show_selection(material: Material, rows: SelectedRows, language: str) -> str
 
 
 def _dropped(rows: Sequence[Dropped], language: str) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for row in rows:
-        reason = in_language(row.reason, language)
-        if "tokens, longer than" in reason:
-            length, longest = reason.split()[0], reason.split()[-1]
-            reason = say("too_long", language, length=length, longest=longest)
-        found.append((f"<code>{text(row.id)}</code>", text(reason)))
-    return found
+    return [
+        (f"<code>{text(row.id)}</code>", text(in_language(row.reason, language))) for row in rows
+    ]
 
 
 def _overlapping(overlaps: Sequence[Overlap], language: str) -> list[tuple[str, str]]:
