@@ -511,7 +511,7 @@ def test_the_exit_code_is_that_of_the_first_that_failed(
     lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert both(lines, "import sys; sys.exit(2)").code == 2
-    monkeypatch.setattr(launch, "GRACE_S", 0.2)
+    monkeypatch.setattr(launch, "EXIT_GRACE_S", 0.2)
     code = (
         "import os, signal, time\n"
         "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
