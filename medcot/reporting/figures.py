@@ -1,18 +1,20 @@
-"""The report's figures, as SVG: the training loss, each test row's change, each set's change.
+"""Draws the report's figures: training loss, each test row's change, each set's change.
 
-Drawn with altair and turned into SVG by vl-convert, which needs no browser. Both are optional: a
-run without them has a report without figures.
+The charts are altair's; their colours and the language of their labels are arguments, so that the
+report and the pages share them. vl-convert turns them into SVG without a browser. Both packages
+are optional: a run without them has a report without figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medcot.catalog import say
 from medcot.reporting.schema import Figure, Report
 
-BETTER, WORSE, LINE = "#2b6cb0", "#c05621", "#4a5568"
 WIDTH, HEIGHT, LABEL = 560, 240, 260
 DIFFERENCES = "Change of each test row's loss"
 _NOTES = {
@@ -21,8 +23,21 @@ _NOTES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ChartTheme:
+    """Colours of a chart: better and worse values, and lines."""
+
+    better: str
+    worse: str
+    line: str
+
+
+PAPER = ChartTheme("#2b6cb0", "#c05621", "#4a5568")
+"""Colours for a white background."""
+
+
 def can_draw() -> bool:
-    """Whether the packages for figures are installed."""
+    """Tell whether the packages for figures are installed."""
     from importlib.util import find_spec
 
     return all(find_spec(name) is not None for name in ("altair", "vl_convert"))
@@ -53,8 +68,8 @@ def write_figures(
     return tuple(written)
 
 
-def loss_chart(events: Sequence[Mapping[str, Any]]) -> Any:
-    """Training loss by step, an altair chart; None without steps."""
+def loss_chart(events: Sequence[Mapping[str, Any]], theme: ChartTheme = PAPER) -> Any:
+    """Draw training loss by step as an altair chart; None without steps."""
     import altair as alt
 
     if not events:
@@ -62,7 +77,7 @@ def loss_chart(events: Sequence[Mapping[str, Any]]) -> Any:
     points = [{"step": event["step"], "loss": event["loss"]} for event in events]
     return (
         alt.Chart(alt.Data(values=points))
-        .mark_line(color=BETTER, point=len(points) <= 60)
+        .mark_line(color=theme.better, point=len(points) <= 60)
         .encode(
             x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1)),
             y=alt.Y("loss:Q", title="training loss (nats per token)", scale=alt.Scale(zero=False)),
@@ -70,8 +85,8 @@ def loss_chart(events: Sequence[Mapping[str, Any]]) -> Any:
     )
 
 
-def difference_chart(report: Report) -> Any:
-    """Each test row's loss after minus before, in order of size; None without rows.
+def difference_chart(report: Report, theme: ChartTheme = PAPER, language: str = "en") -> Any:
+    """Draw each test row's loss after minus before, in order of size; None without rows.
 
     The line is the mean over tokens, the band its interval.
     """
@@ -82,19 +97,19 @@ def difference_chart(report: Report) -> Any:
         return None
     changes = sorted(row.after - row.before for row in rows)
     points = [{"row": i + 1, "change": c, "better": c < 0} for i, c in enumerate(changes)]
-    zero = alt.Chart(alt.Data(values=[{"y": 0}])).mark_rule(color=LINE, strokeDash=[4, 3])
+    zero = alt.Chart(alt.Data(values=[{"y": 0}])).mark_rule(color=theme.line, strokeDash=[4, 3])
     dots = (
         alt.Chart(alt.Data(values=points))
         .mark_circle(size=45, opacity=0.9)
         .encode(
             x=alt.X(
                 "row:Q",
-                title="test rows, by size of change",
+                title=say("rows_by_change", language),
                 axis=alt.Axis(tickMinStep=1, grid=False),
                 scale=alt.Scale(domain=[0.5, len(points) + 0.5], nice=False),
             ),
-            y=alt.Y("change:Q", title="loss after − before (nats per token)"),
-            color=alt.condition("datum.better", alt.value(BETTER), alt.value(WORSE)),
+            y=alt.Y("change:Q", title=say("loss_change_axis", language)),
+            color=alt.condition("datum.better", alt.value(theme.better), alt.value(theme.worse)),
         )
     )
     layers = [zero.encode(y="y:Q"), dots]
@@ -102,14 +117,17 @@ def difference_chart(report: Report) -> Any:
         ends = {"difference": paired.difference, "low": paired.low, "high": paired.high}
         span = alt.Data(values=[ends])
         layers.insert(
-            0, alt.Chart(span).mark_rect(color=LINE, opacity=0.15).encode(y="low:Q", y2="high:Q")
+            0,
+            alt.Chart(span)
+            .mark_rect(color=theme.line, opacity=0.15)
+            .encode(y="low:Q", y2="high:Q"),
         )
-        layers.append(alt.Chart(span).mark_rule(color=LINE).encode(y="difference:Q"))
+        layers.append(alt.Chart(span).mark_rule(color=theme.line).encode(y="difference:Q"))
     return alt.layer(*layers)
 
 
-def accuracy_chart(report: Report) -> Any:
-    """Each set's change of right answers with its interval; None where no set was asked."""
+def accuracy_chart(report: Report, theme: ChartTheme = PAPER, language: str = "en") -> Any:
+    """Draw each set's change of right answers with its interval; None if no set was asked."""
     import altair as alt
 
     mcq = report.paired.mcq
@@ -127,14 +145,14 @@ def accuracy_chart(report: Report) -> Any:
     base = alt.Chart(alt.Data(values=points)).encode(
         y=alt.Y("set:N", title=None, sort=None, axis=alt.Axis(labelLimit=LABEL))
     )
-    title = "right answers, after − before (percentage points)"
-    zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(color=LINE, strokeDash=[4, 3])
+    title = say("accuracy_change_axis", language)
+    zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(color=theme.line, strokeDash=[4, 3])
     return alt.layer(
         zero.encode(x="x:Q"),
-        base.mark_rule(color=LINE, strokeWidth=2).encode(
+        base.mark_rule(color=theme.line, strokeWidth=2).encode(
             x=alt.X("low:Q", title=title), x2="high:Q"
         ),
-        base.mark_circle(size=90, color=BETTER, opacity=1).encode(x="difference:Q"),
+        base.mark_circle(size=90, color=theme.better, opacity=1).encode(x="difference:Q"),
     ).properties(height=max(60, 34 * len(points)))
 
 

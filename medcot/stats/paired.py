@@ -1,4 +1,4 @@
-"""Rates and paired differences with their intervals and tests. Nothing here knows of models.
+"""Rates and paired differences with their intervals and tests. Nothing here knows about models.
 
 Every comparison pairs the same rows before and after. A change is called only when both its
 interval and its test say so (see ``docs/experiments.md``, Statistics). scipy and statsmodels take
@@ -39,7 +39,7 @@ class PairedDifference:
     level: float = LEVEL
 
     def verdict(self, better: Literal["lower", "higher"]) -> Verdict:
-        """What may be said: a direction only where interval and test agree on one."""
+        """Return the verdict: a direction only if interval and test agree on one."""
         if self.low is None or self.high is None or self.p_value >= 1 - LEVEL:
             return "no evidence"
         if self.low > 0:
@@ -50,7 +50,7 @@ class PairedDifference:
 
 
 def rate_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float] | None:
-    """Wilson's interval of a rate; None without rows."""
+    """Compute Wilson's interval of a rate; None without rows."""
     from statsmodels.stats.proportion import proportion_confint
 
     if not n:
@@ -63,19 +63,19 @@ def rate_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, 
 def compare_rates(
     before: Sequence[bool], after: Sequence[bool], level: float = LEVEL
 ) -> PairedDifference | None:
-    """The change of a rate over the same rows: exact McNemar, Bonett and Price's interval.
+    """Compare a rate over the same rows: exact McNemar test, Bonett and Price's interval.
 
     The interval (Wald's on each count of changed rows plus one; Bonett and Price 2012,
     "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
-    data") keeps a width where no row changed, as it must: that none of 24 questions changed does
-    not show that none would. None without rows.
+    data") keeps a width if no row changed, as it must: that none of 24 questions changed does not
+    show that none would. None without rows.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
     n = _same_length(before, after)
     if not n:
         return None
-    gained, lost = changes(before, after)
+    gained, lost = count_changes(before, after)
     p_value = float(cast("Any", mcnemar([[0, gained], [lost, 0]], exact=True)).pvalue)
     low, high = _adjusted_wald(gained, lost, n, level)
     return PairedDifference((gained - lost) / n, low, high, p_value, n, level)
@@ -90,11 +90,12 @@ def compare_means(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> PairedDifference | None:
-    """The change of ``sum(values) / sum(weights)`` over the same rows.
+    """Compare ``sum(values) / sum(weights)`` over the same rows.
 
-    With a loss summed over each row's tokens and the tokens as weights, that is the change of the
-    mean loss per token. Rows, not tokens, are resampled. Studentised bootstrap interval; p-value
-    from exchanging before and after within rows, all ways where they are few. None without rows.
+    With losses summed over each row's tokens, and the tokens as weights, that is the mean loss per
+    token. The interval is a studentised bootstrap over rows, not tokens. The p-value is a
+    permutation test that exchanges before and after within rows, exact if the rows are few. None
+    without rows.
     """
     n = _same_length(before, after)
     if not n:
@@ -106,14 +107,14 @@ def compare_means(
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p-value of ``wins`` against ``losses`` if either were as likely (exact)."""
+    """Compute the exact two-sided p-value of ``wins`` against ``losses`` under equal chances."""
     from scipy.stats import binomtest
 
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number by Holm's method, in the order given."""
+    """Adjust p-values for their number by Holm's method, in the order given."""
     from statsmodels.stats.multitest import multipletests
 
     if not p_values:
@@ -122,8 +123,10 @@ def adjust_holm(p_values: Sequence[float]) -> list[float]:
 
 
 def correct_p_values(found: dict[str, PairedDifference]) -> dict[str, PairedDifference]:
-    """The same comparisons with Holm's p-values. Intervals are given at a corrected level before:
-    see :func:`corrected_level`."""
+    """Adjust the p-values of several comparisons by Holm's method.
+
+    Their intervals must have been computed at :func:`corrected_level`.
+    """
     corrected = adjust_holm([one.p_value for one in found.values()])
     return {
         name: replace(one, p_value=p)
@@ -132,12 +135,12 @@ def correct_p_values(found: dict[str, PairedDifference]) -> dict[str, PairedDiff
 
 
 def corrected_level(comparisons: int) -> float:
-    """The confidence at which ``comparisons`` intervals all hold together (Bonferroni)."""
+    """Return the confidence level at which several intervals hold together (Bonferroni)."""
     return 1 - (1 - LEVEL) / max(1, comparisons)
 
 
-def changes(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
-    """How many rows became right, and how many wrong."""
+def count_changes(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
+    """Count the rows that became right and those that became wrong."""
     pairs = [(bool(b), bool(a)) for b, a in zip(before, after, strict=True)]
     return pairs.count((False, True)), pairs.count((True, False))
 
@@ -145,7 +148,7 @@ def changes(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
 def row_deviation(
     before: Sequence[float], after: Sequence[float], weights: Sequence[float] | None = None
 ) -> float:
-    """One row's standard deviation in the change of a ratio: its standard error times root n."""
+    """Return a row's standard deviation in the change of a ratio: standard error times root n."""
     d, w = _differences(before, after, weights)
     return float(_ratio_and_error(d, w)[1]) * math.sqrt(len(d)) if len(d) > 1 else 0.0
 
@@ -174,11 +177,11 @@ def _adjusted_wald(gained: int, lost: int, n: int, level: float) -> tuple[float,
 def _bootstrap(
     d: Numbers, w: Numbers, level: float, resamples: int, seed: int
 ) -> tuple[float | None, float | None]:
-    """Studentised bootstrap interval of sum(d)/sum(w) (Efron and Tibshirani 1993, section 12.5).
+    """Compute the studentised bootstrap interval of sum(d)/sum(w) (Efron and Tibshirani, 12.5).
 
     Chosen by simulation (``docs/experiments.md``): at 8 to 50 rows the percentile and BCa intervals
-    of ``scipy.stats.bootstrap`` are too narrow, most where the differences are skewed. Where the
-    rows are so few that resamples often have no spread, there is no interval.
+    of ``scipy.stats.bootstrap`` are too narrow, most of all for skewed differences. If the rows are
+    so few that resamples often have no spread, there is no interval.
     """
     if len(d) < 2:
         return None, None
@@ -202,7 +205,7 @@ def _bootstrap(
 
 
 def _ratio_and_error(d: Numbers, w: Numbers) -> tuple[Numbers, Numbers]:
-    """sum(d)/sum(w) over the last axis and its standard error, by the linearised ratio estimator
+    """Compute sum(d)/sum(w) over the last axis and its standard error, by the ratio estimator
     (Cochran 1977, section 6.4)."""
     n = d.shape[-1]
     ratio = d.sum(axis=-1) / w.sum(axis=-1)
@@ -212,16 +215,16 @@ def _ratio_and_error(d: Numbers, w: Numbers) -> tuple[Numbers, Numbers]:
 
 
 def _blocks(count: int, width: int) -> Iterator[int]:
-    """``count`` in parts, each of at most ``_CELLS`` numbers when it is ``width`` wide."""
+    """Split ``count`` rows of ``width`` numbers into blocks of at most ``_CELLS`` numbers."""
     size = max(1, _CELLS // width)
     for start in range(0, count, size):
         yield min(size, count - start)
 
 
 def _exchange_test(d: Numbers, resamples: int, seed: int) -> float:
-    """P-value of sum(d) when before and after may change places within each row.
+    """Compute the p-value of sum(d) under exchange of before and after within each row.
 
-    The weights do not change under exchange, so that they drop out of the statistic.
+    The weights do not change under exchange, so they drop out of the statistic.
     """
     from scipy.stats import permutation_test
 

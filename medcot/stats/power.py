@@ -1,8 +1,8 @@
-"""What a number of rows can show: the smallest difference, and how many rows a given one takes.
+"""Statistical power: the smallest detectable difference, and the rows that a difference needs.
 
-Both are planned for the verdict's own rule at a power of 80 %. What a plan must assume, the spread
-or the share of answers that change, is itself estimated from the run's rows; so it is taken at the
-upper end of what they allow (80 % confidence). A plan from the plain estimate promises too much.
+Both use the verdict's own rule at a power of 80 %. The spread, or the share of answers that change,
+is itself estimated from the run's rows, so its upper confidence bound (80 %) is used: the plain
+estimate would promise too much.
 """
 
 from __future__ import annotations
@@ -12,17 +12,23 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from medcot.stats.paired import LEVEL, changes, rate_interval, row_deviation
+from medcot.stats.paired import LEVEL, count_changes, rate_interval, row_deviation
 
 POWER = 0.80
-PLANNED = 0.90  # for means: interval and test must agree, and both are a little blunter than t
+"""Power at which a difference counts as detectable."""
+
+PLANNED = 0.90
+"""Power asked of the t-test for means: interval and test must agree, and both are a little less
+powerful than t."""
+
 FEWEST, MOST_ROWS = 8, 1_000_000
+"""Fewest rows with any power for means, and the most that are searched."""
 
 
 def detectable_rate(
     before: Sequence[bool], after: Sequence[bool], level: float = LEVEL
 ) -> float | None:
-    """The smallest change of a rate that as many rows would show; None where they show none."""
+    """Return the smallest detectable change of a rate; None if these rows can show none."""
     n = len(before)
     if not n:
         return None
@@ -32,8 +38,8 @@ def detectable_rate(
 def rows_for_rate(
     before: Sequence[bool], after: Sequence[bool], level: float = LEVEL
 ) -> int | None:
-    """The rows that would show the change seen; None where there is none, or beyond a million."""
-    gained, lost = changes(before, after)
+    """Return the rows that would show the change seen; None without one, or beyond a million."""
+    gained, lost = count_changes(before, after)
     if gained == lost:
         return None
     n, size = len(before), abs(gained - lost) / len(before)
@@ -44,9 +50,9 @@ def rows_for_rate(
 def rows_to_find(
     before: Sequence[bool], after: Sequence[bool], difference: float, level: float = LEVEL
 ) -> int | None:
-    """The rows that would show a change of ``difference``; None without rows or beyond a million.
+    """Return the rows that would show ``difference``; None without rows or beyond a million.
 
-    Answers are taken to change as often as in these rows, at the upper end of what they allow.
+    Answers are assumed to change as often as in these rows, at the upper confidence bound.
     """
     if not before:
         return None
@@ -60,7 +66,7 @@ def detectable_mean(
     weights: Sequence[float] | None = None,
     level: float = LEVEL,
 ) -> float | None:
-    """The smallest change of a mean that as many rows would show; None where they show none."""
+    """Return the smallest detectable change of a mean; None if these rows can show none."""
     n = len(before)
     spread = row_deviation(before, after, weights)
     if not spread > 0:
@@ -76,7 +82,7 @@ def rows_for_mean(
     weights: Sequence[float] | None = None,
     level: float = LEVEL,
 ) -> int | None:
-    """The rows that would show the change seen; None where there is none, or beyond a million."""
+    """Return the rows that would show the change seen; None without one, or beyond a million."""
     spread = row_deviation(before, after, weights)
     total = sum(weights) if weights is not None else len(before)
     size = abs(sum(after) - sum(before)) / total if total else 0.0
@@ -86,10 +92,10 @@ def rows_for_mean(
 
 
 def rate_power(n: int, churn: float, difference: float, level: float = LEVEL) -> float:
-    """The chance that exact McNemar finds a true ``difference`` in ``n`` pairs.
+    """Return the power of the exact McNemar test for a true ``difference`` in ``n`` pairs.
 
-    ``churn`` is the share of rows whose answer changes sides, in either direction; it is raised to
-    ``difference`` where it is smaller. Exact: summed over the number of changed rows.
+    ``churn`` is the share of rows whose grade changes, in either direction; at least
+    ``difference``. The sum over the number of changed rows is exact.
     """
     from scipy.stats import binom
 
@@ -106,10 +112,10 @@ def rate_power(n: int, churn: float, difference: float, level: float = LEVEL) ->
 
 
 def mean_power(n: int, effect: float, level: float = LEVEL) -> float:
-    """The chance that a paired test of ``n`` rows finds a mean of ``effect`` deviations.
+    """Return the power of a paired test of ``n`` rows for a mean of ``effect`` deviations.
 
-    Fewer than ``FEWEST`` rows are not planned for: the exchange test has so few ways of changing
-    them that it hangs on the sign of every one.
+    It is 0 below ``FEWEST`` rows: the permutation test then has so few permutations that it depends
+    on the sign of every row.
     """
     from scipy.stats import nct, t
 
@@ -120,20 +126,20 @@ def mean_power(n: int, effect: float, level: float = LEVEL) -> float:
 
 
 def _churn(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """The share of answers that change, at the upper end of what these rows allow."""
-    bounds = rate_interval(sum(changes(before, after)), len(before), 2 * POWER - 1)
+    """Return the upper confidence bound of the share of answers that change."""
+    bounds = rate_interval(sum(count_changes(before, after)), len(before), 2 * POWER - 1)
     return bounds[1] if bounds else 1.0
 
 
 def _assurance(n: int) -> float:
-    """How much larger a deviation may be than its estimate from ``n`` rows (chi-squared)."""
+    """Return how much larger a deviation may be than its estimate from ``n`` rows (chi-squared)."""
     from scipy.stats import chi2
 
     return math.sqrt((n - 1) / float(chi2.ppf(1 - POWER, n - 1)))
 
 
 def _smallest(power: Callable[[float], float], highest: float, enough: float) -> float | None:
-    """The smallest difference whose power is ``enough``; None where that of ``highest`` is not."""
+    """Return the smallest difference whose power is ``enough``; None if none up to ``highest``."""
     if not power(highest) >= enough:
         return None
     low, high = 0.0, highest
@@ -144,7 +150,7 @@ def _smallest(power: Callable[[float], float], highest: float, enough: float) ->
 
 
 def _fewest(power: Callable[[int], float], more_than: int, enough: float) -> int | None:
-    """The rows, to half a percent, whose power is ``enough``."""
+    """Return the number of rows, to half a percent, whose power is ``enough``."""
     low, high = more_than, more_than + 1
     while power(high) < enough:
         low, high = high, 2 * high

@@ -10,11 +10,14 @@ from typing import Any
 
 from medcot.catalog import say
 from medcot.notebook.views.markup import figure
-from medcot.reporting.figures import BETTER, accuracy_chart, difference_chart, loss_chart
+from medcot.reporting.figures import ChartTheme, accuracy_chart, difference_chart, loss_chart
 from medcot.reporting.schema import Report
 
 INK = "currentColor"
 HUES = ("#3b82c4", "#d9822b", "#3a9d6e", "#b45fb0", "#8a8f98", "#c9514b")
+PAGE = ChartTheme(better=HUES[0], worse="#c05621", line=INK)
+"""Colours that can be read on white and on black."""
+
 WIDTH, HEIGHT = 380, 180
 """Small, so that its letters can be read when a phone scales the figure down."""
 
@@ -23,22 +26,17 @@ POINTS = 300
 
 
 def draw(chart: Any, alt: str, caption: str = "") -> str:
-    """An altair chart, or its specification, as a figure; the same one is drawn once."""
-    given = chart if isinstance(chart, dict) else _specify(chart)
+    """Draw an altair chart as a figure; the same one is drawn once."""
+    # Without altair's check against its schema, which takes longer than all the rest.
+    given: dict[str, Any] = chart.to_dict(validate=False)
     sized = {"height": HEIGHT} | given | {"width": WIDTH, "background": "transparent"}
     specification = json.dumps(_with_ink(sized), sort_keys=True)
-    # The report's blue is for white paper; this one can be read on black as well.
-    return figure(_svg(specification.replace(BETTER, HUES[0])), alt, caption)
-
-
-def _specify(chart: Any) -> dict[str, Any]:
-    """Without altair's check against its schema, which takes longer than all the rest."""
-    return chart.to_dict(validate=False)
+    return figure(_svg(specification), alt, caption)
 
 
 @lru_cache(maxsize=1)
 def warm_up() -> None:
-    """Start the drawing engine beside whatever else a page has to do first: it takes 0.6 s."""
+    """Start the drawing engine in a thread while the page loads: it takes 0.6 s."""
     empty = json.dumps({"mark": "point", "data": {"values": []}})
     threading.Thread(target=_svg, args=(empty,), name="medcot-charts", daemon=True).start()
 
@@ -82,7 +80,7 @@ def _with_ink(specification: dict[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def draw_lengths(lengths: tuple[int, ...], longest: int, language: str) -> str:
-    """How long the rows are in tokens, against the longest allowed."""
+    """Draw a histogram of row lengths in tokens, with the longest one allowed."""
     import altair as alt
 
     # Where the limit lies below every row, the bars reach down to it, so that both can be seen.
@@ -115,10 +113,10 @@ def draw_lengths(lengths: tuple[int, ...], longest: int, language: str) -> str:
 
 
 def draw_loss(events: Sequence[Mapping[str, Any]], language: str, steps: int = 0) -> str:
-    """Training loss by step; the axis reaches to the last of ``steps`` once a tenth is done."""
+    """Draw training loss by step; once a tenth is done the axis reaches the last of ``steps``."""
     import altair as alt
 
-    chart = loss_chart([dict(event) for event in _thinned(events)])
+    chart = loss_chart(_thinned(events), PAGE)
     if chart is None:
         return ""
     done = events[-1]["step"]
@@ -139,13 +137,13 @@ def draw_loss(events: Sequence[Mapping[str, Any]], language: str, steps: int = 0
 
 
 def _thinned(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """At most about ``POINTS`` of them, evenly, with the first and the last."""
+    """Keep about ``POINTS`` events, evenly spaced, with the first and the last."""
     every = max(1, len(events) // POINTS)
     return [*events[:-1:every], *events[-1:]]
 
 
 def draw_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], language: str) -> str:
-    """The training loss of several runs, over one another."""
+    """Draw the training loss of several runs in one chart."""
     import altair as alt
 
     values = [
@@ -170,39 +168,20 @@ def draw_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], language: str) 
 
 
 def draw_differences(report: Report, language: str) -> str:
-    """Each test row's change of loss, with the mean's interval."""
-    chart = difference_chart(report)
+    """Draw each test row's change of loss, with the mean's interval."""
+    chart = difference_chart(report, PAGE, language)
     if chart is None:
         return ""
     better = sum(row.after < row.before for row in report.differences)
     worse = sum(row.after > row.before for row in report.differences)
     alt_text = say("differences_alt", language, better=better, worse=worse)
-    specification = _in_words(chart, language)
-    return draw(specification, alt_text, say("differences_caption", language))
+    return draw(chart, alt_text, say("differences_caption", language))
 
 
 def draw_accuracy(report: Report, language: str) -> str:
-    """Each question set's change of right answers, with its interval."""
-    chart, found = accuracy_chart(report), report.paired.mcq
+    """Draw each question set's change of right answers, with its interval."""
+    chart, found = accuracy_chart(report, PAGE, language), report.paired.mcq
     if chart is None or found is None:
         return ""
     alt_text = say("accuracy_alt", language, change=f"{100 * found.difference:+.1f}")
-    return draw(_in_words(chart, language), alt_text, say("accuracy_caption", language))
-
-
-_AXES = {
-    "test rows, by size of change": "rows_by_change",
-    "loss after − before (nats per token)": "loss_change_axis",
-    "right answers, after − before (percentage points)": "accuracy_change_axis",
-}
-
-
-def _in_words(chart: Any, language: str) -> dict[str, Any]:
-    """The report's own chart with its axis titles in ``language``."""
-    specification = json.dumps(_specify(chart), ensure_ascii=False)
-    for title, key in _AXES.items():
-        specification = specification.replace(
-            json.dumps(title, ensure_ascii=False),
-            json.dumps(say(key, language), ensure_ascii=False),
-        )
-    return json.loads(specification.replace('"#4a5568"', f'"{INK}"'))
+    return draw(chart, alt_text, say("accuracy_caption", language))
