@@ -187,7 +187,7 @@ def _readable_errors(config: RunConfig) -> Iterator[None]:
 
 
 def _explain(config: RunConfig, error: Exception) -> Exception:
-    """The one line for what a loading library raised; what nobody foresaw stays as it is."""
+    """Return one line for an expected error of a loading library; any other stays as it is."""
     if type(error).__name__ == "OutOfMemoryError":
         return RunFailed("model", Message("error_model_memory"), Message("needs_4bit"))
     if not isinstance(error, OSError | ValueError | KeyError):

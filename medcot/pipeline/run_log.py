@@ -109,7 +109,7 @@ def _at_least_info(logger: logging.Logger) -> Iterator[None]:
 
 @contextmanager
 def _logged_warnings(handler: logging.Handler) -> Iterator[None]:
-    """Log Python warnings besides showing them as before."""
+    """Log Python warnings in addition to showing them as before."""
     logger = logging.getLogger(WARNINGS)
     logger.addHandler(handler)
     propagates, logger.propagate = logger.propagate, False

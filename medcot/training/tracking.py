@@ -48,7 +48,7 @@ class Tracker:
             action(self._run)
         except Exception as error:  # noqa: BLE001 - no tracking failure may cost a run
             self._run = None
-            self._say(f"W&B: {one_line(str(error))}; the run goes on without it.")
+            self._say(f"W&B: {one_line(str(error))}; the run continues without it.")
 
 
 def start_tracking(
@@ -69,7 +69,7 @@ def start_tracking(
     try:
         return Tracker(_open(wandb, mode, config, directory), say)
     except Exception as error:  # noqa: BLE001 - no tracking failure may cost a run
-        say(f"W&B: {one_line(str(error))}; the run goes on without it.")
+        say(f"W&B: {one_line(str(error))}; the run continues without it.")
         return Tracker()
 
 

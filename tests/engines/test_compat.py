@@ -127,6 +127,14 @@ def test_naming_the_cpu_without_a_number_is_still_needed():
         torch.load(stored, map_location="cpu:0")
 
 
+def test_private_names_of_transformers_that_engines_set_are_read_there():
+    from transformers import PreTrainedConfig
+    from transformers.distributed import fsdp
+
+    assert "_is_fsdp_managed_module" in inspect.getsource(fsdp)
+    assert isinstance(PreTrainedConfig._attn_implementation, property)
+
+
 @pytest.mark.parametrize(
     ("change", "variable"),
     [
