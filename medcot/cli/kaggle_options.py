@@ -67,6 +67,7 @@ class OrderedGroup(click.Group):
     """Lists commands in the order of their definition, which is that of their use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands in the order of their definition."""
         return list(self.commands)
 
 
