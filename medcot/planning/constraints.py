@@ -206,7 +206,7 @@ def _choose_packing(
     config: RunConfig, device: Device, engine: Engine, attention: str
 ) -> _Decision[bool]:
     if engine == "fused":
-        return _Decision(True, (Reason("reason_packing_fused"),))
+        return _Decision(value=True, reasons=(Reason("reason_packing_fused"),))
     possible = device == "cuda" and (engine == "unsloth" or attention == "flash_attention_2")
     if config.packing == "on" and not possible:
         why = Message("error_packing", {"engine": engine, "device": device})

@@ -74,6 +74,7 @@ class StepConfig:
 
     @property
     def checkpointing(self) -> bool:
+        """Return whether any layer is recomputed in the backward pass."""
         return self.recomputed_layers > 0
 
 

@@ -75,7 +75,11 @@ def micro_batch_s(
     # Forward 1, backward 2, and the forward once more where activations are recomputed.
     launch = (4 if step.checkpointing else 3) * spec.layers * throughput.layer_pass_s
     tokens = computed_tokens(step, mean_tokens, longest)
-    arithmetic = tokens * flops_per_token(spec, mean_tokens, step.checkpointing) / throughput.rate
+    arithmetic = (
+        tokens
+        * flops_per_token(spec, mean_tokens, checkpointing=step.checkpointing)
+        / throughput.rate
+    )
     return max(gathering, max(launch, arithmetic) if throughput.overlaps else launch + arithmetic)
 
 
@@ -99,7 +103,9 @@ def _fused_micro_step_s(
     """The fused pass: products at one share of the GPU's rate, thin ones, weights to unpack."""
     tokens = step.micro_batch * mean_tokens - (step.micro_batch - 1) * step.shared_tokens
     share = step.recomputed_layers / spec.layers
-    once, twice = (flops_per_token(spec, mean_tokens, again) for again in (False, True))
+    once, twice = (
+        flops_per_token(spec, mean_tokens, checkpointing=again) for again in (False, True)
+    )
     # What a recomputed layer does not repeat: the feed-forward network's last product.
     down = 2 * spec.hidden * spec.intermediate * spec.layers
     flops = tokens * (
@@ -137,7 +143,7 @@ def gradient_exchange_s(step: StepConfig, processes: int) -> float:
     return calibration()["exchange_s"]
 
 
-def flops_per_token(spec: ModelSpec, length: float, checkpointing: bool) -> float:
+def flops_per_token(spec: ModelSpec, length: float, *, checkpointing: bool) -> float:
     """Operations per token of a LoRA step: frozen weights need no gradient of their own.
 
     Two for each weight forward and two backward; attention over ``length`` tokens, causal.

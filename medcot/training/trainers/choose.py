@@ -123,6 +123,7 @@ class CountingCollator:
         self._collate, self._recorder = collate, recorder
 
     def __call__(self, examples: list[dict[str, Any]]) -> Any:
+        """Count the tokens of ``examples`` and collate them."""
         self._recorder.rows_collated(sum(len(example["input_ids"]) for example in examples))
         return self._collate(examples)
 

@@ -34,7 +34,7 @@ class PackedTrainer(SFTTrainer):
         self,
         model: Any,
         inputs: dict[str, Any],
-        return_outputs: bool = False,
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - the signature of transformers
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return this batch's share of the mean loss over the step's labelled tokens."""
