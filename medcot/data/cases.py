@@ -89,7 +89,7 @@ class _Validation:
     def _is_duplicate(self, case: Case, question: bytes) -> bool:
         if (earlier := self._by_question.get(question)) is None:
             return False
-        same = _hash_answer(case) == self._answers[16 * earlier : 16 * earlier + 16]
+        same = _hash_answer(case) == bytes(self._answers[16 * earlier : 16 * earlier + 16])
         code = "dropped_duplicate" if same else "dropped_contradiction"
         reason = Message(code, {"other": self.ids[earlier]})
         self.found.duplicates.append(Dropped(case.id, reason))
