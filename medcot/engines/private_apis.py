@@ -9,7 +9,6 @@ test suite.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,11 +95,11 @@ def scaled_mm(
     )
 
 
-def foreach_copy_(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+def foreach_copy_(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
     """Copy many tensors with few launches: ``torch._foreach_copy_``."""
     torch._foreach_copy_(targets, sources)
 
 
-def foreach_mul_(tensors: Sequence[torch.Tensor], factor: float) -> None:
+def foreach_mul_(tensors: list[torch.Tensor], factor: float) -> None:
     """Multiply many tensors in place with few launches: ``torch._foreach_mul_``."""
     torch._foreach_mul_(tensors, factor)

@@ -235,16 +235,10 @@ def find_ops_fault(layer: DecoderLayer, rotary: Any) -> str | None:
     position_ids = torch.tensor([[*range(5), *range(3, 6)]], device=weight.device)
     cos, sin = rotary(hidden[None], position_ids)
     positions = Positions(rows, cos[0], sin[0])
-    results: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
-        with torch.no_grad():
-            for tried in (ops, reference_ops):
-                backend.ops = tried
-                activations = layer.forward_to_gate_up(hidden, positions, for_backward=True)
-                output = layer.forward_down(activations)
-                to_hidden = layer.backward(hidden, hidden, activations, positions, is_first=False)
-                assert to_hidden is not None
-                results.append((output, to_hidden))
+        results = _forward_and_backward(layer, hidden, positions)
+        backend.ops = reference_ops
+        expected = _forward_and_backward(layer, hidden, positions)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Compilers and drivers raise anything.
@@ -252,7 +246,19 @@ def find_ops_fault(layer: DecoderLayer, rotary: Any) -> str | None:
         return type(error).__name__
     finally:
         backend.ops = ops
-    for result, reference in zip(*results, strict=True):
+    for result, reference in zip(results, expected, strict=True):
         if not (result - reference).norm() <= 0.05 * reference.norm():
             return "wrong results"
     return None
+
+
+def _forward_and_backward(
+    layer: DecoderLayer, hidden: torch.Tensor, positions: Positions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the layer's output, and its input's gradient for an output gradient of ``hidden``."""
+    with torch.no_grad():
+        activations = layer.forward_to_gate_up(hidden, positions, for_backward=True)
+        output = layer.forward_down(activations)
+        to_hidden = layer.backward(hidden, hidden, activations, positions, is_first=False)
+    assert to_hidden is not None
+    return output, to_hidden
