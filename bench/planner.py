@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from medcot.planning import speed_model
-from medcot.planning.calibration import measured_runs, predict
+from medcot.planning.calibration import MeasuredRun, load_measured_runs, predict_run
 
 TABLE = Path(speed_model.__file__).with_name("calibration.json")
 WEIGHTS = {"none": "16-bit", "fp8": "fp8", "4bit": "4-bit"}
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="results.json of bench/training.py")
     parser.add_argument("--write", action="store_true", help="keep them in calibration.json")
     arguments = parser.parse_args()
-    runs = read_results(arguments.results) if arguments.results else measured_runs()
+    runs = read_results(arguments.results) if arguments.results else load_measured_runs()
     print("| run | GiB | planned | off | tokens/s | planned | off |")
     print("| --- | --: | --: | --: | --: | --: | --: |")
     for run in runs:
@@ -42,43 +43,44 @@ def main() -> None:
         keep(runs)
 
 
-def line_of(run: dict[str, Any]) -> str:
-    peak, pace = predict(run)
-    gpus = f", {run['gpus']} GPUs" if run["gpus"] > 1 else ""
+def line_of(run: MeasuredRun) -> str:
+    predicted = predict_run(run)
+    peak, speed = predicted.peak_gib, predicted.tokens_per_second
+    gpus = f", {run.gpus} GPUs" if run.gpus > 1 else ""
     name = (
-        f"{run['engine']}, {WEIGHTS[run['quantization']]}, {run['precision']},"
-        f" {run['micro_batch']} x {run['accumulation']}{gpus}, rank {run['rank']},"
-        f" {run['recomputed_layers']} recomputed"
+        f"{run.engine}, {WEIGHTS[run.quantization]}, {run.precision},"
+        f" {run.micro_batch} x {run.accumulation}{gpus}, rank {run.rank},"
+        f" {run.recomputed_layers} recomputed"
     )
-    line = f"| {name} | {run['peak_gib']:.2f} | {peak:.2f} | {peak / run['peak_gib'] - 1:+.1%} |"
-    if measured := run["tokens_per_second"]:
-        return f"{line} {measured:,} | {pace:,.0f} | {pace / measured - 1:+.1%} |"
+    line = f"| {name} | {run.peak_gib:.2f} | {peak:.2f} | {peak / run.peak_gib - 1:+.1%} |"
+    if measured := run.tokens_per_second:
+        return f"{line} {measured:,} | {speed:,.0f} | {speed / measured - 1:+.1%} |"
     return f"{line} | | |"
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
+def read_results(path: Path) -> list[MeasuredRun]:
     """The runs of ``bench/training.py`` as the table has them, without those that fell back."""
     return [
-        {name: run["plan"][name] for name in PLANNED}
-        | {
-            "rank": 64 if "rank 64" in run["name"] else 16,
-            "tokens_per_second": round(run["speed"]),
-            "low": round(run["low"]),
-            "high": round(run["high"]),
-            "peak_gib": round(run["peak_gib"], 2),
-        }
+        MeasuredRun(
+            **{name: run["plan"][name] for name in PLANNED},
+            rank=64 if "rank 64" in run["name"] else 16,
+            tokens_per_second=round(run["speed"]),
+            low=round(run["low"]),
+            high=round(run["high"]),
+            peak_gib=round(run["peak_gib"], 2),
+        )
         for result in json.loads(path.read_text()).values()
         for run in result["runs"]
         if not run["fell_back"] or run["plan"]["engine"] != "fused"
     ]
 
 
-def keep(runs: list[dict[str, Any]]) -> None:
+def keep(runs: Sequence[MeasuredRun]) -> None:
     """Put ``runs`` in the place of those in the table, one a line, and leave the rest as it is."""
     text = TABLE.read_text(encoding="utf-8")
     start = text.index('"runs": [\n', text.index('"own"')) + len('"runs": [\n')
     end = text.index("\n    ]\n", start)
-    lines = ",\n".join("      " + json.dumps(run) for run in runs)
+    lines = ",\n".join("      " + json.dumps(asdict(run)) for run in runs)
     TABLE.write_text(text[:start] + lines + text[end:], encoding="utf-8")
     print(f"\n{len(runs)} runs are in {TABLE.name} now.")
 

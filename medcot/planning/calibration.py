@@ -1,35 +1,73 @@
-"""The runs that were measured, and what the planner says of each."""
+"""The measured runs that the cost models are fitted to, and what the planner predicts of each."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from medcot.hardware.machine import named_machine
-from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predict_memory
+from medcot.planning.memory_model import (
+    Engine,
+    Precision,
+    Quantization,
+    StepConfig,
+    longest_pass_tokens,
+    predict_memory,
+)
 from medcot.planning.model_specs import look_up_model_spec
 from medcot.planning.speed_model import calibration, gradient_exchange_s, micro_batch_s
 
 
-def measured_runs() -> list[dict[str, Any]]:
-    """Runs of ``bench/training.py`` on an H100. Those without ``tokens_per_second`` were measured
-    before a change that made them faster, and tell of memory alone."""
-    return calibration()["own"]["runs"]
+@dataclass(frozen=True)
+class MeasuredRun:
+    """A run of ``bench/training.py`` on an H100.
+
+    ``tokens_per_second`` is the median, ``low`` and ``high`` its range. They are None for runs
+    measured before a change that made them faster, which calibrate memory alone.
+    """
+
+    engine: Engine
+    quantization: Quantization
+    precision: Precision
+    gpus: int
+    micro_batch: int
+    accumulation: int
+    packing: bool
+    recomputed_layers: int
+    rank: int
+    tokens_per_second: int | None
+    low: int | None
+    high: int | None
+    peak_gib: float
 
 
-def predict(run: dict[str, Any]) -> tuple[float, float]:
-    """(peak GiB, tokens per second) that the planner expects of a measured run."""
+@dataclass(frozen=True)
+class Prediction:
+    """The peak memory and the throughput that the planner expects of a run."""
+
+    peak_gib: float
+    tokens_per_second: float
+
+
+def load_measured_runs() -> tuple[MeasuredRun, ...]:
+    """Load the measured runs of ``calibration.json``."""
+    return tuple(MeasuredRun(**run) for run in calibration()["own"]["runs"])
+
+
+def predict_run(run: MeasuredRun) -> Prediction:
+    """Predict the memory and throughput of a measured run."""
     own, spec = calibration()["own"], look_up_model_spec("deepseek-r1-distill-llama-8b")
     assert spec is not None
     mean, longest = own["mean_tokens"], own["longest_tokens"]
+    fused = run.engine == "fused"
     step = StepConfig(
-        run["engine"], "cuda", run["quantization"], run["precision"], run["micro_batch"],
-        run["packing"], run["recomputed_layers"], "adamw_8bit",
-        shared_tokens=own["shared_tokens"] if run["engine"] == "fused" else 0,
-        balanced_passes=run["accumulation"] * run["gpus"] if run["engine"] == "fused" else 1,
+        run.engine, "cuda", run.quantization, run.precision, run.micro_batch,
+        run.packing, run.recomputed_layers, "adamw_8bit",
+        shared_tokens=own["shared_tokens"] if fused else 0,
+        balanced_passes=run.accumulation * run.gpus if fused else 1,
     )  # fmt: skip
     tokens = longest_pass_tokens(step, mean, longest)
-    peak = sum(predict_memory(step, spec, run["rank"], tokens).values())
-    once = micro_batch_s(step, spec, named_machine("H100"), mean, longest, run["rank"])
-    step_s = run["accumulation"] * once + gradient_exchange_s(step, run["gpus"])
-    rows = run["micro_batch"] * run["accumulation"] * run["gpus"]
-    return peak, rows * mean / step_s
+    peak = sum(predict_memory(step, spec, run.rank, tokens).values())
+    once = micro_batch_s(step, spec, named_machine("H100"), mean, longest, run.rank)
+    step_s = run.accumulation * once + gradient_exchange_s(step, run.gpus)
+    rows = run.micro_batch * run.accumulation * run.gpus
+    return Prediction(peak, rows * mean / step_s)

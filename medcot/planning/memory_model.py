@@ -1,4 +1,4 @@
-"""What a training step keeps in memory, part by part. Arithmetic only.
+"""The memory model: what a training step keeps in memory, by part.
 
 The coefficients count the tensors that each engine saves for the backward pass. Those of
 ``transformers`` are counted by a test on a real model; those of unsloth are fitted to the measured
@@ -40,11 +40,11 @@ FUSED_WORKSPACE_GIB = {"none": 1.35, "fp8": 1.8, "4bit": 0.45}
 """Matrix products' scratch space, joined weights' adapter columns, what the allocator cannot fill.
 """
 COPIES = {"fp8": 2.0, "4bit": 4 / 64}
-"""Bytes per weight that the fused pass keeps beside it: a copy for the way there and one for the
-way back in 8 bits; the scale of each block of 64 in 32 bits."""
+"""Bytes per weight that the fused pass keeps in addition: two 8-bit copies, forward and backward;
+for 4-bit weights the 32-bit scale of each block of 64."""
 WORKSPACE_GIB = {"unsloth": 0.2, "transformers": 0.4}
 LARGE_WORKSPACE_GIB = 0.18
-"""Of ``transformers`` beside three times the largest weight, where that is more."""
+"""Fixed part of ``transformers`` on top of three times the largest weight, if that is more."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ _SAVED = {
 
 
 def predict_memory(step: StepConfig, spec: ModelSpec, rank: int, tokens: int) -> dict[str, float]:
-    """Peak memory in GiB by part, for a micro-batch of ``tokens`` tokens, padding included."""
+    """Predict the peak memory in GiB by part for a micro-batch of ``tokens``, padding included."""
     if step.engine == "fused":
         return _predict_fused(step, spec, rank, tokens)
     width = PRECISION_BYTES[step.precision]
@@ -147,7 +147,10 @@ def _predict_fused(step: StepConfig, spec: ModelSpec, rank: int, tokens: int) ->
 
 
 def weight_bytes(spec: ModelSpec, quantization: str, width: float) -> float:
-    """Frozen weights: quantised in the blocks' linear layers alone, ``width`` bytes elsewhere."""
+    """Return the bytes of the frozen weights; only linear layers of the blocks are quantised.
+
+    Every other weight takes ``width`` bytes.
+    """
     inside = _QUANTIZED_BYTES.get(quantization, width)
     return spec.linear_parameters * inside + width * (spec.parameters - spec.linear_parameters)
 
@@ -225,7 +228,7 @@ def _fused_activation_bytes(
 
 
 def _fused_passing_bytes(spec: ModelSpec, width: float, tokens: int) -> float:
-    """What a layer's backward pass needs for itself: gradients of gate and up, and their input."""
+    """Return the bytes that one layer's backward pass needs: gradients of gate, up and input."""
     return tokens * width * (3 * spec.intermediate + 4 * spec.hidden)
 
 

@@ -1,4 +1,4 @@
-"""Every way of running a step that config and machine leave open, with its cost."""
+"""Enumerate the step configs that the constraints leave open, and cost them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from medcot.planning.model_specs import ModelSpec
 from medcot.planning.speed_model import gradient_exchange_s, micro_batch_s
 
 BY_EXACTNESS = ("none", "fp8", "8bit", "4bit")
-"""Weights from the most exact to the least."""
+"""Formats of the frozen weights, the most exact first."""
 
 TIE_RATIO = {"fused": 1.03, "unsloth": 1.1, "transformers": 1.1}
-"""Step times within this ratio count as equal: each engine's time model is no better than that."""
+"""Step times within this ratio count as equal: the error of each engine's throughput model."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be computed, as far as memory and time depend on it."""
+    """What a run computes, as far as memory and time depend on it. Lengths are in tokens."""
 
     config: RunConfig
     machine: Machine
@@ -34,7 +34,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A step with its peak memory in GiB and its seconds per optimizer step."""
+    """A step config with its peak memory in GiB and the seconds of an optimizer step."""
 
     step: StepConfig
     memory_gib: Mapping[str, float]
@@ -43,12 +43,12 @@ class Candidate:
 
 
 def list_candidates(workload: Workload, constraints: Constraints) -> list[Candidate]:
-    """All of them, the fastest first."""
+    """List all step configs that the constraints allow, the fastest first."""
     return sorted(_candidates(workload, constraints), key=lambda one: one.step_s)
 
 
 def choose_best(fitting: list[Candidate]) -> Candidate:
-    """The fastest; among those as fast the most exact, then the one with the least memory."""
+    """Choose the fastest; break ties by exactness of the weights, then by memory."""
     fastest = min(fitting, key=lambda one: one.step_s)
     limit = TIE_RATIO[fastest.step.engine] * fastest.step_s
     close = [one for one in fitting if one.step_s <= limit]
@@ -56,7 +56,7 @@ def choose_best(fitting: list[Candidate]) -> Candidate:
 
 
 def peak_gib(workload: Workload, step: StepConfig) -> float:
-    """Peak memory of ``step`` on the longest micro-batch to expect."""
+    """Predict the peak memory in GiB of ``step`` on the longest micro-batch to expect."""
     return sum(_memory(workload, step).values())
 
 
@@ -85,7 +85,7 @@ def _candidates(workload: Workload, constraints: Constraints) -> Iterator[Candid
 
 
 def _recomputable(workload: Workload, constraints: Constraints, step: StepConfig) -> list[int]:
-    """How many layers may be recomputed: none, all, and where one can choose as few as fit."""
+    """List how many layers to try to recompute: none, all, and (fused) as few as fit."""
     layers = workload.spec.layers
     found = [layers if switch else 0 for switch in constraints.checkpointings]
     if constraints.engine != "fused" or len(found) == 1 or layers < 3:

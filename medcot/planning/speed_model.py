@@ -1,4 +1,4 @@
-"""How long things take, by a few coefficients per engine fitted to ``calibration.json``."""
+"""The throughput model: seconds of a step and a run, by coefficients in ``calibration.json``."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from medcot.planning.memory_model import StepConfig, weight_bytes
 from medcot.planning.model_specs import ModelSpec
 
 OPTIONS_TOKENS = 4 * 120
-"""Tokens read to compare the options of one multiple-choice question: rough."""
+"""Tokens scored to compare the options of one multiple-choice question: a rough figure."""
 CPU_BANDWIDTH, GPU_BANDWIDTH = 10e9, 1000e9
-"""Bytes of weights read per second when a token is generated: rough."""
+"""Bytes of weights read per second while a token is generated: rough figures."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast a step goes on a device.
+    """The calibrated speed of a step on a device.
 
     ``layer_pass_s`` is the time to launch the kernels of one layer's forward pass, ``rate`` the
-    operations per second that its arithmetic reaches. Where they overlap, the slower one counts.
+    FLOP/s that its arithmetic reaches. If they overlap, only the slower one counts.
     """
 
     layer_pass_s: float
@@ -35,16 +35,16 @@ class Throughput:
 
 @cache
 def calibration() -> dict[str, Any]:
-    """The calibration table that comes with the package."""
+    """Load the calibration table that comes with the package."""
     return json.loads((files("medcot.planning") / "calibration.json").read_text(encoding="utf-8"))
 
 
 def throughput_of(step: StepConfig, machine: Machine) -> Throughput:
-    """The calibrated throughput of ``step`` on ``machine``."""
+    """Look up the calibrated throughput of ``step`` on ``machine``."""
     table = calibration()
     if step.device != "cuda":
         cpu = table["cpu"]
-        # Memory bandwidth is shared: beyond 16 cores more of them hardly help.
+        # Cores share the memory bandwidth: more than 16 hardly help.
         cores = min(machine.cpu_cores, 16)
         return Throughput(
             cpu["layer_pass_s"], cpu["tflops_per_core"] * cores * 1e12, overlaps=False
@@ -66,11 +66,11 @@ def micro_batch_s(
     longest: int,
     rank: int = 16,
 ) -> float:
-    """Seconds for the forward and backward pass of one micro-batch."""
+    """Predict the seconds of the forward and backward pass of one micro-batch."""
     throughput = throughput_of(step, machine)
     if step.engine == "fused":
-        return _fused_micro_step_s(step, spec, machine, mean_tokens, rank)
-    # Weights are gathered on the way forward and on the way back, meanwhile.
+        return _fused_micro_batch_s(step, spec, machine, mean_tokens, rank)
+    # Weights are gathered once forward and once backward, while the GPU computes.
     gathering = 2 * gather_s(step, spec)
     # Forward 1, backward 2, and the forward once more where activations are recomputed.
     launch = (4 if step.checkpointing else 3) * spec.layers * throughput.layer_pass_s
@@ -83,53 +83,53 @@ def micro_batch_s(
     return max(gathering, max(launch, arithmetic) if throughput.overlaps else launch + arithmetic)
 
 
-FP8_GAIN = 1.54
-"""How much faster frozen weights are multiplied in 8 bits, the rounding of what they meet included.
-"""
-FP8_LAUNCHES = 1.96
-"""How much longer it takes to launch a layer's kernels then."""
-DEQUANTIZING = 1670.0
-"""Operations that could be done while one 4-bit weight is unpacked (an H100, roughly)."""
-BESIDE = 28.0
-"""Operations that could be done while a token passes one adapter parameter: thin products are slow.
-"""
-AGAIN = 0.73
-"""What recomputing costs of what its operations would: it is products and little else."""
+FP8_SPEEDUP = 1.54
+"""Speedup of frozen products in fp8, with the rounding of their inputs included."""
+FP8_LAUNCH_RATIO = 1.96
+"""Launch time of a layer's kernels in fp8 relative to 16-bit."""
+DEQUANTIZE_FLOPS = 1670.0
+"""Effective FLOPs to dequantise one 4-bit weight (fitted on an H100)."""
+LORA_FLOPS = 28.0
+"""Effective FLOPs per token and LoRA parameter: far above 2, as small matmuls run below peak."""
+RECOMPUTE_COST = 0.73
+"""Cost of recomputation relative to its FLOP count: below 1, because it is almost pure matmul."""
 
 
-def _fused_micro_step_s(
+def _fused_micro_batch_s(
     step: StepConfig, spec: ModelSpec, machine: Machine, mean_tokens: float, rank: int
 ) -> float:
-    """The fused pass: products at one share of the GPU's rate, thin ones, weights to unpack."""
+    """Predict a fused pass: frozen products, small LoRA products, and weights to dequantise."""
     tokens = step.micro_batch * mean_tokens - (step.micro_batch - 1) * step.shared_tokens
     share = step.recomputed_layers / spec.layers
     once, twice = (
         flops_per_token(spec, mean_tokens, checkpointing=again) for again in (False, True)
     )
-    # What a recomputed layer does not repeat: the feed-forward network's last product.
+    # A recomputed layer skips the last product of the feed-forward network.
     down = 2 * spec.hidden * spec.intermediate * spec.layers
     flops = tokens * (
-        once + share * AGAIN * (twice - once - down) + BESIDE * spec.lora_parameters(rank)
+        once
+        + share * RECOMPUTE_COST * (twice - once - down)
+        + LORA_FLOPS * spec.lora_parameters(rank)
     )
     if step.quantization == "fp8":
-        products = 4 * spec.linear_parameters * tokens * (1 + share * AGAIN / 2)
-        flops -= products * (1 - 1 / FP8_GAIN)
+        products = 4 * spec.linear_parameters * tokens * (1 + share * RECOMPUTE_COST / 2)
+        flops -= products * (1 - 1 / FP8_SPEEDUP)
     if step.quantization == "4bit":
-        flops += (2 + share) * spec.linear_parameters * DEQUANTIZING
+        flops += (2 + share) * spec.linear_parameters * DEQUANTIZE_FLOPS
     throughput = throughput_of(step, machine)
     launch = (2 + share * 0.29) * spec.layers * throughput.layer_pass_s
     if step.quantization == "fp8":
-        launch *= FP8_LAUNCHES
-    # The processor launches while the GPU computes; where both take as long, each waits at times.
+        launch *= FP8_LAUNCH_RATIO
+    # The CPU launches kernels while the GPU computes; at similar speeds each waits for the other.
     return (launch**3 + (flops / throughput.rate) ** 3) ** (1 / 3)
 
 
 GATHER_BANDWIDTH = 100e9
-"""Bytes of split weights that reach a GPU per second from the others: rough, over NVLink."""
+"""Bytes per second of split weights that a GPU receives over NVLink: a rough figure."""
 
 
 def gather_s(step: StepConfig, spec: ModelSpec) -> float:
-    """Seconds to gather all split weights once."""
+    """Predict the seconds to gather all split weights once."""
     if step.shards == 1 or step.device != "cuda":
         return 0.0
     whole = weight_bytes(spec, step.quantization, 2.0)
@@ -137,16 +137,16 @@ def gather_s(step: StepConfig, spec: ModelSpec) -> float:
 
 
 def gradient_exchange_s(step: StepConfig, processes: int) -> float:
-    """Seconds of an optimizer step that do not grow with its tokens: sharing gradients."""
+    """Predict the seconds of the gradient exchange, which does not grow with the tokens."""
     if processes == 1 or step.device != "cuda":
         return 0.0
     return calibration()["exchange_s"]
 
 
 def flops_per_token(spec: ModelSpec, length: float, *, checkpointing: bool) -> float:
-    """Operations per token of a LoRA step: frozen weights need no gradient of their own.
+    """Count the FLOPs per token of a LoRA step; frozen weights need no gradient of their own.
 
-    Two for each weight forward and two backward; attention over ``length`` tokens, causal.
+    Each weight takes two forward and two backward; causal attention spans ``length`` tokens.
     """
     attention = 2 * spec.heads * spec.head_dim * length * spec.layers
     blocks = 2 * spec.linear_parameters
@@ -156,7 +156,7 @@ def flops_per_token(spec: ModelSpec, length: float, *, checkpointing: bool) -> f
 
 
 def computed_tokens(step: StepConfig, mean_tokens: float, longest: int) -> float:
-    """Tokens that a micro-batch really computes on average: padding counts, packing has none."""
+    """Return the tokens that a micro-batch computes on average, padding included."""
     rows = step.micro_batch
     if step.packing or rows == 1:
         return rows * mean_tokens
@@ -167,7 +167,7 @@ def computed_tokens(step: StepConfig, mean_tokens: float, longest: int) -> float
 
 
 def is_measured(device: str, engine: str, machine: Machine) -> bool:
-    """Whether the times rest on measured runs of this engine on this kind of device."""
+    """Tell whether the times rest on measured runs of this engine on this kind of device."""
     if device != "cuda":
         return device == "cpu"
     table = calibration()
@@ -176,7 +176,7 @@ def is_measured(device: str, engine: str, machine: Machine) -> bool:
 
 
 def loading_s(step: StepConfig, spec: ModelSpec) -> float:
-    """Seconds for imports and reading the weights from a disk at 1 GB/s."""
+    """Predict the seconds for imports and for reading the weights from a disk at 1 GB/s."""
     imports = {"unsloth": 40.0}.get(step.engine, 12.0)
     return imports + weight_bytes(spec, step.quantization, 2.0) / 1e9
 
@@ -184,7 +184,7 @@ def loading_s(step: StepConfig, spec: ModelSpec) -> float:
 def evaluation_s(
     config: RunConfig, step: StepConfig, spec: ModelSpec, machine: Machine, mean_tokens: float
 ) -> float:
-    """Seconds for scoring and answering, before and after training together. Rough."""
+    """Predict roughly the seconds of both evaluations, before and after training."""
     throughput = throughput_of(step, machine)
     choices = sum(24 if name == "sample" else 1000 for name in config.mcq)
     if config.mcq_samples:

@@ -18,7 +18,7 @@ from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import TARGET_MODULES
 from medcot.errors import InputError
 from medcot.hardware.machine import named_machine
-from medcot.planning.calibration import measured_runs, predict
+from medcot.planning.calibration import MeasuredRun, load_measured_runs, predict_run
 from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predict_memory
 from medcot.planning.model_specs import SMOLLM2_135M, ModelSpec, find_model_spec, read_model_spec
 from medcot.planning.plan import describe, make_plan
@@ -333,20 +333,20 @@ def test_predictions_meet_the_measured_runs(run: dict[str, Any]) -> None:
     assert real / seconds == pytest.approx(run["tokens_per_second"], rel=0.1)
 
 
-OWN_RUNS = measured_runs()
+OWN_RUNS = load_measured_runs()
 
 
 @pytest.mark.parametrize("run", OWN_RUNS, ids=[str(place) for place in range(len(OWN_RUNS))])
-def test_predictions_meet_the_projects_own_runs(run: dict[str, Any]) -> None:
-    peak, speed = predict(run)
-    assert run["peak_gib"] <= peak < 1.07 * run["peak_gib"]
-    if run["tokens_per_second"]:
-        assert speed == pytest.approx(run["tokens_per_second"], rel=0.15)
+def test_predictions_meet_the_projects_own_runs(run: MeasuredRun) -> None:
+    predicted = predict_run(run)
+    assert run.peak_gib <= predicted.peak_gib < 1.07 * run.peak_gib
+    if run.tokens_per_second:
+        assert predicted.tokens_per_second == pytest.approx(run.tokens_per_second, rel=0.15)
 
 
 def test_enough_runs_were_measured() -> None:
     assert len(OWN_RUNS) >= 12
-    assert sum(run["tokens_per_second"] is not None for run in OWN_RUNS) >= 12
+    assert sum(run.tokens_per_second is not None for run in OWN_RUNS) >= 12
 
 
 @pytest.mark.parametrize(("precision", "width"), [("fp32", 4), ("bf16", 2)])
