@@ -56,7 +56,7 @@ class Message:
             return cls("plain", {"text": str(data)})
         entry = cast("Mapping[str, Any]", data)
         values = {
-            name: Message.from_json(value) if isinstance(value, Mapping) else value
+            name: Message.from_json(cast("object", value)) if isinstance(value, Mapping) else value
             for name, value in entry["values"].items()
         }
         return cls(entry["code"], values)
