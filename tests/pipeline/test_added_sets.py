@@ -66,7 +66,7 @@ def rows(directory: RunDirectory, phase: Any, name: str) -> list[dict[str, Any]]
 PLAIN = [f"What helps most against a cold of {n} days?" for n in range(6)]
 
 
-def test_a_set_added_later_loses_its_trained_questions_and_changes_no_training_row(
+def test_a_set_added_after_training_loses_its_trained_questions_and_changes_no_training_row(
     trained: RunDirectory, config: RunConfig, tmp_path: Path
 ) -> None:
     split = trained.read_json("split.json")
@@ -111,7 +111,7 @@ def test_lm_eval_scores_a_file_of_questions_as_medcot_does(
 
 
 @pytest.mark.real_model
-def test_half_a_task_on_disk_is_made_whole_without_a_second_row(
+def test_an_interrupted_task_is_completed_without_scoring_a_row_twice(
     trained: RunDirectory, tmp_path: Path
 ) -> None:
     added = exam(tmp_path / "late.jsonl", PLAIN)

@@ -151,7 +151,7 @@ def test_plain_peft_gives_the_same_test_loss(finished, tiny_model):
     ("stop", "stage"),
     [({"stop_after_rows": 2}, "before"), ({"stop_after_events": 1}, "training")],
 )
-def test_a_cancelled_run_goes_on_to_the_same_report(finished, config, tmp_path, stop, stage):
+def test_a_cancelled_run_resumes_to_the_same_report(finished, config, tmp_path, stop, stage):
     directory = RunDirectory(tmp_path / "run")
     first = Hearing(**stop)
     with pytest.raises(Cancelled):
@@ -226,7 +226,7 @@ def test_a_finished_stage_is_not_done_again(finished, config):
     assert directory.events.stat().st_mtime_ns == events
 
 
-def test_the_parts_give_the_report_of_the_whole(finished, config, tmp_path):
+def test_train_then_evaluate_gives_the_report_of_run(finished, config, tmp_path):
     directory = RunDirectory(tmp_path / "parts")
     train_only(config, directory, Listener())
     report = evaluate_only(directory, Listener())
@@ -307,7 +307,7 @@ def test_a_spoilt_run_is_called_worse(tmp_path):
     assert report.verdict.nll == "worse"
 
 
-def test_events_of_a_quiet_environment_name_the_machine(finished):
+def test_the_environment_names_machine_and_packages_but_no_home_folder(finished):
     environment = finished[0].read_json("environment.json")
     assert environment["machine"]["cpu_cores"] >= 1
     assert environment["packages"]["trl"]

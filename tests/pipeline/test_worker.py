@@ -107,7 +107,7 @@ def assert_same_rows(folder, alone):
         assert theirs == ours
 
 
-def test_groups_of_rows_go_round_the_processes_and_are_saved_in_order(tmp_path):
+def test_batches_are_dealt_to_processes_in_turn_and_saved_in_order(tmp_path):
     script = tmp_path / "shared.py"
     script.write_text(SHARED)
     here = str(ROOT)
@@ -122,7 +122,7 @@ def test_groups_of_rows_go_round_the_processes_and_are_saved_in_order(tmp_path):
     assert saved == []
 
 
-def test_two_processes_give_the_run_of_one_and_the_main_one_alone_writes(tmp_path, options, alone):
+def test_two_processes_give_the_run_of_one_and_only_the_main_one_writes(tmp_path, options, alone):
     program = ["-m", "medcot", "run", *options, "--out", "run"]
     (code, said, errors), other = finish(start_two(program, tmp_path))
     assert code == 0, errors
@@ -152,7 +152,7 @@ def test_two_processes_of_the_fused_pass_give_the_training_of_one_plain_one(
     assert_same_training(folder, alone)
 
 
-def test_a_stop_under_torchrun_ends_all_and_resume_goes_on_to_the_same_end(
+def test_a_stop_under_torchrun_ends_all_processes_and_resume_reaches_the_same_end(
     tmp_path, options, alone
 ):
     folder = tmp_path / "run"
@@ -184,7 +184,7 @@ def test_a_stop_under_torchrun_ends_all_and_resume_goes_on_to_the_same_end(
 
 
 @pytest.mark.parametrize("trouble", ["memory", "hang"])
-def test_trouble_in_one_process_ends_both_and_the_main_one_says_where(tmp_path, options, trouble):
+def test_a_failure_in_one_process_ends_both_and_the_main_one_says_where(tmp_path, options, trouble):
     script = tmp_path / "trouble.py"
     script.write_text(TROUBLE)
     program = [str(script), trouble, "train", *options, "--micro-batch=2", "--out", "run"]
@@ -213,7 +213,7 @@ def test_trouble_in_one_process_ends_both_and_the_main_one_says_where(tmp_path, 
     assert "Traceback" not in errors
 
 
-def test_wrong_input_is_said_once(tmp_path):
+def test_wrong_input_is_reported_by_one_process_only(tmp_path):
     program = ["-m", "medcot", "run", "--preset", "demo", "--batch", "3"]
     (code, _, errors), other = finish(start_two(program, tmp_path))
     assert (code, other[0]) == (2, 2)
@@ -229,7 +229,7 @@ def test_commands_that_train_nothing_run_in_the_main_process_alone(tmp_path):
     assert other[1:] == ("", "")
 
 
-def test_without_a_launcher_nothing_is_asked_of_a_store(monkeypatch):
+def test_without_a_launcher_the_store_is_never_used(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert comm.from_main(lambda: 5) == 5
     assert comm.sum_over_ranks(2.0) == 2.0
@@ -241,7 +241,7 @@ def test_without_a_launcher_nothing_is_asked_of_a_store(monkeypatch):
     comm.close()
 
 
-def test_a_resumed_run_may_take_fewer_rows_at_once(tmp_path, alone):
+def test_a_run_resumes_with_a_smaller_micro_batch(tmp_path, alone):
     from medcot.cli.main import main
 
     folder = tmp_path / "run"

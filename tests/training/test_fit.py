@@ -36,18 +36,18 @@ def test_every_step_is_an_event_on_disk_and_to_the_callback(whole):
     assert not result.cancelled
 
 
-def test_tokens_are_those_of_the_rows(whole, rows):
+def test_event_tokens_count_the_tokens_of_the_rows(whole, rows):
     _, events, _ = whole
     # 6 steps of 4 rows are two passes over the 12 rows.
     assert events[-1].tokens == 2 * sum(len(row) for row in rows)
 
 
-def test_the_loss_falls(whole):
+def test_training_lowers_the_loss(whole):
     _, events, _ = whole
     assert events[-1].loss < events[0].loss - 0.1
 
 
-def test_the_adapter_is_what_peft_reads(whole):
+def test_the_saved_adapter_can_be_loaded_by_peft(whole):
     training, _, result = whole
     written = json.loads((training.directory.adapter / "adapter_config.json").read_text())
     assert (written["r"], written["lora_alpha"]) == (16, 16)
@@ -67,7 +67,7 @@ def test_another_seed_has_other_losses(whole, tmp_path, tiny_model, rows):
     assert other.losses()[1:] != whole[0].losses()[1:3]
 
 
-def test_a_cancelled_training_goes_on_to_the_same_end(whole, tmp_path, tiny_model, rows):
+def test_a_cancelled_training_resumes_to_the_same_losses(whole, tmp_path, tiny_model, rows):
     seen = []
     first = Training(tmp_path / "run", tiny_model, rows)
     result = first.fit(seen.append, should_stop=lambda: len(seen) >= 2)

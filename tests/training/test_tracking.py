@@ -95,7 +95,7 @@ def test_online_without_a_login_is_kept_offline_and_says_so(tmp_path):
     assert directory.read_json("wandb.json")["mode"] == "offline"
 
 
-def test_without_the_package_the_run_goes_on(tmp_path, monkeypatch):
+def test_without_the_package_the_run_continues(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     _, tracker, lines = open_run(tmp_path, "online")
     tracker.log(event(1))

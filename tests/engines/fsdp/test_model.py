@@ -123,7 +123,7 @@ def untied_model(tmp_path_factory):
     return make_tiny_model(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)
 
 
-def test_split_weights_give_the_run_of_one_process_also_when_resumed(
+def test_sharded_weights_give_the_run_of_one_process_also_when_resumed(
     tmp_path, untied_model, monkeypatch
 ):
     settings = SETTINGS | {"model": str(untied_model), "micro_batch": 1, "checkpointing": "on"}
@@ -161,7 +161,7 @@ def assert_plain_peft_loads(folder, model):
         assert torch.equal(tuned[name.replace(".weight", ".default.weight")], values)
 
 
-def test_nf4_weights_split_by_halves_compute_the_same(tmp_path, untied_model):
+def test_nf4_weights_sharded_over_two_processes_compute_the_same(tmp_path, untied_model):
     pytest.importorskip("bitsandbytes")
     pair = finish(start_two(["-c", IN_4_BITS, str(untied_model)], tmp_path))
     for code, said, errors in pair:
