@@ -4,6 +4,9 @@ An exported set shows the model exactly what our likelihood method shows it, pro
 continuations, so that both choose the same option for every question.
 """
 
+# lm_eval has no type stubs.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import json
@@ -104,7 +107,7 @@ def check_tasks(tasks: Sequence[str], include: Path | None = None) -> Any:
         InputError: lm_eval is not installed, or has no such task.
     """
     try:
-        import lm_eval.evaluator  # noqa: F401
+        import lm_eval.evaluator  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
         needs = "run pip install 'medcot[lm-eval]'"
         raise InputError("--lm-eval", "the package lm_eval is not installed", needs) from None
@@ -180,6 +183,7 @@ def _context(sample: dict[str, Any]) -> str:
     """Return the prompt of the first request, in either of the two shapes that lm_eval logs."""
     arguments = sample.get("arguments")
     if isinstance(arguments, dict):
-        first = next(iter(arguments.values()), {})
-        return str(first.get("arg_0", "")) if isinstance(first, dict) else ""
+        requests = cast("dict[str, dict[str, Any]]", arguments)
+        first: Any = next(iter(requests.values()), {})
+        return str(cast("Any", first).get("arg_0", "")) if isinstance(first, dict) else ""
     return str(arguments[0][0]) if arguments else ""

@@ -205,11 +205,13 @@ def _choose(questions: Sequence[Question], count: int, seed: int) -> tuple[Quest
 
 
 def _list_keys(suite: EvaluationSuite) -> Iterator[RowKey]:
-    yield from (("case", "", case.id) for case in suite.cases)
+    for case in suite.cases:
+        yield ("case", "", case.id)
     if suite.fixed:
         yield ("fixed", "", suite.fixed.id)
     for name, asked in suite.questions.items():
-        yield from (("mcq", name, question.id) for question in asked)
+        for question in asked:
+            yield ("mcq", name, question.id)
 
 
 def _sum_up_sets(rows: Sequence[ScoredRow], suite: EvaluationSuite) -> Accuracy | None:

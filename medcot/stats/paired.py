@@ -5,6 +5,10 @@ interval and its test say so (see ``docs/experiments.md``, Statistics). scipy an
 a second to import, so the functions that need them import them.
 """
 
+# scipy and statsmodels have no type stubs.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import math

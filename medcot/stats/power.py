@@ -5,6 +5,10 @@ is itself estimated from the run's rows, so its upper confidence bound (80 %) is
 estimate would promise too much.
 """
 
+# scipy and statsmodels have no type stubs.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import math
