@@ -6,12 +6,10 @@ standard library: everything that can be tested elsewhere is in the package that
 
 import base64
 import hashlib
-import io
 import json
 import lzma
 import os
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -33,12 +31,11 @@ def read_payload() -> bytes:
 
 def unpack(packed: bytes, folder: Path) -> None:
     """Write the bundle's files to ``folder`` after checking them against the pushed checksum."""
-    files = {}
-    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(packed))) as archive:
-        for entry in archive.getmembers():
-            content = archive.extractfile(entry)
-            assert content is not None, entry.name
-            files[entry.name] = content.read()
+    index, _, contents = lzma.decompress(packed).partition(b"\n")
+    files, start = {}, 0
+    for name, size in json.loads(index).items():
+        files[name] = contents[start : start + size]
+        start += size
     listing = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
     if hashlib.sha256(json.dumps(listing).encode()).hexdigest() != BUNDLE:
         sys.exit("medcot: the bundle is damaged: its checksum is not the pushed one")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import lzma
 import re
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +20,9 @@ from medcot.kaggle.session.secret_scan import Secret, SecretMatch, find_secrets
 
 MARKER = "medcot bundle "
 """Begins the first line of a kernel's log, and tells our kernels from others."""
+_LINE = 4000
+"""Characters of the packed bundle per line: with 120, line ends alone are almost 1 %."""
+
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -70,14 +71,14 @@ def collect(config: RunConfig, job: JobSpec, project: Path = PROJECT) -> Bundle:
 
 
 def pack(bundle: Bundle) -> bytes:
-    """Pack the bundle into one compressed archive: sorted, without dates and owners."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name in sorted(bundle.files):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(bundle.files[name])
-            archive.addfile(entry, io.BytesIO(bundle.files[name]))
-    return lzma.compress(buffer.getvalue(), preset=6)
+    """Pack the bundle: a JSON line that maps sorted names to sizes, then the contents, compressed.
+
+    A tar archive is 2 % larger, as its header for each file hardly compresses.
+    """
+    names = sorted(bundle.files)
+    index = json.dumps({name: len(bundle.files[name]) for name in names})
+    contents = b"".join(bundle.files[name] for name in names)
+    return lzma.compress(f"{index}\n".encode() + contents, preset=6)
 
 
 def write_script(checksum: str, packed: bytes | None, template: Path) -> str:
@@ -118,7 +119,7 @@ def read_script(text: str) -> dict[str, bytes]:
 def _as_text(packed: bytes) -> str:
     """Encode in base 85, which needs no escapes in a Python string and 6 % less than base 64."""
     text = base64.b85encode(packed).decode()
-    return "\n".join(text[start : start + 120] for start in range(0, len(text), 120))
+    return "\n".join(text[start : start + _LINE] for start in range(0, len(text), _LINE))
 
 
 def _from_text(text: str) -> bytes:
@@ -127,9 +128,12 @@ def _from_text(text: str) -> bytes:
 
 def unpack(packed: bytes) -> dict[str, bytes]:
     """Return the files that :func:`pack` packed."""
-    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(packed))) as archive:
-        opened = {entry.name: archive.extractfile(entry) for entry in archive.getmembers()}
-        return {name: file.read() for name, file in opened.items() if file is not None}
+    index, _, contents = lzma.decompress(packed).partition(b"\n")
+    files, start = {}, 0
+    for name, size in json.loads(index).items():
+        files[name] = contents[start : start + size]
+        start += size
+    return files
 
 
 def scan_files(files: Mapping[str, bytes], secrets: Sequence[Secret]) -> list[SecretMatch]:
