@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
 @contextmanager
 def exit_on_error(
     *, interrupted: str = INTERRUPTED, redact: Callable[[str], str] = str
-) -> Iterator[None]:
+) -> Generator[None]:
     """Turn whatever the block raises into an exit code and at most one line.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -236,7 +236,7 @@ def _config_for(resolved: Resolved, directory: RunDirectory) -> RunConfig:
 
 
 @contextmanager
-def _terminal(*, as_json: bool) -> Iterator[Listener]:
+def _terminal(*, as_json: bool) -> Generator[Listener]:
     """Show progress on the terminal; with ``--json``, send everything else to stderr."""
     from medcot.cli.progress import TerminalListener, make_console
 

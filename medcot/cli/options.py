@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -56,14 +56,13 @@ def resolve_flags(values: dict[str, Any], machine: Machine | None = None) -> Res
 
 def _flag(name: str) -> click.Option:
     field = RunConfig.model_fields[name]
-    extra = field.json_schema_extra
-    shown = bool(extra.get("shown")) if isinstance(extra, dict) else True
+    extra = cast("dict[str, Any]", field.json_schema_extra or {})
     return click.Option(
         [option_name(name)],
         metavar=_metavar(name),
         help=field.description,
         multiple=name == "mcq",
-        hidden=not shown,
+        hidden=not extra.get("shown", True),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -99,7 +99,7 @@ class TerminalListener(Listener):
             self._task = None
 
     @contextmanager
-    def live(self) -> Iterator[TerminalListener]:
+    def live(self) -> Generator[TerminalListener]:
         """Show progress while the block runs; the first Ctrl-C or SIGTERM asks the run to stop."""
         with _asked_to_stop_by_signals(self):
             if not self.console.is_terminal:
@@ -122,7 +122,7 @@ class TerminalListener(Listener):
 
 
 @contextmanager
-def _asked_to_stop_by_signals(listener: TerminalListener) -> Iterator[None]:
+def _asked_to_stop_by_signals(listener: TerminalListener) -> Generator[None]:
     first = 0.0
 
     def handle(_number: int, _frame: FrameType | None) -> None:
