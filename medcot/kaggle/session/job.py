@@ -48,8 +48,9 @@ def read_job(text: str) -> JobSpec:
         KeyError, TypeError, ValueError: the bundle was written by another version.
     """
     values: dict[str, Any] = json.loads(text)
-    labels = {name: tuple(values[name]) for name in ("hub_labels", "wandb_labels")}
-    return JobSpec(**values | labels)
+    for name in ("hub_labels", "wandb_labels"):
+        values[name] = tuple(values[name])
+    return JobSpec(**values)
 
 
 @dataclass(frozen=True, slots=True)
