@@ -151,6 +151,7 @@ def load_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Pat
 
     Raises:
         InputError: There is no adapter, or it belongs to another model.
+        RunFailed: A weight of it is not finite.
     """
     if folder is not None and not (folder / "adapter_config.json").exists():
         raise InputError("--run", f"no adapter in {folder}", "train the run first")
@@ -159,6 +160,18 @@ def load_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Pat
     except (OSError, RuntimeError, ValueError) as error:
         found = one_line(str(error))
         raise InputError("--run", found, "expected an adapter of this model") from error
+    if name := find_weight_not_finite(loaded.model):
+        raise RunFailed(
+            "model",
+            f"the adapter's {name} holds NaN or infinity.",
+            "It was destroyed in training: start a new run with a lower --learning-rate.",
+        )
+
+
+def find_weight_not_finite(model: Any) -> str | None:
+    """Return the name of the first LoRA weight with NaN or infinity, None where all are finite."""
+    weights = ((name, p) for name, p in model.named_parameters() if "lora_" in name)
+    return next((name for name, p in weights if not p.detach().isfinite().all()), None)
 
 
 def trainable_parameters(model: Any) -> int:

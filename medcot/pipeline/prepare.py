@@ -25,6 +25,7 @@ from medcot.evaluation.judge import check_judge
 from medcot.evaluation.suite import make_suite
 from medcot.hardware.machine import Machine, detect_machine
 from medcot.listener import Listener
+from medcot.pipeline.fingerprints import check_fingerprints
 from medcot.pipeline.run_log import keep_fallbacks
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan, make_plan
@@ -72,6 +73,9 @@ def prepare(
         raise InputError(
             f"--out {directory.path}", "it already holds a run", "use another folder or --resume"
         )
+    _require_same_data(directory, dataset)
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    check_fingerprints(directory, config, prepared.suite, template)
     _write_decisions(prepared, machine)
     for line in _announcements(prepared):
         logger.info("%s", line)
@@ -159,18 +163,22 @@ def _trained(directory: RunDirectory) -> frozenset[str]:
     return frozenset(directory.read_json("split.json")["train"])
 
 
+def _require_same_data(directory: RunDirectory, dataset: Dataset) -> None:
+    if not directory.has("environment.json"):
+        return
+    if directory.read_json("environment.json")["dataset"]["fingerprint"] != dataset.fingerprint:
+        raise InputError(
+            f"--dataset {dataset.name}",
+            "the data changed since the run began",
+            "restore the same rows, or use a new --out",
+        )
+
+
 def _write_decisions(prepared: Prepared, machine: Machine) -> None:
     directory, dataset = prepared.directory, prepared.dataset
     fallbacks: list[dict[str, str]] = []
     if directory.has("environment.json"):
-        earlier = directory.read_json("environment.json")
-        fallbacks = earlier.get("fallbacks", [])
-        if earlier["dataset"]["fingerprint"] != dataset.fingerprint:
-            raise InputError(
-                f"--dataset {dataset.name}",
-                "the data changed since the run began",
-                "restore the same rows, or use a new --out",
-            )
+        fallbacks = directory.read_json("environment.json").get("fallbacks", [])
     kept = tuple(list_row_ids(prepared.rows))
     directory.write_json("split.json", replace(prepared.split, train=kept))
     directory.write_json("plan.json", prepared.plan.to_json())

@@ -23,6 +23,7 @@ from medcot.pipeline.collective import (
     collective_tools,
     load_adapter,
 )
+from medcot.pipeline.fingerprints import record_adapter
 from medcot.pipeline.lm_eval import ready_tasks, score_tasks
 from medcot.pipeline.prepare import Prepared, prepare
 from medcot.pipeline.report import write_report
@@ -192,6 +193,7 @@ def train(
     )
     if result.cancelled:
         raise Cancelled
+    record_adapter(directory)
     directory.write_json("training.json", asdict(result) | {"plan": prepared.plan.to_json()})
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from math import isfinite
 from typing import Literal, TypeVar
 
 from medcot.config.schema import RunConfig
 from medcot.data.contamination import Overlap
-from medcot.errors import InputError
+from medcot.errors import InputError, RunFailed
 from medcot.evaluation.interface import BY_LM_EVAL, EvaluationSuite, ScoredRow
 from medcot.evaluation.suite import is_counted, list_sets, order_rows, summarise
 from medcot.records import Question
@@ -62,6 +63,7 @@ def build_report(
     """
     before, after = _complete(before, suite, "before"), _complete(after, suite, "after")
     pairs = _pair(before, after)
+    _require_comparable(pairs)
     compared = _compare(pairs, before, suite, config.seed)
     verdict = _reach_verdicts(compared)
     compared = _drop_needless_sizes(compared, verdict)
@@ -113,6 +115,27 @@ def _pair(before: Sequence[ScoredRow], after: Sequence[ScoredRow]) -> Pairs:
     """Pair the rows that both sides have, in the order of ``before``."""
     found = {row.row_key: row for row in after}
     return [(row, found[row.row_key]) for row in before if row.row_key in found]
+
+
+def _require_comparable(pairs: Pairs) -> None:
+    """Refuse rows whose prompts or keys differ, and scores that are no finite number."""
+    for before, after in pairs:
+        for name in ("prompt", "key"):
+            if getattr(before, name) != getattr(after, name):
+                raise InputError(
+                    f"evaluation/after.jsonl, {before.kind} {before.id!r}",
+                    f"its {name} is not the one of evaluation/before.jsonl",
+                    "score both again in a new run with the same questions and chat template",
+                )
+        for side, row in (("before", before), ("after", after)):
+            losses = (row.nll, row.nll_sum, *(row.option_losses or {}).values())
+            if not all(loss is None or isfinite(loss) for loss in losses):
+                raise RunFailed(
+                    "report",
+                    f"evaluation/{side}.jsonl, {row.kind} {row.id!r}: the loss is not finite.",
+                    "The weights that gave it are destroyed: start a new run with a lower"
+                    " --learning-rate.",
+                )
 
 
 def _compare(

@@ -16,7 +16,11 @@ from medcot.distributed import comm
 from medcot.engines.base import LoadedModel
 from medcot.engines.compat import known_messages_silenced
 from medcot.engines.fallbacks import report_fallback
-from medcot.engines.loading import engine_for, trainable_parameters
+from medcot.engines.loading import (
+    engine_for,
+    find_weight_not_finite,
+    trainable_parameters,
+)
 from medcot.errors import InputError, RunFailed
 from medcot.planning.plan import Plan
 from medcot.records import OnEvent
@@ -253,5 +257,11 @@ def _save_adapter(loaded: LoadedModel, folder: Path) -> None:
     """Save adapter and tokenizer, so that plain peft and transformers load them."""
     if not comm.is_main():
         return
+    if name := find_weight_not_finite(loaded.model):
+        raise RunFailed(
+            "training",
+            f"the trained {name} holds NaN or infinity.",
+            "Try a lower --learning-rate in a new run; the checkpoints are kept.",
+        )
     loaded.model.save_pretrained(str(folder), safe_serialization=True)
     loaded.tokenizer.save_pretrained(str(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from medcot.errors import RunFailed
@@ -49,7 +50,7 @@ class Recorder:
         """Record one optimizer step.
 
         Raises:
-            RunFailed: The loss is no longer a finite number.
+            RunFailed: The loss or the gradient is no longer a finite number.
         """
         self.step, self.tokens = step, self.tokens + tokens
         # The first step of a session warms up caches, so it predicts the others badly.
@@ -68,10 +69,12 @@ class Recorder:
         )
         self.directory.append(self.directory.events, event)
         self.on_event(event)
-        if not abs(event.loss) < float("inf"):
+        for name, value in (("loss", event.loss), ("gradient's norm", event.grad_norm)):
+            if isfinite(value):
+                continue
             raise RunFailed(
                 "training",
-                f"the loss became {event.loss} at step {step}.",
+                f"the {name} became {value} at step {step}.",
                 "Try a lower --learning-rate; the newest checkpoint is kept.",
             )
 
