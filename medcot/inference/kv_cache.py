@@ -50,8 +50,9 @@ class SlotCache(Cache):
         """Copy the cache of a forward pass over whole prompts into ``slots`` [prompts]."""
         for index, layer in enumerate(past.layers):
             # The base class of a cache's layers does not declare its tensors.
-            keys: torch.Tensor = layer.keys  # pyright: ignore[reportAttributeAccessIssue]
-            values: torch.Tensor = layer.values  # pyright: ignore[reportAttributeAccessIssue]
+            keys, values = layer.keys, layer.values  # pyright: ignore[reportAttributeAccessIssue]
+            if keys is None or values is None:
+                raise RuntimeError("the model left no keys and values in its cache")
             if index == len(self.keys):
                 self.keys.append(self._allocate(keys))
                 self.values.append(self._allocate(values))
