@@ -146,7 +146,7 @@ def test_a_machine_that_is_too_small_gets_a_remedy(tmp_path, monkeypatch):
     config = make_config("kaggle-t4", {"max_length": 131_072, "quantization": "none"})
     outputs, values = load_app().run(defs={"start": controls.Start(config, "en")})
     assert values["plan"] is None
-    assert "What it needs:" in told(outputs)
+    assert "What to do: use" in told(outputs)
 
 
 def test_the_notebook_passes_marimos_strict_check_and_has_no_logic():
