@@ -288,7 +288,7 @@ def test_a_set_that_cannot_be_loaded_is_explained_and_the_page_goes_on(page, fol
     page.wait_for_selector("text=What to do: use a local file or --preset demo")
     assert page.locator("#evidence").count() == 1
     choice.select_option(label=str(folder / "rows.jsonl"))
-    wait_for(lambda: page.get_by_text("What it needs").count() == 0)
+    wait_for(lambda: page.get_by_text("What to do: use a local file").count() == 0)
     page.wait_for_selector(".mc-tokens")
 
 
