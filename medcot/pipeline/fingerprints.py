@@ -85,7 +85,9 @@ def check_fingerprints(
         )
     for name, items in known.items.items():
         _require_same_items(name, items, current.items.get(name))
-    if known.adapter and known.adapter != _digest_adapter(directory):
+    # Without training.json the run is trained again, and its adapter recorded anew.
+    trained = directory.has("training.json")
+    if trained and known.adapter and known.adapter != _digest_adapter(directory):
         raise InputError(
             str(directory.adapter),
             "the adapter is not the one that this run trained",
