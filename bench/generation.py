@@ -213,7 +213,7 @@ def in_slots(
         with torch.inference_mode():
             count = min(rows, len(prompts))
             decoder = continuous_batching.Decoder(
-                bench.model, prompts, limits, bench.end, count, **changes
+                bench.model, prompts, limits, {bench.end}, count, **changes
             )
             answers = decoder.run()
     finally:

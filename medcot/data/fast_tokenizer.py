@@ -45,10 +45,12 @@ class FastTokenizer:
         """Return the text of the tokens, special tokens included."""
         return self.backend.decode(ids, skip_special_tokens=False)
 
-    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
-        """Return the prompt of ``turns``, with the assistant's turn opened, as text."""
+    def apply_chat_template(
+        self, turns: list[dict[str, str]], *, tokenize: bool = False, **variables: Any
+    ) -> str:
+        """Return the prompt of ``turns`` as text; the template sees ``variables``."""
         template = _compiled(self.chat_template)
-        return template.render(messages=turns, add_generation_prompt=True, **self.special)
+        return template.render(messages=turns, **self.special, **variables)
 
 
 @lru_cache(maxsize=8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from medcot.data.prompts import CLOSE, ChatTemplate
@@ -68,6 +69,11 @@ class TokenizedRow:
         return {"input_ids": self.prompt_ids + labelled, "labels": masked + labelled}
 
 
+TEMPLATE_TIME = datetime(2026, 1, 1, 12)
+"""What a chat template that says the date is told. With today's date, prompts of before and after,
+or of a run and its repetition, would differ."""
+
+
 def chat_template(tokenizer: Any) -> ChatTemplate | None:
     """Return the tokenizer's own template for a user's turn, or None if it has none."""
     if not getattr(tokenizer, "chat_template", None):
@@ -75,9 +81,22 @@ def chat_template(tokenizer: Any) -> ChatTemplate | None:
 
     def user_turn(message: str) -> str:
         turns = [{"role": "user", "content": message}]
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, strftime_now=TEMPLATE_TIME.strftime
+        )
+        if _without_space(message) not in _without_space(prompt):
+            raise InputError(
+                "--model",
+                "its chat template drops the question",
+                "use --style tutorial, which needs no chat template",
+            )
+        return prompt
 
     return user_turn
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:

@@ -130,6 +130,18 @@ class Location:
         return {"revision": self.revision, "local_files_only": self.cached}
 
 
+def end_token_ids(loaded: LoadedModel) -> frozenset[int]:
+    """Return the ids of all tokens that end an answer: the tokenizer's and the model's own.
+
+    A model may name several in its ``generation_config``, for example the end of a turn and the
+    end of the text.
+    """
+    config = getattr(loaded.model, "generation_config", None)
+    named = getattr(config, "eos_token_id", None)
+    found = {loaded.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+    return frozenset(token for token in found if token is not None)
+
+
 def settle_pad_token(tokenizer: Any) -> None:
     """Choose a pad token among those that exist: one equal to EOS would hide EOS from a loss.
 

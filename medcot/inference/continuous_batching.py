@@ -9,7 +9,7 @@ the busy slots are moved together, so that a step computes fewer rows.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -67,23 +67,24 @@ def decode(
     model: Any,
     prompts: Sequence[list[int]],
     limits: Sequence[int],
-    end: int,
+    ends: Collection[int],
     slots: int,
     *,
     check: bool = True,
 ) -> list[list[int]]:
-    """Return greedy continuations of ``prompts``, up to and including the ``end`` token.
+    """Return greedy continuations of ``prompts``, up to and including an end token.
 
     Args:
         prompts: Token ids; none may be empty.
         limits: The most tokens of each answer.
+        ends: The tokens that end an answer.
         slots: Prompts that are decoded at once.
         check: Compare the first step with a plain forward pass.
 
     Raises:
         RuntimeError: The first logits are not those of a plain pass; or what torch raises.
     """
-    return Decoder(model, prompts, limits, end, min(slots, len(prompts)), check=check).run()
+    return Decoder(model, prompts, limits, ends, min(slots, len(prompts)), check=check).run()
 
 
 class Decoder:
@@ -94,7 +95,7 @@ class Decoder:
         model: Any,
         prompts: Sequence[list[int]],
         limits: Sequence[int],
-        end: int,
+        ends: Collection[int],
         count: int,
         *,
         graphs: bool = True,
@@ -103,7 +104,7 @@ class Decoder:
         weights = next(model.parameters())
         self.model, self.device = model, weights.device
         self.dtype = model.get_input_embeddings().weight.dtype
-        self.prompts, self.limits, self.end = prompts, limits, end
+        self.prompts, self.limits, self.ends = prompts, limits, ends
         kind = self.device.type
         self.graphs = graphs and kind == "cuda"
         self.unchecked = check
@@ -257,7 +258,7 @@ class Decoder:
             answer = self.answers[index]
             for token in tokens:
                 answer.append(token)
-                if token == self.end or len(answer) == self.limits[index]:
+                if token in self.ends or len(answer) == self.limits[index]:
                     self.inside[slot] = None
                     break
         # A free slot is still written to: from its start, so that it never reaches its end.

@@ -10,7 +10,7 @@ from typing import Any
 
 from medcot.config.schema import RunConfig
 from medcot.data.tokenization import encode_text
-from medcot.engines.base import LoadedModel
+from medcot.engines.base import LoadedModel, end_token_ids
 from medcot.engines.fallbacks import report_fallback
 from medcot.errors import one_line
 from medcot.evaluation.interface import ModelTools
@@ -41,7 +41,7 @@ def generate(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -
     """
     ids = [encode_text(loaded.tokenizer, prompt) for prompt in prompts]
     if ids and (answers := _generate_continuously(loaded, ids, max_new_tokens)):
-        return [_as_generation(loaded.tokenizer, answer) for answer in answers]
+        return [_as_generation(loaded, answer) for answer in answers]
     return _generate_in_batches(loaded, ids, max_new_tokens)
 
 
@@ -59,10 +59,10 @@ def _generate_continuously(
     works = known.get(model)
     if works is False:
         return None
-    end, limits = loaded.tokenizer.eos_token_id, [max_new_tokens] * len(ids)
+    ends, limits = end_token_ids(loaded), [max_new_tokens] * len(ids)
     try:
         with inference(loaded):
-            answers = decode(model, ids, limits, end, loaded.answer_rows, check=works is None)
+            answers = decode(model, ids, limits, ends, loaded.answer_rows, check=works is None)
     except Exception as error:  # noqa: BLE001 - whatever it is, padded batches are slower, and sure
         known[model] = False
         return _fall_back(one_line(f"{type(error).__name__}: {error}"))
@@ -99,7 +99,7 @@ def _generate_batch(
     with inference(loaded):
         output = _call_generate(loaded, batch, max_new_tokens)
     width = batch["input_ids"].shape[1]
-    return [_as_generation(loaded.tokenizer, row[width:].tolist()) for row in output]
+    return [_as_generation(loaded, row[width:].tolist()) for row in output]
 
 
 def _call_generate(
@@ -114,17 +114,25 @@ def _call_generate(
         temperature=None,
         top_p=None,
         top_k=None,
-        eos_token_id=loaded.tokenizer.eos_token_id,
+        eos_token_id=sorted(end_token_ids(loaded)),
         pad_token_id=loaded.tokenizer.pad_token_id,
     )
 
 
-def _as_generation(tokenizer: Any, ids: list[int]) -> Generation:
-    finished = tokenizer.eos_token_id in ids
-    if finished:
-        ids = ids[: ids.index(tokenizer.eos_token_id)]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    return Generation(text, len(ids) + finished, finished)
+def _as_generation(loaded: LoadedModel, ids: list[int]) -> Generation:
+    """Cut the answer at its end token and decode it.
+
+    Special tokens stay in the text, because with some models the tags of a thought are special.
+    Only start and padding are taken out.
+    """
+    ends = end_token_ids(loaded)
+    length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    finished = length < len(ids)
+    tokenizer = loaded.tokenizer
+    silent = {tokenizer.bos_token_id, tokenizer.pad_token_id}
+    kept = [token for token in ids[:length] if token not in silent]
+    text = tokenizer.decode(kept, skip_special_tokens=False)
+    return Generation(text, length + finished, finished)
 
 
 def stream(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> Iterator[Generation]:
@@ -150,9 +158,9 @@ def stream(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> Iterator[Ge
         if isinstance(new, BaseException):
             raise new
         ids += new
-        grown = _as_generation(loaded.tokenizer, ids)
+        grown = _as_generation(loaded, ids)
         yield replace(grown, text=grown.text.rstrip("\ufffd"))
-    yield _as_generation(loaded.tokenizer, ids)
+    yield _as_generation(loaded, ids)
 
 
 class _TokenQueue:

@@ -1,6 +1,10 @@
+import shutil
+import time
+
 import pytest
 from transformers import AutoTokenizer
 
+from medcot.data.fast_tokenizer import load_fast_tokenizer
 from medcot.data.prompts import render
 from medcot.data.tokenization import IGNORED, chat_template, check_labels, encode, encode_text
 from medcot.errors import InputError, RunFailed
@@ -78,3 +82,41 @@ def test_bos_stands_once_where_the_tokenizer_adds_one(tokenizer):
 
 def test_pad_is_not_the_end_token(tokenizer):
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+TURN = "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{%- endfor %}"
+
+
+def with_template(tiny_model, folder, text):
+    shutil.copytree(tiny_model, folder)
+    (folder / "chat_template.jinja").write_text(text)
+    return folder
+
+
+def test_a_template_that_says_the_time_always_says_the_same(tiny_model, tmp_path):
+    text = "It is {{ strftime_now('%Y-%m-%d %H:%M:%S') }}.\n" + TURN
+    folder = with_template(tiny_model, tmp_path / "dated", text)
+    prompts = set()
+    for tokenizer in (AutoTokenizer.from_pretrained(folder), load_fast_tokenizer(folder)):
+        chat = chat_template(tokenizer)
+        prompts.add(chat("What now?"))
+        time.sleep(1.1)
+        prompts.add(chat("What now?"))
+    assert len(prompts) == 1
+
+
+def test_a_template_that_drops_the_question_is_refused(tiny_model, tmp_path):
+    text = (
+        "{%- for m in messages %}{%- for part in m.content %}{{ part.text }}{%- endfor %}"
+        "{%- endfor %}"
+    )
+    folder = with_template(tiny_model, tmp_path / "parts", text)
+    chat = chat_template(AutoTokenizer.from_pretrained(folder))
+    with pytest.raises(InputError, match=r"drops the question.*--style tutorial"):
+        chat("What now?")
+
+
+def test_a_template_may_fold_white_space(tiny_model, tmp_path):
+    text = "{%- for m in messages %}{{ m.content | replace('\n', ' ') }}{%- endfor %}"
+    folder = with_template(tiny_model, tmp_path / "folded", text)
+    assert "What now?" in chat_template(AutoTokenizer.from_pretrained(folder))("Well.\n\nWhat now?")

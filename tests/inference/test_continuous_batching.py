@@ -48,12 +48,12 @@ def one_at_a_time(model, prompts, limits, end):
 @torch.no_grad()
 def test_refilling_and_moving_slots_changes_no_answer(model, slots):
     expected = one_at_a_time(model, PROMPTS, LIMITS, NEVER)
-    assert decode(model, PROMPTS, LIMITS, NEVER, slots) == expected
+    assert decode(model, PROMPTS, LIMITS, {NEVER}, slots) == expected
     assert [len(answer) for answer in expected] == LIMITS
     end = expected[-1][len(expected[-1]) // 2]
     ended = one_at_a_time(model, PROMPTS, LIMITS, end)
     assert ended[-1][-1] == end
-    assert decode(model, PROMPTS, LIMITS, end, slots) == ended
+    assert decode(model, PROMPTS, LIMITS, {end}, slots) == ended
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def test_reading_tokens_every_few_steps_changes_no_answer(model, monkeypatch):
     monkeypatch.setattr("medcot.inference.continuous_batching.STEPS", {"cpu": 8})
     monkeypatch.setattr("medcot.inference.continuous_batching.REFILL_SHARE", {"cpu": 2})
     expected = one_at_a_time(model, PROMPTS, LIMITS, NEVER)
-    assert decode(model, PROMPTS, LIMITS, NEVER, 4) == expected
+    assert decode(model, PROMPTS, LIMITS, {NEVER}, 4) == expected
 
 
 @torch.no_grad()
@@ -74,19 +74,19 @@ def test_a_model_with_an_adapter_is_batched_continuously_too(model):
             weight.normal_(std=0.1)
     expected = one_at_a_time(tuned, PROMPTS, LIMITS, NEVER)
     assert expected != plain
-    assert decode(tuned, PROMPTS, LIMITS, NEVER, 4) == expected
+    assert decode(tuned, PROMPTS, LIMITS, {NEVER}, 4) == expected
 
 
 def test_a_finished_decoder_restores_the_models_own_attention(model):
     usual = model.config._attn_implementation
     with torch.no_grad():
-        Decoder(model, PROMPTS, LIMITS, NEVER, 4).run()
+        Decoder(model, PROMPTS, LIMITS, {NEVER}, 4).run()
     assert model.config._attn_implementation == usual
 
 
 @torch.no_grad()
 def test_the_kv_cache_is_freed_once_the_answers_are_there(model):
-    decoder = Decoder(model, PROMPTS, LIMITS, NEVER, 4)
+    decoder = Decoder(model, PROMPTS, LIMITS, {NEVER}, 4)
     decoder.run()
     slots = weakref.ref(decoder.slots)
     del decoder
@@ -132,7 +132,7 @@ def test_two_models_are_decoded_in_two_threads_without_mixing_their_caches(folde
 
     @torch.no_grad()
     def answer(one, prompts):
-        return decode(one, prompts, LIMITS, NEVER, 2)
+        return decode(one, prompts, LIMITS, {NEVER}, 2)
 
     backwards = [prompt[::-1] for prompt in PROMPTS]
     with ThreadPoolExecutor() as pool:

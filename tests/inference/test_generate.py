@@ -4,22 +4,27 @@ import pytest
 import torch
 
 from medcot.config.presets import make_config
-from medcot.data.prompts import render
+from medcot.data.prompts import parse, render
 from medcot.data.tokenization import encode, encode_text
 from medcot.engines.loading import load_base
 from medcot.hardware.machine import detect_machine
+from medcot.inference import generate as generation
 from medcot.inference.generate import generate, stream
 from medcot.inference.loglikelihood import score, score_options
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import make_plan
-from tests.support.fakes import make_case
+from tests.support.fakes import make_case, make_talker
+
+
+def load(folder):
+    config = make_config("demo", {"model": str(folder)})
+    plan = make_plan(config, detect_machine(), find_model_spec(config), 8, 100.0, 200)
+    return load_base(config, plan)
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_model):
-    config = make_config("demo", {"model": str(tiny_model)})
-    plan = make_plan(config, detect_machine(), find_model_spec(config), 8, 100.0, 200)
-    return load_base(config, plan)
+    return load(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +121,28 @@ def test_generation_stops_at_the_end_token(loaded, pairs):
         loaded.model.set_output_embeddings(head)
         head.weight.data.copy_(before)
     assert (reply.text, reply.tokens, reply.finished) == ("", 1, True)
+
+
+@pytest.mark.parametrize("special", [["<think>", "</think>"], None])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_thought_is_closed_whether_its_tags_are_special_tokens_or_not(tmp_path, special, at_once):
+    folder = make_talker(tmp_path / "model", ["So", "</think>", "Yes"], special=special)
+    model = load(folder)
+    for one in generate(model, ["Is it so?<think>\n"] * at_once, 8):
+        reply = parse(one.text)
+        assert (reply.thought, reply.answer, reply.closed) == ("So", "Yes", True)
+        assert one.finished
+    *_, streamed = stream(model, "Is it so?<think>\n", 8)
+    assert parse(streamed.text).answer == "Yes"
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_every_end_token_of_the_model_ends_an_answer(tmp_path, monkeypatch, batches):
+    words = ["So", "</think>", "Yes", "<|endoftext|>", "No"]
+    ends = ["<|im_end|>", "<|endoftext|>"]
+    model = load(make_talker(tmp_path / "model", words, ends=ends))
+    if batches:
+        monkeypatch.setattr(generation, "_generate_continuously", lambda *arguments: None)
+    (one,) = generate(model, ["Is it so?<think>\n"], 12)
+    assert one.finished
+    assert parse(one.text).answer == "Yes"

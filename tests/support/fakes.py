@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from medcot.engines.bundled_model import bundled_model
@@ -29,6 +30,56 @@ def make_tiny_model(folder: Path, *, seed: int = 0, **changes: object) -> Path:
         "pad_token_id": tokenizer.pad_token_id,
     }
     LlamaForCausalLM(LlamaConfig(**(shape | changes))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_talker(
+    folder: Path,
+    words: list[str],
+    *,
+    special: list[str] | None = None,
+    ends: list[str] | None = None,
+) -> Path:
+    """A model that says ``words``, one token each, and then its end, after any prompt.
+
+    Each word's embedding points along an axis of its own, the layers add nothing, and the output
+    head turns that axis into the next word. ``special`` words become special tokens; ``ends`` are
+    the end tokens that its generation config names.
+    """
+    import torch
+    from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(bundled_model())
+    tokenizer.add_tokens([word for word in words if word.startswith("<")])
+    if special:
+        tokenizer.add_special_tokens({"additional_special_tokens": special})
+    said = [*words, tokenizer.eos_token]
+    ids = [tokenizer.encode(word, add_special_tokens=False)[-1] for word in said]
+    width = 32
+    assert len(set(ids)) == len(ids) < width
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=len(tokenizer), tie_word_embeddings=False,
+        max_position_embeddings=2048, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+        embedding.zero_()
+        head.zero_()
+        embedding[:, 0] = 1.0  # Any other token, so the prompt's last one: the first word is next.
+        head[ids[0], 0] = 9.0
+        for axis, (word, following) in enumerate(pairwise(ids), 1):
+            embedding[word, 0], embedding[word, axis] = 0.0, 1.0
+            head[following, axis] = 9.0
+    model.generation_config = GenerationConfig(
+        eos_token_id=[tokenizer.convert_tokens_to_ids(end) for end in ends or [tokenizer.eos_token]]
+    )
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
