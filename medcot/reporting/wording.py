@@ -7,11 +7,15 @@ Chinese; ``report.json`` keeps the codes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 
 from medcot.catalog import Message, say
 from medcot.evaluation.suite import SetAccuracy
 from medcot.reporting.schema import ChoiceEndpoint, Endpoint, Measure, Report, VerdictMessages
 from medcot.stats.paired import PairedDifference
+
+TINY_SHARE = 0.005
+"""A change of the loss below this share of it is called small, however sure its direction is."""
 
 
 def state_verdict(report: Report) -> VerdictMessages:
@@ -25,7 +29,12 @@ def state_verdict(report: Report) -> VerdictMessages:
 
 def find_cautions(report: Report) -> tuple[Message, ...]:
     """Find what a reader of the comparison should keep in mind."""
-    return (*_length_cautions(report), *_data_cautions(report), *_chance_cautions(report))
+    return (
+        *_size_cautions(report),
+        *_length_cautions(report),
+        *_data_cautions(report),
+        *_chance_cautions(report),
+    )
 
 
 def _state_loss(report: Report) -> Message:
@@ -36,7 +45,7 @@ def _state_loss(report: Report) -> Message:
     if nll.difference == 0:
         return Message("loss_same", {"rows": rows})
     moved = Message("moved_down" if nll.difference < 0 else "moved_up")
-    by = abs(nll.difference)
+    by = _nats(abs(nll.difference))
     code = f"loss_{report.verdict.nll.replace(' ', '_')}"
     return Message(code, {"moved": moved, "by": by, "rows": rows, "span": _state_span(nll)})
 
@@ -48,7 +57,7 @@ def _state_span(nll: Endpoint) -> Message | str:
     if nll.low * nll.high <= 0:
         low, high = format_change("nll", nll.low), format_change("nll", nll.high)
     else:
-        low, high = (f"{end:.3f}" for end in sorted((abs(nll.low), abs(nll.high))))
+        low, high = (_nats(end) for end in sorted((abs(nll.low), abs(nll.high))))
     return Message("span", {"low": low, "high": high})
 
 
@@ -69,6 +78,16 @@ def _state_choice(report: Report, mcq: ChoiceEndpoint) -> Iterator[Message]:
         yield Message("choice_shows_nothing")
     else:
         yield Message("choice_shows", {"least": 100 * mcq.detectable})
+
+
+def _size_cautions(report: Report) -> Iterator[Message]:
+    """Say how small a change is that is shown and yet tiny beside the loss itself."""
+    nll, before = report.paired.nll, report.before.nll
+    if nll is None or not before or report.verdict.nll == "no evidence":
+        return
+    share = abs(nll.difference) / before
+    if share < TINY_SHARE:
+        yield Message("caution_tiny", {"share": 100 * share})
 
 
 def _length_cautions(report: Report) -> Iterator[Message]:
@@ -141,7 +160,7 @@ def format_change(measure: Measure, value: float, language: str = "en") -> str:
 def format_size(measure: Measure, value: float, language: str = "en") -> str:
     """Format the size of a difference without its sign."""
     if measure == "nll":
-        return f"{abs(value):.3f}"
+        return _nats(abs(value))
     return say("points", language, n=f"{100 * abs(value):.1f}")
 
 
@@ -163,11 +182,16 @@ def format_percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
+def _nats(size: float) -> str:
+    """Format a size in nats: three decimals, or one significant digit where these would be zero."""
+    return f"{size:.3f}" if size >= 0.0005 or size == 0 else f"{Decimal(f'{size:.1g}'):f}"
+
+
 def _signed(measure: Measure, value: float) -> str:
     if value == 0:
         return "0"
     if measure == "nll":
-        written = f"{value:+.3f}"
+        written = f"{'-' if value < 0 else '+'}{_nats(abs(value))}"
     else:
         written = f"{value:+.0f}" if measure.endswith("tokens") else f"{100 * value:+.1f}"
     return written.replace("-", "−")

@@ -106,6 +106,27 @@ def test_a_loss_that_falls_on_every_row_is_improved() -> None:
     assert "Test loss fell by 0.1" in made["verdict"]["sentence"]
 
 
+def test_a_tiny_change_has_its_digits_and_is_called_small() -> None:
+    """``improved`` beside 0.000 would say two things."""
+    exam = suite_of()
+    before = rows(exam)
+    after = [
+        replace(row, nll=row.nll - 1.1e-5, nll_sum=row.nll_sum - 1.1e-5 * row.completion_tokens)
+        if row.kind == "case" and row.nll and row.nll_sum and row.completion_tokens
+        else row
+        for row in before
+    ]
+    found = build_report(before, after, exam, SETTING)
+    assert found.verdict.nll == "improved"
+    assert "fell by 0.00001 nats" in found.verdict.sentence
+    assert "0.000 " not in found.verdict.sentence
+    (caution,) = [one for one in found.cautions if one.code == "caution_tiny"]
+    assert "0.00055 % of what it was" in str(caution)
+    page = render_markdown(found)
+    assert "−0.00001" in page
+    assert str(caution) in page
+
+
 def test_a_loss_that_rises_is_worse() -> None:
     exam = suite_of()
     made = report(exam, rows(exam), rows(exam, shift=-0.1, seed=2))
