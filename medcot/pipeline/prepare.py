@@ -117,12 +117,12 @@ def _decide(
         CaseSubset(dataset.cases, (at[row_id] for row_id in split.train)),
         dataset.fingerprint,
         collect_texts(suite),
-        config,
+        config.model_copy(update={"max_length": _longest_row(config)}),
         tokenizer,
     )
     rows = selection.rows
     if not rows:
-        where = f"--max-length {config.max_length}"
+        where = f"--max-length {_longest_row(config)}"
         raise InputError(where, "no training rows are left", "use a larger value or other data")
     return Prepared(
         config=config,
@@ -137,6 +137,12 @@ def _decide(
         withheld=withheld,
         kept_note=selection.note,
     )
+
+
+def _longest_row(config: RunConfig) -> int:
+    """Return the most tokens of a row: ``--max-length``, or less where the model takes less."""
+    context = find_model_spec(config).context
+    return min(config.max_length, context) if context else config.max_length
 
 
 def _suite(
@@ -199,6 +205,11 @@ def _announcements(prepared: Prepared) -> Iterator[str | Message]:
     yield from prepared.dataset.notes
     if len(prepared.rows) < config.samples:
         yield f"{config.samples} training rows were asked for; {len(prepared.rows)} are there."
+    if (longest := _longest_row(config)) < config.max_length:
+        yield (
+            f"The model takes {longest} tokens at most: longer rows are left out, whatever"
+            " --max-length says."
+        )
     if dropped:
         yield f"{len(dropped)} rows left out, the first: {dropped[0].id}, {dropped[0].reason}"
     if overlaps:

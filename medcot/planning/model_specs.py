@@ -18,6 +18,7 @@ class ModelSpec:
     """A Llama-like decoder: RMS norms, grouped attention, gated feed-forward.
 
     The biases are those of the linear layers; ``qk_norm`` is a norm over each head (Qwen3).
+    ``context`` is the longest sequence in tokens, 0 where it is not known.
     """
 
     hidden: int
@@ -32,6 +33,7 @@ class ModelSpec:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    context: int = 0
 
     @property
     def linear_sizes(self) -> dict[str, tuple[int, int]]:
@@ -87,7 +89,7 @@ class ModelSpec:
         return self.layers * rank * sum(sum(sizes[name]) for name in modules)
 
 
-SMOLLM2_135M = ModelSpec(576, 1536, 30, 9, 3, 64, 49152, tied_embeddings=True)
+SMOLLM2_135M = ModelSpec(576, 1536, 30, 9, 3, 64, 49152, tied_embeddings=True, context=8192)
 _LLAMA_8B = ModelSpec(4096, 14336, 32, 32, 8, 128, 128256, tied_embeddings=False)
 _QWEN_7B = ModelSpec(3584, 18944, 28, 28, 4, 128, 152064, tied_embeddings=False, qkv_bias=True)
 _QWEN_14B = ModelSpec(5120, 13824, 48, 40, 8, 128, 152064, tied_embeddings=False, qkv_bias=True)
@@ -181,6 +183,7 @@ def read_model_spec(values: Mapping[str, Any], where: str) -> ModelSpec:
         o_bias=biased and family != "qwen2",
         mlp_bias=bool(values.get("mlp_bias", False)),
         qk_norm=family == "qwen3",
+        context=_size(values, "max_position_embeddings", where, 0),
     )
 
 

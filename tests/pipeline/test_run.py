@@ -14,6 +14,7 @@ from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.listener import Listener
 from medcot.pipeline.run import evaluate_only, report_only, run, train_only
 from medcot.runs.directory import RunDirectory
+from tests.support.fakes import make_tiny_model
 
 SMALL = {
     "samples": 12,
@@ -274,6 +275,16 @@ def test_a_failure_leaves_its_reason_and_the_run_resumable(config, tmp_path, mon
     run(config, directory, resume=True)
     assert directory.stage() == "done"
     assert not directory.has("error.json")
+
+
+def test_rows_longer_than_the_models_context_are_left_out(config, tmp_path):
+    model = make_tiny_model(tmp_path / "model", max_position_embeddings=800)
+    changed = config.model_copy(update={"model": str(model), "steps": 0, "samples": 12, "mcq": ()})
+    hearing = Hearing()
+    directory = RunDirectory(tmp_path / "run")
+    report = run(changed, directory, hearing)
+    assert any("takes 800 tokens at most" in str(line) for line in hearing.lines)
+    assert any("longer than 800" in str(row.reason) for row in report.facts.dropped)
 
 
 def test_zero_steps_change_exactly_nothing(config, tmp_path):
