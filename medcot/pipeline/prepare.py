@@ -17,6 +17,7 @@ from medcot.data.fast_tokenizer import load_fast_tokenizer
 from medcot.data.selection import select_training_rows
 from medcot.data.tokenization import TokenizedRow, shared_prefix_length
 from medcot.data.tokenized import list_row_ids, list_row_lengths
+from medcot.distributed import comm
 from medcot.engines import loading as models
 from medcot.errors import InputError
 from medcot.evaluation.decontaminate import collect_texts, decontaminate_suite
@@ -68,7 +69,7 @@ def prepare(
     tokenizer = models.load_tokenizer(config)
     prepared = _decide(config, directory, machine, dataset, tokenizer, _trained(directory))
     if not directory.exists():
-        directory.create(config)
+        directory.create(config, lock=comm.is_main())
     elif not resume:
         raise InputError(
             f"--out {directory.path}", "it already holds a run", "use another folder or --resume"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from medcot.catalog import Message
 from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.engines import loading as models
-from medcot.errors import Cancelled, InputError, RunFailed, one_line
+from medcot.errors import Cancelled, InputError
 from medcot.evaluation.interface import ScoredRow, row_to_json, rows_from_json
 from medcot.evaluation.suite import evaluate
 from medcot.listener import Listener
@@ -23,11 +19,11 @@ from medcot.pipeline.collective import (
     collective_tools,
     load_adapter,
 )
+from medcot.pipeline.failures import recorded
 from medcot.pipeline.fingerprints import record_adapter
 from medcot.pipeline.lm_eval import ready_tasks, score_tasks
 from medcot.pipeline.prepare import Prepared, prepare
 from medcot.pipeline.report import write_report
-from medcot.pipeline.run_log import run_log
 from medcot.pipeline.worker import broadcast_task
 from medcot.records import Event
 from medcot.reporting.schema import Report
@@ -201,54 +197,3 @@ def _begin(stage: Stage, directory: RunDirectory, listener: Listener) -> None:
     logger.info("stage %s", stage)
     directory.set_stage(stage)
     listener.stage(stage)
-
-
-@contextmanager
-def recorded(directory: RunDirectory, listener: Listener, *, resume: bool) -> Iterator[None]:
-    """Keep ``medcot.log`` and ``status.json`` and, on failure, ``error.json``."""
-    directory.remove("error.json")
-    comm.on_peer_failure(lambda ended: _record_failure(directory, ended.as_error()))
-    with run_log(directory, listener, resume=resume), _recorded_failures(directory):
-        yield
-
-
-@contextmanager
-def _recorded_failures(directory: RunDirectory) -> Iterator[None]:
-    """Turn what ends a run into the error that a front end shows, and write it down."""
-    try:
-        yield
-    except (Cancelled, KeyboardInterrupt):
-        # A process that failed makes the others stop, which the user did not ask for.
-        _record_failure(directory, comm.peer_error() or Cancelled())
-        raise comm.peer_error() or Cancelled from None
-    except InputError:
-        raise
-    except Exception as error:
-        stage = (directory.stage() if directory.exists() else None) or "start"
-        own = error if isinstance(error, RunFailed) else _unforeseen(stage, error)
-        failure = comm.peer_error() or own
-        _record_failure(directory, failure)
-        raise failure from error
-
-
-def _record_failure(directory: RunDirectory, error: Exception) -> None:
-    if not directory.exists():
-        return
-    if isinstance(error, RunFailed):
-        logger.error("failed: %s", error)
-        details = {"stage": error.stage, "message": str(error.message), "remedy": str(error.remedy)}
-        directory.write_json("error.json", details | {"traceback": traceback.format_exc()})
-        directory.set_stage("failed")
-    else:
-        logger.info("cancelled; finished work is kept")
-        directory.set_stage("cancelled", resume=f"medcot run --resume --out {directory.path}")
-
-
-def _unforeseen(stage: str, error: Exception) -> RunFailed:
-    if type(error).__name__ == "OutOfMemoryError":
-        return RunFailed(stage, Message("error_out_of_memory"), Message("needs_4bit_or_shorter"))
-    return RunFailed(
-        stage,
-        f"{type(error).__name__}: {one_line(str(error))}.",
-        Message("needs_error_file"),
-    )

@@ -78,10 +78,13 @@ class _RunLog(logging.Handler):
         try:
             self._held.append(self.format(record))
             if self._directory.exists():
+                self._directory.require()
                 with self._directory.log.open("a", encoding="utf-8", newline="\n") as file:
                     file.writelines(f"{line}\n" for line in self._held)
                 self._held.clear()
-        except Exception:  # noqa: BLE001 - as logging's own handlers: a full disk ends no run
+        except OSError:
+            return  # The disk is full or the directory is gone: the next write of the run says so.
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any, Literal, cast
 
 from medcot.config.schema import RunConfig, build_config
 from medcot.errors import InputError
+from medcot.runs.lock import LOCK_FILE, RunLock
 
 Phase = Literal["before", "after"]
 Stage = Literal[
@@ -21,10 +23,16 @@ Stage = Literal[
 
 
 class RunDirectory:
-    """The files of one run under ``path``; a directory left by a killed process is readable."""
+    """The files of one run under ``path``; a directory left by a killed process is readable.
+
+    Writing raises OSError once the directory is gone: it is never made again in silence.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.lock = RunLock(self.path)
+        self.reached: Stage | None = None
+        """The last stage that was written through this object."""
 
     @property
     def checkpoints(self) -> Path:
@@ -59,26 +67,53 @@ class RunDirectory:
         """Return whether a run was begun here."""
         return (self.path / "config.json").exists()
 
-    def create(self, config: RunConfig) -> None:
+    def create(self, config: RunConfig, *, lock: bool = False) -> None:
         """Create the directory for ``config``.
 
+        Args:
+            lock: Take the lock of the directory before the first file is written.
+
         Raises:
-            InputError: it holds a run already, or something that is not a run.
+            InputError: it holds a run already, or something that is not a run; or another
+                process works on it.
         """
-        if self.exists():
-            needs = "use another folder or --resume"
-            raise InputError(f"--out {self.path}", "it already holds a run", needs)
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        self._require_no_run()
+        if self.path.exists() and (not self.path.is_dir() or any(self._foreign_files())):
             raise InputError(
                 f"--out {self.path}", "the folder is not empty", "use a new or empty folder"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if lock:
+                self.lock.take()
+                self._require_no_run()
             self.write_json("config.json", config.model_dump(mode="json"))
         except OSError as error:
             raise InputError(
                 f"--out {self.path}", error.strerror or str(error), "use a writable folder"
             ) from None
+
+    def _require_no_run(self) -> None:
+        if self.exists():
+            needs = "use another folder or --resume"
+            raise InputError(f"--out {self.path}", "it already holds a run", needs)
+
+    def _foreign_files(self) -> Iterator[Path]:
+        """Yield what is in the folder apart from a lock, which a killed process leaves behind."""
+        return (one for one in self.path.iterdir() if one.name.strip(".").find(LOCK_FILE) != 0)
+
+    def require(self) -> None:
+        """Check that the directory is still the one that this process works on.
+
+        Raises:
+            OSError: It was removed or renamed, or another process replaced the lock.
+        """
+        if not self.path.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the run directory is gone", str(self.path))
+        if self.lock.held and not self.lock.is_intact():
+            raise FileNotFoundError(
+                errno.ENOENT, f"{LOCK_FILE} was removed or replaced", str(self.lock.path)
+            )
 
     def config(self) -> RunConfig:
         """Read the config that the run was created with.
@@ -100,6 +135,7 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> None:
         """Write ``text`` to ``name``; a reader sees the old or the new file, never a part."""
         target = self.path / name
+        self.require()
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
@@ -140,6 +176,7 @@ class RunDirectory:
 
     def append(self, path: Path, row: Any) -> None:
         """Append one line to a ``.jsonl`` file; it is on disk when this returns."""
+        self.require()
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             if file.tell() and not _ends_with_newline(path):
@@ -172,6 +209,7 @@ class RunDirectory:
     def set_stage(self, stage: Stage, **details: Any) -> None:
         """Write the run's stage to ``status.json``."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.reached = stage if stage not in ("failed", "cancelled") else self.reached
         self.write_json("status.json", {"stage": stage, "at": now, "pid": os.getpid(), **details})
 
     def stage(self) -> Stage | None:
