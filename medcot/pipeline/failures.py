@@ -36,12 +36,16 @@ def recorded(directory: RunDirectory, listener: Listener, *, resume: bool) -> It
     """
     stale = directory.lock.take() if directory.exists() else ""
     try:
+        former = _former_failure(directory) if resume else ""
         if resume:
             directory.remove("error.json")
         comm.on_peer_failure(lambda ended: _record_failure(directory, ended.as_error()))
         with run_log(directory, listener, resume=resume), _recorded_failures(directory):
             if stale:
                 logger.warning("The lock of an earlier process is replaced (%s).", stale)
+            if former:
+                logger.info("last time: %s", former)
+                listener.say(f"Last time: {former}")
             yield
     finally:
         directory.lock.release()
@@ -62,6 +66,17 @@ def _recorded_failures(directory: RunDirectory) -> Iterator[None]:
     except Exception as error:
         failure = comm.peer_error() or _explain(directory, error)
         raise _record_failure(directory, failure) from error
+
+
+def _former_failure(directory: RunDirectory) -> str:
+    """Return what ended the run before, "" where nothing is written down."""
+    if not directory.has("error.json"):
+        return ""
+    try:
+        found = directory.read_json("error.json")
+        return one_line(" ".join(str(found[name]) for name in ("message", "remedy")), 400)
+    except (InputError, KeyError, TypeError, OSError):
+        return ""
 
 
 def _record_failure(directory: RunDirectory, error: Exception) -> Exception:

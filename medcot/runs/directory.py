@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 from medcot.config.schema import RunConfig, build_config
 from medcot.errors import InputError
+from medcot.runs.checkpoints import STATE, list_checkpoints
 from medcot.runs.lock import LOCK_FILE, RunLock
 
 Phase = Literal["before", "after"]
@@ -218,10 +219,8 @@ class RunDirectory:
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint: its trainer state is written last."""
-        found = [
-            p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").exists()
-        ]
-        return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+        found = list_checkpoints(self.checkpoints)
+        return next((one for one in found if (one / STATE).exists()), None)
 
 
 def new_run_path(config: RunConfig, root: Path = Path("runs")) -> Path:

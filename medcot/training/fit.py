@@ -25,6 +25,7 @@ from medcot.errors import InputError, RunFailed
 from medcot.planning.plan import Plan
 from medcot.records import OnEvent
 from medcot.runs.directory import RunDirectory
+from medcot.training.checkpoints import newest_whole_checkpoint
 from medcot.training.recorder import Recorder
 from medcot.training.trainers.choose import make_arguments, make_trainer
 
@@ -79,6 +80,7 @@ def fit(
             if comm.world_size() > 1:
                 raise _out_of_memory_in_one_process(plan) from error
             plan = _with_less_memory(plan, loaded.model.config.num_hidden_layers)
+    directory.require()
     _save_adapter(loaded, directory.adapter)
     return FitResult(
         recorder.step,
@@ -157,7 +159,7 @@ def _common_checkpoint(directory: RunDirectory, should_stop: Callable[[], bool])
     Raises:
         InputError: This process does not see that folder.
     """
-    found = comm.from_main(lambda: directory.last_checkpoint(), should_stop)
+    found = comm.from_main(lambda: newest_whole_checkpoint(directory), should_stop)
     if found is not None and not found.exists():
         got = f"process {comm.rank()} cannot see {found}"
         raise InputError("--resume", got, "keep the run directory in a folder that all hosts share")
@@ -261,7 +263,7 @@ def _save_adapter(loaded: LoadedModel, folder: Path) -> None:
         raise RunFailed(
             "training",
             f"the trained {name} holds NaN or infinity.",
-            "Try a lower --learning-rate in a new run; the checkpoints are kept.",
+            "Start a new run with a lower --learning-rate.",
         )
     loaded.model.save_pretrained(str(folder), safe_serialization=True)
     loaded.tokenizer.save_pretrained(str(folder))

@@ -11,6 +11,7 @@ from typing import Any
 from medcot.errors import RunFailed
 from medcot.records import Event, OnEvent
 from medcot.runs.directory import RunDirectory
+from medcot.training.checkpoints import REMEDY
 
 
 class Recorder:
@@ -75,7 +76,7 @@ class Recorder:
             raise RunFailed(
                 "training",
                 f"the {name} became {value} at step {step}.",
-                "Try a lower --learning-rate; the newest checkpoint is kept.",
+                REMEDY,
             )
 
     def seconds_since_begin(self) -> float:

@@ -12,6 +12,7 @@ from medcot.engines.base import LoadedModel, TrainedParameters
 from medcot.engines.compat import name_cpu_without_number, provide_loss
 from medcot.engines.loading import engine_for
 from medcot.planning.plan import Plan
+from medcot.training.checkpoints import check_before_saving, manifest_callback
 from medcot.training.recorder import Recorder
 
 
@@ -41,6 +42,7 @@ def make_trainer(
         )
     else:
         trainer = _make_plain_trainer(loaded, arguments, data, recorder)
+    trainer.add_callback(manifest_callback())
     trainer.data_collator = CountingCollator(trainer.data_collator, recorder)
     _remove_printing(trainer)
     return trainer
@@ -152,6 +154,9 @@ def _as_callback(recorder: Recorder) -> Any:
                 tokens = int(comm.sum_over_ranks(own))
                 seconds = recorder.seconds_since_begin()
                 recorder.step_ended(state.global_step, tokens, logs, seconds)
+                # The trainer logs a step before it saves its checkpoint.
+                if control.should_save:
+                    check_before_saving(kwargs["optimizer"], state.global_step)
 
     return Callback()
 

@@ -11,6 +11,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from medcot.engines.base import TrainedParameters
 from medcot.engines.fused.packing import BalancedSampler, PackedCollator
+from medcot.training.checkpoints import check_before_saving
 from medcot.training.recorder import Recorder, StepReadings
 
 UNREAD_STEPS = 1
@@ -146,6 +147,8 @@ def _as_callback(trainer: PackedTrainer, recorder: Recorder) -> Any:
             # No checkpoint is saved before the loss is known to be a number.
             last = state.global_step >= state.max_steps or control.should_save
             self._report(0 if last or state.global_step % args.save_steps == 0 else UNREAD_STEPS)
+            if last:
+                check_before_saving(kwargs["optimizer"], state.global_step)
             return control
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
