@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -107,7 +108,12 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
     # The module has one limit for the whole process. It is only ever raised, so that a reader in
     # another thread is never held to a lower one than its own.
     csv.field_size_limit(max(LONGEST_CELL, csv.field_size_limit()))
-    reader = csv.reader(_decoded_lines(path), strict=True)
+    with closing(_decoded_lines(path)) as lines:
+        yield from _read_cells(path, lines)
+
+
+def _read_cells(path: Path, lines: Iterator[str]) -> Iterator[SourceRow]:
+    reader = csv.reader(lines, strict=True)
     top = f"{path}, line 1"
     try:
         names = [name.strip() for name in next(reader, [])]
@@ -188,7 +194,7 @@ def _escaped(column: Any) -> list[Any]:
     return [None if cell is None else cell.decode("utf-8", "surrogateescape") for cell in cells]
 
 
-def _decoded_lines(path: Path) -> Iterator[str]:
+def _decoded_lines(path: Path) -> Generator[str]:
     """Yield lines, split at line feeds only: U+2028 may occur inside a JSON text."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

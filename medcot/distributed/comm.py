@@ -147,7 +147,7 @@ def peer_error() -> Cancelled | RunFailed | None:
     return failure.as_error() if failure else None
 
 
-def on_peer_failure(record: Callable[[ProcessFailure], None]) -> None:
+def on_peer_failure(record: Callable[[ProcessFailure], object]) -> None:
     """Set what the main process writes down when another one failed and it is stuck itself."""
     if world_size() > 1:
         connect().record = record

@@ -184,6 +184,6 @@ def _context(sample: dict[str, Any]) -> str:
     arguments = sample.get("arguments")
     if isinstance(arguments, dict):
         requests = cast("dict[str, dict[str, Any]]", arguments)
-        first: Any = next(iter(requests.values()), {})
-        return str(cast("Any", first).get("arg_0", "")) if isinstance(first, dict) else ""
+        first = next(iter(requests.values()), None)
+        return str(first.get("arg_0", "")) if first else ""
     return str(arguments[0][0]) if arguments else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from medcot.cli.kaggle import cli as push
 from medcot.cli.main import cli
 from medcot.notebook.static_site import main as static_site
 from tests.support.paths import ROOT
@@ -52,16 +52,6 @@ OF_OTHERS = {
 
 
 @cache
-def push_py() -> click.Group:
-    spec = importlib.util.spec_from_file_location("push_py", ROOT / "kaggle" / "push.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.cli
-
-
-@cache
 def make_targets() -> frozenset[str]:
     return frozenset(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -75,13 +65,13 @@ def options_of(command: click.Command) -> set[str]:
 
 @cache
 def all_options() -> frozenset[str]:
-    commands = [*cli.commands.values(), *push_py().commands.values(), static_site]
+    commands = [*cli.commands.values(), *push.commands.values(), static_site]
     return frozenset({"--version"}.union(NOTEBOOK_OPTIONS, *map(options_of, commands)))
 
 
 def faults_of_command(line: str) -> list[str]:
     """What does not exist of one command line; nothing where it is another program's."""
-    for start, group in (("python kaggle/push.py", push_py()), ("medcot", cli)):
+    for start, group in (("python kaggle/push.py", push), ("medcot", cli)):
         found = re.search(rf"(?:^|[ /]){re.escape(start)}(?= |$)(?P<rest>.*)", line)
         if found:
             return faults_of_group(start, group, found["rest"].split("#")[0])

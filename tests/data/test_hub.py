@@ -157,7 +157,8 @@ def outcome(options):
             return asdict(inspect_dataset(make_config("demo", {"dataset": options["inspect"]})))
         given = {NAMES.get(name, name): value for name, value in options.items()}
         data = load_dataset(make_config("demo", given))
-        return asdict(data) | {"cases": [case.id for case in data.cases]}
+        dropped = [{"id": row.id, "reason": str(row.reason)} for row in data.dropped]
+        return asdict(data) | {"cases": [case.id for case in data.cases], "dropped": dropped}
     except (InputError, RunFailed) as error:
         return {"error": type(error).__name__, "message": str(error)}
 

@@ -218,7 +218,7 @@ def test_wrong_input_is_reported_by_one_process_only(tmp_path):
     (code, _, errors), other = finish(start_two(program, tmp_path))
     assert (code, other[0]) == (2, 2)
     assert errors.count("--batch") == 1
-    assert "multiple of the 2 processes" in errors
+    assert "use a multiple of 2, the number of training processes" in errors
     assert other[2] == ""
 
 

@@ -100,7 +100,7 @@ def sent(outcome: Result | None, language: str) -> mo.Html | None:
     return mo.Html(localized(describe_sending(outcome.value, language), language))
 
 
-def note(key: str, language: str, kind: str = "note", **values: object) -> mo.Html:
+def note(key: str, language: str, kind: str = "note", **values: str | float | Message) -> mo.Html:
     """Show a remark from the catalog."""
     return mo.Html(localized(callout(kind, say(key, language, **values)), language))
 
