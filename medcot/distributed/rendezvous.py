@@ -79,7 +79,7 @@ class Connection:
         self.messages = 0
         self.ending = False
         self.stop = threading.Event()
-        self.record: Callable[[ProcessFailure], None] = _record_nothing
+        self.record: Callable[[ProcessFailure], object] = _record_nothing
         threading.Thread(target=self._watch, daemon=True).start()
 
     def failure(self) -> ProcessFailure | None:
