@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import IntEnum
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -36,7 +39,8 @@ def exit_on_error(
         redact: hides secrets in a line.
     """
     try:
-        yield
+        with _terminated_like_interrupted():
+            yield
     except InputError as error:
         _exit(ExitCode.WRONG_INPUT, redact(str(error)))
     except click.UsageError as error:
@@ -56,6 +60,23 @@ def exit_on_error(
     except Exception as error:
         comm.announce_failure(ExitCode.FAILED, f"{type(error).__name__}: {error}")
         raise
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Generator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, as SIGINT does, so that files are left in order."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may handle signals.
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _exit(code: ExitCode, line: str) -> NoReturn:

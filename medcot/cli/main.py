@@ -223,7 +223,7 @@ def _work_for_main_process() -> None:
     with (
         Path(os.devnull).open("w") as nowhere,
         redirect_stdout(nowhere),
-        TerminalListener(make_console(quiet=True)).live() as listener,
+        TerminalListener(make_console(quiet=True), always_finishes=True).live() as listener,
     ):
         run_worker(listener)
 

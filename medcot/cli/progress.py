@@ -39,10 +39,15 @@ PLAIN_SECONDS = 10.0
 
 
 class TerminalListener(Listener):
-    """Shows stages, progress and every step; the first Ctrl-C asks the run to stop."""
+    """Shows stages, progress and every step; the first Ctrl-C asks the run to stop.
 
-    def __init__(self, console: Console) -> None:
+    ``always_finishes`` is for a worker process: it always ends together with the others.
+    """
+
+    def __init__(self, console: Console, *, always_finishes: bool = False) -> None:
         self.console = console
+        self._always_finishes = always_finishes
+        self._steps_seen = False
         self._bars: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
@@ -56,6 +61,7 @@ class TerminalListener(Listener):
     def stage(self, name: str) -> None:
         """Finish the bar of the stage before, and start one for ``name``."""
         self._stage = TITLES.get(name, name)
+        self._steps_seen = False
         self._last_plain = 0.0
         if self._bars is not None:
             self._finish_task()
@@ -73,6 +79,7 @@ class TerminalListener(Listener):
             f"loss {event.loss:.3f}  {event.tokens_per_second:,.0f} tokens/s"
             f"  {event.memory_gib:.1f} GiB  {_duration(event.eta_s)} left"
         )
+        self._steps_seen = True
         self._show(event.step, event.steps, facts)
 
     def should_stop(self) -> bool:
@@ -80,11 +87,24 @@ class TerminalListener(Listener):
         return self._stop
 
     def ask_to_stop(self) -> None:
-        """Make the run end after the current step, and say so."""
+        """Make the run end after the current step, and say so.
+
+        Raises:
+            KeyboardInterrupt: Nothing is in progress that would be lost: data and model are
+                loaded, or a report is written.
+        """
         self._stop = True
+        if not self._is_polled():
+            raise KeyboardInterrupt
         self.say(
             "Stopping after this step; finished work is kept. Press Ctrl-C again to stop at once."
         )
+
+    def _is_polled(self) -> bool:
+        """Return whether the run asks :meth:`should_stop` often, or has steps to save."""
+        if self._always_finishes or self._stage in (TITLES["before"], TITLES["after"]):
+            return True
+        return self._stage == TITLES["training"] and self._steps_seen
 
     def _show(self, done: int, total: int, facts: str) -> None:
         if self._bars is not None and self._task is not None:

@@ -9,7 +9,7 @@ the busy slots are moved together, so that a step computes fewer rows.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ def decode(
     slots: int,
     *,
     check: bool = True,
+    poll: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """Return greedy continuations of ``prompts``, up to and including an end token.
 
@@ -80,11 +81,13 @@ def decode(
         ends: The tokens that end an answer.
         slots: Prompts that are decoded at once.
         check: Compare the first step with a plain forward pass.
+        poll: Called between steps; what it raises ends the decoding.
 
     Raises:
         RuntimeError: The first logits are not those of a plain pass; or what torch raises.
     """
-    return Decoder(model, prompts, limits, ends, min(slots, len(prompts)), check=check).run()
+    count = min(slots, len(prompts))
+    return Decoder(model, prompts, limits, ends, count, check=check).run(poll)
 
 
 class Decoder:
@@ -124,11 +127,12 @@ class Decoder:
         self.inside: list[int | None] = [None] * count
         self.answers: list[list[int]] = [[] for _ in prompts]
 
-    def run(self) -> list[list[int]]:
+    def run(self, poll: Callable[[], None] = lambda: None) -> list[list[int]]:
         """Answer every prompt; return the token ids in the order of the prompts."""
         order = sorted(range(len(self.prompts)), key=lambda index: -len(self.prompts[index]))
         waiting = deque(order)
         while waiting or any(index is not None for index in self.inside):
+            poll()
             self._fill(waiting)
             if not waiting:
                 self._move_together()

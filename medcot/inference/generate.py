@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from queue import Queue
 from threading import Thread
@@ -12,9 +12,16 @@ from medcot.config.schema import RunConfig
 from medcot.data.tokenization import encode_text
 from medcot.engines.base import LoadedModel, end_token_ids
 from medcot.engines.fallbacks import report_fallback
-from medcot.errors import one_line
+from medcot.errors import Cancelled, one_line
 from medcot.evaluation.interface import ModelTools
-from medcot.inference.loglikelihood import inference, left_padded, score, score_options
+from medcot.inference.loglikelihood import (
+    Poll,
+    inference,
+    left_padded,
+    never_stop,
+    score,
+    score_options,
+)
 from medcot.records import Generation
 
 ROUNDS = {"cpu": 2, "cuda": 4}
@@ -22,31 +29,44 @@ ROUNDS = {"cpu": 2, "cuda": 4}
 killed."""
 
 
-def model_tools(loaded: LoadedModel, config: RunConfig) -> ModelTools:
-    """Return the callables by which evaluation knows the model."""
+def model_tools(
+    loaded: LoadedModel, config: RunConfig, should_stop: Callable[[], bool] = lambda: False
+) -> ModelTools:
+    """Return the callables by which evaluation knows the model.
+
+    They raise Cancelled as soon as ``should_stop`` returns True, which is asked between tokens
+    and between batches.
+    """
+
+    def poll() -> None:
+        if should_stop():
+            raise Cancelled
+
     return ModelTools(
-        generate=lambda prompts: generate(loaded, prompts, config.max_new_tokens),
-        score=lambda pairs: score(loaded, pairs),
-        score_options=lambda items: score_options(loaded, items),
+        generate=lambda prompts: generate(loaded, prompts, config.max_new_tokens, poll),
+        score=lambda pairs: score(loaded, pairs, poll),
+        score_options=lambda items: score_options(loaded, items, poll),
         chat=loaded.chat,
         answers_at_once=loaded.answer_rows * ROUNDS.get(loaded.device, 1),
     )
 
 
-def generate(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[Generation]:
+def generate(
+    loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int, poll: Poll = never_stop
+) -> list[Generation]:
     """Return greedy continuations of ``prompts`` in the given order, many at once.
 
     Uses continuous batching (:mod:`medcot.inference.continuous_batching`) where it is known to
     work with the model, else padded batches.
     """
     ids = [encode_text(loaded.tokenizer, prompt) for prompt in prompts]
-    if ids and (answers := _generate_continuously(loaded, ids, max_new_tokens)):
+    if ids and (answers := _generate_continuously(loaded, ids, max_new_tokens, poll)):
         return [_as_generation(loaded, answer) for answer in answers]
-    return _generate_in_batches(loaded, ids, max_new_tokens)
+    return _generate_in_batches(loaded, ids, max_new_tokens, poll)
 
 
 def _generate_continuously(
-    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int
+    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int, poll: Poll
 ) -> list[list[int]] | None:
     """Return the ids of the answers, or None where padded batches are needed."""
     if not loaded.engine.traits.replaceable_attention or not all(ids):
@@ -62,7 +82,11 @@ def _generate_continuously(
     ends, limits = end_token_ids(loaded), [max_new_tokens] * len(ids)
     try:
         with inference(loaded):
-            answers = decode(model, ids, limits, ends, loaded.answer_rows, check=works is None)
+            answers = decode(
+                model, ids, limits, ends, loaded.answer_rows, check=works is None, poll=poll
+            )
+    except Cancelled:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever it is, padded batches are slower, and sure
         known[model] = False
         return _fall_back(one_line(f"{type(error).__name__}: {error}"))
@@ -80,35 +104,41 @@ def _fall_back(why: str) -> None:
 
 
 def _generate_in_batches(
-    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int
+    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int, poll: Poll
 ) -> list[Generation]:
     results: list[Generation | None] = [None] * len(ids)
     by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     for start in range(0, len(by_length), loaded.answer_rows):
         chosen = by_length[start : start + loaded.answer_rows]
-        outputs = _generate_batch(loaded, [ids[index] for index in chosen], max_new_tokens)
+        outputs = _generate_batch(loaded, [ids[index] for index in chosen], max_new_tokens, poll)
         for index, output in zip(chosen, outputs, strict=True):
             results[index] = output
     return [result for result in results if result is not None]
 
 
 def _generate_batch(
-    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int
+    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int, poll: Poll
 ) -> list[Generation]:
     batch = left_padded(loaded, ids)
     with inference(loaded):
-        output = _call_generate(loaded, batch, max_new_tokens)
+        output = _call_generate(loaded, batch, max_new_tokens, poll=poll)
     width = batch["input_ids"].shape[1]
     return [_as_generation(loaded, row[width:].tolist()) for row in output]
 
 
 def _call_generate(
-    loaded: LoadedModel, batch: dict[str, Any], max_new_tokens: int, streamer: Any = None
+    loaded: LoadedModel,
+    batch: dict[str, Any],
+    max_new_tokens: int,
+    *,
+    streamer: Any = None,
+    poll: Poll = never_stop,
 ) -> Any:
     """Call transformers' ``generate`` greedily, whatever the model's own settings are."""
     return loaded.model.generate(
         **batch,
         streamer=streamer,
+        stopping_criteria=_poll_between_tokens(poll),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         temperature=None,
@@ -161,6 +191,16 @@ def stream(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> Iterator[Ge
         grown = _as_generation(loaded, ids)
         yield replace(grown, text=grown.text.rstrip("\ufffd"))
     yield _as_generation(loaded, ids)
+
+
+def _poll_between_tokens(poll: Poll) -> Any:
+    """Return a stopping criterion of transformers that stops nothing, but polls at each token."""
+
+    def criterion(input_ids: Any, _scores: Any, **_: Any) -> Any:
+        poll()
+        return input_ids.new_zeros(input_ids.shape[0], dtype=bool)
+
+    return [criterion]
 
 
 class _TokenQueue:

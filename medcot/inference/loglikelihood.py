@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,14 +14,22 @@ LOGIT_TOKENS = {"cpu": 1024, "cuda": 4096}
 """Positions whose logits are held at once: 49,152 (SmolLM2) to 128,256 (Llama) floats each."""
 
 
-def score(loaded: LoadedModel, pairs: Sequence[Prompt]) -> list[TokenLoss]:
+Poll = Callable[[], None]
+"""Called between passes of a model; raises Cancelled where the user asked to stop."""
+
+
+def never_stop() -> None:
+    """Do nothing: the poll of a call that nobody can cancel."""
+
+
+def score(loaded: LoadedModel, pairs: Sequence[Prompt], poll: Poll = never_stop) -> list[TokenLoss]:
     """Return the loss of each completion given its prompt, end-of-sequence token included."""
     rows = encode(loaded.tokenizer, {str(index): pair for index, pair in enumerate(pairs)})
-    return _score_ids(loaded, [(row.prompt_ids, row.completion_ids) for row in rows])
+    return _score_ids(loaded, [(row.prompt_ids, row.completion_ids) for row in rows], poll)
 
 
 def score_options(
-    loaded: LoadedModel, items: Sequence[tuple[str, Sequence[str]]]
+    loaded: LoadedModel, items: Sequence[tuple[str, Sequence[str]]], poll: Poll = never_stop
 ) -> list[list[TokenLoss]]:
     """Return the loss of each continuation after its prompt, without end-of-sequence.
 
@@ -34,21 +42,25 @@ def score_options(
         for _, texts in items
     ]
     if all(len(ids) == 1 for texts in options for ids in texts):
-        return _score_next_token(loaded, prompts, options)
+        return _score_next_token(loaded, prompts, options, poll)
     if loaded.engine.traits.extends_cache and all(ids for texts in options for ids in texts):
-        return _score_after_prompt(loaded, prompts, options)
+        return _score_after_prompt(loaded, prompts, options, poll)
     flat = [(prompt, ids) for prompt, texts in zip(prompts, options, strict=True) for ids in texts]
-    losses = iter(_score_ids(loaded, flat))
+    losses = iter(_score_ids(loaded, flat, poll))
     return [[next(losses) for _ in texts] for texts in options]
 
 
 def _score_next_token(
-    loaded: LoadedModel, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]
+    loaded: LoadedModel,
+    prompts: Sequence[list[int]],
+    options: Sequence[Sequence[list[int]]],
+    poll: Poll,
 ) -> list[list[TokenLoss]]:
     import torch
 
     results: list[list[TokenLoss]] = [[] for _ in prompts]
     for chosen in _batches([len(prompt) for prompt in prompts], 4096, 16):
+        poll()
         batch = left_padded(loaded, [prompts[index] for index in chosen])
         with inference(loaded):
             logits = loaded.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1]
@@ -61,7 +73,10 @@ def _score_next_token(
 
 
 def _score_after_prompt(
-    loaded: LoadedModel, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]
+    loaded: LoadedModel,
+    prompts: Sequence[list[int]],
+    options: Sequence[Sequence[list[int]]],
+    poll: Poll,
 ) -> list[list[TokenLoss]]:
     results: list[list[TokenLoss]] = [[] for _ in prompts]
     logits, kept = LOGIT_TOKENS.get(loaded.device, 1024), 4 * LOGIT_TOKENS.get(loaded.device, 1024)
@@ -71,6 +86,7 @@ def _score_after_prompt(
         for prompt, texts in zip(prompts, options, strict=True)
     ]
     for chosen in _batches(sizes, 1000, 16):
+        poll()
         losses = _score_options_of(
             loaded, [prompts[index] for index in chosen], [options[index] for index in chosen]
         )
@@ -111,11 +127,12 @@ def _score_options_of(
 
 
 def _score_ids(
-    loaded: LoadedModel, pairs: Sequence[tuple[list[int], list[int]]]
+    loaded: LoadedModel, pairs: Sequence[tuple[list[int], list[int]]], poll: Poll
 ) -> list[TokenLoss]:
     results: list[TokenLoss | None] = [None] * len(pairs)
     limit = LOGIT_TOKENS.get(loaded.device, 1024)
     for chosen in _batches([len(completion) for _, completion in pairs], limit, 64):
+        poll()
         losses = _score_batch(loaded, [pairs[index] for index in chosen])
         for index, loss in zip(chosen, losses, strict=True):
             results[index] = loss

@@ -60,9 +60,11 @@ def choose_answer(
     return shard_evaluation(broadcast_step, phase, should_stop)
 
 
-def collective_tools(loaded: LoadedModel, config: RunConfig) -> ModelTools:
+def collective_tools(
+    loaded: LoadedModel, config: RunConfig, should_stop: Callable[[], bool]
+) -> ModelTools:
     """Return the callables by which evaluation knows the model, for the main process."""
-    tools = model_tools(loaded, config)
+    tools = model_tools(loaded, config, _stop_with_others(loaded, should_stop))
     if not loaded.engine.traits.splits:
         return tools
 
@@ -76,9 +78,23 @@ def collective_tools(loaded: LoadedModel, config: RunConfig) -> ModelTools:
     return replace(tools, **{name: in_all_processes(name) for name in MODEL_CALLS})
 
 
-def repeat_call(call: ModelCall, loaded: LoadedModel, config: RunConfig) -> None:
+def repeat_call(
+    call: ModelCall, loaded: LoadedModel, config: RunConfig, should_stop: Callable[[], bool]
+) -> None:
     """Repeat in a worker what the main process calls; its result is dropped."""
-    getattr(model_tools(loaded, config), call.name)(call.argument)
+    tools = model_tools(loaded, config, _stop_with_others(loaded, should_stop))
+    getattr(tools, call.name)(call.argument)
+
+
+def _stop_with_others(loaded: LoadedModel, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """Return ``should_stop``, true also where another process was asked to stop or failed.
+
+    Sharded weights are used by all processes alike, so there it is a collective: all of them stop
+    before the same pass.
+    """
+    if loaded.engine.traits.splits:
+        return lambda: comm.any_rank(should_stop() or comm.stop_requested())
+    return lambda: should_stop() or comm.stop_requested()
 
 
 def load_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Path) -> None:

@@ -158,7 +158,7 @@ def score(
 
     return evaluate(
         prepared.suite,
-        collective_tools(loaded, prepared.config),
+        collective_tools(loaded, prepared.config, listener.should_stop),
         done=rows_from_json(directory.rows(path), where=str(path)),
         save=lambda row: directory.append(path, row_to_json(row)),
         on_progress=progress,

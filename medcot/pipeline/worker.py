@@ -92,9 +92,10 @@ class _Worker:
         """Do what the main process does at the same time."""
         config, plan = self.task.config, self.task.plan
         if isinstance(step, ModelCall):
-            repeat_call(step, self.loaded, config)
+            repeat_call(step, self.loaded, config, self.listener.should_stop)
         elif isinstance(step, ShardedEvaluation):
-            submit_shard(step, model_tools(self.loaded, config), self.listener.should_stop)
+            stop = self.listener.should_stop
+            submit_shard(step, model_tools(self.loaded, config, stop), stop)
         elif isinstance(step, AdapterLoad):
             load_adapter_in_worker(step, self.loaded, config, plan)
         else:
