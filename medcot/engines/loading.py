@@ -157,9 +157,10 @@ def load_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Pat
         raise InputError("--run", f"no adapter in {folder}", "train the run first")
     try:
         loaded.model = loaded.engine.read_adapter(loaded, config, plan, folder)
-    except (OSError, RuntimeError, ValueError) as error:
-        found = one_line(str(error))
-        raise InputError("--run", found, "expected an adapter of this model") from error
+    except Exception as error:
+        # A damaged file makes peft and safetensors raise whatever the damage suggests.
+        found = one_line(str(error)) or type(error).__name__
+        raise InputError(f"--run, {folder}", found, "expected an adapter of this model") from error
     if name := find_weight_not_finite(loaded.model):
         raise RunFailed(
             "model",

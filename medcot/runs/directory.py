@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from medcot.config.schema import RunConfig, build_config
-from medcot.errors import InputError
+from medcot.errors import InputError, one_line
 from medcot.runs.checkpoints import STATE, list_checkpoints
 from medcot.runs.lock import LOCK_FILE, RunLock
+from medcot.runs.shapes import check_shape
 
 Phase = Literal["before", "after"]
 Stage = Literal[
@@ -151,21 +152,25 @@ class RunDirectory:
             raise
 
     def read_json(self, name: str) -> Any:
-        """Read the JSON value in ``name``.
+        """Read the JSON object in ``name``.
 
         Raises:
-            InputError: the file is missing or is not JSON.
+            InputError: the file is missing, is not JSON, or lacks a field that medcot writes.
         """
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return check_shape(path.name, json.loads(path.read_text(encoding="utf-8")), str(path))
         except FileNotFoundError:
             needs = "expected a run that has it"
             raise InputError(f"--run {self.path}", f"no {name} in it", needs) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
-                str(path), f"not valid JSON ({error})", "restore the file that medcot wrote"
+                str(path),
+                f"not valid JSON ({one_line(str(error), 80)})",
+                "restore the file that medcot wrote",
             ) from None
+        except OSError as error:
+            raise _unreadable(path, error) from None
 
     def remove(self, name: str) -> None:
         """Delete ``name`` if it is there."""
@@ -188,15 +193,24 @@ class RunDirectory:
             os.fsync(file.fileno())
 
     def rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a ``.jsonl`` file, without a line that a kill has cut."""
+        """Yield the rows of a ``.jsonl`` file, without a line that a kill has cut.
+
+        Raises:
+            InputError: A line is JSON, but not what medcot writes.
+        """
         if not path.exists():
             return
+        try:
+            text = path.read_bytes().decode("utf-8", errors="replace")
+        except OSError as error:
+            raise _unreadable(path, error) from None
         # ``splitlines`` would also split at U+2028, U+2029 and U+0085, which JSON lets be.
-        for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
+        for number, line in enumerate(text.split("\n"), 1):
             try:
-                yield json.loads(line)
-            except ValueError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            yield check_shape(path.name, row, f"{path}, line {number}")
 
     def truncate_events(self, step: int) -> None:
         """Drop the events after ``step``: training continues from that checkpoint."""
@@ -246,6 +260,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in cast("list[Any]", value)]
     return str(value) if isinstance(value, Path) else value
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    got = "a folder" if path.is_dir() else error.strerror or str(error)
+    return InputError(str(path), got, "restore the file that medcot wrote")
 
 
 def _ends_with_newline(path: Path) -> bool:

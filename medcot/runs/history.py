@@ -55,6 +55,9 @@ def read_run(path: Path, *, bundled: bool = False) -> RunRecord:
     directory = RunDirectory(path)
     config = directory.config()
 
+    if directory.has("training.json"):
+        directory.read_json("training.json")
+
     def read(name: str) -> Any:
         return directory.read_json(name) if directory.has(name) else None
 
