@@ -26,6 +26,7 @@ from medcot.evaluation.judge import check_judge
 from medcot.evaluation.suite import make_suite
 from medcot.hardware.machine import Machine, detect_machine
 from medcot.listener import Listener
+from medcot.pipeline.disk_space import require_space
 from medcot.pipeline.fingerprints import check_fingerprints
 from medcot.pipeline.run_log import keep_fallbacks
 from medcot.planning.model_specs import find_model_spec
@@ -69,6 +70,7 @@ def prepare(
     tokenizer = models.load_tokenizer(config)
     prepared = _decide(config, directory, machine, dataset, tokenizer, _trained(directory))
     if not directory.exists():
+        require_space(directory, config, prepared.plan)
         directory.create(config, lock=comm.is_main())
     elif not resume:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,3 +124,16 @@ def test_a_directory_that_vanished_is_never_made_again(directory, take_away):
     with pytest.raises(RunFailed, match="removed, renamed or taken over"):
         carry_out(directory, work)
     assert list(directory.path.glob("*")) == found
+
+
+def test_a_disk_that_is_too_full_is_refused_before_anything_is_written(
+    config, tmp_path, monkeypatch
+):
+    from medcot.pipeline import disk_space
+
+    monkeypatch.setattr(
+        disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=disk_space.FIXED)
+    )
+    with pytest.raises(InputError, match="16 MiB are free, and the run writes about"):
+        run(config, RunDirectory(tmp_path / "new" / "run"))
+    assert not (tmp_path / "new").exists()
