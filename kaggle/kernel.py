@@ -5,9 +5,9 @@ standard library: everything that can be tested elsewhere is in the package that
 """
 
 import base64
+import bz2
 import hashlib
 import json
-import lzma
 import os
 import sys
 import tempfile
@@ -31,7 +31,7 @@ def read_payload() -> bytes:
 
 def unpack(packed: bytes, folder: Path) -> None:
     """Write the bundle's files to ``folder`` after checking them against the pushed checksum."""
-    index, _, contents = lzma.decompress(packed).partition(b"\n")
+    index, _, contents = bz2.decompress(packed).partition(b"\n")
     files, start = {}, 0
     for name, size in json.loads(index).items():
         files[name] = contents[start : start + size]

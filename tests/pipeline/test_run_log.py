@@ -84,7 +84,9 @@ def test_fallbacks_join_those_of_earlier_sessions_in_the_environment(directory):
         with run_log(directory, Listener(), resume=True):
             if not directory.has("environment.json"):
                 report_fallback("early", "Before the environment is known.")
-                directory.write_json("environment.json", {"python": "3"})
+                directory.write_json(
+                    "environment.json", {"python": "3", "dataset": {"fingerprint": "f"}}
+                )
                 keep_fallbacks(directory)
             for code in session:
                 report_fallback(code, f"{code} is slow.")

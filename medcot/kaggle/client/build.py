@@ -148,12 +148,14 @@ def _claim(run: RunDirectory, config: RunConfig) -> None:
 
 
 def _write(folder: Path, script: str, metadata: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     target = RunDirectory(folder)
     target.write_text("kernel.py", script)
     target.write_json("kernel-metadata.json", metadata)
 
 
 def _write_dataset(folder: Path, owner: str, title: str, name: str, packed: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.bundle"):
         old.unlink()
     slug = dataset_slug(title)
