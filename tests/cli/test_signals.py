@@ -16,7 +16,7 @@ from medcot.pipeline import prepare, report, run
 from medcot.runs.directory import RunDirectory
 from medcot.training.recorder import Recorder
 
-HEARD_S = 3.0
+HEARD_S = 6.0  # Three by promise; another test has the other core.
 SMALL = {
     "samples": 8,
     "steps": 2,
