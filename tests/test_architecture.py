@@ -7,10 +7,13 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from medcot.config.schema import EngineName
 from tests.support.paths import ROOT
 
 MEDCOT = ROOT / "medcot"
@@ -64,6 +67,36 @@ def test_no_module_is_imported_under_a_computed_name():
     assert [one for one in found if one[1:]] == []
     assert list(computed_imports('import_module(f"medcot.{name}")')) == [1]
     assert list(computed_imports('importlib.import_module("medcot." + name)')) == [1]
+
+
+def comparisons_of_engine_names(source: str) -> Iterator[int]:
+    """Lines that decide by an engine's name: ``==``, ``in`` a list of them, or a ``match``."""
+    names = set(get_args(EngineName)) | {"fsdp"}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            tested = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            tested = [node.value]
+        else:
+            continue
+        listed = [
+            one.elts if isinstance(one, ast.Tuple | ast.List | ast.Set) else [one] for one in tested
+        ]
+        values = {one.value for one in chain(*listed) if isinstance(one, ast.Constant)}
+        if values & names:
+            yield node.lineno if isinstance(node, ast.Compare) else node.value.lineno
+
+
+def test_only_the_engines_compare_the_name_of_an_engine():
+    """Others ask for a trait; ``planning.engine_traits`` and the config's schema list the names."""
+    for path in MODULES:
+        if MEDCOT / "engines" not in path.parents:
+            lines = list(comparisons_of_engine_names(path.read_text(encoding="utf-8")))
+            assert lines == [], f"{shown(path)} compares an engine's name"
+    assert list(comparisons_of_engine_names('if engine == "fused": pass')) == [1]
+    assert list(comparisons_of_engine_names('x = engine not in ("auto", "transformers")')) == [1]
+    assert list(comparisons_of_engine_names('match e:\n case "fsdp": pass')) == [2]
+    assert list(comparisons_of_engine_names('x = {"fused": 1}["fused"]')) == []
 
 
 def names_in_strings(source: str) -> Iterator[str]:

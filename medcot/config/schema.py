@@ -20,6 +20,7 @@ BUNDLED_DATA = "sample"
 R1_LLAMA_8B = "unsloth/DeepSeek-R1-Distill-Llama-8B"
 MEDICAL_O1 = "FreedomIntelligence/medical-o1-reasoning-SFT"
 
+EngineName = Literal["fused", "unsloth", "transformers"]
 PresetName = Literal["auto", "demo", "tutorial", "kaggle-t4", "kaggle-t4x2", "gpu-24g", "gpu-80g"]
 
 
@@ -50,7 +51,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     mcq: tuple[str, ...] = _field((), "multiple-choice set: file, name or sample (repeatable)")
 
     style: Style = _field("chat", "prompt style: tutorial or the model's chat", shown=False)
-    engine: Literal["auto", "fused", "unsloth", "transformers"] = _field(
+    engine: Literal["auto", EngineName] = _field(
         "auto", "what loads and speeds up the model", shown=False
     )
     quantization: Literal["auto", "4bit", "8bit", "fp8", "none"] = _field(

@@ -13,27 +13,8 @@ if TYPE_CHECKING:
 
     from medcot.config.schema import RunConfig
     from medcot.data.prompts import ChatTemplate
+    from medcot.planning.engine_traits import Traits
     from medcot.planning.plan import Plan
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What callers need to know of an engine. They ask for a trait, never for a name.
-
-    Attributes:
-        packs: Trains through a pass of its own, on rows packed by medcot. That pass also chooses
-            its dtypes, recomputes layers one by one and logs its steps late.
-        splits: Each process holds a part of the weights, so all processes must use the model
-            alike, and inference must not leave tensors behind that autograd refuses.
-        replaceable_attention: Generation may exchange the attention function, which continuous
-            batching does.
-        extends_cache: A forward pass may read several tokens after a KV cache.
-    """
-
-    packs: bool = False
-    splits: bool = False
-    replaceable_attention: bool = True
-    extends_cache: bool = True
 
 
 class TrainedParameters(Protocol):

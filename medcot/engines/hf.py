@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from medcot.config.schema import TARGET_MODULES, RunConfig
-from medcot.engines.base import LoadedModel, Location, TrainedParameters, Traits, settle_pad_token
+from medcot.engines.base import LoadedModel, Location, TrainedParameters, settle_pad_token
+from medcot.planning.engine_traits import TRAITS
 from medcot.planning.plan import Plan
 
 
 class HfEngine:
     """Trains and answers through the model's own modules."""
 
-    traits = Traits()
+    traits = TRAITS["transformers"]
 
     def prepare_process(self) -> None:
         """Do nothing: transformers may be imported at any time."""

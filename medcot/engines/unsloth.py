@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from medcot.config.schema import TARGET_MODULES, RunConfig
-from medcot.engines.base import LoadedModel, Location, Traits, settle_pad_token
+from medcot.engines.base import LoadedModel, Location, settle_pad_token
 from medcot.engines.compat import disable_unsloth_statistics
 from medcot.engines.hf import HfEngine, dtype_of
 from medcot.errors import InputError
+from medcot.planning.engine_traits import TRAITS
 from medcot.planning.plan import Plan
 
 
 class UnslothEngine(HfEngine):
     """Trains and answers through the modules that unsloth puts in place of transformers'."""
 
-    # Its attention is compiled into the model, and takes one token at a time after a cache.
-    traits = Traits(replaceable_attention=False, extends_cache=False)
+    traits = TRAITS["unsloth"]
 
     def prepare_process(self) -> None:
         """Import unsloth before transformers, trl and peft, which it patches.

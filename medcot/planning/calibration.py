@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from medcot.config.schema import EngineName
 from medcot.hardware.machine import named_machine
+from medcot.planning.engine_traits import TRAITS
 from medcot.planning.memory_model import (
-    Engine,
     Precision,
     Quantization,
     StepConfig,
@@ -25,7 +26,7 @@ class MeasuredRun:
     measured before a change that made them faster, which calibrate memory alone.
     """
 
-    engine: Engine
+    engine: EngineName
     quantization: Quantization
     precision: Precision
     gpus: int
@@ -58,12 +59,12 @@ def predict_run(run: MeasuredRun) -> Prediction:
     own, spec = calibration()["own"], look_up_model_spec("deepseek-r1-distill-llama-8b")
     assert spec is not None
     mean, longest = own["mean_tokens"], own["longest_tokens"]
-    fused = run.engine == "fused"
+    packs = TRAITS[run.engine].packs
     step = StepConfig(
         run.engine, "cuda", run.quantization, run.precision, run.micro_batch,
         run.packing, run.recomputed_layers, "adamw_8bit",
-        shared_tokens=own["shared_tokens"] if fused else 0,
-        balanced_passes=run.accumulation * run.gpus if fused else 1,
+        shared_tokens=own["shared_tokens"] if packs else 0,
+        balanced_passes=run.accumulation * run.gpus if packs else 1,
     )  # fmt: skip
     tokens = longest_pass_tokens(step, mean, longest)
     peak = sum(predict_memory(step, spec, run.rank, tokens).values())

@@ -7,11 +7,12 @@ from typing import Any, Generic, TypeVar
 
 from medcot.catalog import Message, Reason
 from medcot.config.presets import PRESETS
-from medcot.config.schema import RunConfig, option_name
+from medcot.config.schema import EngineName, RunConfig, option_name
 from medcot.errors import InputError
 from medcot.hardware.gpu_specs import capability, supports_bf16, supports_fp8
 from medcot.hardware.machine import Machine, usable_gpus
-from medcot.planning.memory_model import Device, Engine, Precision, Quantization
+from medcot.planning.engine_traits import PLAIN_ENGINE, TRAITS
+from medcot.planning.memory_model import Device, Precision, Quantization
 from medcot.planning.model_specs import ModelSpec
 
 CUDA_CONTEXT_GIB = 0.6
@@ -35,7 +36,7 @@ class Constraints:
     """
 
     config: RunConfig
-    engine: Engine
+    engine: EngineName
     device: Device
     precision: Precision
     attention: str
@@ -87,7 +88,7 @@ def find_constraints(config: RunConfig, machine: Machine, spec: ModelSpec) -> Co
         precision=precision.value,
         attention=attention.value,
         packing=packing.value,
-        row_attention=engine.value == "fused" and not _has_bf16(machine, device.value),
+        row_attention=TRAITS[engine.value].packs and not _has_bf16(machine, device.value),
         processes=processes.value,
         split=machine.split,
         limit_gib=_memory_limit_gib(machine, device.value),
@@ -126,36 +127,39 @@ def _choose_device(config: RunConfig, machine: Machine) -> _Decision[Device]:
 
 def _choose_engine(
     config: RunConfig, machine: Machine, spec: ModelSpec, device: Device
-) -> _Decision[Engine]:
+) -> _Decision[EngineName]:
     unsupported = _unsupported_by_fused(config, spec)
     _require_engine(config, machine, device, unsupported)
     if machine.split:
-        return _Decision("transformers", (Reason("reason_engine_split"),))
+        return _Decision(PLAIN_ENGINE, (Reason("reason_engine_split"),))
     if config.engine != "auto":
         reason = Reason("reason_engine_given", {"choice": config.engine})
         return _Decision(config.engine, (reason,))
     if device != "cuda":
-        return _Decision("transformers", (Reason("reason_engine_no_cuda"),))
+        return _Decision(PLAIN_ENGINE, (Reason("reason_engine_no_cuda"),))
     if unsupported is None:
         return _Decision("fused", (Reason("reason_engine_fused"),))
-    if "unsloth" in machine.packages:
+    if TRAITS["unsloth"].package in machine.packages:
         return _Decision("unsloth", (Reason("reason_engine_unsloth", {"feature": unsupported}),))
-    return _Decision("transformers", (Reason("reason_engine_no_unsloth"),))
+    return _Decision(PLAIN_ENGINE, (Reason("reason_engine_no_unsloth"),))
 
 
 def _require_engine(
     config: RunConfig, machine: Machine, device: Device, unsupported: Message | None
 ) -> None:
     """Refuse an engine that was asked for and cannot be had."""
-    use = _use("--engine transformers")
-    if config.engine == "fused" and unsupported is not None:
+    if config.engine == "auto":
+        return
+    traits, option = TRAITS[config.engine], f"--engine {PLAIN_ENGINE}"
+    use = _use(option)
+    if traits.packs and unsupported is not None:
         raise _refuse(config, "engine", Message("error_feature", {"feature": unsupported}), use)
-    if config.engine == "unsloth" and device != "cuda":
+    if traits.needs_cuda and device != "cuda":
         raise _refuse(config, "engine", NO_CUDA, use)
-    if config.engine == "unsloth" and "unsloth" not in machine.packages:
-        needs = Message("needs_gpu_extra_or", {"option": "--engine transformers"})
+    if traits.package and traits.package not in machine.packages:
+        needs = Message("needs_gpu_extra_or", {"option": option})
         raise _refuse(config, "engine", Message("error_not_installed"), needs, installable=True)
-    if machine.split and config.engine not in ("auto", "transformers"):
+    if machine.split and not traits.splittable:
         # Also where a preset names the engine: another engine is the remedy, no other preset.
         raise InputError(f"--engine {config.engine}", SPLIT, use)
 
@@ -194,20 +198,21 @@ def _has_bf16(machine: Machine, device: Device) -> bool:
     return device == "cuda" and supports_bf16(usable_gpus(machine)[0])
 
 
-def _choose_attention(machine: Machine, device: Device, engine: Engine) -> _Decision[str]:
-    """Choose transformers' ``attn_implementation``; the other engines replace the kernel below."""
+def _choose_attention(machine: Machine, device: Device, engine: EngineName) -> _Decision[str]:
+    """Choose transformers' ``attn_implementation``; some engines bring their own attention."""
     installed = "flash_attn" in machine.packages
-    if engine == "transformers" and installed and _has_bf16(machine, device):
+    if not TRAITS[engine].brings_attention and installed and _has_bf16(machine, device):
         return _Decision("flash_attention_2", (Reason("reason_attention_flash"),))
     return _Decision("sdpa", (Reason("reason_attention_sdpa"),))
 
 
 def _choose_packing(
-    config: RunConfig, device: Device, engine: Engine, attention: str
+    config: RunConfig, device: Device, engine: EngineName, attention: str
 ) -> _Decision[bool]:
-    if engine == "fused":
+    traits = TRAITS[engine]
+    if traits.packs:
         return _Decision(value=True, reasons=(Reason("reason_packing_fused"),))
-    possible = device == "cuda" and (engine == "unsloth" or attention == "flash_attention_2")
+    possible = device == "cuda" and (traits.brings_attention or attention == "flash_attention_2")
     if config.packing == "on" and not possible:
         why = Message("error_packing", {"engine": engine, "device": device})
         raise _refuse(config, "packing", why, Message("needs_packing"))
@@ -260,10 +265,10 @@ def _list_quantizations(
 
 
 def _obstacle_to_fp8(
-    machine: Machine, spec: ModelSpec, engine: Engine, precision: Precision
+    machine: Machine, spec: ModelSpec, engine: EngineName, precision: Precision
 ) -> Message | None:
     """Return why frozen weights cannot be multiplied in 8-bit floats here, or None."""
-    if engine != "fused":
+    if not TRAITS[engine].multiplies_fp8:
         return Message("error_fp8_engine", {"engine": engine})
     if not usable_gpus(machine) or not supports_fp8(usable_gpus(machine)[0]):
         return Message("error_fp8_gpu")

@@ -11,6 +11,7 @@ from medcot.config.schema import BUNDLED_MODEL
 from medcot.errors import InputError
 from medcot.hardware.machine import usable_gpus
 from medcot.planning.constraints import Constraints, is_from_preset
+from medcot.planning.engine_traits import PLAIN_ENGINE
 from medcot.planning.memory_model import StepConfig
 from medcot.planning.model_specs import SMOLLM2_135M, look_up_model_spec
 from medcot.planning.search import BY_EXACTNESS, Candidate, Workload, peak_gib
@@ -35,8 +36,8 @@ def explain_choice(
         if step.quantization == "fp8":
             yield Reason("reason_fp8_cost")
     if len(constraints.checkpointings) > 1:
-        fused = step.engine == "fused"
-        explain = _explain_recomputed_layers if fused else _explain_checkpointing
+        by_layer = step.traits.packs
+        explain = _explain_recomputed_layers if by_layer else _explain_checkpointing
         yield explain(constraints, best, found)
     if len(constraints.micro_batches) > 1:
         code = "reason_one_row" if step.micro_batch == 1 else "reason_rows"
@@ -184,7 +185,7 @@ def _suggest_split(
         return
     step = replace(
         least,
-        engine="transformers",
+        engine=PLAIN_ENGINE,
         packing=False,
         micro_batch=1,
         quantization="4bit" if constraints.can_quantize else "none",

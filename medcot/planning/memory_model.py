@@ -11,9 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from medcot.config.schema import EngineName
+from medcot.planning.engine_traits import TRAITS, Traits
 from medcot.planning.model_specs import ModelSpec
 
-Engine = Literal["fused", "unsloth", "transformers"]
 Quantization = Literal["4bit", "8bit", "fp8", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["cuda", "cpu", "mps"]
@@ -42,9 +43,25 @@ FUSED_WORKSPACE_GIB = {"none": 1.35, "fp8": 1.8, "4bit": 0.45}
 COPIES = {"fp8": 2.0, "4bit": 4 / 64}
 """Bytes per weight that the fused pass keeps in addition: two 8-bit copies, forward and backward;
 for 4-bit weights the 32-bit scale of each block of 64."""
-WORKSPACE_GIB = {"unsloth": 0.2, "transformers": 0.4}
-LARGE_WORKSPACE_GIB = 0.18
-"""Fixed part of ``transformers`` on top of three times the largest weight, if that is more."""
+
+
+@dataclass(frozen=True)
+class _Workspace:
+    """Scratch space on CUDA in GiB, next to the largest weight where weights are dequantised.
+
+    ``large_fixed`` on top of ``copies`` of that weight applies instead where it is more.
+    """
+
+    fixed: float
+    large_fixed: float
+    copies: int
+
+
+_WORKSPACE: dict[str, _Workspace] = {
+    "unsloth": _Workspace(0.2, 0.2, 1),
+    # What passes through a layer in the backward pass grows with it: seen at 8B and at 70B.
+    "transformers": _Workspace(0.4, 0.18, 3),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ class StepConfig:
     ``balanced_passes`` so that each has about as many tokens.
     """
 
-    engine: Engine
+    engine: EngineName
     device: Device
     quantization: Quantization
     precision: Precision
@@ -76,6 +93,11 @@ class StepConfig:
     def checkpointing(self) -> bool:
         """Return whether any layer is recomputed in the backward pass."""
         return self.recomputed_layers > 0
+
+    @property
+    def traits(self) -> Traits:
+        """Return the traits of the engine."""
+        return TRAITS[self.engine]
 
 
 @dataclass(frozen=True)
@@ -102,7 +124,7 @@ _SAVED = {
 
 def predict_memory(step: StepConfig, spec: ModelSpec, rank: int, tokens: int) -> dict[str, float]:
     """Predict the peak memory in GiB by part for a micro-batch of ``tokens``, padding included."""
-    if step.engine == "fused":
+    if step.traits.packs:
         return _predict_fused(step, spec, rank, tokens)
     width = PRECISION_BYTES[step.precision]
     trainable = spec.lora_parameters(rank)
@@ -250,7 +272,7 @@ def _activation_bytes(step: StepConfig, spec: ModelSpec, width: int, tokens: int
     if not step.checkpointing:
         return tokens * (spec.layers * layer + outside)
     # One layer is recomputed at a time. Of each layer its input stays, which unsloth moves to RAM.
-    kept = 0 if step.engine == "unsloth" else spec.layers * spec.hidden * width
+    kept = 0 if step.traits.offloads_inputs else spec.layers * spec.hidden * width
     return tokens * (layer + kept + outside)
 
 
@@ -268,10 +290,8 @@ def _workspace_bytes(step: StepConfig, spec: ModelSpec, width: float) -> float:
     if step.device != "cuda":
         return CPU_WORKSPACE_GIB * GIB
     largest = max(a * b for a, b in spec.linear_sizes.values()) * width
-    once = WORKSPACE_GIB[step.engine] * GIB
+    space = _WORKSPACE[step.engine]
+    once = space.fixed * GIB
     if step.quantization == "none":
         return once
-    if step.engine != "transformers":
-        return once + largest
-    # What passes through a layer on the way back grows with it: seen at 8B and at 70B.
-    return max(once + largest, LARGE_WORKSPACE_GIB * GIB + 3 * largest)
+    return max(once + largest, space.large_fixed * GIB + space.copies * largest)

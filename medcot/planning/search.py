@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 from medcot.config.schema import RunConfig
 from medcot.hardware.machine import Machine
 from medcot.planning.constraints import Constraints
+from medcot.planning.engine_traits import TRAITS
 from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predict_memory
 from medcot.planning.model_specs import ModelSpec
 from medcot.planning.speed_model import gradient_exchange_s, micro_batch_s
 
 BY_EXACTNESS = ("none", "fp8", "8bit", "4bit")
 """Formats of the frozen weights, the most exact first."""
-
-TIE_RATIO = {"fused": 1.03, "unsloth": 1.1, "transformers": 1.1}
-"""Step times within this ratio count as equal: the error of each engine's throughput model."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def list_candidates(workload: Workload, constraints: Constraints) -> list[Candid
 def choose_best(fitting: list[Candidate]) -> Candidate:
     """Choose the fastest; break ties by exactness of the weights, then by memory."""
     fastest = min(fitting, key=lambda one: one.step_s)
-    limit = TIE_RATIO[fastest.step.engine] * fastest.step_s
+    limit = fastest.step.traits.tie_ratio * fastest.step_s
     close = [one for one in fitting if one.step_s <= limit]
     return min(close, key=lambda c: (BY_EXACTNESS.index(c.step.quantization), c.peak_gib))
 
@@ -64,7 +62,7 @@ def _candidates(workload: Workload, constraints: Constraints) -> Iterator[Candid
     for quantization in constraints.quantizations:
         for micro_batch in constraints.micro_batches:
             accumulation = workload.config.batch // constraints.processes // micro_batch
-            fused = constraints.engine == "fused"
+            packs = TRAITS[constraints.engine].packs
             step = StepConfig(
                 engine=constraints.engine,
                 device=constraints.device,
@@ -76,8 +74,8 @@ def _candidates(workload: Workload, constraints: Constraints) -> Iterator[Candid
                 optimizer=workload.config.optimizer,
                 row_attention=constraints.row_attention,
                 shards=constraints.processes if constraints.split else 1,
-                shared_tokens=workload.shared_tokens if fused else 0,
-                balanced_passes=accumulation * constraints.processes if fused else 1,
+                shared_tokens=workload.shared_tokens if packs else 0,
+                balanced_passes=accumulation * constraints.processes if packs else 1,
             )
             for layers in _recomputable(workload, constraints, step):
                 one = replace(step, recomputed_layers=layers)
@@ -85,10 +83,10 @@ def _candidates(workload: Workload, constraints: Constraints) -> Iterator[Candid
 
 
 def _recomputable(workload: Workload, constraints: Constraints, step: StepConfig) -> list[int]:
-    """List how many layers to try to recompute: none, all, and (fused) as few as fit."""
+    """List how many layers to try to recompute: none, all and, if the engine can, as few as fit."""
     layers = workload.spec.layers
     found = [layers if switch else 0 for switch in constraints.checkpointings]
-    if constraints.engine != "fused" or len(found) == 1 or layers < 3:
+    if not step.traits.packs or len(found) == 1 or layers < 3:
         return found
     # Beyond the first, each recomputed layer saves the same.
     most, least = (

@@ -9,8 +9,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from medcot.config.schema import RunConfig
+from medcot.config.schema import EngineName, RunConfig
 from medcot.hardware.machine import Machine, usable_gpus
+from medcot.planning.engine_traits import TRAITS
 from medcot.planning.memory_model import StepConfig, weight_bytes
 from medcot.planning.model_specs import ModelSpec
 
@@ -68,7 +69,7 @@ def micro_batch_s(
 ) -> float:
     """Predict the seconds of the forward and backward pass of one micro-batch."""
     throughput = throughput_of(step, machine)
-    if step.engine == "fused":
+    if step.traits.packs:
         return _fused_micro_batch_s(step, spec, machine, mean_tokens, rank)
     # Weights are gathered once forward and once backward, while the GPU computes.
     gathering = 2 * gather_s(step, spec)
@@ -166,19 +167,18 @@ def computed_tokens(step: StepConfig, mean_tokens: float, longest: int) -> float
     return rows * min(float(longest), mean_tokens + deviations * spread)
 
 
-def is_measured(device: str, engine: str, machine: Machine) -> bool:
+def is_measured(device: str, engine: EngineName, machine: Machine) -> bool:
     """Tell whether the times rest on measured runs of this engine on this kind of device."""
     if device != "cuda":
         return device == "cpu"
     table = calibration()
-    known = (table["device"], *(table["devices"] if engine != "fused" else ()))
+    known = (table["device"], *(() if TRAITS[engine].packs else table["devices"]))
     return any(name in usable_gpus(machine)[0].name for name in known)
 
 
 def loading_s(step: StepConfig, spec: ModelSpec) -> float:
     """Predict the seconds for imports and for reading the weights from a disk at 1 GB/s."""
-    imports = {"unsloth": 40.0}.get(step.engine, 12.0)
-    return imports + weight_bytes(spec, step.quantization, 2.0) / 1e9
+    return step.traits.import_s + weight_bytes(spec, step.quantization, 2.0) / 1e9
 
 
 def evaluation_s(

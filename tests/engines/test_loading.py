@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from medcot.config.schema import choices
 from medcot.engines import loading
-from medcot.engines.base import Location, Traits
+from medcot.engines.base import Location
 from medcot.engines.loading import engine_for, locate
 from medcot.errors import InputError
+from medcot.planning.engine_traits import TRAITS
 
 
 @pytest.fixture(autouse=True)
@@ -52,16 +54,28 @@ def test_without_a_connection_the_cached_copy_is_used(hub, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("engine", "split", "traits"),
+    ("engine", "split", "packs", "splits", "replaceable_attention", "extends_cache"),
     [
-        ("transformers", False, Traits()),
-        ("fused", False, Traits(packs=True)),
-        ("transformers", True, Traits(splits=True, replaceable_attention=False)),
-        ("unsloth", False, Traits(replaceable_attention=False, extends_cache=False)),
+        ("transformers", False, False, False, True, True),
+        ("fused", False, True, False, True, True),
+        ("transformers", True, False, True, False, True),
+        ("unsloth", False, False, False, False, False),
     ],
 )
-def test_a_plan_names_its_engine_and_callers_see_traits(engine, split, traits):
-    assert engine_for(SimpleNamespace(engine=engine, split=split)).traits == traits
+def test_a_plan_names_its_engine_and_callers_see_traits(
+    engine, split, packs, splits, replaceable_attention, extends_cache
+):
+    traits = engine_for(SimpleNamespace(engine=engine, split=split)).traits
+    assert (traits.packs, traits.splits) == (packs, splits)
+    assert traits.replaceable_attention is replaceable_attention
+    assert traits.extends_cache is extends_cache
+
+
+def test_every_engine_of_the_config_has_traits_and_a_class():
+    named = [name for name in choices("engine") if name != "auto"]
+    assert list(TRAITS) == named
+    for name, traits in TRAITS.items():
+        assert engine_for(SimpleNamespace(engine=name, split=False)).traits is traits
 
 
 def test_an_unknown_engine_is_refused():

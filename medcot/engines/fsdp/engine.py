@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from medcot.config.schema import RunConfig
-from medcot.engines.base import LoadedModel, Location, Traits, settle_pad_token
+from medcot.engines.base import LoadedModel, Location, settle_pad_token
 from medcot.engines.compat import keep_accelerate_from_splitting
 from medcot.engines.hf import HfEngine, current_device, dtype_of
+from medcot.planning.engine_traits import SPLIT_TRAITS
 from medcot.planning.plan import Plan
 
 
 class FsdpEngine(HfEngine):
     """Trains and answers in all processes at once; adapters are whole in each of them."""
 
-    # A recorded or resized attention would have to gather weights too.
-    traits = Traits(splits=True, replaceable_attention=False)
+    traits = SPLIT_TRAITS
 
     def load_base(self, config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
         """Load this process's part of the model, in the plan's precision, on the plan's device.

@@ -13,16 +13,17 @@ from dataclasses import replace
 from typing import Any
 
 from medcot.config.schema import RunConfig
-from medcot.engines.base import LoadedModel, Location, TrainedParameters, Traits
+from medcot.engines.base import LoadedModel, Location, TrainedParameters
 from medcot.engines.compat import let_allocator_grow, unhurried_optimizer
 from medcot.engines.hf import HfEngine
+from medcot.planning.engine_traits import TRAITS
 from medcot.planning.plan import Plan
 
 
 class FusedEngine(HfEngine):
     """Trains through :func:`medcot.engines.fused.stack.fused_forward`."""
 
-    traits = Traits(packs=True)
+    traits = TRAITS["fused"]
 
     def prepare_process(self) -> None:
         """Let CUDA's allocator grow its blocks, before it makes the first one."""
