@@ -13,6 +13,7 @@ from medcot.catalog import Message
 from medcot.data.case_list import CaseList, hold_cases
 from medcot.data.readers import Fault, SourceRow, Values, describe_type
 from medcot.data.text import find_flaw, normalise, printable
+from medcot.errors import one_line
 from medcot.records import Case, Claim, Dropped, Language
 
 QUESTION, THOUGHT, RESPONSE = "Question", "Complex_CoT", "Response"
@@ -162,7 +163,7 @@ def check_text(row: SourceRow, name: str, *, required: bool = True) -> list[Faul
     if not required and value in (None, ""):
         return []
     if name not in row.values:
-        columns = printable(", ".join(map(str, row.values))) or "none"
+        columns = one_line(printable(", ".join(map(str, row.values)))) or "none"
         return [Fault(row.header or row.where, name, f"only the columns {columns}", name)]
     if not isinstance(value, str):
         shown = "" if value is None else f" {printable(repr(value))[:40]}"

@@ -12,7 +12,7 @@ from medcot.data.hub import load_hub_rows
 from medcot.data.mcq_catalog import ANSWER, BENCHMARKS, Benchmark
 from medcot.data.readers import Fault, SourceRow, Values, describe_type
 from medcot.data.sources import kind_of, read_file, read_files, sample_files
-from medcot.data.text import find_flaw, printable
+from medcot.data.text import find_flaw, normalise, printable
 from medcot.errors import InputError, nearest
 from medcot.records import Dropped, Language, Question
 
@@ -71,12 +71,18 @@ def validate_questions(rows: Iterable[SourceRow], language: Language) -> Validat
     """Check every row of the local schema (id, lang, question, context, options, answer_idx)."""
     found = ValidatedQuestions()
     ids: set[str] = set()
+    earlier: dict[str, str] = {}
     for row in rows:
         found.rows += 1
         question, faults = _read_question(row, language)
         if question and question.id in ids:
             got = f"{printable(question.id)!r}, which an earlier row has"
             faults = [Fault(row.where, "id", got, "an id of its own, or none")]
+        elif (
+            question and (other := earlier.setdefault(_compared(question), row.where)) != row.where
+        ):
+            got = f"the question and options of {other}"
+            faults = [Fault(row.where, "question", got, "each question once")]
         elif question:
             ids.add(question.id)
             found.questions.append(question)
@@ -85,6 +91,12 @@ def validate_questions(rows: Iterable[SourceRow], language: Language) -> Validat
             reason = "; ".join(f"{fault.field}: {fault.got}" for fault in faults)
             found.dropped.append(Dropped(f"row-{row.number}", reason))
     return found
+
+
+def _compared(question: Question) -> str:
+    """Return the text by which a question counts as repeated: context, question and options."""
+    options = sorted(question.options.values())
+    return normalise("\n".join([question.context, question.question, *options]))
 
 
 def _gather_known(name: str, known: Benchmark) -> ValidatedQuestions:
@@ -141,19 +153,30 @@ def _read_options(row: SourceRow) -> tuple[dict[str, str], list[Fault]]:
     given = row.values.get("options")
     if not isinstance(given, Mapping):
         got = describe_type(given) if "options" in row.values else "no such field"
-        return {}, [Fault(row.where, "options", got, 'an object like {"A": "text", "B": "text"}')]
+        needs = 'an object like {"A": "text", "B": "text"}'
+        if isinstance(given, str):
+            needs += " (a CSV cell cannot hold one: use a .jsonl, .json or .parquet file)"
+        return {}, [Fault(row.where, "options", got, needs)]
     options = {str(letter): text for letter, text in given.items() if text is not None}
     for letter, text in options.items():
         if len(letter) != 1 or letter not in string.ascii_uppercase:
             got = f"the letter {printable(letter)!r}"
             return {}, [Fault(row.where, "options", got, "capital letters from A on")]
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str):
+            got = f"option {letter}: {describe_type(text)} {printable(repr(text))[:40]}"
+            return {}, [Fault(row.where, "options", got, "a text for each letter, in quotes")]
+        if not text.strip():
             got = f"option {letter} without a text"
             return {}, [Fault(row.where, "options", got, "a text for each letter")]
         if flaw := find_flaw(text):
             return {}, [Fault(row.where, f"options {letter}", *flaw)]
     if len(options) < 2:
         return {}, [Fault(row.where, "options", f"{len(options)} options", "two or more")]
+    letters: dict[str, str] = {}
+    for letter, text in options.items():
+        if (other := letters.setdefault(text.strip(), letter)) != letter:
+            got = f"the same text for {other} and {letter}"
+            return {}, [Fault(row.where, "options", got, "a text of its own for each letter")]
     return options, []
 
 

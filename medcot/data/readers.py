@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -30,6 +33,14 @@ BUFFER = 1 << 20
 """Bytes of a Parquet column read at a time."""
 
 Values = Mapping[str, Any]
+
+_ONLY_CR = {
+    ".csv": re.compile(rb'\A[^\n"]*\r[^\n]'),
+    ".jsonl": re.compile(rb"\r[^\n]"),
+}
+"""A carriage return within what line feeds make the first line, outside quotes."""
+
+_DELIMITER = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 
 
 class Fault(NamedTuple):
@@ -113,17 +124,22 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
 
 
 def _read_cells(path: Path, lines: Iterator[str]) -> Iterator[SourceRow]:
-    reader = csv.reader(lines, strict=True)
-    top = f"{path}, line 1"
+    first = next(lines, "")
+    # Excel writes its delimiter on a line of its own, before the header.
+    declared = _DELIMITER.fullmatch(first)
+    above = 1 if declared else 0
+    reader = csv.reader(
+        lines if declared else chain([first], lines),
+        delimiter=declared[1] if declared else ",",
+        strict=True,
+    )
+    top = f"{path}, line {1 + above}"
     try:
         names = [name.strip() for name in next(reader, [])]
-        if repeated := [name for name in names if names.count(name) > 1]:
-            raise InputError(
-                top, f"found the column {repeated[0]!r} twice", "name each column once"
-            )
-        count, start = 0, reader.line_num + 1
+        _refuse_repeated(names, top)
+        count, start = 0, above + reader.line_num + 1
         for cells in reader:
-            where, start = f"{path}, line {start}", reader.line_num + 1
+            where, start = f"{path}, line {start}", above + reader.line_num + 1
             if not cells:
                 continue
             count += 1
@@ -136,7 +152,7 @@ def _read_cells(path: Path, lines: Iterator[str]) -> Iterator[SourceRow]:
                 )
     except csv.Error as error:
         needs = "put cells with commas, quotes or line breaks in double quotes"
-        raise InputError(f"{path}, line {reader.line_num}", str(error), needs) from None
+        raise InputError(f"{path}, line {above + reader.line_num}", str(error), needs) from None
 
 
 def _read_parquet(path: Path) -> Iterator[SourceRow]:
@@ -147,6 +163,7 @@ def _read_parquet(path: Path) -> Iterator[SourceRow]:
     try:
         # Otherwise whole row groups are read at once, and writers often put all rows into one.
         with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
+            _refuse_repeated(file.schema_arrow.names, f"{path}, schema")
             for batch in file.iter_batches(batch_size=BATCH):
                 for values in python_rows(batch):
                     number += 1
@@ -166,32 +183,63 @@ READERS: dict[str, Callable[[Path], Iterator[SourceRow]]] = {
 }
 
 
-def python_rows(batch: Any) -> list[dict[str, Any]]:
-    """Convert an Arrow batch to dicts. Arrow does not check that its strings are UTF-8.
+class Unreadable(NamedTuple):
+    """A cell that Python cannot represent, and why: a fault of its row if the column is used."""
 
-    Bytes that are not UTF-8 become lone surrogates, so that they are reported with their field.
+    reason: str
+
+    def __repr__(self) -> str:
+        return f"({self.reason})"
+
+
+def python_rows(batch: Any) -> list[dict[str, Any]]:
+    """Convert an Arrow batch to dicts.
+
+    Arrow does not check that its strings are UTF-8: bytes that are not become lone surrogates, so
+    that they are reported with their field. Cells of a type without a counterpart in Python, such
+    as times in an unknown time zone, become :class:`Unreadable`.
     """
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        names = batch.schema.names
-        columns = [_escaped(batch.column(name)) for name in names]
-        return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    names = batch.schema.names
+    columns = [_python_cells(column) for column in batch.columns]
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 def describe_type(value: Any) -> str:
     """Return the everyday word for a JSON value's type."""
+    if isinstance(value, Unreadable):
+        return "a value that cannot be read"
     names = {dict: "object", list: "list", str: "text", bool: "true/false", type(None): "null"}
     return names.get(type(value), "number" if isinstance(value, int | float) else "value")
+
+
+def _python_cells(column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return _escaped(column)
+    except Exception as error:  # noqa: BLE001 - which one depends on the type; the row reports it
+        return [Unreadable(one_line(f"{type(error).__name__}: {error}", 80))] * len(column)
 
 
 def _escaped(column: Any) -> list[Any]:
     import pyarrow as pa
 
     if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
-        return column.to_pylist()
+        return [Unreadable("not UTF-8")] * len(column)
     cells = column.cast(pa.large_binary()).to_pylist()
     return [None if cell is None else cell.decode("utf-8", "surrogateescape") for cell in cells]
+
+
+def _refuse_repeated(names: Sequence[str], where: str) -> None:
+    """Refuse a column that is named twice: which of the two is meant is a guess."""
+    if repeated := _first_repeated(names):
+        shown = one_line(repr(repeated), 60)
+        raise InputError(where, f"found the column {shown} twice", "name each column once")
+
+
+def _first_repeated(names: Sequence[str]) -> str | None:
+    counts = Counter(names)
+    return next((name for name in names if counts[name] > 1), None)
 
 
 def _decoded_lines(path: Path) -> Generator[str]:
@@ -205,6 +253,10 @@ def _decode(raw: bytes, path: Path) -> str:
     """Decode the beginning of a file. Bytes that are not UTF-8 become lone surrogates."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{path}, line 1", "found UTF-16 text", "save it as UTF-8")
+    ends = _ONLY_CR.get(path.suffix.lower())
+    if ends and ends.search(raw):
+        got = "found lines that end in a carriage return alone"
+        raise InputError(f"{path}, line 1", got, "save it with line feeds")
     return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
 
 
@@ -222,9 +274,8 @@ def _parse_json(text: str) -> Any:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        begins = one_line(f"{names[0]!r}: {pairs[0][1]!r}", 60)
+        repeated = _first_repeated([name for name, _ in pairs])
+        begins = one_line(f"{pairs[0][0]!r}: {pairs[0][1]!r}", 60)
         raise ValueError(f"the key {repeated!r} twice in the object that begins {begins}")
     return values
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from medcot.catalog import Message
+from medcot.data.file_signatures import find_wrong_file
 from medcot.data.readers import READERS, SourceRow
 from medcot.data.text import printable
 from medcot.errors import InputError, nearest
@@ -108,3 +109,10 @@ def _require_file(path: Path) -> None:
         raise InputError(str(path), got, f"expected one of {kinds}")
     if not size:
         raise InputError(str(path), "the file is empty", "expected at least one row")
+    try:
+        wrong = find_wrong_file(path)
+    except OSError as error:
+        needs = "expected a readable file"
+        raise InputError(str(path), error.strerror or str(error), needs) from None
+    if wrong:
+        raise InputError(str(path), *wrong)

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +25,7 @@ from medcot.data.dataset import (
     VALIDATION_FRACTION,
     load_dataset,
     load_fixed_question,
+    read_source,
     split_cases,
 )
 from medcot.data.inspection import describe_inspection, inspect_dataset
@@ -47,11 +51,12 @@ def jsonl(*rows: dict[str, Any] | str | bytes) -> bytes:
 
 
 def parquet(rows: list[dict[str, Any]]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    return to_parquet(pa.Table.from_pylist(rows))
 
+
+def to_parquet(table: Any) -> bytes:
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), file)
+    pq.write_table(table, file)
     return file.getvalue()
 
 
@@ -69,6 +74,19 @@ LATIN = row(2)["Question"].encode() + b" caf\xe9"
 MISREAD = "caf\u00e9".encode().decode("latin-1")
 CHINESE_MISREAD = "患者男".encode().decode("cp1252", "ignore")
 BAD_BYTES = json.dumps(row(2)).encode().replace(b"Nothing.", b"caf\xe9")
+
+NO_TIME_ZONE = pa.array([0], pa.timestamp("us", "Asia/Beijing"))
+"""A column in a time zone that no data base knows."""
+
+
+def parquet_with(name: str, column: Any) -> bytes:
+    table = pa.Table.from_pylist([row(**{name: ...})])
+    return to_parquet(table.append_column(name, column))
+
+
+PARQUET_TWICE = to_parquet(
+    pa.Table.from_pylist([row()]).append_column("Response", pa.array(["TODO"]))
+)
 
 # name, file name, content, where the fault is, and what the message must say
 MALFORMED: list[tuple[str, str, bytes, str, str]] = [
@@ -128,6 +146,16 @@ MALFORMED: list[tuple[str, str, bytes, str, str]] = [
     ("Parquet without a column", "a.parquet", parquet([row(Response=...)]), ", schema, Response", "Question, Complex_CoT"),
     ("Parquet with null", "a.parquet", parquet([row(1), row(2, Response=None)]), ", row 2, Response", "null"),
     ("Parquet with numbers", "a.parquet", parquet([row(Response=5)]), ", row 1, Response", "number 5"),
+    ("CSV with 100,000 columns", "a.csv", (",".join(f"c{n}" for n in range(100_000)) + "\n" + "," * 99_999 + "\n").encode(), ", line 1, Question", "only the columns c0, c1"),
+    ("CSV with a delimiter line", "a.csv", b"sep=;\nQuestion;Complex_CoT;Response\na;b;c\nd;e\n", ", line 4, row", "2 cells; expected 3"),
+    ("CSV of an old Macintosh", "a.csv", HEAD.replace("\n", "\r").encode() + b"a,b,c\r", ", line 1", "a carriage return alone"),
+    ("JSON Lines of an old Macintosh", "a.jsonl", jsonl(row(1), row(2)).replace(b"\n", b"\r"), ", line 1", "a carriage return alone"),
+    ("gzip named JSON Lines", "a.jsonl", gzip.compress(jsonl(row())), "", "gzip data; unpack it"),
+    ("spreadsheet named CSV", "a.csv", b"PK\x03\x04rest", "", "a spreadsheet; unpack it, or export it as CSV"),
+    ("LFS pointer", "a.parquet", b"version https://git-lfs.github.com/spec/v1\nsize 9\n", "", "a Git LFS pointer of 50 bytes"),
+    ("web page", "a.parquet", b"\n<!DOCTYPE html><p>", "", "a web page; download the file itself"),
+    ("Parquet column twice", "a.parquet", PARQUET_TWICE, ", schema", "the column 'Response' twice"),
+    ("Parquet with times for text", "a.parquet", parquet_with("Response", NO_TIME_ZONE), ", row 1, Response", "Beijing"),
     ("unknown extension", "a.txt", b"x", "", "the extension '.txt'"),
     ("no extension", "a", b"x", "", "the extension '(none)'"),
 ]  # fmt: skip
@@ -189,6 +217,30 @@ def test_unreadable_file_is_refused(tmp_path: Path) -> None:
             load_dataset(config_for(path))
     finally:
         os.seteuid(user)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        NO_TIME_ZONE,
+        pa.array([2**62], pa.timestamp("us")),
+        pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xe9")),
+        pa.array([None]),
+    ],
+    ids=["time zone", "date out of range", "not UTF-8", "nothing"],
+)
+def test_a_column_that_nobody_needs_makes_no_file_unreadable(tmp_path: Path, column: Any) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(parquet_with("created", column))
+    assert [case.response for case in read_source(config_for(path)).found.cases] == [
+        row()["Response"]
+    ]
+
+
+def test_a_delimiter_line_is_heeded(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"sep=;\r\nQuestion;Complex_CoT;Response\r\nWhy?;So, so.;Yes\r\n")
+    assert [case.thought for case in read_source(config_for(path)).found.cases] == ["So, so."]
 
 
 def test_all_formats_give_the_same_cases(tmp_path: Path) -> None:

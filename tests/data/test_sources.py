@@ -40,7 +40,15 @@ MALFORMED: list[tuple[str, dict[str, Any] | str, str, str]] = [
     ("one option", question(options={"A": "Iron"}, answer_idx="A"), "options", "1 options"),
     ("small letters", question(options={"a": "Iron", "b": "Zinc"}), "options", "letter 'a'"),
     ("empty option", question(options=OPTIONS | {"C": ""}), "options", "option C without"),
-    ("number as option", question(options=OPTIONS | {"C": 5}), "options", "option C without"),
+    ("number as option", question(options=OPTIONS | {"C": 5}), "options", "C: number 5; expected"),
+    ("options as text", question(options=json.dumps(OPTIONS)), "options", "a CSV cell cannot"),
+    (
+        "option twice",
+        question(options=OPTIONS | {"C": "Iron "}),
+        "options",
+        "same text for A and C",
+    ),
+    ("question twice", question(question="Which metal ?"), "question", "line 1; expected each"),
     ("broken option", question(options=OPTIONS | {"C": "a\0"}), "options C", "U+0000"),
     ("no answer", question(answer_idx=...), "answer_idx", "no such field"),
     (
