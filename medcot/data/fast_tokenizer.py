@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from medcot.data.chat_templates import choose_template
 from medcot.errors import InputError
 
 
@@ -31,7 +31,7 @@ class FastTokenizer:
     bos_token_id: int | None
     eos_token_id: int | None
     eos_token: str | None
-    special: dict[str, str] = field(default_factory=dict[str, str])
+    special_tokens_map: dict[str, str] = field(default_factory=dict[str, str])
 
     def __call__(self, text: str | list[str], *, add_special_tokens: bool = True) -> TokenIds:
         """Tokenise one text, or several at once."""
@@ -44,22 +44,6 @@ class FastTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Return the text of the tokens, special tokens included."""
         return self.backend.decode(ids, skip_special_tokens=False)
-
-    def apply_chat_template(
-        self, turns: list[dict[str, str]], *, tokenize: bool = False, **variables: Any
-    ) -> str:
-        """Return the prompt of ``turns`` as text; the template sees ``variables``."""
-        template = _compiled(self.chat_template)
-        return template.render(messages=turns, **self.special, **variables)
-
-
-@lru_cache(maxsize=8)
-def _compiled(chat_template: str) -> Any:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    # The switches under which transformers reads every chat template.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(chat_template)
 
 
 def load_fast_tokenizer(folder: Path) -> FastTokenizer:
@@ -86,7 +70,7 @@ def load_fast_tokenizer(folder: Path) -> FastTokenizer:
         bos_token_id=backend.token_to_id(bos) if bos else None,
         eos_token_id=backend.token_to_id(eos) if eos else None,
         eos_token=eos,
-        special=special,
+        special_tokens_map=special,
     )
 
 
@@ -94,8 +78,7 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
     file = folder / "chat_template.jinja"
     if file.exists():
         return file.read_text(encoding="utf-8")
-    kept = settings.get("chat_template")
-    return kept if isinstance(kept, str) else ""
+    return choose_template(settings.get("chat_template"))
 
 
 def _text(token: Any) -> str:

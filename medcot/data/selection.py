@@ -99,6 +99,27 @@ def select_training_rows(
     return Selection(rows, dropped, overlaps, note)
 
 
+def explain_nothing_left(config: RunConfig, selection: Selection) -> InputError:
+    """Return the error for an empty selection: rows too long, or else all in an evaluation set."""
+    if not selection.dropped and selection.overlaps:
+        first = selection.overlaps[0]
+        values: dict[str, str | int | float] = {
+            "rows": len({overlap.case_id for overlap in selection.overlaps}),
+            "row": first.case_id,
+            "question": first.evaluation_id,
+            "set": first.set_name,
+            "share": first.share,
+        }
+        got, needs = Message("error_all_leaked", values), Message("needs_other_rows")
+        return InputError(f"--dataset {config.dataset}", got, needs)
+    reasons = (row.reason for row in selection.dropped)
+    lengths = [reason.values["length"] for reason in reasons if isinstance(reason, Message)]
+    shortest = min((length for length in lengths if isinstance(length, int)), default=0)
+    got = Message("error_all_too_long", {"tokens": shortest})
+    needs = Message("needs_at_least", {"least": shortest})
+    return InputError(f"--max-length {config.max_length}", got, needs)
+
+
 def require_chat(config: RunConfig, tokenizer: Any) -> ChatTemplate | None:
     """Return the tokenizer's chat template, or None if it has none and the style needs none.
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
+from medcot.data.chat_templates import choose_template, render_user_turn
 from medcot.data.prompts import CLOSE, ChatTemplate
 from medcot.errors import InputError, RunFailed
 from medcot.records import Prompt
@@ -69,34 +69,13 @@ class TokenizedRow:
         return {"input_ids": self.prompt_ids + labelled, "labels": masked + labelled}
 
 
-TEMPLATE_TIME = datetime(2026, 1, 1, 12)
-"""What a chat template that says the date is told. With today's date, prompts of before and after,
-or of a run and its repetition, would differ."""
-
-
 def chat_template(tokenizer: Any) -> ChatTemplate | None:
     """Return the tokenizer's own template for a user's turn, or None if it has none."""
-    if not getattr(tokenizer, "chat_template", None):
+    template = choose_template(getattr(tokenizer, "chat_template", None))
+    if not template:
         return None
-
-    def user_turn(message: str) -> str:
-        turns = [{"role": "user", "content": message}]
-        prompt = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, strftime_now=TEMPLATE_TIME.strftime
-        )
-        if _without_space(message) not in _without_space(prompt):
-            raise InputError(
-                "--model",
-                "its chat template drops the question",
-                "use --style tutorial, which needs no chat template",
-            )
-        return prompt
-
-    return user_turn
-
-
-def _without_space(text: str) -> str:
-    return "".join(text.split())
+    special: Mapping[str, Any] = tokenizer.special_tokens_map
+    return lambda message: render_user_turn(template, message, special)
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:

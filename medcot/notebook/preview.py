@@ -13,18 +13,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from medcot.catalog import Message
 from medcot.config.presets import make_config
 from medcot.config.schema import BUNDLED_DATA, BUNDLED_MODEL, MEDICAL_O1, RunConfig
 from medcot.data.contamination import EvaluationTexts, Overlap, find_overlaps
 from medcot.data.dataset import load_dataset, load_fixed_question, load_questions, split_cases
 from medcot.data.fast_tokenizer import load_fast_tokenizer
 from medcot.data.prompts import ChatTemplate
-from medcot.data.selection import Candidate, select_rows, tokenize_cases
+from medcot.data.selection import Candidate, explain_nothing_left, select_rows, tokenize_cases
 from medcot.data.sources import kind_of
 from medcot.data.tokenization import TokenizedRow, chat_template, shared_prefix_length
 from medcot.engines.bundled_model import bundled_model
-from medcot.errors import InputError
 from medcot.evaluation.decontaminate import collect_texts
 from medcot.evaluation.suite import make_suite
 from medcot.hardware.machine import detect_machine, named_machine
@@ -155,7 +153,7 @@ def preview_rows(config: RunConfig, material: Material) -> SelectedRows:
     selection = select_rows(candidates, config.samples, config.max_length)
     rows = selection.rows
     if not rows:
-        raise _nothing_left(config, selection.dropped)
+        raise explain_nothing_left(config, selection)
     lengths = [len(row) for row in rows]
     return SelectedRows(
         rows=rows,
@@ -174,18 +172,6 @@ def _typical_rows(config: RunConfig) -> SelectedRows:
     mean, longest = TYPICAL_TOKENS.get(config.dataset, TYPICAL_TOKENS[MEDICAL_O1])
     longest = min(longest, config.max_length)
     return SelectedRows((), (), (), config.samples, min(mean, longest), longest, 0, measured=False)
-
-
-def _nothing_left(config: RunConfig, dropped: Sequence[Dropped]) -> InputError:
-    """Explain an empty selection: rows too long, or else all in an evaluation set."""
-    if not dropped:
-        got, needs = Message("error_all_leaked"), Message("needs_other_rows")
-        return InputError(f"--dataset {config.dataset}", got, needs)
-    lengths = [row.reason.values["length"] for row in dropped if isinstance(row.reason, Message)]
-    shortest = min(length for length in lengths if isinstance(length, int))
-    got = Message("error_all_too_long", {"tokens": shortest})
-    needs = Message("needs_at_least", {"least": shortest})
-    return InputError(f"--max-length {config.max_length}", got, needs)
 
 
 def usual_plans() -> list[tuple[str, RunConfig, Plan]]:

@@ -14,7 +14,7 @@ from medcot.data.case_list import CaseSubset, list_case_ids, select_cases
 from medcot.data.contamination import Overlap
 from medcot.data.dataset import load_dataset, load_fixed_question, load_questions, split_cases
 from medcot.data.fast_tokenizer import load_fast_tokenizer
-from medcot.data.selection import select_training_rows
+from medcot.data.selection import explain_nothing_left, select_training_rows
 from medcot.data.tokenization import TokenizedRow, shared_prefix_length
 from medcot.data.tokenized import list_row_ids, list_row_lengths
 from medcot.distributed import comm
@@ -116,17 +116,17 @@ def _decide(
     at = {row_id: position for position, row_id in enumerate(list_case_ids(dataset.cases))}
     test_cases = [dataset.cases[at[row_id]] for row_id in split.test]
     suite, withheld = _suite(config, test_cases, select_cases(dataset.cases, trained))
+    limited = config.model_copy(update={"max_length": _longest_row(config)})
     selection = select_training_rows(
         CaseSubset(dataset.cases, (at[row_id] for row_id in split.train)),
         dataset.fingerprint,
         collect_texts(suite),
-        config.model_copy(update={"max_length": _longest_row(config)}),
+        limited,
         tokenizer,
     )
     rows = selection.rows
     if not rows:
-        where = f"--max-length {_longest_row(config)}"
-        raise InputError(where, "no training rows are left", "use a larger value or other data")
+        raise explain_nothing_left(limited, selection)
     return Prepared(
         config=config,
         directory=directory,

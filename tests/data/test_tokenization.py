@@ -116,6 +116,53 @@ def test_a_template_that_drops_the_question_is_refused(tiny_model, tmp_path):
         chat("What now?")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{{ raise_exception('A system message is required') }}", "A system message is required"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ nope() }}", "'nope' is undefined"),
+        ("{{ messages[9].content }}", "no element 9"),
+        ("{{ 'a' * 9999999999 }}", "beyond 1,000,000"),
+        ("{{ 9 ** 9 ** 9 }}", "beyond 1,000,000"),
+        ("{{ 'a' | center(9999999999) }}", "beyond 1,000,000"),
+        ("{{ 'a'.ljust(9999999999) }}", "beyond 1,000,000"),
+        ("{{ '%09999999999d' % 1 }}", "beyond 1,000,000"),
+        ("{% for n in range(9999) %}{{ 'a' * 9999 }}{% endfor %}", "beyond 1,000,000"),
+        (
+            "{% set n = namespace(x='aa') %}{% for i in range(99) %}"
+            "{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "beyond 1,000,000",
+        ),
+    ],
+)
+def test_a_template_that_fails_or_grows_is_refused_with_a_way_out(tiny_model, tmp_path, text, says):
+    folder = with_template(tiny_model, tmp_path / "failing", text)
+    for tokenizer in (AutoTokenizer.from_pretrained(folder), load_fast_tokenizer(folder)):
+        with pytest.raises(InputError) as refusal:
+            chat_template(tokenizer)("What now?")
+        assert says in str(refusal.value)
+        assert "--style tutorial" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% generation %}" + TURN + "{% endgeneration %}",
+        TURN + "{{ {'a': 'é<'} | tojson(indent=2) }}",
+        TURN + "{% for n in [1, 2] %}{{ n }}{% break %}{% endfor %}{{ eos_token }}",
+        TURN + "{{ 'x' * 3 ~ 2 ** 5 }}{{ '%s' % 4 }}{% if tools is none %}none{% endif %}",
+    ],
+)
+def test_a_template_gives_the_prompt_that_transformers_gives(tiny_model, tmp_path, text):
+    folder = with_template(tiny_model, tmp_path / "extended", text)
+    real = AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": "user", "content": "What now?"}]
+    expected = real.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert chat_template(real)("What now?") == expected
+    assert chat_template(load_fast_tokenizer(folder))("What now?") == expected
+
+
 def test_a_template_may_fold_white_space(tiny_model, tmp_path):
     text = "{%- for m in messages %}{{ m.content | replace('\n', ' ') }}{%- endfor %}"
     folder = with_template(tiny_model, tmp_path / "folded", text)
