@@ -19,6 +19,9 @@ from medcot.errors import InputError, nearest
 ENVIRONMENT_ONLY = ("MEDCOT_CACHE", "MEDCOT_DEV_DATA")
 """``MEDCOT_`` variables that are not options."""
 
+LARGEST_FILE = 1_000_000
+"""Bytes of a file of options."""
+
 PLACE_OPTIONS = ("out", "resume", "json")
 """Shared options that say where and how to run, and so are no fields of `RunConfig`."""
 
@@ -74,13 +77,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """
     where = f"--config {path}"
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = _read_text(path, where)
     except UnicodeDecodeError as error:
         raise InputError(where, f"byte {error.start} is not UTF-8", "save it as UTF-8") from None
     except OSError as error:
         raise InputError(where, error.strerror or str(error), "expected a readable file") from None
     try:
         parsed: object = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except RecursionError:
+        raise InputError(where, "nested too deeply", "expected a table of options") from None
     except ValueError as error:
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise InputError(
@@ -96,6 +101,21 @@ def read_config_file(path: Path) -> dict[str, Any]:
             raise InputError(where, f"unknown key {key!r}", needs)
     _check_values(values, where)
     return values
+
+
+def _read_text(path: Path, where: str) -> str:
+    """Read a file of options. Editors of Windows put a byte order mark before UTF-8."""
+    if path.exists() and not path.is_file():
+        got = "found a folder" if path.is_dir() else "not a regular file"
+        raise InputError(where, got, "expected a .toml file")
+    with path.open("rb") as file:
+        raw = file.read(LARGEST_FILE + 1)
+    if len(raw) > LARGEST_FILE:
+        needs = f"expected a file of options, of at most {LARGEST_FILE:,} bytes"
+        raise InputError(where, "found a larger file", needs)
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(where, "found UTF-16 text", "save it as UTF-8")
+    return raw.decode("utf-8-sig")
 
 
 def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:

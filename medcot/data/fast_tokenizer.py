@@ -41,6 +41,9 @@ class FastTokenizer:
         many = self.backend.encode_batch_fast(text, add_special_tokens=add_special_tokens)
         return TokenIds([one.ids for one in many])
 
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
     def decode(self, ids: list[int]) -> str:
         """Return the text of the tokens, special tokens included."""
         return self.backend.decode(ids, skip_special_tokens=False)

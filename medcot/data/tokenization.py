@@ -96,10 +96,16 @@ def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[TokenizedRow]:
     """Tokenise the pairs, given by row id; the completion ends with EOS.
 
     Raises:
-        InputError: a row spells the end-of-sequence token in its text.
+        InputError: a row spells the end-of-sequence token in its text, or there is no such token.
     """
     if not pairs:
         return []
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            "--model",
+            "its tokenizer has no end token",
+            "name the model's eos_token in its tokenizer_config.json",
+        )
     texts = [pair.completion for pair in pairs.values()]
     completions = tokenizer(texts, add_special_tokens=False).input_ids
     prompts = encode_texts(tokenizer, [pair.text for pair in pairs.values()])

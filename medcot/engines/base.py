@@ -107,8 +107,12 @@ class Location:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of ``from_pretrained``."""
-        return {"revision": self.revision, "local_files_only": self.cached}
+        """The keyword arguments of ``from_pretrained``; code that comes with a model never runs."""
+        return {
+            "revision": self.revision,
+            "local_files_only": self.cached,
+            "trust_remote_code": False,
+        }
 
 
 def end_token_ids(loaded: LoadedModel) -> frozenset[int]:

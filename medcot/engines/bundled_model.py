@@ -64,7 +64,7 @@ def _convert(source: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:
-        options = {"gguf_file": source.name, "local_files_only": True}
+        options = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, **options, dtype=torch.float16)
         # The loaded model counts as quantised and cannot be saved, though its weights are not.

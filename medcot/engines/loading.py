@@ -18,6 +18,7 @@ from medcot.engines.base import Engine, LoadedModel, Location, settle_pad_token
 from medcot.engines.bundled_model import bundled_model
 from medcot.engines.compat import deny_jupyter
 from medcot.engines.hf import HfEngine
+from medcot.engines.model_files import check_model_files
 from medcot.errors import InputError, RunFailed, one_line
 from medcot.hardware.machine import Machine
 from medcot.planning.constraints import find_constraints
@@ -41,6 +42,7 @@ def locate(model: str, revision: str = "") -> Location:
     if model == BUNDLED_MODEL:
         return Location(str(bundled_model()), cached=True)
     if Path(model).exists():
+        check_model_files(Path(model))
         return Location(model, cached=True)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         needs = Message("needs_folder_or_hub_name", {"model": BUNDLED_MODEL})

@@ -46,7 +46,6 @@ class UnslothEngine(HfEngine):
             load_in_4bit=plan.quantization == "4bit",
             load_in_8bit=plan.quantization == "8bit",
             **where.options,
-            trust_remote_code=False,
         )
         settle_pad_token(tokenizer)
         # Training pads on the right; generation chooses its own side.

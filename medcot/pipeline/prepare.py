@@ -125,6 +125,7 @@ def _decide(
         tokenizer,
     )
     rows = selection.rows
+    _require_embeddings(config, tokenizer)
     if not rows:
         raise explain_nothing_left(limited, selection)
     return Prepared(
@@ -146,6 +147,17 @@ def _longest_row(config: RunConfig) -> int:
     """Return the most tokens of a row: ``--max-length``, or less where the model takes less."""
     context = find_model_spec(config).context
     return min(config.max_length, context) if context else config.max_length
+
+
+def _require_embeddings(config: RunConfig, tokenizer: Any) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings."""
+    tokens, embeddings = len(tokenizer), find_model_spec(config).vocab
+    if tokens > embeddings:
+        raise InputError(
+            f"--model {config.model}",
+            f"its tokenizer has {tokens:,} tokens, the model {embeddings:,} embeddings",
+            "use the tokenizer that belongs to the model",
+        )
 
 
 def _suite(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from medcot.config.resolve import resolve
+from medcot.config.resolve import read_config_file, resolve
 from medcot.errors import InputError
 
 
@@ -80,3 +80,30 @@ def test_a_wrong_value_names_its_source(tmp_path, environment, toml, words):
         resolve_with(tmp_path, {}, environment, toml)
     assert all(word in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_before_a_config_is_no_part_of_it(tmp_path):
+    path = tmp_path / "marked.toml"
+    path.write_bytes(b"\xef\xbb\xbfrank = 8\n")
+    assert read_config_file(path) == {"rank": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("deep.json", b"[" * 100_000, "nested too deeply"),
+        ("deep.toml", b"rank = " + b"[" * 100_000, "nested too deeply"),
+        ("large.toml", b"#" * 2_000_000, "a larger file"),
+        ("wide.toml", "rank = 8".encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_a_hostile_config_is_refused_in_one_line(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        read_config_file(path)
+
+
+def test_a_config_that_never_ends_is_not_read():
+    with pytest.raises(InputError, match="not a regular file"):
+        read_config_file(Path("/dev/zero"))

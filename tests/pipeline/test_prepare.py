@@ -1,6 +1,7 @@
 """What planning refuses: data and models that no run could use, in one line with a way out."""
 
 import json
+import shutil
 
 import pytest
 
@@ -36,3 +37,63 @@ def test_rows_that_all_overlap_the_evaluation_are_counted_with_the_first_pair(ti
 def test_rows_that_are_all_too_long_name_the_shortest(tiny_model):
     with pytest.raises(InputError, match=r"--max-length 64: every row is longer; the shortest has"):
         plan(tiny_model, max_length=64)
+
+
+def copy_of(model, folder):
+    return shutil.copytree(model, folder)
+
+
+def test_a_tokenizer_without_end_token_is_refused(tiny_model, tmp_path):
+    folder = copy_of(tiny_model, tmp_path / "endless")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in settings.items() if k != "eos_token"}))
+    with pytest.raises(InputError, match="no end token; name the model's eos_token"):
+        plan(folder)
+
+
+def test_more_tokens_than_embeddings_are_refused_with_both_numbers(tiny_model, tmp_path):
+    folder = copy_of(tiny_model, tmp_path / "few")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 1000}))
+    with pytest.raises(InputError, match=r"49,152 tokens, the model 1,000 embeddings"):
+        plan(folder)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def cut_in_the_header(path):
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def point(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
+
+
+def link_to_a_device(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "says"),
+    [
+        ("model.safetensors", cut, "it is cut or damaged; fetch it again"),
+        ("model.safetensors", cut_in_the_header, "a cut or damaged file of 50 bytes"),
+        ("model.safetensors", point, "a Git LFS pointer of 50 bytes"),
+        ("tokenizer.json", point, "git lfs pull"),
+        ("config.json", link_to_a_device, "not a regular file"),
+        ("chat_template.jinja", link_to_a_device, "not a regular file"),
+    ],
+)
+def test_a_damaged_file_of_a_model_is_named_before_anything_reads_it(
+    tiny_model, tmp_path, name, spoil, says
+):
+    folder = copy_of(tiny_model, tmp_path / "model")
+    spoil(folder / name)
+    with pytest.raises(InputError) as refusal:
+        plan(folder)
+    assert f"--model {folder / name}: " in str(refusal.value)
+    assert says in str(refusal.value)
