@@ -126,7 +126,8 @@ class Event:
     steps: int
     loss: float
     learning_rate: float
-    grad_norm: float
+    grad_norm: float | None
+    """None where an fp16 gradient overflowed: such a step changes nothing."""
     tokens: int
     tokens_per_second: float
     memory_gib: float

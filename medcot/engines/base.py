@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from medcot.config.schema import RunConfig
     from medcot.data.prompts import ChatTemplate
@@ -17,8 +17,31 @@ if TYPE_CHECKING:
     from medcot.planning.plan import Plan
 
 
+class AdjustedScale(Protocol):
+    """The factor of an fp16 loss, which the device adjusts after each step."""
+
+    value: Tensor
+
+    def update(self, finite: Tensor) -> None:
+        """Adjust the scale after a step whose gradient was ``finite``."""
+        ...
+
+    def state(self) -> dict[str, float]:
+        """Return what :meth:`restore` needs."""
+        ...
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Continue from a :meth:`state` of an earlier session."""
+        ...
+
+
 class TrainedParameters(Protocol):
     """What a training pass trains in place of the model's own parameters."""
+
+    @property
+    def loss_scale(self) -> AdjustedScale | None:
+        """The factor of the loss, None where there is none."""
+        ...
 
     def gather(self) -> nn.Parameter:
         """Return all of them as one flat parameter, with its gradient."""

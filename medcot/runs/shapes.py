@@ -30,7 +30,7 @@ OPTIONAL: Mapping[str, Mapping[str, Field]] = {
     "events.jsonl": {
         "loss": (int, float),
         "learning_rate": (int, float),
-        "grad_norm": (int, float),
+        "grad_norm": (int, float, type(None)),
         "tokens": int,
     },
     "plan.json": {"reasons": list, "warnings": list},

@@ -41,6 +41,13 @@ def newest_whole_checkpoint(directory: RunDirectory) -> Path | None:
     return None
 
 
+def remove_checkpoints_from(directory: RunDirectory, step: int) -> None:
+    """Remove the checkpoints of ``step`` and later: none of them is worth resuming from."""
+    for checkpoint in list_checkpoints(directory.checkpoints):
+        if comm.is_main() and int(checkpoint.name.rpartition("-")[2]) >= step:
+            shutil.rmtree(checkpoint)
+
+
 def check_before_saving(optimizer: Any, step: int) -> None:
     """Check the trained weights and the optimizer's state, which the next checkpoint would hold.
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
+from statistics import median
 from typing import Any
 
 from medcot.errors import RunFailed
 from medcot.records import Event, OnEvent
 from medcot.runs.directory import RunDirectory
-from medcot.training.checkpoints import REMEDY
+from medcot.training.checkpoints import REMEDY, remove_checkpoints_from
+
+logger = logging.getLogger(__name__)
+
+EXPLOSION = 3.0
+"""Multiple of the usual loss that counts as exploded."""
+EXPLODED_STEPS = 3
+"""Steps in a row that must lose so much: a single batch of hard rows may."""
+USUAL_STEPS = 8
+"""Steps before them whose median is the usual loss."""
 
 
 class Recorder:
@@ -31,6 +42,9 @@ class Recorder:
         self._row_tokens: list[int] = []
         self._step_started = time.monotonic()
         self._durations: list[float] = []
+        self._losses: list[float] = []
+        self.skipped_steps = 0
+        """Steps of this session that an fp16 overflow kept from changing anything."""
 
     def rows_collated(self, tokens: int) -> None:
         """Note the tokens of a batch that was just collated."""
@@ -47,22 +61,33 @@ class Recorder:
         del self._row_tokens[:micro_batches]
         return tokens
 
-    def step_ended(self, step: int, tokens: int, logs: dict[str, float], seconds: float) -> None:
+    def step_ended(
+        self, step: int, tokens: int, logs: dict[str, float], seconds: float, *, scaled: bool
+    ) -> None:
         """Record one optimizer step.
 
+        Args:
+            step: Number of the step, from 1.
+            tokens: Tokens of its rows, over all processes.
+            logs: ``loss``, ``grad_norm`` and ``learning_rate``.
+            seconds: Its duration.
+            scaled: Whether its loss had an fp16 scale above 1, which an overflow halves. A gradient
+                that is not finite was then skipped, and the training continues.
+
         Raises:
-            RunFailed: The loss or the gradient is no longer a finite number.
+            RunFailed: The loss or the gradient is no longer a finite number, or the loss exploded.
         """
         self.step, self.tokens = step, self.tokens + tokens
         # The first step of a session warms up caches, so it predicts the others badly.
         self._durations.append(seconds)
         recent = self._durations[1:][-20:] or self._durations
+        skipped = scaled and not isfinite(logs["grad_norm"])
         event = Event(
             step=step,
             steps=self.steps,
             loss=logs["loss"],
             learning_rate=logs["learning_rate"],
-            grad_norm=logs["grad_norm"],
+            grad_norm=None if skipped else logs["grad_norm"],
             tokens=self.tokens,
             tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
             memory_gib=round(memory_gib(), 2),
@@ -70,25 +95,65 @@ class Recorder:
         )
         self.directory.append(self.directory.events, event)
         self.on_event(event)
+        if skipped:
+            self.skipped_steps += 1
+            logger.warning(
+                "Step %d changed nothing: its fp16 gradient overflowed, and the loss scale is"
+                " halved.", step,
+            )  # fmt: skip
         for name, value in (("loss", event.loss), ("gradient's norm", event.grad_norm)):
-            if isfinite(value):
+            if value is None or isfinite(value):
                 continue
             raise RunFailed(
                 "training",
                 f"the {name} became {value} at step {step}.",
                 REMEDY,
             )
+        self._check_explosion(step, event.loss)
+
+    def _check_explosion(self, step: int, loss: float) -> None:
+        """Stop a training whose loss exploded, at the newest checkpoint before that.
+
+        Raises:
+            RunFailed: Each of the last steps lost several times what was usual before them.
+        """
+        self._losses.append(loss)
+        before, last = self._losses[:-EXPLODED_STEPS], self._losses[-EXPLODED_STEPS:]
+        if len(before) < USUAL_STEPS:
+            return
+        usual = median(before[-USUAL_STEPS:])
+        if min(last) <= EXPLOSION * usual:
+            return
+        remove_checkpoints_from(self.directory, step - EXPLODED_STEPS + 1)
+        raise RunFailed(
+            "training",
+            f"the loss exploded: {min(last):.3g} or more in the {EXPLODED_STEPS} steps up to"
+            f" {step}, {usual:.3g} before them.",
+            REMEDY,
+        )
 
     def seconds_since_begin(self) -> float:
         """Return the seconds since :meth:`step_begins`."""
         return time.monotonic() - self._step_started
 
 
+@dataclass(frozen=True, slots=True)
+class StepReading:
+    """One optimizer step, as the device computed it."""
+
+    step: int
+    tokens: int
+    logs: dict[str, float]
+    """``loss``, ``grad_norm`` and ``learning_rate``."""
+    seconds: float
+    loss_scale: float
+
+
 @dataclass(slots=True)
-class _Reading:
+class _Queued:
     step: int
     learning_rate: float
-    values: Any  # [loss, grad_norm, tokens], being copied to the CPU
+    values: Any  # [loss, grad_norm, tokens, loss scale], being copied to the CPU
     mark: Any  # a CUDA event, or a time elsewhere
 
 
@@ -102,26 +167,29 @@ class StepReadings:
 
     def __init__(self, device: Any) -> None:
         self._on_cuda = device.type == "cuda"
-        self._open: list[_Reading] = []
+        self._open: list[_Queued] = []
         self._last_mark = self._mark()
 
     def push(self, step: int, learning_rate: float, values: Any) -> None:
-        """Add a step whose ``values`` (loss, gradient norm, tokens) are queued on the device."""
+        """Add a step whose ``values`` are queued on the device.
+
+        They are (loss, gradient norm, tokens, loss scale).
+        """
         import torch
 
         if self._on_cuda:
             host = torch.empty_like(values, device="cpu", pin_memory=True)
             values = host.copy_(values, non_blocking=True)
-        self._open.append(_Reading(step, learning_rate, values, self._mark()))
+        self._open.append(_Queued(step, learning_rate, values, self._mark()))
 
-    def pop(self, keep: int) -> Iterator[tuple[int, int, dict[str, float], float]]:
-        """Yield (step, tokens, logs, seconds) of all but the ``keep`` newest steps."""
-        while len(self._open) > keep:
-            reading = self._open.pop(0)
-            seconds = self._seconds_to(reading.mark)
-            loss, grad_norm, tokens = reading.values.tolist()
-            logs = {"loss": loss, "grad_norm": grad_norm, "learning_rate": reading.learning_rate}
-            yield reading.step, int(tokens), logs, seconds
+    def pop(self) -> Iterator[StepReading]:
+        """Yield the steps that were pushed, once the device has computed them."""
+        while self._open:
+            queued = self._open.pop(0)
+            seconds = self._seconds_to(queued.mark)
+            loss, grad_norm, tokens, loss_scale = queued.values.tolist()
+            logs = {"loss": loss, "grad_norm": grad_norm, "learning_rate": queued.learning_rate}
+            yield StepReading(queued.step, int(tokens), logs, seconds, loss_scale)
 
     def _mark(self) -> Any:
         if not self._on_cuda:

@@ -1,5 +1,7 @@
 """One fit of a tiny model, for the tests of every engine."""
 
+from dataclasses import replace
+
 from transformers import AutoTokenizer
 
 from medcot.config.presets import make_config
@@ -25,7 +27,7 @@ def make_rows(tiny_model):
 class Training:
     """One fit of the tiny model in a folder, ready to be gone on with."""
 
-    def __init__(self, folder, model, rows, **changes):
+    def __init__(self, folder, model, rows, precision=None, **changes):
         values = {
             "model": str(model),
             "steps": 6,
@@ -40,6 +42,7 @@ class Training:
             self.directory.create(self.config)
         shape = find_model_spec(self.config)
         self.plan = make_plan(self.config, detect_machine(), shape, len(rows), 60.0, 80)
+        self.plan = replace(self.plan, precision=precision or self.plan.precision)
         self.loaded = models.load_base(self.config, self.plan)
         models.add_adapter(self.loaded, self.config, self.plan)
 

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 import torch
 
 from medcot.engines.fused.lora_linear import LoraLinear
+from medcot.engines.fused.loss_scale import LossScale
 from medcot.engines.private_apis import foreach_copy_, foreach_mul_
 
 
 class FlatParameters:
     """A and B of all ``linears`` as one float32 parameter. Created by :meth:`gather`."""
 
-    def __init__(self, linears: Sequence[LoraLinear]) -> None:
-        self.linears = linears
+    def __init__(self, linears: Sequence[LoraLinear], loss_scale: LossScale | None = None) -> None:
+        self.linears, self.loss_scale = linears, loss_scale
         self.parameters = [parameter for linear in linears for parameter in linear.parameters]
         self.sizes = [parameter.numel() for parameter in self.parameters]
         self._flat: torch.nn.Parameter | None = None

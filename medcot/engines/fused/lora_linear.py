@@ -18,11 +18,6 @@ from medcot.engines.fused.ops import Backend
 
 ADAPTER = "default"
 """peft's name of the adapter that is trained."""
-LOSS_SCALE = 4096.0
-"""Factor of the loss in a backward pass in fp16, whose smallest number is 6e-8. The loss of a step
-is a mean over thousands of tokens, so this brings the gradient of one token to the order of 1, far
-below the largest number, 65504. Gradients are divided by it in float32, after the sum over
-tokens."""
 
 
 class LoraLinear:
@@ -50,7 +45,6 @@ class LoraLinear:
         ]
         """All A, then all B, as the optimizer trains them (float32)."""
         self.scaling = float(modules[0].scaling[ADAPTER])
-        self.loss_scale = LOSS_SCALE if backend.dtype == torch.float16 else 1.0
         self.out_features = [base.out_features for base in self.bases]
         self.in_features = self.bases[0].in_features
         self.rank = self.parameters[0].shape[0]
@@ -114,14 +108,24 @@ class LoraLinear:
     def accumulate_gradients(
         self, x: torch.Tensor, low_rank: torch.Tensor, dy: torch.Tensor, d_low_rank: torch.Tensor
     ) -> None:
-        """Add the gradients of A and B to ``gradients``, divided by ``loss_scale``."""
+        """Add the gradients of A and B to ``gradients``, divided by the loss's scale.
+
+        They are divided in float32, after the sum over tokens.
+        """
         if self.gradients is None:
             return
         to_a, *to_each_b = self.gradients
         d_a, d_b = d_low_rank.T @ x, dy.T @ low_rank
-        to_a.add_(d_a[: len(to_a)], alpha=self.scaling / self.loss_scale)
+        self._add(to_a, d_a[: len(to_a)], self.scaling)
         for to_b, block in zip(to_each_b, self._diagonal_blocks(d_b), strict=True):
-            to_b.add_(block, alpha=1 / self.loss_scale)
+            self._add(to_b, block, 1.0)
+
+    def _add(self, total: torch.Tensor, gradient: torch.Tensor, factor: float) -> None:
+        scale = self.backend.loss_scale
+        if scale is None:
+            total.add_(gradient, alpha=factor)
+        else:
+            total.addcmul_(gradient, scale.inverse, value=factor)
 
     def _base_forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply ``x`` by the frozen weights alone."""

@@ -12,6 +12,7 @@ import torch
 
 from medcot.engines.fallbacks import report_fallback
 from medcot.engines.fused import reference_ops
+from medcot.engines.fused.loss_scale import LossScale
 from medcot.engines.fused.nf4 import DequantBuffer
 from medcot.engines.fused.packing import PackedRows
 from medcot.engines.fused.varlen_attention import Attention
@@ -110,6 +111,8 @@ class Backend:
     dequant_buffer: DequantBuffer
     fp8: bool
     """Whether frozen weights are multiplied in 8-bit floats."""
+    loss_scale: LossScale | None
+    """The factor of the loss in fp16; None where the dtype needs none."""
 
 
 def choose_ops(device: torch.device) -> Ops:

@@ -18,6 +18,7 @@ from medcot.engines.fused.cross_entropy import compute_head_loss
 from medcot.engines.fused.decoder_layer import DecoderLayer, Positions, SavedActivations
 from medcot.engines.fused.flat_params import FlatParameters
 from medcot.engines.fused.fp8 import find_fp8_fault
+from medcot.engines.fused.loss_scale import LossScale
 from medcot.engines.fused.nf4 import DequantBuffer
 from medcot.engines.fused.ops import Backend, choose_ops, report_ops_fallback
 from medcot.engines.fused.packing import PackedRows, pack
@@ -77,7 +78,7 @@ class DecoderStack:
         self.backend = _choose_backend(self.head, head_dim, fp8=fp8)
         self.layers = [DecoderLayer(module, self.backend) for module in backbone.layers]
         self.adapters = FlatParameters(
-            [linear for layer in self.layers for linear in layer.linears]
+            [linear for layer in self.layers for linear in layer.linears], self.backend.loss_scale
         )
         self.anchor = torch.zeros((), device=self.head.device, requires_grad=True)
         fault = find_ops_fault(self.layers[0], self.rotary)
@@ -136,6 +137,7 @@ def _choose_backend(head: torch.Tensor, head_dim: int, *, fp8: bool) -> Backend:
         attention=attention,
         dequant_buffer=DequantBuffer(head.dtype),
         fp8=fp8 and fault is None,
+        loss_scale=LossScale(head.device) if head.dtype == torch.float16 else None,
     )
 
 
@@ -189,8 +191,9 @@ class SummedLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Accumulate the adapters' gradients, scaled by the loss's ``gradient``."""
         stack, positions, saved = ctx.stack, ctx.inputs.positions, ctx.saved
-        scale = stack.adapters.linears[0].loss_scale
-        scaled = (ctx.to_labelled.float() * (gradient * scale)).to(ctx.to_labelled.dtype)
+        if stack.backend.loss_scale is not None:
+            gradient = gradient * stack.backend.loss_scale.value
+        scaled = (ctx.to_labelled.float() * gradient).to(ctx.to_labelled.dtype)
         to_hidden = scaled.new_zeros(len(saved[-1][0]), scaled.shape[1])
         to_hidden.index_copy_(0, ctx.inputs.label_positions, scaled)
         ctx.to_labelled = None

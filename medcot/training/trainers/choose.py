@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _make_plain_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder
     trainer = Trainer(
         model=loaded.model, args=arguments, train_dataset=data, processing_class=loaded.tokenizer
     )
-    trainer.add_callback(_as_callback(recorder))
+    trainer.add_callback(_as_callback(trainer, recorder))
     return trainer
 
 
@@ -133,7 +134,7 @@ class CountingCollator:
         return getattr(self._collate, name)
 
 
-def _as_callback(recorder: Recorder) -> Any:
+def _as_callback(trainer: Any, recorder: Recorder) -> Any:
     from transformers import TrainerCallback
 
     class Callback(TrainerCallback):
@@ -153,12 +154,22 @@ def _as_callback(recorder: Recorder) -> Any:
                 own = recorder.take_tokens(args.gradient_accumulation_steps)
                 tokens = int(comm.sum_over_ranks(own))
                 seconds = recorder.seconds_since_begin()
-                recorder.step_ended(state.global_step, tokens, logs, seconds)
+                scaled = not isfinite(logs["grad_norm"]) and _has_loss_scale(trainer)
+                recorder.step_ended(state.global_step, tokens, logs, seconds, scaled=scaled)
                 # The trainer logs a step before it saves its checkpoint.
                 if control.should_save:
                     check_before_saving(kwargs["optimizer"], state.global_step)
 
     return Callback()
+
+
+def _has_loss_scale(trainer: Any) -> bool:
+    """Return whether accelerate's ``GradScaler`` skipped the step and can still halve its scale.
+
+    Asked after such a step only, as it waits for the device.
+    """
+    scaler = trainer.accelerator.scaler
+    return scaler is not None and scaler.get_scale() >= 1
 
 
 def _remove_printing(trainer: Any) -> None:

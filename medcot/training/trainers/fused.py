@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +16,10 @@ from medcot.engines.base import TrainedParameters
 from medcot.engines.fused.packing import BalancedSampler, PackedCollator
 from medcot.training.checkpoints import check_before_saving
 from medcot.training.recorder import Recorder, StepReadings
+from medcot.training.trainers.guard import OptimizerGuard
 
-UNREAD_STEPS = 1
-"""Steps whose loss may still be computed while the next one is launched."""
+LOSS_SCALE_FILE = "loss_scale.json"
+"""A checkpoint's file with the state of the fp16 loss scale."""
 
 
 class PackedTrainer(SFTTrainer):
@@ -27,8 +31,10 @@ class PackedTrainer(SFTTrainer):
 
     adapters: TrainedParameters
     row_lengths: Sequence[int]
+    guard: OptimizerGuard
     step_loss: torch.Tensor | None = None
     grad_norm: torch.Tensor | None = None
+    step_scale: torch.Tensor | None = None
     learning_rate = 0.0
 
     def compute_loss(
@@ -68,6 +74,7 @@ class PackedTrainer(SFTTrainer):
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             group = {"params": [self.adapters.gather()], "weight_decay": self.args.weight_decay}
             self.optimizer = kind([group], **options)
+            self.guard = OptimizerGuard(self.optimizer)
         return self.optimizer
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -77,7 +84,25 @@ class PackedTrainer(SFTTrainer):
             distributed.all_reduce(master.grad)
         limit = self.args.max_grad_norm
         self.grad_norm = self.accelerator.clip_grad_norm_([master], limit)
+        finite = self.grad_norm.detach().isfinite()
+        self.guard.finite, scale = finite, self.adapters.loss_scale
+        if scale is not None:
+            self.step_scale = scale.value.clone()
+            scale.update(finite)
         return self.grad_norm
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.adapters.loss_scale is not None:
+            state = json.dumps(self.adapters.loss_scale.state())
+            Path(output_dir, LOSS_SCALE_FILE).write_text(state, encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        file = Path(checkpoint, LOSS_SCALE_FILE) if checkpoint else None
+        # Checkpoints of earlier versions lack it; another device may compute in another dtype.
+        if file is not None and file.exists() and self.adapters.loss_scale is not None:
+            self.adapters.loss_scale.restore(json.loads(file.read_text(encoding="utf-8")))
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Return 0: nobody reads it, and counting the model's parameters takes milliseconds."""
@@ -88,7 +113,10 @@ class PackedTrainer(SFTTrainer):
         return self.learning_rate
 
     def take_step_values(self, tokens: int) -> torch.Tensor:
-        """Return (loss, gradient norm, tokens) of the step that just ended, over all processes."""
+        """Return (loss, gradient norm, tokens, loss scale) of the step that just ended.
+
+        The loss, the norm and the tokens are those of all processes.
+        """
         assert self.step_loss is not None
         assert self.grad_norm is not None
         count = self.accelerator.num_processes
@@ -98,7 +126,9 @@ class PackedTrainer(SFTTrainer):
         values = torch.stack([loss, norm, torch.full_like(loss, tokens)])
         if count > 1:
             distributed.all_reduce(values)
-        return values
+        # The same in all processes, as it follows from the common gradient.
+        scale = torch.ones_like(loss) if self.step_scale is None else self.step_scale
+        return torch.cat([values, scale[None]])
 
 
 def make_packed_trainer(
@@ -112,7 +142,7 @@ def make_packed_trainer(
 ) -> PackedTrainer:
     """Return a trainer of the ``adapters`` of ``model`` on ``rows`` of ``lengths`` tokens.
 
-    It reports its steps to ``recorder``, one step late on a GPU.
+    It reports its steps to ``recorder``, one step late.
     """
     trainer = PackedTrainer(
         model=model,
@@ -141,22 +171,36 @@ def _as_callback(trainer: PackedTrainer, recorder: Recorder) -> Any:
             tokens = recorder.take_tokens(args.gradient_accumulation_steps)
             values = trainer.take_step_values(tokens)
             self.readings.push(state.global_step, trainer.learning_rate, values)
-            if recorder.should_stop():
+            stopped = recorder.should_stop()
+            if stopped:
                 control.should_training_stop = True
                 control.should_save = True
             # No checkpoint is saved before the loss is known to be a number.
-            last = state.global_step >= state.max_steps or control.should_save
-            self._report(0 if last or state.global_step % args.save_steps == 0 else UNREAD_STEPS)
-            if last:
+            if state.global_step >= state.max_steps or control.should_save:
+                undone = self._report()
                 check_before_saving(kwargs["optimizer"], state.global_step)
+                # A step that changed nothing is no reason to save; a stop is.
+                control.should_save = stopped or (control.should_save and not undone)
             return control
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._report(0)
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # The last step's values, while the device computes this one's gradient.
+            self._report()
 
-        def _report(self, keep: int) -> None:
-            if self.readings is not None:
-                for step, tokens, logs, seconds in self.readings.pop(keep):
-                    recorder.step_ended(step, tokens, logs, seconds)
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self._report()
+
+        def _report(self) -> bool:
+            """Record the steps that were not read yet; return whether the last one was undone."""
+            undone = False
+            for reading in self.readings.pop() if self.readings is not None else ():
+                undone = not isfinite(reading.logs["grad_norm"])
+                if undone:
+                    trainer.guard.forget_step()
+                recorder.step_ended(
+                    reading.step, reading.tokens, reading.logs, reading.seconds,
+                    scaled=reading.loss_scale > 1,
+                )  # fmt: skip
+            return undone
 
     return Callback()
