@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import click
 
+from medcot.credentials import redact
 from medcot.distributed import comm
 from medcot.errors import Cancelled, InputError, RunFailed
 
@@ -29,14 +30,11 @@ class ExitCode(IntEnum):
 
 
 @contextmanager
-def exit_on_error(
-    *, interrupted: str = INTERRUPTED, redact: Callable[[str], str] = str
-) -> Generator[None]:
-    """Turn whatever the block raises into an exit code and at most one line.
+def exit_on_error(*, interrupted: str = INTERRUPTED) -> Generator[None]:
+    """Turn whatever the block raises into an exit code and at most one line, secrets hidden.
 
     Args:
         interrupted: the line after an interrupt.
-        redact: hides secrets in a line.
     """
     try:
         with _terminated_like_interrupted():
@@ -58,7 +56,7 @@ def exit_on_error(
             comm.announce_failure(int(error.code), "see its own lines above.")
         raise
     except Exception as error:
-        comm.announce_failure(ExitCode.FAILED, f"{type(error).__name__}: {error}")
+        comm.announce_failure(ExitCode.FAILED, redact(f"{type(error).__name__}: {error}"))
         raise
 
 

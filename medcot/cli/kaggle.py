@@ -30,6 +30,7 @@ from medcot.cli.kaggle_options import (
 from medcot.cli.options import config_flags, resolve_flags
 from medcot.cli.run_choice import choose_directory, config_of_run, existing_run
 from medcot.config.schema import RunConfig
+from medcot.credentials import prepare_credentials, redact, redacted_output
 from medcot.errors import InputError, RunFailed
 from medcot.hardware.machine import named_machine
 from medcot.kaggle.client.account import Account, connect
@@ -45,7 +46,6 @@ from medcot.kaggle.client.push import push, url_of
 from medcot.kaggle.client.push_state import PushRecord, last_push
 from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.wait import FinalStatus, final_status, wait
-from medcot.kaggle.session.secret_scan import Redactor, known_secrets
 from medcot.runs.directory import RunDirectory
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -238,7 +238,6 @@ def require_final_status(account: Account, sent: PushRecord) -> FinalStatus:
 
 def make_say(*, as_json: bool) -> Callable[[str], None]:
     """Return a function that prints lines with every secret hidden; with JSON, to stderr."""
-    redact = Redactor(known_secrets())
 
     def say(line: str) -> None:
         click.echo(redact(line), err=as_json)
@@ -283,5 +282,6 @@ def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; each way it can end has its exit code and at most one line."""
     interrupted = "stopped here; a session on Kaggle continues, `wait` and `fetch` find it again"
-    with exit_on_error(interrupted=interrupted, redact=Redactor(known_secrets())):
+    with redacted_output(), exit_on_error(interrupted=interrupted):
+        prepare_credentials()
         cli.main(arguments, prog_name="push.py", standalone_mode=False)

@@ -17,7 +17,7 @@ from medcot import __version__
 from medcot.cli.exit_codes import ExitCode, exit_on_error
 from medcot.cli.options import config_flags, resolve_flags
 from medcot.cli.run_choice import RESUMABLE, choose_directory, config_of_run, existing_run
-from medcot.credentials import use_hub_token
+from medcot.credentials import prepare_credentials, redacted_output
 from medcot.distributed import comm
 from medcot.hardware.host_memory import keep_heap_small
 
@@ -205,8 +205,8 @@ def doctor_command(*, online: bool, as_json: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; errors print as one line."""
     keep_heap_small()
-    use_hub_token()
-    with exit_on_error():
+    with redacted_output(), exit_on_error():
+        prepare_credentials()
         if comm.is_main():
             cli.main(arguments, prog_name="medcot", standalone_mode=False)
             comm.broadcast(None)

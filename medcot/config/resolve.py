@@ -16,7 +16,7 @@ from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import RunConfig, build_config
 from medcot.errors import InputError, nearest
 
-ENVIRONMENT_ONLY = ("MEDCOT_CACHE", "MEDCOT_DEV_DATA")
+ENVIRONMENT_ONLY = ("MEDCOT_CACHE", "MEDCOT_DEV_DATA", "MEDCOT_JUDGE_LOGIN", "MEDCOT_OFFLINE")
 """``MEDCOT_`` variables that are not options."""
 
 LARGEST_FILE = 1_000_000

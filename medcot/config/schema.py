@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from medcot.catalog import Message
+from medcot.credentials import take_judge_login
 from medcot.errors import InputError, nearest
 from medcot.records import Language, Style
 
@@ -137,8 +138,11 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
 def build_config(values: dict[str, Any], where: str = "") -> RunConfig:
     """Validate ``values``; the first problem becomes one :class:`InputError`.
 
-    ``where`` names the source (a file, say); without it the option is named.
+    ``where`` names the source (a file, say); without it the option is named. A login in the judge's
+    address becomes no part of the config.
     """
+    if isinstance(url := values.get("judge_url"), str):
+        values = values | {"judge_url": take_judge_login(url)}
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

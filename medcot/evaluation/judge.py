@@ -9,7 +9,6 @@ its opinion is reported next to the verdict and never part of it.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from medcot.config.schema import RunConfig
+from medcot.credentials import judge_headers, resolve_secret
 from medcot.errors import InputError, one_line
 from medcot.evaluation.interface import EvaluationSuite, ScoredRow
 from medcot.runs.directory import Phase
@@ -30,6 +30,9 @@ Preference = Literal["before", "after", "tie", "inconsistent", "unread"]
 """What the judge's two replies say of a pair; unread: a reply had none of the words asked for."""
 
 TIMEOUT_S = 120.0
+"""Seconds that one request may take."""
+RETRIES = 2
+"""Further tries of a request that failed; after them the answers are not judged."""
 
 _PROMPT = """\
 Two answers to one medical question are to be compared with a reference answer. Which of the two \
@@ -139,11 +142,20 @@ def judge_answers(
 
 
 def connect(url: str, model: str) -> AskJudge:
-    """Return a function that asks ``model`` at ``url``, with ``OPENAI_API_KEY`` if it is set."""
+    """Return a function that asks ``model`` at ``url``, with the credentials that are set.
+
+    These are ``OPENAI_API_KEY``, or else ``MEDCOT_JUDGE_LOGIN``.
+    """
     import openai
 
-    key = os.environ.get("OPENAI_API_KEY") or "none"
-    client = openai.OpenAI(base_url=url, api_key=key, timeout=TIMEOUT_S)
+    key = resolve_secret("OPENAI_API_KEY")
+    client = openai.OpenAI(
+        base_url=url,
+        api_key=key or "none",
+        timeout=TIMEOUT_S,
+        max_retries=RETRIES,
+        default_headers=None if key else judge_headers(),
+    )
 
     def ask(prompt: str) -> str:
         reply = client.chat.completions.create(

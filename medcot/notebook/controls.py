@@ -18,6 +18,7 @@ from medcot.config.schema import (
     RunConfig,
     bounds,
 )
+from medcot.credentials import prepare_credentials
 from medcot.errors import InputError, nearest
 from medcot.hardware.machine import Machine, choose_preset, detect_machine, named_machine
 from medcot.records import Language
@@ -64,8 +65,10 @@ def read_start(arguments: Mapping[str, Any]) -> Start:
     """Read command-line arguments; a flag without a value counts as given.
 
     Raises:
-        InputError: an unknown option, a refused value, or a ``--run`` that is no run.
+        InputError: an unknown option, a refused value, a ``--run`` that is no run, or a secret that
+            no request could carry.
     """
+    prepare_credentials()
     # As a script, the "--" before the options is among them, without a name.
     named = {name.replace("-", "_"): value for name, value in arguments.items() if name}
     headless = named.pop("headless", None) is not None

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from medcot.catalog import Message
 from medcot.config.schema import RunConfig
+from medcot.credentials import redact
 from medcot.errors import Cancelled, RunFailed
 from medcot.listener import Listener
 from medcot.notebook.results import ErrorText, describe_error
@@ -76,8 +77,8 @@ class JobListener(Listener):
 
     def say(self, line: str | Message) -> None:
         """Keep ``line``, and pass it to the job's ``echo``."""
-        self._job.lines.append(line)
-        self._job.echo(str(line))
+        self._job.lines.append(line if isinstance(line, Message) else redact(line))
+        self._job.echo(redact(str(line)))
 
     def stage(self, name: str) -> None:
         """Begin to count the rows or steps of the stage ``name``."""

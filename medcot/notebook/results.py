@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from medcot.catalog import Message
+from medcot.credentials import redact
 from medcot.errors import Cancelled, InputError, RunFailed, one_line
 
 
@@ -44,15 +45,20 @@ def attempt(function: Callable[..., Any], *arguments: Any, **options: Any) -> Re
 
 
 def describe_error(error: BaseException) -> ErrorText:
-    """Return the text of ``error``, with what to do where that is known."""
+    """Return the text of ``error``, secrets hidden, with what to do where that is known."""
     if isinstance(error, InputError):
-        return ErrorText("input", error.where, _folded(error.got), error.needs)
+        got = error.got if isinstance(error.got, Message) else one_line(error.got)
+        return ErrorText("input", redact(error.where), _shown(got), _shown(error.needs))
     if isinstance(error, RunFailed):
-        return ErrorText("failed", error.stage, error.message, error.remedy)
+        return ErrorText("failed", error.stage, _shown(error.message), _shown(error.remedy))
     if isinstance(error, Cancelled):
         return ErrorText("failed", "", "cancelled", "")
-    return ErrorText("unforeseen", type(error).__name__, one_line(str(error)), "")
+    return ErrorText("unforeseen", type(error).__name__, redact(one_line(str(error))), "")
 
 
-def _folded(got: str | Message) -> str | Message:
-    return got if isinstance(got, Message) else one_line(got)
+def _shown(text: str | Message) -> str | Message:
+    """Hide secrets, in the values of a message too, which are rendered in either language."""
+    if isinstance(text, Message):
+        values = {n: redact(v) if isinstance(v, str) else v for n, v in text.values.items()}
+        return replace(text, values=values)
+    return redact(text)

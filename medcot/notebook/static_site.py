@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 
+from medcot.credentials import prepare_credentials, redact_values, redacted_output
 from medcot.errors import InputError, RunFailed
 from medcot.kaggle.session.tutorial import export_command
 from medcot.notebook.static_pages import (
@@ -98,7 +99,7 @@ def _write_pages(exported: dict[Language, str], out: Path) -> Iterator[Path]:
     for language, page in exported.items():
         served, single = make_served_page(page, language), make_single_file(page, language)
         for name, text in ((PAGES[language], served), (FILES[language], single)):
-            (out / name).write_text(text, encoding="utf-8")
+            (out / name).write_text(redact_values(text), encoding="utf-8")
             yield out / name
 
 
@@ -119,16 +120,18 @@ def _copy_assets(out: Path) -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def main(run_path: str | None, out: str, options: tuple[str, ...]) -> None:
     """Write the executed tutorial as a static site; OPTIONS after -- are those of a run."""
-    try:
-        run = Path(run_path).resolve() if run_path else None
-        for page in build_site(Path(out), run, options):
-            click.echo(f"{page} ({page.stat().st_size / 1024:,.0f} KB)")
-    except InputError as error:
-        click.echo(f"medcot: {error}", err=True)
-        sys.exit(2)
-    except RunFailed as error:
-        click.echo(f"medcot: {error}", err=True)
-        sys.exit(1)
+    with redacted_output():
+        try:
+            prepare_credentials()
+            run = Path(run_path).resolve() if run_path else None
+            for page in build_site(Path(out), run, options):
+                click.echo(f"{page} ({page.stat().st_size / 1024:,.0f} KB)")
+        except InputError as error:
+            click.echo(f"medcot: {error}", err=True)
+            sys.exit(2)
+        except RunFailed as error:
+            click.echo(f"medcot: {error}", err=True)
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from medcot.credentials import redact
 from medcot.engines.fallbacks import collect_fallbacks, reported_fallbacks
 from medcot.listener import Listener
 from medcot.runs.directory import RunDirectory
@@ -76,7 +77,7 @@ class _RunLog(logging.Handler):
         if self._foreign:
             return
         try:
-            self._held.append(self.format(record))
+            self._held.append(redact(self.format(record)))
             if self._directory.exists():
                 self._directory.require()
                 with self._directory.log.open("a", encoding="utf-8", newline="\n") as file:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from medcot.config.schema import RunConfig, build_config
+from medcot.credentials import redact_values
 from medcot.errors import InputError, one_line
 from medcot.runs.checkpoints import STATE, list_checkpoints
 from medcot.runs.lock import LOCK_FILE, RunLock
@@ -142,7 +143,7 @@ class RunDirectory:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+                file.write(redact_values(text))
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)
@@ -187,7 +188,7 @@ class RunDirectory:
         with path.open("ab") as file:
             if file.tell() and not _ends_with_newline(path):
                 file.write(b"\n")
-            line = json.dumps(_plain(row), ensure_ascii=False)
+            line = redact_values(json.dumps(_plain(row), ensure_ascii=False))
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from medcot.config.presets import make_config
-from medcot.credentials import has_hub_token, has_wandb_login, use_hub_token
+from medcot.credentials import has_hub_token, has_wandb_login, prepare_credentials
 from medcot.records import Event
 from medcot.runs.directory import RunDirectory
 from medcot.training.tracking import start_tracking
@@ -119,5 +119,5 @@ def test_logins_are_found_where_the_tools_keep_them(monkeypatch, scratch_home):
     assert has_wandb_login()
     monkeypatch.setenv("HUGGINGFACE_TOKEN", "hf_x")
     monkeypatch.setenv("HF_TOKEN", "")
-    use_hub_token()
+    prepare_credentials()
     assert has_hub_token()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medcot.config.schema import RunConfig
+from medcot.credentials import known_secrets
 from medcot.errors import InputError
 from medcot.kaggle.client.bundle import collect, pack, refuse_secrets, scan_files, write_script
 from medcot.kaggle.client.local_login import find_login
@@ -23,7 +24,6 @@ from medcot.kaggle.client.metadata import (
 )
 from medcot.kaggle.client.sources import PROJECT
 from medcot.kaggle.session.job import JobSpec
-from medcot.kaggle.session.secret_scan import known_secrets
 from medcot.runs.directory import RunDirectory
 
 FOLDER = "kaggle"

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from medcot.config.schema import RunConfig
+from medcot.credentials import Secret
 from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client.sources import PROJECT, collect_package, read_with_unix_line_ends
 from medcot.kaggle.session.job import CONFIG_FILE, JOB_FILE, JobSpec
-from medcot.kaggle.session.secret_scan import Secret, SecretMatch, find_secrets
+from medcot.kaggle.session.secret_scan import SecretMatch, find_secrets
 
 MARKER = "medcot bundle "
 """Begins the first line of a kernel's log, and tells our kernels from others."""

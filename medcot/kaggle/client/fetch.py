@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from medcot.credentials import Redactor, known_secrets
 from medcot.errors import RunFailed
 from medcot.kaggle.client.account import Account
 from medcot.kaggle.client.api_types import OutputFile
@@ -16,7 +17,6 @@ from medcot.kaggle.client.connection import CONNECT_S, READ_S
 from medcot.kaggle.client.push_state import PushRecord
 from medcot.kaggle.client.retry import RequestRefused, RetryPolicy, call_with_retries
 from medcot.kaggle.session.manifest import NAME, STAMP, FileEntry, Manifest, read_manifest, sha256
-from medcot.kaggle.session.secret_scan import Redactor, known_secrets
 from medcot.kaggle.session.subprocesses import Say
 from medcot.runs.directory import RunDirectory
 

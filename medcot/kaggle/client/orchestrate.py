@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from medcot.config.schema import RunConfig
-from medcot.credentials import has_wandb_login
+from medcot.credentials import Redactor, has_wandb_login, known_secrets
 from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client.account import Account, connect
 from medcot.kaggle.client.build import FOLDER, KernelOptions, build
@@ -15,7 +15,6 @@ from medcot.kaggle.client.push import describe_secret_setup, push
 from medcot.kaggle.client.push_state import PushOutcome, PushRecord, save_push, training_pushes
 from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.wait import FinalStatus, wait
-from medcot.kaggle.session.secret_scan import Redactor, known_secrets
 from medcot.kaggle.session.subprocesses import Say, run_command
 from medcot.runs.directory import RunDirectory
 

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from medcot.credentials import known_secrets
 from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client.account import Account
 from medcot.kaggle.client.api_types import RemoteKernel, SaveAnswer
@@ -15,7 +16,6 @@ from medcot.kaggle.client.metadata import check_metadata
 from medcot.kaggle.client.push_state import PushRecord, read_pushes, record_answer, record_intent
 from medcot.kaggle.client.retry import RequestRefused, retry_after
 from medcot.kaggle.session.job import JobSpec
-from medcot.kaggle.session.secret_scan import known_secrets
 from medcot.kaggle.session.subprocesses import Say
 from medcot.runs.directory import RunDirectory
 

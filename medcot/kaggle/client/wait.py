@@ -7,6 +7,7 @@ import re
 import time
 from typing import Literal
 
+from medcot.credentials import Redactor, known_secrets
 from medcot.errors import RunFailed
 from medcot.kaggle.client.account import Account
 from medcot.kaggle.client.api_types import SessionStatus
@@ -14,7 +15,6 @@ from medcot.kaggle.client.bundle import MARKER
 from medcot.kaggle.client.push import RUNNING, url_of
 from medcot.kaggle.client.push_state import PushRecord
 from medcot.kaggle.client.retry import RequestRefused
-from medcot.kaggle.session.secret_scan import Redactor, known_secrets
 from medcot.kaggle.session.subprocesses import Say
 
 UNKNOWN_S = 300.0

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from medcot.credentials import Redactor, Secret, known_secrets
 from medcot.errors import RunFailed, one_line
 from medcot.hardware.machine import detect_machine
 from medcot.kaggle.session.job import (
@@ -24,7 +25,6 @@ from medcot.kaggle.session.job import (
 )
 from medcot.kaggle.session.machine import describe_machine
 from medcot.kaggle.session.manifest import STAMP, Manifest, SessionOutcome, write_manifest
-from medcot.kaggle.session.secret_scan import Redactor, Secret, known_secrets
 from medcot.kaggle.session.steps import WANDB, Session, export_tutorial, train, upload
 from medcot.kaggle.session.subprocesses import ExitStatus, Say
 from medcot.kaggle.session.user_secrets import (

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medcot.config.presets import make_config
+from medcot.credentials import Redactor, Secret, known_secrets
 from medcot.errors import InputError
 from medcot.kaggle.client.build import KernelOptions, build, find_owner
 from medcot.kaggle.client.bundle import Bundle, collect, pack, write_script
@@ -29,7 +30,7 @@ from medcot.kaggle.client.metadata import check_metadata, check_source, make_met
 from medcot.kaggle.client.sources import PROJECT, collect_package
 from medcot.kaggle.session.job import JobSpec
 from medcot.kaggle.session.requirements import requirements
-from medcot.kaggle.session.secret_scan import Redactor, Secret, find_secrets, known_secrets
+from medcot.kaggle.session.secret_scan import find_secrets
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, config_with
 

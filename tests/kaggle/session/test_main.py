@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from medcot.credentials import Redactor, Secret
 from medcot.errors import RunFailed
 from medcot.hardware.gpu_specs import Gpu
 from medcot.hardware.machine import Machine
@@ -31,7 +32,6 @@ from medcot.kaggle.session import install, launch
 from medcot.kaggle.session.job import JobSpec
 from medcot.kaggle.session.machine import check_gpus, make_training_command, process_count
 from medcot.kaggle.session.requirements import PROJECT
-from medcot.kaggle.session.secret_scan import Redactor, Secret
 from medcot.kaggle.session.subprocesses import ExitStatus, run_command
 from medcot.kaggle.session.user_secrets import SecretNotAttached, find_secret, secret_needs
 from medcot.runs.directory import RunDirectory
@@ -158,7 +158,7 @@ def test_a_failed_run_comes_home_with_its_reason_and_without_its_secrets(
     assert (result.outcome, result.exit_code) == ("failed", 2)
     assert "--model" in shown.text
     assert "Has-This-Model-12345" not in session.text()
-    assert "[hidden: HUGGINGFACE_TOKEN]" in session.text()
+    assert "[hidden: HF_TOKEN]" in session.text()  # the name that the training was given it by
     assert run.config() == config
     # The same thing would happen again: nothing is pushed unless it is asked for.
     again = run_on_kaggle(
@@ -243,7 +243,7 @@ def test_what_nobody_foresaw_is_an_error_with_a_manifest_too(
 
 
 AFTER_INSTALLING = {"upload.py": {"huggingface_hub"}, "user_secrets.py": {"kaggle_secrets"}}
-ALLOWED = ("hardware", "records", "errors", "paths", "catalog", "kaggle.session")
+ALLOWED = ("credentials", "hardware", "records", "errors", "paths", "catalog", "kaggle.session")
 
 
 def test_a_session_imports_the_standard_library_packaging_and_light_modules_alone() -> None:
