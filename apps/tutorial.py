@@ -131,7 +131,9 @@ def choose_run_to_show(get_ended, language, start, trained, visitor):
     # What the later sections show: the run of this page, the one asked for, or the bundled one.
     _path = jobs.path_to_show(get_ended(), visitor) or trained or start.run
     shown = history.read_run(_path) if _path else history.bundled_run(language)
-    report = evidence.read_report(shown) or evidence.read_report(history.bundled_run(language))
+    report = evidence.report_to_show(shown) or evidence.report_to_show(
+        history.bundled_run(language)
+    )
     return report, shown
 
 

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from medcot.planning import speed_model
-from medcot.planning.calibration import MeasuredRun, load_measured_runs, predict_run
+from medcot.planning import calibration
+from medcot.planning.calibration import MeasuredRun, load_calibration
+from medcot.planning.validation import predict_run
 
-TABLE = Path(speed_model.__file__).with_name("calibration.json")
+TABLE = Path(calibration.__file__).with_name("calibration.json")
 WEIGHTS = {"none": "16-bit", "fp8": "fp8", "4bit": "4-bit"}
 PLANNED = (
     "engine", "quantization", "precision", "gpus", "micro_batch", "accumulation", "packing",
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="results.json of bench/training.py")
     parser.add_argument("--write", action="store_true", help="keep them in calibration.json")
     arguments = parser.parse_args()
-    runs = read_results(arguments.results) if arguments.results else load_measured_runs()
+    runs = read_results(arguments.results) if arguments.results else load_calibration().own.runs
     print("| run | GiB | planned | off | tokens/s | planned | off |")
     print("| --- | --: | --: | --: | --: | --: | --: |")
     for run in runs:

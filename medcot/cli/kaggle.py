@@ -46,6 +46,7 @@ from medcot.kaggle.client.push import push, url_of
 from medcot.kaggle.client.push_state import PushRecord, last_push
 from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.wait import FinalStatus, final_status, wait
+from medcot.reporting.storage import read_report
 from medcot.runs.directory import RunDirectory
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -260,7 +261,7 @@ def print_result(result: KaggleResult, run: RunDirectory, *, as_json: bool) -> N
     """Print how the run ended and what to do next, and exit with its code."""
     say = make_say(as_json=as_json)
     if result.outcome == "done" and run.has("report.json"):
-        say(run.read_json("report.json")["verdict"].get("sentence", ""))
+        say(_verdict(run))
         say(f"report: {run.report_markdown}")
     elif result.outcome != "failed":
         sent = last_push(run)
@@ -271,6 +272,15 @@ def print_result(result: KaggleResult, run: RunDirectory, *, as_json: bool) -> N
         say(f"failed; its log is in {run.path / FOLDER}")
     print_facts(asdict(result) | {"out": str(run.path)}, as_json=as_json)
     sys.exit(result.exit_code)
+
+
+def _verdict(run: RunDirectory) -> str:
+    """Return the verdict's sentence, or the line that says why this version cannot read it."""
+    try:
+        report = read_report(run.path)
+    except InputError as error:
+        return str(error)
+    return report.verdict.sentence if report else ""
 
 
 def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medcot.notebook.jobs import Job
 from medcot.notebook.results import ErrorText
+from medcot.reporting.storage import read_report
 from medcot.runs.environment import NOT_MEDICAL_ADVICE
 from medcot.runs.history import RunRecord
 
@@ -45,5 +46,5 @@ def conclude(job: Job | None, shown: RunRecord) -> None:
         print(f"medcot: cancelled; finished work is kept in {job.directory.path}", file=sys.stderr)
         sys.exit(130)
     refuse(job.failure if job else None)
-    if shown.report:
-        print(f"{shown.path}: {shown.report['verdict']['sentence']}\n{NOT_MEDICAL_ADVICE}")
+    if report := read_report(shown.path):
+        print(f"{shown.path}: {report.verdict.sentence}\n{NOT_MEDICAL_ADVICE}")

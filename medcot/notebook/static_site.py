@@ -72,7 +72,7 @@ def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) 
 def _require_done(run: Path) -> None:
     """Refuse a run without a report: its page would show another run's verdict."""
     record = read_run(run)
-    if record.report is not None and record.stage == "done":
+    if record.has_report and record.stage == "done":
         return
     directory = RunDirectory(run)
     why = directory.read_json("error.json") if directory.has("error.json") else {}

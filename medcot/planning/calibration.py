@@ -1,21 +1,29 @@
-"""The measured runs that the cost models are fitted to, and what the planner predicts of each."""
+"""The calibration table: measured runs, and the coefficients of the cost models fitted to them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from pydantic import TypeAdapter
 
 from medcot.config.schema import EngineName
-from medcot.hardware.machine import named_machine
-from medcot.planning.engine_traits import TRAITS
-from medcot.planning.memory_model import (
-    Precision,
-    Quantization,
-    StepConfig,
-    longest_pass_tokens,
-    predict_memory,
-)
-from medcot.planning.model_specs import look_up_model_spec
-from medcot.planning.speed_model import calibration, gradient_exchange_s, micro_batch_s
+from medcot.planning.memory_model import Precision, Quantization
+
+
+@dataclass(frozen=True)
+class RecipeRun:
+    """A measured run of the tutorial's recipe: ``rows`` of ``row_tokens`` tokens in a pass."""
+
+    engine: EngineName
+    quantization: Quantization
+    checkpointing: bool
+    rows: int
+    row_tokens: int
+    tokens_per_second: int
+    peak_gib: float
 
 
 @dataclass(frozen=True)
@@ -42,33 +50,62 @@ class MeasuredRun:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The peak memory and the throughput that the planner expects of a run."""
+class OwnRuns:
+    """Runs of ``bench/training.py``, and the lengths in tokens of the rows that they trained on."""
 
-    peak_gib: float
-    tokens_per_second: float
-
-
-def load_measured_runs() -> tuple[MeasuredRun, ...]:
-    """Load the measured runs of ``calibration.json``."""
-    return tuple(MeasuredRun(**run) for run in calibration()["own"]["runs"])
+    mean_tokens: float
+    longest_tokens: int
+    shared_tokens: int
+    runs: tuple[MeasuredRun, ...]
 
 
-def predict_run(run: MeasuredRun) -> Prediction:
-    """Predict the memory and throughput of a measured run."""
-    own, spec = calibration()["own"], look_up_model_spec("deepseek-r1-distill-llama-8b")
-    assert spec is not None
-    mean, longest = own["mean_tokens"], own["longest_tokens"]
-    packs = TRAITS[run.engine].packs
-    step = StepConfig(
-        run.engine, "cuda", run.quantization, run.precision, run.micro_batch,
-        run.packing, run.recomputed_layers, "adamw_8bit",
-        shared_tokens=own["shared_tokens"] if packs else 0,
-        balanced_passes=run.accumulation * run.gpus if packs else 1,
-    )  # fmt: skip
-    tokens = longest_pass_tokens(step, mean, longest)
-    peak = sum(predict_memory(step, spec, run.rank, tokens).values())
-    once = micro_batch_s(step, spec, named_machine("H100"), mean, longest, run.rank)
-    step_s = run.accumulation * once + gradient_exchange_s(step, run.gpus)
-    rows = run.micro_batch * run.accumulation * run.gpus
-    return Prediction(peak, rows * mean / step_s)
+@dataclass(frozen=True)
+class PeakShare:
+    """Share of a GPU's 16-bit peak that a pass reaches, without and with recomputation."""
+
+    share: float
+    recompute_share: float
+
+
+@dataclass(frozen=True)
+class EngineSpeed(PeakShare):
+    """The coefficients of an engine on CUDA.
+
+    ``layer_pass_s`` is the time to launch the kernels of one layer's forward pass.
+    ``recompute_overlaps`` tells whether launches overlap with arithmetic under recomputation, too.
+    """
+
+    layer_pass_s: float
+    recompute_overlaps: bool
+
+
+@dataclass(frozen=True)
+class CpuSpeed:
+    """The coefficients of a CPU."""
+
+    layer_pass_s: float
+    tflops_per_core: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What ``calibration.json`` holds; times in seconds, memory in GiB.
+
+    ``device`` is the GPU of the measured runs. ``devices`` holds the shares of other GPUs, by a
+    part of their name. ``exchange_s`` is the time of a gradient exchange.
+    """
+
+    device: str
+    runs: tuple[RecipeRun, ...]
+    own: OwnRuns
+    exchange_s: float
+    engines: Mapping[EngineName, EngineSpeed]
+    devices: Mapping[str, PeakShare]
+    cpu: CpuSpeed
+
+
+@cache
+def load_calibration() -> Calibration:
+    """Load the calibration table that comes with the package."""
+    table = files("medcot.planning") / "calibration.json"
+    return TypeAdapter(Calibration).validate_json(table.read_text(encoding="utf-8"))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from typing import Any
 
 from medcot.config.schema import EngineName, RunConfig
 from medcot.hardware.machine import Machine, usable_gpus
+from medcot.planning.calibration import load_calibration
 from medcot.planning.engine_traits import TRAITS
 from medcot.planning.memory_model import StepConfig, weight_bytes
 from medcot.planning.model_specs import ModelSpec
@@ -34,29 +31,21 @@ class Throughput:
     overlaps: bool
 
 
-@cache
-def calibration() -> dict[str, Any]:
-    """Load the calibration table that comes with the package."""
-    return json.loads((files("medcot.planning") / "calibration.json").read_text(encoding="utf-8"))
-
-
 def throughput_of(step: StepConfig, machine: Machine) -> Throughput:
     """Look up the calibrated throughput of ``step`` on ``machine``."""
-    table = calibration()
+    table = load_calibration()
     if step.device != "cuda":
-        cpu = table["cpu"]
+        cpu = table.cpu
         # Cores share the memory bandwidth: more than 16 hardly help.
         cores = min(machine.cpu_cores, 16)
-        return Throughput(
-            cpu["layer_pass_s"], cpu["tflops_per_core"] * cores * 1e12, overlaps=False
-        )
-    gpu, engine = usable_gpus(machine)[0], table["engines"][step.engine]
-    shares = next((own for name, own in table["devices"].items() if name in gpu.name), engine)
-    share = shares["recompute_share" if step.checkpointing else "share"]
+        return Throughput(cpu.layer_pass_s, cpu.tflops_per_core * cores * 1e12, overlaps=False)
+    gpu, engine = usable_gpus(machine)[0], table.engines[step.engine]
+    shares = next((own for name, own in table.devices.items() if name in gpu.name), engine)
+    share = shares.recompute_share if step.checkpointing else shares.share
     # float32 products run on the 19-bit tensor cores at best, at half the 16-bit rate.
     rate = share * gpu.tflops_16bit * 1e12 / (2 if step.precision == "fp32" else 1)
-    overlaps = engine["recompute_overlaps"] or not step.checkpointing
-    return Throughput(engine["layer_pass_s"], rate, overlaps)
+    overlaps = engine.recompute_overlaps or not step.checkpointing
+    return Throughput(engine.layer_pass_s, rate, overlaps)
 
 
 def micro_batch_s(
@@ -141,7 +130,7 @@ def gradient_exchange_s(step: StepConfig, processes: int) -> float:
     """Predict the seconds of the gradient exchange, which does not grow with the tokens."""
     if processes == 1 or step.device != "cuda":
         return 0.0
-    return calibration()["exchange_s"]
+    return load_calibration().exchange_s
 
 
 def flops_per_token(spec: ModelSpec, length: float, *, checkpointing: bool) -> float:
@@ -171,8 +160,8 @@ def is_measured(device: str, engine: EngineName, machine: Machine) -> bool:
     """Tell whether the times rest on measured runs of this engine on this kind of device."""
     if device != "cuda":
         return device == "cpu"
-    table = calibration()
-    known = (table["device"], *(() if TRAITS[engine].packs else table["devices"]))
+    table = load_calibration()
+    known = (table.device, *(() if TRAITS[engine].packs else table.devices))
     return any(name in usable_gpus(machine)[0].name for name in known)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from medcot.errors import InputError, one_line
 from medcot.reporting.schema import SCHEMA_VERSION, Report
 from medcot.reporting.wording import find_cautions, state_verdict
+from medcot.runs.directory import RunDirectory
 
 _ORDER = (
     "schema_version",
@@ -51,6 +53,18 @@ def report_to_json(report: Report) -> dict[str, Any]:
     if not report.figures:
         del found["figures"]
     return {name: found[name] for name in _ORDER if name in found}
+
+
+def read_report(run: Path) -> Report | None:
+    """Read the report of the run in the folder ``run``; None if it has none.
+
+    Raises:
+        InputError: ``report.json`` is damaged, or of a later version.
+    """
+    directory = RunDirectory(run)
+    if not directory.has("report.json"):
+        return None
+    return report_from_json(directory.read_json("report.json"), f"{run}/report.json")
 
 
 def report_from_json(found: Mapping[str, Any], where: str = "report.json") -> Report:

@@ -20,16 +20,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The files of a run, read. ``report`` is None until it is scored before and after."""
+    """A run directory, read. :func:`medcot.reporting.storage.read_report` reads its report.
+
+    ``has_report`` is False until the run is scored before and after training; ``bundled`` tells
+    that the run comes with the package.
+    """
 
     name: str
     path: Path
     config: RunConfig
     stage: str
-    plan: Mapping[str, Any]
-    environment: Mapping[str, Any]
     events: tuple[Mapping[str, Any], ...]
-    report: Mapping[str, Any] | None
+    has_report: bool
     bundled: bool = False
 
     @property
@@ -54,22 +56,16 @@ def read_run(path: Path, *, bundled: bool = False) -> RunRecord:
     """
     directory = RunDirectory(path)
     config = directory.config()
-
-    if directory.has("training.json"):
-        directory.read_json("training.json")
-
-    def read(name: str) -> Any:
-        return directory.read_json(name) if directory.has(name) else None
-
+    for name in ("plan.json", "environment.json", "training.json", "report.json"):
+        if directory.has(name):
+            directory.read_json(name)
     return RunRecord(
         name=path.name,
         path=path,
         config=config,
         stage=directory.stage() or "planned",
-        plan=read("plan.json") or {},
-        environment=read("environment.json") or {},
         events=tuple(directory.rows(directory.events)),
-        report=read("report.json"),
+        has_report=directory.has("report.json"),
         bundled=bundled,
     )
 

@@ -20,7 +20,7 @@ from medcot.notebook.results import attempt
 from medcot.pipeline.prepare import plan_only
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import make_plan
-from medcot.reporting.storage import report_to_json
+from medcot.reporting.storage import read_report, report_to_json
 from medcot.runs.directory import RunDirectory
 from medcot.runs.history import bundled_run, differing_fields, list_runs
 from tests.support.fakes import make_tiny_model
@@ -67,7 +67,7 @@ def test_the_notebook_tells_the_engines_own_numbers(tmp_path, monkeypatch):
     assert values["plan"].epochs == expected.epochs
     page = told(outputs)
     assert "2,442,240" in page
-    assert bundled_run("en").report["verdict"]["nll"] == "improved"
+    assert read_report(bundled_run("en").path).verdict.nll == "improved"
     assert page.count("Generated text; not medical advice") >= 3
 
 

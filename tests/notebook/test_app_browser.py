@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from medcot.config.schema import MEDICAL_O1
+from medcot.reporting.storage import read_report
 from medcot.runs.history import bundled_run
 from tests.support.browser import CHROMIUM, FLAGS, PATIENCE, SECTIONS, wait_until_whole
 from tests.support.fakes import make_tiny_model
@@ -154,7 +155,7 @@ def runs_of(folder):
 def test_the_first_view_shows_a_finished_result_and_every_section(page):
     for key in SECTIONS:
         assert page.locator(f"#{key}").count() == 1, key
-    rows = bundled_run("en").report["paired"]["nll"]["n"]
+    rows = read_report(bundled_run("en").path).paired.nll.n
     page.wait_for_selector(f"text=nats per token on {rows} test rows")
     assert page.first_view_s < 60  # measured alone: see docs/experiments.md
 

@@ -157,7 +157,7 @@ def test_the_command_repeats_the_settings_and_quotes_them():
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_evidence_shows_worse_rows_before_better_ones_and_the_disclaimer(language):
-    report = evidence.read_report(history.bundled_run(language))
+    report = evidence.report_to_show(history.bundled_run(language))
     worse = replace(report.better_rows[0], nll_after=9.0, difference=5.0)
     page = evidence.show_changed_rows(replace(report, worse_rows=(worse,)), language)
     assert page.index(say("worse_rows", language)) < page.index(say("better_rows", language))
@@ -166,7 +166,7 @@ def test_the_evidence_shows_worse_rows_before_better_ones_and_the_disclaimer(lan
 
 @pytest.mark.parametrize("verdict", ["improved", "no evidence", "worse"])
 def test_a_verdict_is_said_as_the_report_has_it(verdict):
-    report = evidence.read_report(history.bundled_run("en"))
+    report = evidence.report_to_show(history.bundled_run("en"))
     page = evidence.show_verdict(replace(report, verdict=Verdicts(nll=verdict)), "en")
     said = {"improved": "improved", "no evidence": "no evidence of a change", "worse": "worse"}
     assert f": {said[verdict]}</b>" in page

@@ -18,12 +18,13 @@ from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import TARGET_MODULES
 from medcot.errors import InputError
 from medcot.hardware.machine import named_machine
-from medcot.planning.calibration import MeasuredRun, load_measured_runs, predict_run
+from medcot.planning.calibration import MeasuredRun, RecipeRun, load_calibration
 from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predict_memory
 from medcot.planning.model_specs import SMOLLM2_135M, ModelSpec, find_model_spec, read_model_spec
 from medcot.planning.plan import describe, make_plan
 from medcot.planning.search import Candidate, choose_best
-from medcot.planning.speed_model import calibration, micro_batch_s
+from medcot.planning.speed_model import micro_batch_s
+from medcot.planning.validation import predict_run
 from medcot.runs.directory import RunDirectory
 from tests.support.plans import GPU_PRESETS, GPUS, LAPTOP, LLAMA_8B, plan_for
 
@@ -299,41 +300,41 @@ def test_planning_brings_no_torch() -> None:
 # --- against measurements ---------------------------------------------------------------------
 
 
-def measured_setting(run: dict[str, Any]) -> StepConfig:
-    packed = run["row_tokens"] == 2048
+def measured_setting(run: RecipeRun) -> StepConfig:
+    packed = run.row_tokens == 2048
     return StepConfig(
-        run["engine"],
+        run.engine,
         "cuda",
-        run["quantization"],
+        run.quantization,
         "bf16",
-        run["rows"],
+        run.rows,
         packed,
-        run["checkpointing"],
+        run.checkpointing,
         "adamw_8bit",
     )
 
 
-def name_of(run: dict[str, Any]) -> str:
-    recompute = "recomputed" if run["checkpointing"] else "kept"
-    return f"{run['engine']} {run['quantization']} {run['rows']}x{run['row_tokens']} {recompute}"
+def name_of(run: RecipeRun) -> str:
+    recompute = "recomputed" if run.checkpointing else "kept"
+    return f"{run.engine} {run.quantization} {run.rows}x{run.row_tokens} {recompute}"
 
 
-@pytest.mark.parametrize("run", calibration()["runs"], ids=name_of)
-def test_predictions_meet_the_measured_runs(run: dict[str, Any]) -> None:
+@pytest.mark.parametrize("run", load_calibration().runs, ids=name_of)
+def test_predictions_meet_the_measured_runs(run: RecipeRun) -> None:
     setting = measured_setting(run)
-    tokens = run["rows"] * run["row_tokens"]
-    if run["engine"] == "unsloth":
+    tokens = run.rows * run.row_tokens
+    if run.engine == "unsloth":
         peak = sum(predict_memory(setting, LLAMA_8B, 16, tokens).values())
-        assert peak == pytest.approx(run["peak_gib"], rel=0.05)
+        assert peak == pytest.approx(run.peak_gib, rel=0.05)
     real = tokens if setting.packing else 2 * 788
     # Rows of 950 tokens stand for pairs of rows padded to the longer one.
     seconds = micro_batch_s(
-        replace(setting, packing=True), LLAMA_8B, named_machine("H100"), run["row_tokens"], 2048
+        replace(setting, packing=True), LLAMA_8B, named_machine("H100"), run.row_tokens, 2048
     )
-    assert real / seconds == pytest.approx(run["tokens_per_second"], rel=0.1)
+    assert real / seconds == pytest.approx(run.tokens_per_second, rel=0.1)
 
 
-OWN_RUNS = load_measured_runs()
+OWN_RUNS = load_calibration().own.runs
 
 
 @pytest.mark.parametrize("run", OWN_RUNS, ids=[str(place) for place in range(len(OWN_RUNS))])

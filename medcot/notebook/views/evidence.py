@@ -22,7 +22,7 @@ from medcot.notebook.views.markup import (
     text,
 )
 from medcot.reporting.schema import MEASURES, ChangedRow, Report
-from medcot.reporting.storage import report_from_json
+from medcot.reporting.storage import read_report
 from medcot.reporting.wording import (
     format_change,
     format_interval,
@@ -37,12 +37,10 @@ _log = logging.getLogger(__name__)
 _KINDS = {"improved": "good", "worse": "bad", "no evidence": "note"}
 
 
-def read_report(run: RunRecord) -> Report | None:
-    """Read a run's report; None without one, or if this version cannot read it."""
-    if run.report is None:
-        return None
+def report_to_show(run: RunRecord) -> Report | None:
+    """Return a run's report; None without one, or if this version cannot read it."""
     try:
-        return report_from_json(run.report, where=f"{run.path}/report.json")
+        return read_report(run.path)
     except InputError as error:
         _log.warning("%s", error)
         return None
@@ -156,7 +154,7 @@ def show_runs(runs: Sequence[RunRecord], language: str) -> str:
             _losses(report),
             text(_short_verdict(report, language)),
         )
-        for run, report in ((run, read_report(run)) for run in runs)
+        for run, report in ((run, report_to_show(run)) for run in runs)
     ]
     keys = ("run", "stage", "rank", "steps", "test_loss", "verdict")
     return table([say(key, language) for key in keys], rows)

@@ -113,7 +113,7 @@ def command(value: str) -> mo.Html:
 def which_run(run: RunRecord, language: str) -> mo.Html:
     """Say which run a section shows."""
     key = "bundled_run" if run.bundled else "shown_run"
-    key = key if run.report else "unscored_run"
+    key = key if run.has_report else "unscored_run"
     said = say(key, language, name=run.name, steps=len(run.events))
     return mo.Html(localized(small(said), language))
 
