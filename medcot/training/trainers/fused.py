@@ -83,13 +83,14 @@ class PackedTrainer(SFTTrainer):
             # One call: DDP would make dozens of them during the backward pass.
             distributed.all_reduce(master.grad)
         limit = self.args.max_grad_norm
-        self.grad_norm = self.accelerator.clip_grad_norm_([master], limit)
-        finite = self.grad_norm.detach().isfinite()
+        norm: Any = self.accelerator.clip_grad_norm_([master], limit)
+        finite = norm.detach().isfinite()
         self.guard.finite, scale = finite, self.adapters.loss_scale
         if scale is not None:
             self.step_scale = scale.value.clone()
             scale.update(finite)
-        return self.grad_norm
+        self.grad_norm = norm
+        return norm
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
