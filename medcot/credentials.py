@@ -80,6 +80,15 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 """What a secret looks like, for those whose value is not known here."""
 
 
+_AROUND = " \t\r\n\v\f\ufeff"
+"""Characters that files and copied values carry around a secret, and that are no part of it."""
+
+
+def strip_secret(value: str) -> str:
+    """Return ``value`` without space, line ends and byte order marks around it."""
+    return value.strip(_AROUND)
+
+
 def resolve_secret(name: str, environ: Mapping[str, str] | None = None) -> str | None:
     """Return the value of the variable ``name`` without surrounding space; blank means absent.
 
@@ -87,7 +96,7 @@ def resolve_secret(name: str, environ: Mapping[str, str] | None = None) -> str |
         InputError: a line feed or another character within that no header can carry. The message
             names the variable and never its value.
     """
-    value = (os.environ if environ is None else environ).get(name, "").strip(" \t\r\n\v\f\ufeff")
+    value = strip_secret((os.environ if environ is None else environ).get(name, ""))
     if not value:
         return None
     if any(character in value for character in "\r\n"):

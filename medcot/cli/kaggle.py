@@ -89,7 +89,8 @@ def push_command(owner: str | None, *, again: bool, patience: float, **flags: An
     options = take_kernel_options(flags)
     config, run, as_json = choose_run(flags)
     account = sign_in(patience)
-    kernel = build(config, run, owner or account.user, options)
+    require_own_account(owner, account)
+    kernel = build(config, run, account.user, options)
     say = make_say(as_json=as_json)
     sent = push(account, kernel, run, say, public=options.public, again=again)
     print_facts(asdict(sent) | {"out": str(run.path)}, as_json=as_json)
@@ -163,12 +164,7 @@ def run_command(
     options = take_kernel_options(flags)
     config, run, as_json = choose_run(flags)
     account, say = sign_in(patience), make_say(as_json=as_json)
-    if owner and owner != account.user:
-        raise InputError(
-            f"--owner {owner}",
-            f"these are the credentials of {account.user}",
-            f"use --owner {account.user}",
-        )
+    require_own_account(owner, account)
     request = KaggleRun(account, config, run, options, say, say if follow else None, interval)
     result = run_on_kaggle(request, until_done=until_done, again=again)
     print_result(result, run, as_json=as_json)
@@ -235,6 +231,16 @@ def require_final_status(account: Account, sent: PushRecord) -> FinalStatus:
         state = status.state.lower() if status else "unknown to Kaggle"
         raise RunFailed("fetch", f"version {sent.version} is {state}.", "Wait until it has ended.")
     return final
+
+
+def require_own_account(owner: str | None, account: Account) -> None:
+    """Refuse ``--owner`` if it is not the account that is signed in: Kaggle would, and oddly."""
+    if owner and owner != account.user:
+        raise InputError(
+            f"--owner {owner}",
+            f"these are the credentials of {account.user}",
+            f"use --owner {account.user}",
+        )
 
 
 def make_say(*, as_json: bool) -> Callable[[str], None]:

@@ -169,6 +169,23 @@ def test_no_credentials_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("command", ["push", "run"])
+def test_another_owner_than_the_account_is_refused_before_anything_is_sent(
+    command: str, kaggle: KaggleServer, tmp_path: Path
+) -> None:
+    answer = push_py(command, "--preset", "demo", "--owner", "Ann", folder=tmp_path)
+    assert answer.returncode == 2
+    assert "--owner Ann: these are the credentials of ann" in answer.stderr
+    assert not kaggle.calls_of("SaveKernel")
+
+
+def test_a_project_name_that_wandb_refuses_is_refused_by_build(tmp_path: Path) -> None:
+    options = ["--owner", "ann", "--wandb-project", "a/b:c"]
+    answer = push_py("build", "--preset", "kaggle-t4", *options, folder=tmp_path)
+    assert answer.returncode == 2
+    assert "--wandb-project" in answer.stderr
+
+
 def test_secrets_are_probed_by_one_command(kaggle: KaggleServer, tmp_path: Path) -> None:
     kaggle.start = Session.run
     kaggle.secrets = {"wandb": "0123456789abcdef0123456789abcdef01234567"}

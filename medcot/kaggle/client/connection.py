@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from medcot.errors import InputError
+from medcot.kaggle.client.local_login import marked_login
 from medcot.kaggle.client.retry import RequestRefused, RetryPolicy, call_with_retries
 
 CONNECT_S, READ_S = 10.0, 90.0
@@ -24,7 +26,7 @@ def open_client(policy: RetryPolicy) -> Any:
         InputError: the client is not installed, or there are no valid credentials.
     """
     # Importing the package signs in; without credentials it prints instructions and exits.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _readable_login():
         try:
             from kaggle.api.kaggle_api_extended import KaggleApi
         except ImportError:
@@ -40,6 +42,18 @@ def open_client(policy: RetryPolicy) -> Any:
         except RequestRefused as error:
             raise credentials_error(f"refused by Kaggle ({error.status})") from None
     return api
+
+
+@contextlib.contextmanager
+def _readable_login() -> Iterator[None]:
+    """Give the client a login file's contents as variables where it could not read the file."""
+    added = marked_login()
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def credentials_error(got: str) -> InputError:

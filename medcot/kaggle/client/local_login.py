@@ -7,9 +7,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from medcot.credentials import decode_text, strip_secret
 
 FILES = ("kaggle.json", "credentials.json", "access_token", "access_token.txt")
 """Names of login files, in the order in which the client looks for them."""
+
+_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,22 @@ def find_login(environ: Mapping[str, str] | None = None) -> Login | None:
     return None
 
 
+def marked_login(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables that stand for a login file with a byte order mark, if that is used.
+
+    Windows writes such files, in UTF-16 or UTF-8; Kaggle's client reads neither, and says nothing.
+    """
+    login = find_login(environ)
+    path = Path(login.where) if login else Path()
+    if path.name not in FILES or not path.read_bytes().startswith(_MARKS):
+        return {}
+    if path.suffix != ".json":
+        return {"KAGGLE_API_TOKEN": strip_secret(decode_text(path.read_bytes()))}
+    values = _read_json(path)
+    found = {"KAGGLE_USERNAME": values.get("username"), "KAGGLE_KEY": values.get("key")}
+    return {name: strip_secret(value) for name, value in found.items() if isinstance(value, str)}
+
+
 def _folders(environ: Mapping[str, str]) -> list[Path]:
     if chosen := environ.get("KAGGLE_CONFIG_DIR"):
         return [Path(chosen)]
@@ -43,7 +64,12 @@ def _folders(environ: Mapping[str, str]) -> list[Path]:
 
 
 def _user_in(path: Path) -> str:
+    return str(_read_json(path).get("username", ""))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["username"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        values = json.loads(decode_text(path.read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}

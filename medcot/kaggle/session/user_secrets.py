@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medcot.credentials import decode_text, strip_secret
+
 HUB_LABELS = ("HUGGINGFACE_TOKEN", "HF_TOKEN")
 WANDB_LABELS = ("WANDB_API_KEY", "wandb")
 """Labels under which the two secrets are looked up, the first being the one that is recommended."""
@@ -78,18 +80,23 @@ def find_secret(
     A data set holds one file per secret, named by its label (``wandb`` or ``wandb.txt``).
     """
     for name in (need.variable, *need.labels):
-        if value := environ.get(name, "").strip():
+        if value := strip_secret(environ.get(name, "")):
             return SecretLookup(need, f"environment, {name}", value)
     why = "not attached"
     for label in need.labels:
         try:
-            return SecretLookup(need, f"Kaggle secret, {label}", get_secret(label).strip())
+            value = strip_secret(get_secret(label))
         except SecretNotAttached as error:
             why = str(error)
+            continue
+        if value:
+            return SecretLookup(need, f"Kaggle secret, {label}", value)
+        why = "empty"
     for folder in folders:
         for label in need.labels:
             for path in (folder / label, folder / f"{label}.txt"):
-                if path.is_file() and (value := path.read_text(encoding="utf-8").strip()):
+                value = strip_secret(decode_text(path.read_bytes())) if path.is_file() else ""
+                if value:
                     return SecretLookup(need, f"private data set, {path.name}", value)
     return SecretLookup(need, why)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import random
 import shutil
 import string
@@ -24,15 +25,18 @@ from hypothesis import strategies as st
 from medcot.config.presets import make_config
 from medcot.credentials import Redactor, Secret, known_secrets
 from medcot.errors import InputError
+from medcot.kaggle.client.account import connect
 from medcot.kaggle.client.build import KernelOptions, build, find_owner
 from medcot.kaggle.client.bundle import Bundle, collect, pack, write_script
 from medcot.kaggle.client.metadata import check_metadata, check_source, make_metadata, slug_of
+from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.sources import PROJECT, collect_package
 from medcot.kaggle.session.job import JobSpec
 from medcot.kaggle.session.requirements import requirements
 from medcot.kaggle.session.secret_scan import find_secrets
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, config_with
+from tests.support.kaggle_server import KEY, USER, KaggleServer
 
 pytest_plugins = ["tests.support.kaggle_fixtures"]
 T4 = make_config("kaggle-t4")
@@ -303,6 +307,26 @@ def test_the_owner_comes_from_the_environment_or_kaggle_json(
     assert find_owner() == "ann"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-8"])
+def test_a_login_file_is_read_in_the_encodings_that_windows_writes(
+    encoding: str, kaggle: KaggleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    folder = Path.home() / ".kaggle"
+    folder.mkdir(exist_ok=True)
+    path = folder / "kaggle.json"
+    path.write_text(json.dumps({"username": USER, "key": KEY}) + "\r\n", encoding=encoding)
+    path.chmod(0o600)
+    before = dict(os.environ)
+    assert find_owner() == USER
+    account = connect(RetryPolicy())
+    assert account.user == USER
+    assert account.quota() is not None
+    assert KEY in [secret.value for secret in known_secrets()]
+    assert dict(os.environ) == before
+
+
 # Secrets.
 
 TOKENS = st.text(
@@ -325,7 +349,7 @@ def plant(folder: Path, place: str, token: str) -> tuple[Path, Any]:
     row = {"Question": f"why {token}?" if place == "data" else "why?"}
     rows.write_text(json.dumps(row) + "\n", encoding="utf-8")
     name = f"medcot {token}" if place == "config" else "medcot"
-    return project, config_with(dataset=str(rows), wandb_project=name)
+    return project, config_with(dataset=str(rows), wandb_job_type=name)
 
 
 def everything_under(folder: Path) -> Mapping[str, str]:

@@ -15,6 +15,7 @@ from medcot.errors import InputError
 from medcot.kaggle.client.account import Account
 from medcot.kaggle.client.build import KernelOptions
 from medcot.kaggle.client.orchestrate import KaggleRun, run_on_kaggle
+from medcot.kaggle.session.user_secrets import SecretNotAttached, find_secret, secret_needs
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import Lines, config_with, end_session
 from tests.support.kaggle_server import KaggleServer
@@ -53,7 +54,7 @@ def test_a_planted_token_is_in_nothing_that_was_sent_shown_or_kept(
         question = f"why {token}?" if place == "data" else "why?"
         rows.write_text(json.dumps({"Question": question}) + "\n", encoding="utf-8")
         name = f"medcot {token}" if place == "config" else "medcot"
-        config = config_with(dataset=str(rows), wandb_project=name)
+        config = config_with(dataset=str(rows), wandb_job_type=name)
         said, shown, refusal = Lines(), Lines(), ""
         try:
             run_on_kaggle(
@@ -69,3 +70,23 @@ def test_a_planted_token_is_in_nothing_that_was_sent_shown_or_kept(
     for text in (refusal, said.text, shown.text, kept, wire):
         assert token not in text
         assert json.dumps(token)[1:-1] not in text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_the_secrets_data_set_may_begin_with_a_mark(
+    encoding: str, tmp_path: Path
+) -> None:
+    (tmp_path / "wandb.txt").write_text("0123456789abcdef\r\n", encoding=encoding)
+    found = find_secret(secret_needs()[1], {}, not_attached, [tmp_path])
+    assert found.value == "0123456789abcdef"
+
+
+def test_a_blank_secret_is_looked_for_further(tmp_path: Path) -> None:
+    (tmp_path / "wandb").write_text("0123456789abcdef", encoding="utf-8")
+    need = secret_needs()[1]
+    assert find_secret(need, {need.variable: " "}, lambda _: " \n", [tmp_path]).value
+    assert find_secret(need, {}, lambda _: "").line.startswith("WANDB_API_KEY: empty; ")
+
+
+def not_attached(_label: str) -> str:
+    raise SecretNotAttached("not attached")
