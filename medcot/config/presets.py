@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from medcot.config.schema import MEDICAL_O1, R1_LLAMA_8B, RunConfig, build_config
-from medcot.errors import InputError, nearest
+from medcot.errors import InputError, nearest, one_line
 
 _ON_A_GPU: dict[str, Any] = {
     "model": R1_LLAMA_8B,
@@ -64,4 +65,16 @@ def make_config(preset: str, overrides: dict[str, Any] | None = None) -> RunConf
     if given.get("epochs") is not None or given.get("steps") is not None:
         base.pop("steps", None)
         base.pop("epochs", None)
-    return build_config(base | given | {"preset": preset})
+    config = build_config(base | given | {"preset": preset})
+    _require_project_name(config.wandb_project)
+    return config
+
+
+def _require_project_name(name: str) -> None:
+    """Refuse a W&B project that its client would refuse, after which nothing would be tracked.
+
+    The rule is no part of the config's schema: a run of an earlier version still opens.
+    """
+    if len(name) > 128 or re.search(r"[/\\#?%:]", name):
+        needs = "expected at most 128 characters, none of them / \\ # ? % :"
+        raise InputError("--wandb-project", f"found {one_line(repr(name), 80)}", needs)

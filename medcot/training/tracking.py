@@ -66,11 +66,14 @@ def start_tracking(
     if mode == "online" and not has_wandb_login():
         say(f"W&B: no login found, so the run is kept offline in {directory.path / 'wandb'}.")
         mode = "offline"
-    try:
-        return Tracker(_open(wandb, mode, config, directory), say)
-    except Exception as error:  # noqa: BLE001 - no tracking failure may cost a run
-        say(f"W&B: {one_line(str(error))}; the run continues without it.")
-        return Tracker()
+    for tried in dict.fromkeys((mode, "offline")):
+        try:
+            return Tracker(_open(wandb, tried, config, directory), say)
+        except Exception as error:  # noqa: BLE001 - no tracking failure may cost a run
+            kept = f"is kept offline in {directory.path / 'wandb'}"
+            then = kept if tried == "online" else "continues without it"
+            say(f"W&B: {one_line(str(error))}; the run {then}.")
+    return Tracker()
 
 
 def _open(wandb: Any, mode: str, config: RunConfig, directory: RunDirectory) -> Any:

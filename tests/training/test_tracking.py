@@ -8,6 +8,7 @@ import pytest
 
 from medcot.config.presets import make_config
 from medcot.credentials import has_hub_token, has_wandb_login, prepare_credentials
+from medcot.errors import InputError
 from medcot.records import Event
 from medcot.runs.directory import RunDirectory
 from medcot.training.tracking import start_tracking
@@ -93,6 +94,33 @@ def test_online_without_a_login_is_kept_offline_and_says_so(tmp_path):
     assert "no login" in lines[0]
     assert "offline" in lines[0]
     assert directory.read_json("wandb.json")["mode"] == "offline"
+
+
+def test_a_key_that_is_refused_leaves_the_run_offline(tmp_path, monkeypatch):
+    import wandb
+
+    real = wandb.init
+
+    def refuse_online(**options):
+        if options["mode"] == "online":
+            raise wandb.errors.AuthenticationError("The API key you provided is either invalid")
+        return real(**options)
+
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setattr(wandb, "init", refuse_online)
+    directory, tracker, lines = open_run(tmp_path, "online")
+    tracker.log(event(1))
+    tracker.finish(None)
+    [line] = lines
+    assert "either invalid; the run is kept offline in" in line
+    _, history = read_offline(directory)
+    assert len(history) == 1
+
+
+@pytest.mark.parametrize("name", ["me/medcot", "a:b", "50%", "x" * 129])
+def test_a_project_that_the_client_would_refuse_is_wrong_input(name):
+    with pytest.raises(InputError, match="--wandb-project"):
+        make_config("demo", {"wandb_project": name})
 
 
 def test_without_the_package_the_run_continues(tmp_path, monkeypatch):
