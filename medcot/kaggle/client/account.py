@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from medcot.errors import InputError
+from medcot.errors import InputError, RunFailed, one_line
 from medcot.kaggle.client.api_types import (
     OutputFile,
     Quota,
@@ -27,6 +27,8 @@ from medcot.kaggle.client.retry import RequestRefused, RetryPolicy, call_with_re
 
 SOURCE_KINDS = ("tags", "dataset_sources", "competition_sources", "kernel_sources", "model_sources")
 """Kinds of source that a push can name wrongly; Kaggle starts the version without them."""
+_MOST_PAGES = 1000
+"""Of a list of output files: a hundred files each."""
 
 
 class Account:
@@ -110,12 +112,16 @@ class Account:
         return SessionStatus(answer.status.name, answer.failure_message or "")
 
     def outputs(self, ref: str, version: int) -> tuple[list[OutputFile], str]:
-        """Return every output file of ``version``, over all pages, and its log as text."""
+        """Return every output file of ``version``, over all pages, and its log as text.
+
+        Raises:
+            RunFailed: The list of files does not end.
+        """
         from kagglesdk.kernels.types import kernels_api_service as k
 
         files: list[OutputFile] = []
         log, token = "", ""
-        while True:
+        for _ in range(_MOST_PAGES):
             request = k.ApiListKernelSessionOutputRequest()
             request.user_name, request.kernel_slug = ref.split("/")
             request.version_label, request.page_size = version_label(version), 100
@@ -126,6 +132,11 @@ class Account:
             if not answer.next_page_token or answer.next_page_token == token:
                 return files, "".join(read_log(log))
             token = answer.next_page_token
+        raise RunFailed(
+            "fetch",
+            f"Kaggle lists more than {len(files):,} output files.",
+            "Nothing was written; look at the version's output on Kaggle.",
+        )
 
     def follow(self, ref: str, version: int) -> Iterator[str]:
         """Yield the log of ``version`` from its beginning, as it is written.
@@ -209,8 +220,14 @@ class Account:
 
     def _call(self, ask: Callable[[Any], Any], what: str) -> Any:
         def call() -> Any:
-            with self._api.build_kaggle_client() as client:
-                return ask(client)
+            try:
+                with self._api.build_kaggle_client() as client:
+                    return ask(client)
+            except (TypeError, AttributeError, KeyError, RecursionError) as error:
+                why = one_line(f"{type(error).__name__}: {error}", 80)
+                raise RunFailed(
+                    "Kaggle", f"the answer to {what} is not readable ({why}).", "Try again later."
+                ) from error
 
         return call_with_retries(call, self.policy, what)
 

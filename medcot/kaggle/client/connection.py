@@ -75,7 +75,7 @@ def read_log(text: str) -> Iterator[str]:
     """Yield the texts of a log, which is a JSON list of {stream_name, time, data} or plain text."""
     try:
         entries = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         entries = [{"data": f"{line}\n"} for line in text.splitlines()]
     for entry in entries if isinstance(entries, list) else [entries]:
         if isinstance(entry, dict) and isinstance(entry.get("data"), str):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 NAME = "manifest.json"
 STAMP = "session.json"
@@ -61,13 +62,28 @@ def read_manifest(text: str) -> Manifest:
     """
     try:
         values: dict[str, Any] = json.loads(text)
-        files = {
-            name: FileEntry(int(entry["size"]), str(entry["sha256"]))
-            for name, entry in values["files"].items()
-        }
-        return Manifest(**values | {"notes": tuple(values["notes"]), "files": files})
-    except (TypeError, KeyError, AttributeError) as error:
+        files = {name: _read_entry(entry) for name, entry in values["files"].items()}
+        notes = tuple(str(note) for note in values["notes"])
+        found = Manifest(**values | {"notes": notes, "files": files})
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a manifest: {error}") from None
+    numbers = (found.session, found.exit_code)
+    if not (
+        found.outcome in get_args(SessionOutcome)
+        and all(isinstance(one, int) for one in numbers)
+        and isinstance(found.bundle, str)
+    ):
+        raise ValueError("not a manifest: a value of another type")
+    return found
+
+
+def _read_entry(entry: dict[str, Any]) -> FileEntry:
+    size, digest = entry["size"], entry["sha256"]
+    if type(size) is not int or size < 0:
+        raise ValueError(f"a size of {size!r}")
+    if not re.fullmatch("[0-9a-f]{64}", str(digest)):
+        raise ValueError(f"a checksum of {digest!r}")
+    return FileEntry(size, digest)
 
 
 def sha256(path: Path) -> str:
