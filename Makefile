@@ -36,7 +36,7 @@ demo: $(VENV)/.base ## a real fine-tune of the bundled model, before and after, 
 
 app: $(VENV)/.app ## the notebook on http://127.0.0.1:2718, for this machine alone
 	$(BIN)/python -c 'from medcot.engines.bundled_model import bundled_model; bundled_model()'
-	$(BIN)/marimo run apps/tutorial.py --host 127.0.0.1 --port 2718
+	$(BIN)/python -m medcot.notebook.server
 
 tutorial: $(VENV)/.app ## the executed tutorial as a static site in site/ (RUN=runs/NAME: of that run)
 	$(BIN)/python -m medcot.notebook.static_site $(if $(RUN),--run $(RUN)) --out site

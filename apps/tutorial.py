@@ -11,7 +11,6 @@ app = marimo.App(width="compact", app_title="medcot", css_file="tutorial.css")
 with app.setup(hide_code=True):
     from functools import partial
     from pathlib import Path
-    from uuid import uuid4
 
     import marimo as mo
 
@@ -20,7 +19,7 @@ with app.setup(hide_code=True):
     from medcot.data.prompts import render
     from medcot.data.tokenization import encode
     from medcot.notebook import controls as c
-    from medcot.notebook import jobs, kaggle_panel, preview, script_mode
+    from medcot.notebook import jobs, kaggle_panel, preview, script_mode, visits
     from medcot.notebook.results import attempt
     from medcot.notebook.views import (
         answers,
@@ -45,7 +44,8 @@ with app.setup(hide_code=True):
 @app.cell(hide_code=True)
 def read_arguments():
     # Everything that the notebook can be told: the command line's options after `--`.
-    _started = attempt(c.read_start, mo.cli_args().to_dict())
+    _given = visits.options_of(mo.app_meta().request, mo.cli_args().to_dict())
+    _started = attempt(c.read_start, _given)
     script_mode.refuse(_started.failure)
     mo.stop(_started.failure, pages.failure(_started.failure, "en"))
     start = _started.value
@@ -108,7 +108,7 @@ def keep_state():
     get_ended, set_ended = mo.state(None)
     get_asked, set_asked = mo.state(None)
     get_answer, set_answer = mo.state(None)
-    visitor = mo.query_params().get("visitor") or uuid4().hex
+    visitor = visits.visitor_of(mo.app_meta().request)
     return (
         get_answer,
         get_asked,
@@ -428,8 +428,6 @@ def tell_how_it_ended(headless_job, show, shown):
 @app.cell(hide_code=True)
 def offer_training(config, language, machine_name, plan, set_job, start, visitor):
     def _begin(_):
-        # In the page's address, so that a reload finds its own training again.
-        mo.query_params().set("visitor", visitor)
         _run = RunDirectory(new_run_path(config))
         set_job(attempt(RUNNER.start_training, config, _run, visitor))
 

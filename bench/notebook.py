@@ -26,7 +26,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "apps" / "tutorial.py"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 VIEW = [f"#{key}" for key in ("cost", "problem", "prompt", "lora", "evidence", "runs", "next")]
@@ -68,8 +67,8 @@ def serve() -> Iterator[tuple[str, int]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "marimo", "run", str(NOTEBOOK), "--headless", "--no-token"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--", "--preset", "demo"]
+    command = [sys.executable, "-m", "medcot.notebook.server", "--headless"]
+    command += ["--port", str(port), "--", "--preset", "demo"]
     with tempfile.TemporaryDirectory() as folder:
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, cwd=folder, stdout=quiet, stderr=quiet)

@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+class PassedOn(click.Command):
+    """Passes its arguments on as they are, ``--help`` and ``--`` included, to another program."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep ``args`` unread."""
+        ctx.args = list(args)
+        return ctx.args
+
+
 @click.group(context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="medcot")
 def cli() -> None:
@@ -200,6 +209,15 @@ def doctor_command(*, online: bool, as_json: bool) -> None:
     for line in describe_findings(findings):
         click.echo(line)
     return None
+
+
+@cli.command("app", cls=PassedOn)
+@click.pass_context
+def app_command(context: click.Context) -> None:
+    """Open the notebook in the browser."""
+    # The command line and the notebook do not know one another: the server is its own program.
+    server = [sys.executable, "-m", "medcot.notebook.server", *context.args]
+    os.execv(sys.executable, server)
 
 
 def main(arguments: list[str] | None = None) -> None:

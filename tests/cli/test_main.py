@@ -228,3 +228,11 @@ def test_help_takes_less_than_half_a_second():
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(once() for _ in range(5)) < 0.5
+
+
+def test_app_passes_its_arguments_on_as_they_are_to_the_server(monkeypatch, capfd):
+    replaced = []
+    monkeypatch.setattr("os.execv", lambda program, words: replaced.append(words))
+    call(capfd, "app", "--port", "0", "--help", "--", "--rank", "8")
+    server = [sys.executable, "-m", "medcot.notebook.server"]
+    assert replaced == [[*server, "--port", "0", "--help", "--", "--rank", "8"]]

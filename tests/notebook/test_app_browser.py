@@ -70,13 +70,15 @@ def server(folder):
 
 @contextmanager
 def serve(folder, mode, notebook):
-    """`marimo MODE` on a free port: its address and its process."""
+    """The notebook as `make app` serves it, or `marimo edit`: its address and its process."""
     options = OPTIONS | {"model": folder / "model", "dataset": folder / "rows.jsonl"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "marimo", mode, str(notebook), "--headless", "--no-token"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--"]
+    command = [sys.executable, "-m", "medcot.notebook.server"]
+    if mode == "edit":
+        command = [sys.executable, "-m", "marimo", "edit", str(notebook), "--no-token"]
+    command += ["--headless", "--host", "127.0.0.1", "--port", str(port), "--"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     home = {"HOME": str(folder), "MEDCOT_CACHE": str(REAL_CACHE), "OMP_NUM_THREADS": "1"}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDCOT_")} | home
@@ -264,7 +266,9 @@ def test_a_second_visitor_waits_and_cancelling_keeps_what_was_learnt(page, brows
     page.get_by_role("button", name="Go on with the cancelled run").wait_for()
 
 
-def test_a_reloaded_page_finds_its_own_training_again(page):
+def test_a_reloaded_page_finds_its_own_training_again(page, server):
+    """By a cookie: whoever is sent the page's address may not cancel the training."""
+    assert page.url == f"{server[0]}/"
     page.reload()
     wait_until_whole(page)
     page.wait_for_selector('[data-job="cancelled"]')
@@ -291,6 +295,25 @@ def test_a_set_that_cannot_be_loaded_is_explained_and_the_page_goes_on(page, fol
     choice.select_option(label=str(folder / "rows.jsonl"))
     wait_for(lambda: page.get_by_text("What to do: use a local file").count() == 0)
     page.wait_for_selector(".mc-tokens")
+
+
+def test_another_site_s_page_gets_no_message_and_another_name_no_page(server):
+    from http.client import HTTPConnection
+
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    place = server[0].removeprefix("http://")
+    address = f"ws://{place}/ws?session_id=s_foreign"
+    with pytest.raises(InvalidStatus) as refused:
+        connect(address, origin="http://evil.example", proxy=None)
+    assert refused.value.response.status_code == 403
+    asking = HTTPConnection(place)
+    asking.request("GET", "/", headers={"Host": "evil.example"})
+    answer = asking.getresponse()
+    assert answer.status == 421
+    assert b"medcot" not in answer.read()
+    asking.close()
 
 
 def test_nothing_was_asked_of_any_other_host(page, server):

@@ -1,0 +1,222 @@
+"""Serves the notebook: to this machine, or to a network with a token.
+
+Around marimo's application stands :class:`~medcot.notebook.request_guard.RequestGuard`, which
+decides who is answered. Trainings run in this process, one at a time.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import sys
+import threading
+import webbrowser
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medcot.errors import InputError, RunFailed
+from medcot.hardware.host_memory import keep_heap_small
+from medcot.notebook.controls import read_start
+from medcot.notebook.jobs import RUNNER
+from medcot.notebook.request_guard import Application, RequestGuard
+from medcot.notebook.static_pages import NOTEBOOK
+
+SHORTEST_TOKEN = 16
+"""Characters of a token that nobody guesses."""
+
+LARGEST_MESSAGE = 2**16
+"""Bytes of one websocket message. The page sends none: it speaks by HTTP requests."""
+
+LAST_STEP_S = 60
+"""Seconds that a training has to keep its work when the server stops."""
+
+
+def make_application(
+    options: Sequence[str], names: Collection[str] = (), token: str | None = None
+) -> Application:
+    """Return the guarded notebook as an ASGI application.
+
+    Raises:
+        InputError: the notebook's options are wrong.
+    """
+    named = parse_options(options)
+    read_start(named)
+    import marimo
+
+    notebook = marimo.create_asgi_app(quiet=True, skew_protection=True)
+    served: Any = notebook.with_app(path="", root=str(NOTEBOOK)).build()
+    return RequestGuard(served, names=names, token=token, options=named)
+
+
+def parse_options(words: Sequence[str]) -> dict[str, str | list[str]]:
+    """Return ``--name value`` and ``--name=value`` by name; a repeated one is a list.
+
+    Raises:
+        InputError: a word that belongs to no option.
+    """
+    found: dict[str, list[str]] = {}
+    waiting: str | None = None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            found.setdefault(name, []).append(value)
+            waiting = None if equals else name
+        elif waiting:
+            found[waiting][-1], waiting = word, None
+        else:
+            raise InputError(f"{word!r}", "it belongs to no option", "expected --name value")
+    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+
+
+def open_socket(host: str, port: int, token: str | None) -> socket.socket:
+    """Return a socket that is bound to ``host``, and does not listen yet.
+
+    Raises:
+        InputError: a network could reach it and there is no token; no such address; port taken.
+    """
+    where = f"--host {host} --port {port}"
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(found[0], socket.SOCK_STREAM)
+    except OSError as error:
+        raise InputError(where, _reason(error), "expected an address of this machine") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(found[4])
+        address = str(bound.getsockname()[0])
+        if token is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            raise InputError(
+                f"--host {host}", "a network could reach the notebook without a token",
+                "add --token-file FILE, or keep 127.0.0.1 and come by ssh -L",
+            )  # fmt: skip
+    except OSError as error:
+        bound.close()
+        raise InputError(where, _reason(error), "choose another one") from None
+    except InputError:
+        bound.close()
+        raise
+    return bound
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def read_token(path: str | None) -> str | None:
+    """Return the token in the file ``path``; None without a file.
+
+    Raises:
+        InputError: a file that cannot be read, or a token that can be guessed.
+    """
+    if path is None:
+        return None
+    where = f"--token-file {path}"
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            token = file.read(4096).strip()
+    except OSError as error:
+        raise InputError(where, _reason(error), "expected a readable file") from None
+    except UnicodeDecodeError:
+        raise InputError(where, "it is not UTF-8", "expected one line of text") from None
+    if len(token) < SHORTEST_TOKEN or not token.isprintable():
+        needs = f"expected one line of at least {SHORTEST_TOKEN} random characters"
+        raise InputError(where, f"found {len(token)} characters", needs)
+    return token
+
+
+def serve(application: Application, bound: socket.socket) -> None:
+    """Answer requests on ``bound`` until a signal; a training then keeps its work and stops."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        application,
+        log_level="error",
+        ws_max_size=LARGEST_MESSAGE,
+        # As marimo's own server has it: pages ask rarely and stay open.
+        timeout_keep_alive=300,
+        ws_ping_interval=1,
+        ws_ping_timeout=60,
+        timeout_graceful_shutdown=1,
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[bound])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        _end_training()
+
+
+def _end_training() -> None:
+    job = RUNNER.current_job()
+    if job is None or not RUNNER.is_training():
+        return
+    click.echo("medcot: the training stops after its step; finished work is kept", err=True)
+    job.cancel()
+    job.wait(LAST_STEP_S)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option(
+    "--port", default=2718, show_default=True, type=click.IntRange(0, 65_535), help="0: a free one"
+)
+@click.option("--token-file", metavar="FILE", help="file with the token that visitors type")
+@click.option(
+    "--name", "names", multiple=True, metavar="NAME[:PORT]",
+    help="answer to this name, too: of a proxy, a tunnel or a network (repeatable)",
+)  # fmt: skip
+@click.option("--headless", is_flag=True, help="open no browser")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF A RUN]")
+def command(
+    host: str,
+    port: int,
+    token_file: str | None,
+    names: tuple[str, ...],
+    options: tuple[str, ...],
+    *,
+    headless: bool,
+) -> None:
+    """Serve the notebook and open it in the browser."""
+    token = read_token(token_file)
+    application = make_application(options, names, token)
+    with open_socket(host, port, token) as bound:
+        address = _address(host, int(bound.getsockname()[1]))
+        click.echo(f"medcot: the notebook is at {address} (Ctrl-C stops it)")
+        if not headless:
+            # The socket holds the browser's request until the server answers it.
+            bound.listen()
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+        serve(application, bound)
+
+
+def _address(host: str, port: int) -> str:
+    bare = host.strip("[]")
+    named = "127.0.0.1" if bare in ("0.0.0.0", "::", "") else bare
+    return f"http://{f'[{named}]' if ':' in named else named}:{port}"
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Run the command; wrong input is one line and exit code 2."""
+    keep_heap_small()
+    given = None if arguments is None else list(arguments)
+    try:
+        command.main(given, prog_name="medcot app", standalone_mode=False)
+    except InputError as error:
+        click.echo(f"medcot: {error}", err=True)
+        sys.exit(2)
+    except click.UsageError as error:
+        click.echo(f"medcot: {error.format_message()}", err=True)
+        sys.exit(2)
+    except RunFailed as error:
+        click.echo(f"medcot: {error}", err=True)
+        sys.exit(1)
+    except click.Abort:
+        click.echo("medcot: stopped", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The command that serves the notebook: what it refuses. A browser tests what it serves."""
+
+import ipaddress
+
+import pytest
+
+from medcot.errors import InputError
+from medcot.notebook import server
+
+
+@pytest.fixture
+def token_file(tmp_path):
+    path = tmp_path / "token"
+    path.write_text("a token of more than sixteen letters\n")
+    return path
+
+
+def refused(capsys, *arguments):
+    """The only line that the command prints before it exits with 2."""
+    with pytest.raises(SystemExit) as stopped:
+        server.main(["--headless", "--port", "0", *arguments])
+    assert stopped.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    line, *more = told.err.splitlines()
+    assert more == []
+    return line
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "0"])
+def test_a_network_without_a_token_is_refused(capsys, host):
+    assert "without a token" in refused(capsys, "--host", host)
+
+
+def test_loopback_needs_no_token_and_a_network_takes_one():
+    for host, token in (("127.0.0.1", None), ("localhost", None), ("0.0.0.0", "token")):
+        with server.open_socket(host, 0, token) as bound:
+            assert ipaddress.ip_address(bound.getsockname()[0]).is_loopback == (token is None)
+
+
+def test_a_port_that_is_taken_is_one_line(capsys):
+    with server.open_socket("127.0.0.1", 0, None) as taken:
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert "choose another" in refused(capsys, "--port", port)
+
+
+@pytest.mark.parametrize("content", [b"short", b"", b"\xff" * 20, b"two lines of a\ntoken token"])
+def test_a_token_that_can_be_guessed_or_typed_by_nobody_is_refused(capsys, tmp_path, content):
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    line = refused(capsys, "--token-file", str(path))
+    assert str(path) in line
+    assert content == b"" or content.decode("latin-1") not in line
+
+
+def test_a_token_file_that_is_not_there_is_one_line(capsys, tmp_path):
+    assert "No such file" in refused(capsys, "--token-file", str(tmp_path / "none"))
+
+
+def test_the_token_is_the_file_s_line_without_its_end(token_file):
+    assert server.read_token(str(token_file)) == "a token of more than sixteen letters"
+
+
+def test_options_of_a_run_are_read_like_the_command_line_s():
+    words = ["--rank", "8", "--mcq=a", "--mcq", "b", "--resume", "--dataset", "x y"]
+    assert server.parse_options(words) == {
+        "rank": "8", "mcq": ["a", "b"], "resume": "", "dataset": "x y",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="belongs to no option"):
+        server.parse_options(["--rank", "8", "9"])
+
+
+def test_a_wrong_option_is_refused_before_anything_listens(capsys):
+    assert "unknown option" in refused(capsys, "--", "--rnk", "8")
+    assert "rank" in refused(capsys, "--", "--preset", "demo", "--rank", "0")
