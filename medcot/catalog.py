@@ -1,8 +1,9 @@
 """The message catalog: every text that is shown in English and Chinese, by code.
 
 ``words_en.toml`` and ``words_zh.toml`` hold one template per code, with named placeholders and
-their number formats. A :class:`Message` is a code with its values; it becomes a sentence only where
-it is shown. This module is on the lowest floor and imports nothing of medcot.
+their number formats; the packages in :data:`CATALOGS` have files of their own. A :class:`Message`
+is a code with its values; it becomes a sentence only where it is shown. This module is on the
+lowest floor and imports nothing of medcot.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, Self, cast
+
+CATALOGS = ("", "exporting")
+"""Folders with a catalog. Those of packages that stay at home are not sent to Kaggle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +112,12 @@ def duration(seconds: float, language: str) -> str:
 @cache
 def words(language: str) -> dict[str, str]:
     """Return all templates of ``language`` by code."""
-    source = files("medcot") / f"words_{language}.toml"
-    return tomllib.loads(source.read_text(encoding="utf-8"))
+    found: dict[str, str] = {}
+    for place in CATALOGS:
+        source = files("medcot").joinpath(place, f"words_{language}.toml")
+        if source.is_file():
+            found |= tomllib.loads(source.read_text(encoding="utf-8"))
+    return found
 
 
 class _CatalogFormatter(string.Formatter):

@@ -175,6 +175,46 @@ def ask_command(
     return None
 
 
+@cli.command("export")
+@RUN
+@click.option(
+    "--to",
+    "formats",
+    multiple=True,
+    metavar="FORMAT",
+    help="adapter, merged, gguf, ollama or hub; repeatable",
+)
+@click.option("--out", metavar="DIR", help="folder of the exports (default: DIR/export of the run)")
+@click.option(
+    "--quantize", multiple=True, metavar="TYPE", help="of a GGUF: F16, Q8_0, Q4_K_M …; repeatable"
+)
+@click.option("--no-proof", is_flag=True, help="do not compare the exports with the run")
+@JSON
+def export_command(
+    *,
+    run_path: str | None,
+    formats: tuple[str, ...],
+    out: str | None,
+    quantize: tuple[str, ...],
+    no_proof: bool,
+    as_json: bool,
+) -> None:
+    """Take the model away in other formats, each proved equal to what was scored."""
+    from medcot.exporting.formats import parse_formats, parse_quantizations
+    from medcot.exporting.workflow import ExportOptions, export_run
+
+    options = ExportOptions(
+        parse_formats(formats),
+        parse_quantizations(quantize),
+        Path(out) if out else None,
+        prove=not no_proof,
+    )
+    with _terminal(as_json=as_json) as listener:
+        records = export_run(existing_run(run_path), options, listener)
+    if as_json:
+        _print_json([record.to_json() for record in records])
+
+
 @cli.command("data")
 @click.argument("source", default="sample")
 @click.option("--language", default="en", metavar="en|zh", help="language of the data")

@@ -13,6 +13,7 @@ from medcot.evaluation.judge import JudgeResult, judge_answers
 from medcot.listener import Listener
 from medcot.pipeline.prepare import Prepared
 from medcot.reporting.build import build_report
+from medcot.reporting.exports import read_exports
 from medcot.reporting.figures import write_figures
 from medcot.reporting.markdown import render_markdown
 from medcot.reporting.schema import (
@@ -56,6 +57,7 @@ def write_report(prepared: Prepared, listener: Listener) -> Report:
     directory.write_json("report.json", report_to_json(report))
     figures = write_figures(report, list(directory.rows(directory.events)), directory.path)
     report = replace(report, figures=figures)
+    directory.write_json("report.json", report_to_json(report))
     directory.write_text("report.md", render_markdown(report))
     return report
 
@@ -99,4 +101,5 @@ def _facts(prepared: Prepared) -> Facts:
         trainable_parameters=prepared.plan.trainable_parameters,
         total_parameters=prepared.plan.total_parameters,
         environment=EnvironmentFacts(fallbacks),
+        exports=read_exports(prepared.directory),
     )

@@ -73,6 +73,7 @@ def render_markdown(report: Report) -> str:
         *_judge(report),
         *_left_out("Training rows left out", report.leaks),
         *_left_out("Questions left out, as they were trained on", report.withheld),
+        *_exports(report),
         *_setting(report),
     ]
     return "\n\n".join(parts) + "\n"
@@ -128,7 +129,11 @@ def _escape_values(message: Message) -> Message:
     return Message(
         message.code,
         {
-            name: escape(value) if isinstance(value, str) else value
+            name: escape(value)
+            if isinstance(value, str)
+            else _escape_values(value)
+            if isinstance(value, Message)
+            else value
             for name, value in message.values.items()
         },
     )
@@ -317,6 +322,14 @@ def _left_out(title: str, leaks: Sequence[Overlap]) -> Iterator[str]:
     yield "\n".join(lines)
     if len(leaks) > LONGEST_LIST:
         yield f"And {len(leaks) - LONGEST_LIST} more, in `report.json`."
+
+
+def _exports(report: Report) -> Iterator[str]:
+    """Render what the proofs of the exports found; nothing before the first export."""
+    if report.facts.exports:
+        yield "## Exports"
+        yield "\n".join(f"- {_escape_values(one.sentence)}" for one in report.facts.exports)
+        yield "Each was loaded by its own program and compared on the run's test rows (`export/`)."
 
 
 def _setting(report: Report) -> Iterator[str]:

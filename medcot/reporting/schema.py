@@ -278,6 +278,15 @@ class EnvironmentFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportFact:
+    """What the proof of an export found: ``same``, ``changed``, ``broken`` or ``unproved``."""
+
+    format: str
+    outcome: str
+    sentence: Message
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a run knows besides its scores. Two runs with the same seed have the same facts."""
 
@@ -289,6 +298,7 @@ class Facts:
     total_parameters: int | None = None
     judge: JudgeResult | None = None
     environment: EnvironmentFacts | None = None
+    exports: tuple[ExportFact, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,4 +128,7 @@ def runs_to_show(
 def commands_for(run: RunRecord) -> list[str]:
     """Return the commands that use a run's model."""
     place = "runs/NAME" if run.bundled else shlex.quote(f"runs/{run.path.name}")
-    return [f'medcot ask --run {place} "What are the warning signs of sepsis?"']
+    return [
+        f'medcot ask --run {place} "What are the warning signs of sepsis?"',
+        f"medcot export --run {place} --to merged",
+    ]

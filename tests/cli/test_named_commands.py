@@ -157,7 +157,7 @@ def test_commands_that_pages_build_exist():
 
 
 def test_a_command_or_option_that_does_not_exist_is_found():
-    assert faults_of_command("medcot export --run DIR") == ["medcot export"]
+    assert faults_of_command("medcot distil --run DIR") == ["medcot distil"]
     assert faults_of_command("medcot run --rnak 3") == ["medcot run --rnak"]
     assert faults_of_command("medcot ask --rank 3") == ["medcot ask --rank"]
     assert faults_of_command("python kaggle/push.py send") == ["python kaggle/push.py send"]
@@ -167,9 +167,9 @@ def test_a_command_or_option_that_does_not_exist_is_found():
         "medcot train --rnak"
     ]
     assert faults_of_command("pip install --no-deps medcot") == []
-    assert [*commands_in_markdown("So `medcot export` is\n```\n$ make demo\n```\n")] == [
+    assert [*commands_in_markdown("So `medcot distil` is\n```\n$ make demo\n```\n")] == [
         "make demo",
-        "medcot export",
+        "medcot distil",
     ]
     assert [*commands_in_text("score them with medcot evaluate --run")] == [
         "medcot evaluate --run",

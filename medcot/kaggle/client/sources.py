@@ -16,6 +16,9 @@ from medcot.kaggle.session.requirements import PROJECT, requirements
 PACKAGE_FOLDER = "package"
 """The folder of the bundle that the kernel puts on ``sys.path``."""
 
+_STAYS = {"exporting"}
+"""Packages that no kernel uses; the bundle is small without them."""
+
 _SUFFIXES = {".py", ".json", ".jsonl", ".toml", ".txt", ".md", ".jinja", ".css", ".js"}
 _EXTRA = re.compile(r"""extra == ["']([\w-]+)["']""")
 
@@ -47,6 +50,8 @@ def _read_sources(package: Path) -> dict[str, bytes]:
     for path in package.rglob("*"):
         inside = path.relative_to(package)
         hidden = any(part.startswith((".", "__pycache__")) for part in inside.parts)
+        if inside.parts[0] in _STAYS:
+            continue
         if path.suffix in _SUFFIXES and not hidden and path.is_file():
             content = read_with_unix_line_ends(path)
             bare = path.suffix == ".py"
