@@ -132,10 +132,10 @@ def test_two_host_headers_are_refused(stub):
 
 
 def test_a_name_that_was_allowed_is_answered_as_it_was_given(stub):
-    guard = RequestGuard(stub, names=["medcot.example", "localhost:9000"])
-    assert ask(guard, host="medcot.example")[0] == 200
+    guard = RequestGuard(stub, names=["tutor.example", "localhost:9000"])
+    assert ask(guard, host="tutor.example")[0] == 200
     assert ask(guard, host="localhost:9000")[0] == 200
-    assert ask(guard, host="medcot.example:9000")[0] == 421
+    assert ask(guard, host="tutor.example:9000")[0] == 421
 
 
 @pytest.mark.parametrize(
