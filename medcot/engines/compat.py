@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, slots=True)
 class KnownMessage:
     """A log message of a library that is silenced during training, because it does not apply.
@@ -94,6 +97,24 @@ def deny_jupyter() -> None:
 
     for module in (utils, import_utils):
         vars(module)["is_in_notebook"] = lambda: False
+
+
+def ignore_old_torchao() -> None:
+    """Let peft take a torchao that it refuses for a missing one (peft 0.19 to 0.21).
+
+    peft then raises at the first LoRA layer that bitsandbytes did not quantize, though nothing
+    here uses torchao. Kaggle's image of August 2026 brings torchao 0.10; peft wants 0.16.
+    """
+    from peft import import_utils
+    from peft.tuners.lora import torchao
+    from peft.utils import quantization_utils
+
+    try:
+        import_utils.is_torchao_available()
+    except ImportError as error:
+        logger.info("torchao counts as missing: %s", error)
+        for module in (import_utils, torchao, quantization_utils):
+            vars(module)["is_torchao_available"] = lambda: False
 
 
 def provide_loss(function: type[torch.autograd.Function]) -> None:

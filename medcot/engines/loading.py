@@ -16,7 +16,7 @@ from medcot.config.schema import BUNDLED_MODEL, RunConfig
 from medcot.data.hub import explain_hub_error, find_commit
 from medcot.engines.base import Engine, LoadedModel, Location, settle_pad_token
 from medcot.engines.bundled_model import bundled_model
-from medcot.engines.compat import deny_jupyter
+from medcot.engines.compat import deny_jupyter, ignore_old_torchao
 from medcot.engines.hf import HfEngine
 from medcot.engines.model_files import check_model_files
 from medcot.errors import InputError, RunFailed, one_line
@@ -141,6 +141,7 @@ def load_base(config: RunConfig, plan: Plan) -> LoadedModel:
 
 def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> None:
     """Put a new LoRA adapter on the model; it changes nothing until it is trained."""
+    ignore_old_torchao()
     loaded.model = loaded.engine.add_adapter(loaded, config, plan)
 
 
@@ -157,6 +158,7 @@ def load_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Pat
     """
     if folder is not None and not (folder / "adapter_config.json").exists():
         raise InputError("--run", f"no adapter in {folder}", "train the run first")
+    ignore_old_torchao()
     try:
         loaded.model = loaded.engine.read_adapter(loaded, config, plan, folder)
     except Exception as error:

@@ -146,3 +146,44 @@ def test_a_variable_that_the_user_set_wins(monkeypatch, change, variable):
     monkeypatch.setenv(variable, "the user's")
     change()
     assert compat.os.environ[variable] == "the user's"
+
+
+@pytest.fixture
+def old_torchao(tmp_path, monkeypatch):
+    """The torchao of Kaggle's image of August 2026, as far as its version."""
+    from peft import import_utils
+
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").write_text("")
+    facts = tmp_path / "torchao-0.10.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    real = import_utils.is_torchao_available
+    real.cache_clear()
+    yield real
+    real.cache_clear()
+
+
+def patched_modules():
+    from peft import import_utils
+    from peft.tuners.lora import torchao
+    from peft.utils import quantization_utils
+
+    return import_utils, torchao, quantization_utils
+
+
+def test_the_old_torchao_patch_is_still_needed(old_torchao):
+    with pytest.raises(ImportError, match="incompatible version of torchao"):
+        old_torchao()
+
+
+def test_a_model_gets_its_adapter_beside_an_old_torchao(
+    old_torchao, tiny_model, tmp_path, monkeypatch
+):
+    from tests.support.training_run import Training, make_rows
+
+    for module in patched_modules():
+        monkeypatch.setattr(module, "is_torchao_available", old_torchao)
+    training = Training(tmp_path / "run", tiny_model, make_rows(tiny_model), steps=1)
+    assert training.fit().steps == 1
