@@ -16,6 +16,7 @@ import click
 from medcot.credentials import redact
 from medcot.distributed import comm
 from medcot.errors import Cancelled, InputError, RunFailed
+from medcot.terminal import say
 
 INTERRUPTED = "stopped; finished work is kept, --resume continues the run"
 
@@ -81,7 +82,7 @@ def _exit(code: ExitCode, line: str) -> NoReturn:
     """Exit with ``code``. Of several processes, the main one prints the first failure's line."""
     first = comm.announce_failure(code, line)
     if comm.is_main():
-        click.echo(f"medcot: {line if first.rank == 0 else first.explain()}", err=True)
+        say(f"medcot: {line if first.rank == 0 else first.explain()}", err=True)
     if comm.world_size() > 1:
         comm.exit_now(first.code)
     sys.exit(first.code)

@@ -5,7 +5,6 @@ Each one makes a record of its options, calls :mod:`medcot.kaggle.client` and pr
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -48,6 +47,8 @@ from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.wait import FinalStatus, final_status, wait
 from medcot.reporting.storage import read_report
 from medcot.runs.directory import RunDirectory
+from medcot.terminal import say as print_line
+from medcot.terminal import write_json
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -247,7 +248,7 @@ def make_say(*, as_json: bool) -> Callable[[str], None]:
     """Return a function that prints lines with every secret hidden; with JSON, to stderr."""
 
     def say(line: str) -> None:
-        click.echo(redact(line), err=as_json)
+        print_line(redact(line), err=as_json)
 
     return say
 
@@ -292,7 +293,7 @@ def _verdict(run: RunDirectory) -> str:
 def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
     """Print ``facts`` as JSON if that was asked for."""
     if as_json:
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        write_json(facts)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Generator
@@ -20,6 +19,7 @@ from medcot.cli.run_choice import RESUMABLE, choose_directory, config_of_run, ex
 from medcot.credentials import prepare_credentials, redacted_output
 from medcot.distributed import comm
 from medcot.hardware.host_memory import keep_heap_small
+from medcot.terminal import say, write, write_json
 
 if TYPE_CHECKING:
     from medcot.config.resolve import Resolved
@@ -86,9 +86,9 @@ def plan_command(gpu: str | None, **flags: Any) -> None:
     plan = plan_only(resolved.config, machine)
     if resolved.json:
         return _print_json(plan.to_json())
-    click.echo(_preset_line(resolved))
+    say(_preset_line(resolved))
     for line in describe(plan):
-        click.echo(line)
+        say(line)
     return None
 
 
@@ -106,7 +106,7 @@ def train_command(**flags: Any) -> None:
         result = train_only(config, directory, listener, resume=resolved.resume)
     if resolved.json:
         return _print_json(result)
-    click.echo(f"adapter: {directory.adapter}")
+    say(f"adapter: {directory.adapter}")
     return None
 
 
@@ -170,8 +170,8 @@ def ask_command(
     if as_json:
         return _print_json(describe_reply(question, replies, base=base))
     for piece in write_reply(replies):
-        click.echo(piece, nl=False)
-    click.echo()
+        write(piece)
+    say()
     return None
 
 
@@ -231,7 +231,7 @@ def data_command(*, source: str, as_json: bool, **options: str) -> None:
         _print_json(inspection)
     else:
         for line in describe_inspection(inspection):
-            click.echo(line)
+            say(line)
     if inspection.problems:
         sys.exit(ExitCode.WRONG_INPUT)
 
@@ -247,7 +247,7 @@ def doctor_command(*, online: bool, as_json: bool) -> None:
     if as_json:
         return _print_json([asdict(finding) for finding in findings])
     for line in describe_findings(findings):
-        click.echo(line)
+        say(line)
     return None
 
 
@@ -313,11 +313,11 @@ def _print_report(report: Report, directory: RunDirectory, *, as_json: bool) -> 
         from medcot.reporting.storage import report_to_json
 
         return _print_json(report_to_json(report))
-    click.echo(report.verdict.sentence)
-    click.echo(f"report: {directory.report_markdown}")
+    say(report.verdict.sentence)
+    say(f"report: {directory.report_markdown}")
     return None
 
 
 def _print_json(value: Any) -> None:
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    click.echo(json.dumps(plain, ensure_ascii=False, indent=2, default=str))
+    write_json(plain)

@@ -10,6 +10,7 @@ import click
 
 from medcot.config.resolve import Resolved, from_text, resolve, value_type
 from medcot.config.schema import RunConfig, bounds, choices, option_name
+from medcot.terminal import say
 
 if TYPE_CHECKING:
     from medcot.hardware.machine import Machine
@@ -82,7 +83,7 @@ def _help_all() -> click.Option:
         for option in context.command.params:
             if isinstance(option, click.Option):
                 option.hidden = False
-        click.echo(context.get_help())
+        say(context.get_help())
         context.exit()
 
     return click.Option(

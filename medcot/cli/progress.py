@@ -25,6 +25,7 @@ from rich.progress import (
 from medcot.catalog import Message
 from medcot.listener import Listener
 from medcot.records import Event
+from medcot.terminal import show_line, tolerate_encodings
 
 TITLES = {
     "before": "score before",
@@ -56,7 +57,7 @@ class TerminalListener(Listener):
 
     def say(self, line: str | Message) -> None:
         """Print ``line`` above the progress bar."""
-        self.console.print(escape(str(line)), highlight=False)
+        self.console.print(escape(show_line(line)), highlight=False)
 
     def stage(self, name: str) -> None:
         """Finish the bar of the stage before, and start one for ``name``."""
@@ -168,6 +169,7 @@ def _asked_to_stop_by_signals(listener: TerminalListener) -> Generator[None]:
 
 def make_console(*, quiet: bool = False) -> Console:
     """Return the console for progress; without a terminal, long lines are not wrapped."""
+    tolerate_encodings()
     return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, quiet=quiet)
 
 

@@ -231,4 +231,4 @@ def _status(error: BaseException) -> int:
 
 def _retry_after(error: BaseException) -> str:
     seconds = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-    return f"{seconds} s" if seconds.isdigit() else seconds
+    return f"{seconds} s" if seconds.isdecimal() else seconds

@@ -19,6 +19,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 from medcot.errors import Cancelled, RunFailed, one_line
+from medcot.terminal import say
 
 CONNECT_S = 600
 """Seconds the processes may take to find one another."""
@@ -110,7 +111,7 @@ class Connection:
             time.sleep(0.2)
         if is_main():
             self.record(ended)
-            print(f"medcot: {ended.explain()}", file=sys.stderr)
+            say(f"medcot: {ended.explain()}", err=True)
         # The main thread is inside a call that never returns; nothing gentler would end it.
         exit_now(ended.code)
 
@@ -172,4 +173,4 @@ def _named(store: Any) -> Any:
 
 def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, "")
-    return int(text) if text.isdigit() else default
+    return int(text) if text.isdecimal() and len(text) < 10 else default

@@ -23,7 +23,7 @@ def available_memory_gib(
     free = int(fields["MemAvailable"].split()[0]) * 1024
     for limit, used, statistics in _cgroup_files(proc, cgroup):
         highest, now = _read(limit).strip(), _read(used).strip()
-        if highest.isdigit() and now.isdigit():
+        if highest.isdecimal() and now.isdecimal():
             free = min(free, max(0, int(highest) - int(now) + _inactive_file(statistics)))
     return free / GIB
 
@@ -71,7 +71,7 @@ def _inactive_file(statistics: Path) -> int:
     """Return the bytes of page cache that the kernel can reclaim."""
     for line in _read(statistics).splitlines():
         name, _, value = line.partition(" ")
-        if name in ("inactive_file", "total_inactive_file") and value.isdigit():
+        if name in ("inactive_file", "total_inactive_file") and value.isdecimal():
             return int(value)
     return 0
 

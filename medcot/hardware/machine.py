@@ -82,7 +82,7 @@ def detect_machine() -> Machine:
         unused = tuple(Reason("preset_no_cuda", {"gpu": gpu.name}) for gpu in gpus)
         gpus = ()
     processes = os.environ.get("WORLD_SIZE", "1")
-    count = int(processes) if processes.isdigit() and int(processes) else 1
+    count = max(1, int(processes)) if processes.isdecimal() and len(processes) < 10 else 1
     return Machine(
         gpus=gpus,
         cpu_cores=available_cores(),
@@ -152,7 +152,7 @@ def read_gpus(listing: str, visible: str | None = None) -> tuple[Gpu, ...]:
     first name that it does not know.
     """
     rows = [[cell.strip() for cell in line.split(",")] for line in listing.splitlines()]
-    rows = [row for row in rows if len(row) == 5 and row[3].isdigit()]
+    rows = [row for row in rows if len(row) == 5 and row[3].isdecimal()]
     if visible is not None:
         rows = _visible(rows, [name.strip() for name in visible.split(",")])
     return tuple(
@@ -209,7 +209,7 @@ def _ask_torch() -> tuple[Gpu, ...]:
 
 def _as_pair(capability: str) -> tuple[int, int]:
     major, _, minor = capability.partition(".")
-    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else (0, 0)
 
 
 def _squeezed(name: str) -> str:

@@ -10,6 +10,7 @@ from medcot.notebook.results import ErrorText
 from medcot.reporting.storage import read_report
 from medcot.runs.environment import NOT_MEDICAL_ADVICE
 from medcot.runs.history import RunRecord
+from medcot.terminal import say
 
 NOTEBOOK = "tutorial.py"
 
@@ -28,14 +29,14 @@ def refuse(failure: ErrorText | None) -> None:
         return
     wrong = failure.kind == "input"
     middle = f"{failure.what}; {failure.remedy}" if wrong else failure.what
-    print(f"medcot: {failure.where}: {middle}", file=sys.stderr)
+    say(f"medcot: {failure.where}: {middle}", err=True)
     sys.exit(2 if wrong else 1)
 
 
 def listen(line: str) -> None:
     """Print a line of a running training in a script; a page shows it itself."""
     if is_script():
-        print(line, flush=True)
+        say(line)
 
 
 def conclude(job: Job | None, shown: RunRecord) -> None:
@@ -43,8 +44,8 @@ def conclude(job: Job | None, shown: RunRecord) -> None:
     if not is_script():
         return
     if job and job.state == "cancelled":
-        print(f"medcot: cancelled; finished work is kept in {job.directory.path}", file=sys.stderr)
+        say(f"medcot: cancelled; finished work is kept in {job.directory.path}", err=True)
         sys.exit(130)
     refuse(job.failure if job else None)
     if report := read_report(shown.path):
-        print(f"{shown.path}: {report.verdict.sentence}\n{NOT_MEDICAL_ADVICE}")
+        say(f"{shown.path}: {report.verdict.sentence}\n{NOT_MEDICAL_ADVICE}")

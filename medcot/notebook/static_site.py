@@ -31,6 +31,7 @@ from medcot.notebook.static_pages import (
 from medcot.records import Language
 from medcot.runs.directory import RunDirectory
 from medcot.runs.history import read_run
+from medcot.terminal import say
 
 _CACHES = shutil.ignore_patterns("__marimo__", "__pycache__")
 
@@ -120,6 +121,7 @@ def _copy_assets(out: Path) -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def main(run_path: str | None, out: str, options: tuple[str, ...]) -> None:
     """Write the executed tutorial as a static site; OPTIONS after -- are those of a run."""
+<<<<<<< HEAD
     with redacted_output():
         try:
             prepare_credentials()
@@ -132,6 +134,18 @@ def main(run_path: str | None, out: str, options: tuple[str, ...]) -> None:
         except RunFailed as error:
             click.echo(f"medcot: {error}", err=True)
             sys.exit(1)
+=======
+    try:
+        run = Path(run_path).resolve() if run_path else None
+        for page in build_site(Path(out), run, options):
+            say(f"{page} ({page.stat().st_size / 1024:,.0f} KB)")
+    except InputError as error:
+        say(f"medcot: {error}", err=True)
+        sys.exit(2)
+    except RunFailed as error:
+        say(f"medcot: {error}", err=True)
+        sys.exit(1)
+>>>>>>> f9478a1 (What is shown on a terminal: control and bidirectional characters are escaped, long lines cut, and characters that an encoding lacks replaced; numbers of processes are decimal digits)
 
 
 if __name__ == "__main__":
