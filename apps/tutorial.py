@@ -9,6 +9,7 @@ __generated_with = "0.25.2"
 app = marimo.App(width="compact", app_title="medcot", css_file="tutorial.css")
 
 with app.setup(hide_code=True):
+    import sys
     from functools import partial
     from pathlib import Path
 
@@ -45,7 +46,7 @@ with app.setup(hide_code=True):
 def read_arguments():
     # Everything that the notebook can be told: the command line's options after `--`.
     _given = visits.options_of(mo.app_meta().request, mo.cli_args().to_dict())
-    _started = attempt(c.read_start, _given)
+    _started = attempt(c.read_start, _given, sys.argv[1:])
     script_mode.refuse(_started.failure)
     mo.stop(_started.failure, pages.failure(_started.failure, "en"))
     start = _started.value

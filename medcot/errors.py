@@ -18,7 +18,7 @@ class InputError(Exception):
 
     def __init__(self, where: str, got: str | Message, needs: str | Message) -> None:
         self.where, self.got, self.needs = where, got, needs
-        super().__init__(f"{where}: {one_line(got)}; {needs}")
+        super().__init__(f"{_without_middle(where)}: {one_line(got)}; {one_line(needs, 800)}")
 
 
 class RunFailed(Exception):
@@ -40,6 +40,14 @@ def one_line(text: str | Message, width: int = 160) -> str:
     """Fold the whitespace of ``text`` and shorten it to ``width`` characters."""
     folded = " ".join(str(text).split())
     return folded if len(folded) <= width else folded[: width - 1] + "…"
+
+
+def _without_middle(text: str, width: int = 400) -> str:
+    """Shorten a place whose end tells most, such as a path with a line, to ``width`` characters."""
+    folded = " ".join(text.split())
+    if len(folded) <= width:
+        return folded
+    return f"{folded[: width // 2]}…{folded[1 - width // 2 :]}"
 
 
 def nearest(name: str, known: list[str]) -> str:

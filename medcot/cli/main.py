@@ -19,6 +19,7 @@ from medcot.cli.run_choice import RESUMABLE, choose_directory, config_of_run, ex
 from medcot.credentials import prepare_credentials, redacted_output
 from medcot.distributed import comm
 from medcot.hardware.host_memory import keep_heap_small
+from medcot.paths import expand_home
 from medcot.terminal import say, write, write_json
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def evaluate_command(
     from medcot.pipeline.run import evaluate_only
 
     with _terminal(as_json=as_json) as listener:
-        report = evaluate_only(directory, listener, mcq=mcq, lm_eval=lm_eval)
+        sets, tasks = tuple(map(expand_home, mcq)), tuple(map(expand_home, lm_eval))
+        report = evaluate_only(directory, listener, mcq=sets, lm_eval=tasks)
     _print_report(report, directory, as_json=as_json)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from medcot.config.resolve import Resolved, from_text, resolve, value_type
+from medcot.config.resolve import Resolved, check_path, from_text, resolve, value_type
 from medcot.config.schema import RunConfig, bounds, choices, option_name
 from medcot.terminal import say
 
@@ -51,7 +50,7 @@ def resolve_flags(values: dict[str, Any], machine: Machine | None = None) -> Res
     return resolve(
         given,
         lambda: choose_preset(machine or detect_machine()),
-        config_file=Path(config_file) if config_file else None,
+        config_file=check_path("--config", config_file) if config_file else None,
     )
 
 

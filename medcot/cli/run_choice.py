@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
-from medcot.config.resolve import Resolved
+from medcot.config.resolve import Resolved, check_path
 from medcot.config.schema import RunConfig, option_name
 from medcot.errors import InputError
 from medcot.runs.directory import RunDirectory, new_run_path, newest_run
@@ -58,7 +57,7 @@ def existing_run(path: str | None, option: str = "--run") -> RunDirectory:
     Raises:
         InputError: there is none; ``option`` is named as the way to give one.
     """
-    found = Path(path) if path else newest_run()
+    found = check_path(option, path) if path else newest_run()
     if found is None:
         raise InputError(option, "no run found in runs/", f"pass {option} DIR")
     directory = RunDirectory(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tomllib
@@ -15,6 +16,7 @@ from medcot.catalog import Message
 from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import RunConfig, build_config
 from medcot.errors import InputError, nearest
+from medcot.paths import expand_home
 
 ENVIRONMENT_ONLY = ("MEDCOT_CACHE", "MEDCOT_DEV_DATA", "MEDCOT_JUDGE_LOGIN", "MEDCOT_OFFLINE")
 """``MEDCOT_`` variables that are not options."""
@@ -62,7 +64,7 @@ def resolve(
     return Resolved(
         config=make_config(preset, merged),
         preset_reason=reason,
-        out=Path(str(out)) if out else None,
+        out=check_path("--out", str(out)) if out else None,
         resume=bool(places.get("resume", False)),
         json=bool(places.get("json", False)),
         given={**from_file, **from_environment, **options},
@@ -136,6 +138,29 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         values[name] = from_text(name, environment[variable])
         _check_values({name: values[name]}, variable)
     return values
+
+
+def check_path(option: str, path: str) -> Path:
+    """Return ``path`` with ``~`` expanded if a file or folder can have that name.
+
+    Raises:
+        InputError: it holds U+0000, or is longer than the file system takes.
+    """
+    expanded = expand_home(path)
+    if "\0" in expanded:
+        raise InputError(option, "found U+0000 in a path", "expected the name of a file or folder")
+    try:
+        Path(expanded).stat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            got = f"a name of {len(expanded):,} characters is too long"
+            raise InputError(option, got, "use a shorter one") from None
+        if error.errno == errno.ENOTDIR:
+            got = "a part of it is a file, not a folder"
+            raise InputError(f"{option} {path}", got, "use another place") from None
+    except ValueError:
+        raise InputError(option, f"found {expanded!r}", "expected a name in UTF-8") from None
+    return Path(expanded)
 
 
 def from_text(name: str, text: str) -> Any:

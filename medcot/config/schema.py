@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from medcot.catalog import Message
 from medcot.credentials import take_judge_login
 from medcot.errors import InputError, nearest
+from medcot.paths import expand_home
 from medcot.records import Language, Style
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -120,6 +121,16 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("model", "dataset", mode="after")
+    @classmethod
+    def _at_home(cls, value: str) -> str:
+        return expand_home(value)
+
+    @field_validator("mcq", mode="after")
+    @classmethod
+    def _each_at_home(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(expand_home, value))
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> RunConfig:

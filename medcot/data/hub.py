@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from medcot.catalog import Message
 from medcot.credentials import TOKENS, hub_token
+from medcot.data.connection import check_connection, explain_cache, explain_connection
 from medcot.data.readers import BATCH, SourceRow, python_rows
 from medcot.errors import InputError, RunFailed, nearest
 
@@ -117,6 +119,8 @@ def _explain_connection(
         wait = next((w for e in chain if (w := _retry_after(e))), "a while")
         remedy = f"Wait {wait} and try again; a token in {TOKENS[0]} raises the limit."
         return RunFailed(stage, f"{name}: the hub answered 429 (too many requests).", remedy)
+    if explained := explain_connection(chain, kinds):
+        return InputError(name, *explained)
     if status >= 500:
         return RunFailed(stage, f"{name}: the hub answered {status}.", "Try again later.")
     if kinds & {httpx.ReadError, httpx.RemoteProtocolError}:
@@ -127,6 +131,8 @@ def _explain_connection(
         got = Message("error_offline_mode" if off else "error_no_connection")
         needs = Message("needs_local_file")
         return InputError(name, got, needs)
+    if explained := explain_cache(Path(constants.HF_HUB_CACHE)):
+        return InputError(name, *explained)
     root = chain[0]
     while root.__cause__:
         root = root.__cause__
@@ -148,13 +154,16 @@ def find_commit(name: str, revision: str, kind: Kind) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
+    check_connection()
     api = HfApi(token=hub_token())
     try:
         look_up = api.dataset_info if kind == "dataset" else api.model_info
         info = look_up(name, revision=revision or None, timeout=LOOKUP_TIMEOUT_S)
         if info.gated:
             api.auth_check(name, repo_type=kind)
-    except (httpx.ConnectError, httpx.TimeoutException, OfflineModeIsEnabled):
+    except (httpx.ConnectError, httpx.TimeoutException, OfflineModeIsEnabled) as error:
+        if any(isinstance(one, ssl.SSLError) for one in _chain(error)):
+            raise
         return ""
     return info.sha or ""
 

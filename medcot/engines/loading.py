@@ -21,6 +21,7 @@ from medcot.engines.hf import HfEngine
 from medcot.engines.model_files import check_model_files
 from medcot.errors import InputError, RunFailed, one_line
 from medcot.hardware.machine import Machine
+from medcot.paths import exists
 from medcot.planning.constraints import find_constraints
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan
@@ -41,18 +42,20 @@ def locate(model: str, revision: str = "") -> Location:
     """
     if model == BUNDLED_MODEL:
         return Location(str(bundled_model()), cached=True)
-    if Path(model).exists():
+    if exists(model):
         check_model_files(Path(model))
         return Location(model, cached=True)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         needs = Message("needs_folder_or_hub_name", {"model": BUNDLED_MODEL})
         raise InputError("--model", f"found {model!r}", needs)
+    from httpx import HTTPError
+
     try:
         return Location(model, _commit_on_hub(model, revision))
     except _HubUnreachable:
         if _is_cached(model, revision):
             return Location(model, revision or None, cached=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise explain_hub_error(error, f"--model {model}", "model") from None
     needs = Message("needs_local_folder")
     raise InputError(f"--model {model}", Message("error_no_connection"), needs)
@@ -211,6 +214,6 @@ def _explain(config: RunConfig, error: Exception) -> Exception:
     if not isinstance(error, OSError | ValueError | KeyError):
         return error
     needs = "expected a causal language model in safetensors with its tokenizer"
-    if Path(config.model).exists():
+    if exists(config.model):
         return InputError(f"--model {config.model}", one_line(str(error), 120), needs)
     return explain_hub_error(error, f"--model {config.model}", "model")

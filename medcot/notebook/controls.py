@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from medcot.catalog import Message, say
 from medcot.config.presets import make_config
-from medcot.config.resolve import PLACE_OPTIONS, from_text, resolve, value_type
+from medcot.config.resolve import PLACE_OPTIONS, check_path, from_text, resolve, value_type
 from medcot.config.schema import (
     BUNDLED_DATA,
     BUNDLED_MODEL,
@@ -61,8 +62,12 @@ class Start:
     given: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def read_start(arguments: Mapping[str, Any]) -> Start:
+def read_start(arguments: Mapping[str, Any], words: Sequence[str] = ()) -> Start:
     """Read command-line arguments; a flag without a value counts as given.
+
+    Args:
+        arguments: The options as marimo reads them: it makes numbers of texts like ``1e3``.
+        words: The words of the command line, from which the texts are taken.
 
     Raises:
         InputError: an unknown option, a refused value, a ``--run`` that is no run, or a secret that
@@ -70,7 +75,11 @@ def read_start(arguments: Mapping[str, Any]) -> Start:
     """
     prepare_credentials()
     # As a script, the "--" before the options is among them, without a name.
-    named = {name.replace("-", "_"): value for name, value in arguments.items() if name}
+    texts = _read_texts(words)
+    named: dict[str, Any] = {}
+    for given, value in arguments.items():
+        if name := given.partition(" ")[0]:  # marimo splits "--mcq a=b" at the "="
+            named[name.replace("-", "_")] = texts.get(name, value)
     headless = named.pop("headless", None) is not None
     run, interface = named.pop("run", None), named.pop("interface", None)
     if interface not in (None, "en", "zh"):
@@ -83,7 +92,7 @@ def read_start(arguments: Mapping[str, Any]) -> Start:
             raise InputError(option, "unknown option", needs)
     options = {name: _value(name, value) for name, value in named.items()}
     if run is not None:
-        path = Path(str(run))
+        path = check_path("--run", str(run))
         config = RunDirectory(path).config()
         return Start(config, interface or config.language, headless=headless, run=path)
     resolved = resolve(options, lambda: choose_preset(detect_machine()))
@@ -95,6 +104,22 @@ def read_start(arguments: Mapping[str, Any]) -> Start:
         out=resolved.out,
         given={name: value for name, value in resolved.given.items() if name not in PLACE_OPTIONS},
     )
+
+
+def _read_texts(words: Sequence[str]) -> dict[str, str | list[str]]:
+    """Return the texts of the options in ``words``; the values of a repeated one as a list."""
+    joined: list[str] = []
+    own = words[words.index("--") + 1 :] if "--" in words else words
+    for word in own:
+        if word.startswith("-"):
+            joined.append(word)
+        elif joined:
+            joined[-1] += f" {word}"
+    found: dict[str, list[str]] = {}
+    for option in joined:
+        name, _, value = re.sub("[= ]", "\0", option.lstrip("-"), count=1).partition("\0")
+        found.setdefault(name, []).append(value.strip())
+    return {name: many if len(many) > 1 else many[0] for name, many in found.items()}
 
 
 def machine_for(preset: str) -> str:

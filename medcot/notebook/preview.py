@@ -26,6 +26,7 @@ from medcot.engines.bundled_model import bundled_model
 from medcot.evaluation.decontaminate import collect_texts
 from medcot.evaluation.suite import make_suite
 from medcot.hardware.machine import detect_machine, named_machine
+from medcot.paths import is_folder
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan, make_plan
 from medcot.records import Case, Dataset, Dropped
@@ -204,9 +205,8 @@ def find_cases(cases: Sequence[Case], words: str, specialty: str = "") -> list[C
 
 def _load_tokenizer(config: RunConfig, *, from_hub: bool) -> tuple[Any, bool]:
     """Return the model's tokenizer, or the bundled one, and whether it is the model's."""
-    folder = Path(config.model)
-    if config.model == BUNDLED_MODEL or folder.is_dir():
-        source = bundled_model() if config.model == BUNDLED_MODEL else folder
+    if config.model == BUNDLED_MODEL or is_folder(config.model):
+        source = bundled_model() if config.model == BUNDLED_MODEL else Path(config.model)
         return load_fast_tokenizer(source), True
     if from_hub:
         from medcot.engines.loading import load_tokenizer

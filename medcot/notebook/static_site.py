@@ -28,6 +28,7 @@ from medcot.notebook.static_pages import (
     make_served_page,
     make_single_file,
 )
+from medcot.paths import expand_home
 from medcot.records import Language
 from medcot.runs.directory import RunDirectory
 from medcot.runs.history import read_run
@@ -136,8 +137,8 @@ def main(run_path: str | None, out: str, options: tuple[str, ...]) -> None:
             sys.exit(1)
 =======
     try:
-        run = Path(run_path).resolve() if run_path else None
-        for page in build_site(Path(out), run, options):
+        run = Path(expand_home(run_path)).resolve() if run_path else None
+        for page in build_site(Path(expand_home(out)), run, options):
             say(f"{page} ({page.stat().st_size / 1024:,.0f} KB)")
     except InputError as error:
         say(f"medcot: {error}", err=True)

@@ -10,7 +10,9 @@ from typing import Any
 
 from medcot.catalog import Message
 from medcot.config.schema import BUNDLED_MODEL, TARGET_MODULES, RunConfig
+from medcot.data.connection import check_connection
 from medcot.errors import InputError, one_line
+from medcot.paths import is_folder
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,8 @@ def find_model_spec(config: RunConfig) -> ModelSpec:
     """
     if config.model == BUNDLED_MODEL:
         return SMOLLM2_135M
-    folder = Path(config.model)
-    if folder.is_dir():
-        return _read_file(folder / "config.json")
+    if is_folder(config.model):
+        return _read_file(Path(config.model) / "config.json")
     known = look_up_model_spec(config.model)
     return known if known is not None else _fetch_from_hub(config)
 
@@ -212,9 +213,11 @@ def _read_file(path: Path) -> ModelSpec:
 
 def _fetch_from_hub(config: RunConfig) -> ModelSpec:
     """Fetch config.json alone, from the cache where it is there."""
+    from httpx import HTTPError
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    check_connection()
     revision = config.model_revision or None
     try:
         path = hf_hub_download(config.model, "config.json", revision=revision)
@@ -222,7 +225,7 @@ def _fetch_from_hub(config: RunConfig) -> ModelSpec:
         got = Message("error_found", {"value": repr(config.model)})
         needs = Message("needs_folder_or_hub_name", {"model": BUNDLED_MODEL})
         raise InputError("--model", got, needs) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
         kind = type(error).__name__
         needs = "use a model of the hub or its local cache, or --preset demo"
         raise InputError(

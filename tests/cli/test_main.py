@@ -62,6 +62,17 @@ def write_files(folder):
 
 
 MALFORMED = [
+    (["run", "--out", "x" * 300], ["--out", "300 characters is too long"]),
+    (["run", "--out", "x/" * 3000], ["--out", "too long"]),
+    (["run", "--resume", "--out", "x" * 300], ["--out", "too long"]),
+    (["run", "--out", "a\0b"], ["--out", "U+0000"]),
+    (["run", "--out", "one.jsonl/run"], ["--out one.jsonl/run", "not a folder"]),
+    (["report", "--run", "x" * 300], ["--run", "too long"]),
+    (["ask", "--run", "x" * 300, "Why?"], ["--run", "too long"]),
+    (["plan", "--config", "x" * 300], ["--config", "too long"]),
+    (["plan", "--config", "a\0b"], ["--config", "U+0000"]),
+    (["plan", "--preset", "demo", "--model", "x" * 300], ["--model", "maximum length"]),
+    (["data", "x/" * 3000 + "y.csv"], ["y.csv", "too long"]),
     (["run", "--rank", "0"], ["--rank", "'0'|0", "1 to 256"]),
     (["run", "--rank", "many"], ["--rank", "many", "1 to 256"]),
     (["run", "--rank", "2.5"], ["--rank", "2.5", "whole number"]),

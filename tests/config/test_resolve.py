@@ -4,6 +4,7 @@ import pytest
 
 from medcot.config.resolve import read_config_file, resolve
 from medcot.errors import InputError
+from medcot.paths import cache_folder
 
 
 def choose_demo():
@@ -107,3 +108,16 @@ def test_a_hostile_config_is_refused_in_one_line(tmp_path, name, content, says):
 def test_a_config_that_never_ends_is_not_read():
     with pytest.raises(InputError, match="not a regular file"):
         read_config_file(Path("/dev/zero"))
+
+
+def test_the_users_folder_stands_for_a_tilde_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MEDCOT_CACHE", "~/cache")
+    file = tmp_path / "options.toml"
+    file.write_text('preset = "demo"\nout = "~/run"\nmodel = "~/model"\n')
+    environment = {"MEDCOT_MCQ": "~/exam.jsonl", "MEDCOT_DATASET": "~nobody-of-this-name/x.jsonl"}
+    found = resolve({}, lambda: ("demo", ""), environment, file)
+    assert (found.out, found.config.model) == (tmp_path / "run", str(tmp_path / "model"))
+    assert found.config.mcq == (str(tmp_path / "exam.jsonl"),)
+    assert found.config.dataset == "~nobody-of-this-name/x.jsonl"
+    assert cache_folder() == tmp_path / "cache"

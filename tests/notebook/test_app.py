@@ -5,8 +5,10 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from marimo._cli.parse_args import parse_args
 
 from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig, bounds
@@ -224,6 +226,30 @@ def test_the_command_lines_options_start_the_notebook():
         controls.read_start({"rank": "0", "preset": "demo"})
     with pytest.raises(InputError, match="--run"):
         controls.read_start({"run": "nowhere"})
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "text"),
+    [
+        (["--", "--headless", "--preset", "demo", "--out", "2026_11_27"], "out", "2026_11_27"),
+        (["--preset=demo", "--out=1e3"], "out", "1e3"),
+        (["--preset", "demo", "--out", "True"], "out", "True"),
+        (["--preset", "demo", "--dataset", "a=1.jsonl"], "dataset", "a=1.jsonl"),
+        (["edit", "--out", "x", "--", "--preset", "demo", "--out", "007"], "out", "007"),
+    ],
+)
+def test_texts_among_the_options_stay_as_they_were_typed(words, option, text):
+    own = words[words.index("--") + 1 :] if "--" in words else words
+    start = controls.read_start(parse_args(own), words)
+    found = start.out if option == "out" else getattr(start.config, option)
+    assert str(found) == text
+
+
+def test_a_run_whose_name_looks_like_a_number_is_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    RunDirectory("2026_11_28").create(make_config("demo"))
+    words = ["--run", "2026_11_28"]
+    assert controls.read_start(parse_args(words), words).run == Path("2026_11_28")
 
 
 def test_options_given_at_the_start_outlive_a_change_of_preset():

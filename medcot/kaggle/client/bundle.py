@@ -18,6 +18,7 @@ from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client.sources import PROJECT, collect_package, read_with_unix_line_ends
 from medcot.kaggle.session.job import CONFIG_FILE, JOB_FILE, JobSpec
 from medcot.kaggle.session.secret_scan import SecretMatch, find_secrets
+from medcot.paths import is_folder
 
 MARKER = "medcot bundle "
 """Begins the first line of a kernel's log, and tells our kernels from others."""
@@ -188,7 +189,7 @@ def refuse_secrets(matches: Sequence[SecretMatch]) -> None:
 
 def _carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
     """Return the config for the kernel, and its local files for ``data/``, where the run starts."""
-    if Path(config.model).expanduser().is_dir():
+    if is_folder(config.model):
         raise InputError(
             f"--model {config.model}",
             "a folder on this machine cannot be sent",
@@ -199,7 +200,7 @@ def _carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
     def carry(option: str, source: str) -> str:
         if not source.endswith(_DATA_SUFFIXES):
             return source
-        path = Path(source).expanduser()
+        path = Path(source)
         if not path.is_file():
             raise InputError(
                 f"{option} {source}", "no such file", "expected an existing file or a hub name"
