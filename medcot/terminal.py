@@ -15,7 +15,7 @@ import unicodedata
 LONGEST_LINE = 2000
 """Characters of a line that is shown; the rest is cut."""
 
-_NEAREST = "medcot.nearest"
+_NEAREST = "medcot-nearest"
 """The name of :func:`_nearest` as an error handler of codecs."""
 
 _UNSAFE = re.compile(

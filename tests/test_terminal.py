@@ -71,7 +71,7 @@ def test_what_steers_a_terminal_is_escaped_everywhere(char, capsys):
     TerminalListener(Console(file=file)).say(f"a{char}b")
     printed = capsys.readouterr()
     for text in (printed.out, printed.err, file.getvalue()):
-        assert r"a\u" in text
+        assert r"a\u" in text or char.isspace()
         assert char[0] not in text
 
 

@@ -23,6 +23,7 @@ from medcot.notebook.controls import read_start
 from medcot.notebook.jobs import RUNNER
 from medcot.notebook.request_guard import Application, RequestGuard
 from medcot.notebook.static_pages import NOTEBOOK
+from medcot.terminal import say
 
 SHORTEST_TOKEN = 16
 """Characters of a token that nobody guesses."""
@@ -153,7 +154,7 @@ def _end_training() -> None:
     job = RUNNER.current_job()
     if job is None or not RUNNER.is_training():
         return
-    click.echo("medcot: the training stops after its step; finished work is kept", err=True)
+    say("medcot: the training stops after its step; finished work is kept", err=True)
     job.cancel()
     job.wait(LAST_STEP_S)
 
@@ -184,7 +185,7 @@ def command(
     application = make_application(options, names, token)
     with open_socket(host, port, token) as bound:
         address = _address(host, int(bound.getsockname()[1]))
-        click.echo(f"medcot: the notebook is at {address} (Ctrl-C stops it)")
+        say(f"medcot: the notebook is at {address} (Ctrl-C stops it)")
         if not headless:
             # The socket holds the browser's request until the server answers it.
             bound.listen()
@@ -205,16 +206,16 @@ def main(arguments: Iterable[str] | None = None) -> None:
     try:
         command.main(given, prog_name="medcot app", standalone_mode=False)
     except InputError as error:
-        click.echo(f"medcot: {error}", err=True)
+        say(f"medcot: {error}", err=True)
         sys.exit(2)
     except click.UsageError as error:
-        click.echo(f"medcot: {error.format_message()}", err=True)
+        say(f"medcot: {error.format_message()}", err=True)
         sys.exit(2)
     except RunFailed as error:
-        click.echo(f"medcot: {error}", err=True)
+        say(f"medcot: {error}", err=True)
         sys.exit(1)
     except click.Abort:
-        click.echo("medcot: stopped", err=True)
+        say("medcot: stopped", err=True)
         sys.exit(130)
 
 

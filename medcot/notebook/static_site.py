@@ -122,31 +122,18 @@ def _copy_assets(out: Path) -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def main(run_path: str | None, out: str, options: tuple[str, ...]) -> None:
     """Write the executed tutorial as a static site; OPTIONS after -- are those of a run."""
-<<<<<<< HEAD
     with redacted_output():
         try:
             prepare_credentials()
-            run = Path(run_path).resolve() if run_path else None
-            for page in build_site(Path(out), run, options):
-                click.echo(f"{page} ({page.stat().st_size / 1024:,.0f} KB)")
+            run = Path(expand_home(run_path)).resolve() if run_path else None
+            for page in build_site(Path(expand_home(out)), run, options):
+                say(f"{page} ({page.stat().st_size / 1024:,.0f} KB)")
         except InputError as error:
-            click.echo(f"medcot: {error}", err=True)
+            say(f"medcot: {error}", err=True)
             sys.exit(2)
         except RunFailed as error:
-            click.echo(f"medcot: {error}", err=True)
+            say(f"medcot: {error}", err=True)
             sys.exit(1)
-=======
-    try:
-        run = Path(expand_home(run_path)).resolve() if run_path else None
-        for page in build_site(Path(expand_home(out)), run, options):
-            say(f"{page} ({page.stat().st_size / 1024:,.0f} KB)")
-    except InputError as error:
-        say(f"medcot: {error}", err=True)
-        sys.exit(2)
-    except RunFailed as error:
-        say(f"medcot: {error}", err=True)
-        sys.exit(1)
->>>>>>> f9478a1 (What is shown on a terminal: control and bidirectional characters are escaped, long lines cut, and characters that an encoding lacks replaced; numbers of processes are decimal digits)
 
 
 if __name__ == "__main__":
