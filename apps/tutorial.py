@@ -299,7 +299,7 @@ def tell_the_data(section):
 
 @app.cell(hide_code=True)
 def make_filters(cases):
-    words = mo.ui.text(placeholder="…", label="`words`")
+    words = mo.ui.text(placeholder="…", max_length=200, label="`words`")
     _known = sorted({_case.specialty for _case in cases.values()} - {""})
     specialty = mo.ui.dropdown(
         {"*": ""} | {_one: _one for _one in _known}, value="*", label="`specialty`"
@@ -499,7 +499,11 @@ def tell_the_tuned(language, report, section, show, shown):
 @app.cell(hide_code=True)
 def make_question_box(report):
     question = mo.ui.text_area(
-        value=report.fixed_question.question, rows=4, full_width=True, label="`ask`"
+        value=report.fixed_question.question,
+        rows=4,
+        max_length=jobs.LONGEST_QUESTION,
+        full_width=True,
+        label="`ask`",
     )
     return (question,)
 

@@ -100,13 +100,18 @@ def either(options: Sequence[str | Message]) -> str | Message:
 
 def duration(seconds: float, language: str) -> str:
     """Render a time as a person says it: in seconds, minutes, hours or days."""
+    return duration_message(seconds).text(language)
+
+
+def duration_message(seconds: float) -> Message:
+    """Return a time as a person says it, to be rendered where the language is known."""
     if seconds < 90:
-        return say("seconds", language, n=f"{seconds:.0f}")
+        return Message("seconds", {"n": f"{seconds:.0f}"})
     if seconds < 5400:
-        return say("minutes", language, n=f"{seconds / 60:.0f}")
+        return Message("minutes", {"n": f"{seconds / 60:.0f}"})
     if seconds < 48 * 3600:
-        return say("hours", language, n=f"{seconds / 3600:.1f}")
-    return say("days", language, n=f"{seconds / 86400:,.0f}")
+        return Message("hours", {"n": f"{seconds / 3600:.1f}"})
+    return Message("days", {"n": f"{seconds / 86400:,.0f}"})
 
 
 @cache

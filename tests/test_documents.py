@@ -124,6 +124,38 @@ def test_modules_and_paths_named_in_a_document_exist(name: str):
         assert (ROOT / path).exists(), f"{name}: there is no {path}"
 
 
+def find_named_tests(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+
+
+def test_every_promise_of_the_security_policy_names_tests_that_exist():
+    text = read("SECURITY.md")
+    promises = [row for row in rows_of_tables(text) if len(row) == 2]
+    assert len(promises) >= 15
+    assert all(find_named_tests(test) for promise, test in promises), "a promise without a test"
+    for file, name in find_named_tests(text):
+        assert name in names_in(ROOT / file), f"SECURITY.md: {file} has no {name}"
+    for name in ("README.md", "README.zh-CN.md", "docs/architecture.md"):
+        assert "SECURITY.md" in read(name), f"{name} does not link the security policy"
+
+
+def test_every_dependency_is_in_the_list_of_licences_with_its_pinned_version():
+    listed = {
+        row[0].lower(): row for row in rows_of_tables(read("docs/licences.md")) if len(row) >= 3
+    }
+    pinned = [line.split("==") for line in read("constraints.txt").splitlines() if "==" in line]
+    for name, version in pinned:
+        assert listed[name.lower()][1] == version.strip(), f"{name}: run make licences"
+        assert listed[name.lower()][2], f"{name} has no licence"
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    optional = project["optional-dependencies"].values()
+    direct = [*project["dependencies"], *(line for lines in optional for line in lines)]
+    known = {name.replace("_", "-") for name in listed}
+    for line in direct:
+        name = re.split(r"[^\w.-]", line, maxsplit=1)[0].lower().replace("_", "-")
+        assert name in known, f"{name} is not in docs/licences.md: run make licences"
+
+
 def test_new_names_in_the_history_exist():
     section = read(HISTORY).split("## Names of modules", 1)[1].split("\n## ", 1)[0]
     new_names = [name for row in rows_of_tables(section) for name in modules_named_in(row[1])]

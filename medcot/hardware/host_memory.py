@@ -46,6 +46,16 @@ def keep_heap_small(smallest_mapped: int = 2**20) -> bool:
         return False
 
 
+def return_free_memory() -> bool:
+    """Give the C library's free memory back to the system; return whether there was any."""
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        return ctypes.CDLL(None).malloc_trim(0) == 1
+    except (OSError, AttributeError):
+        return False
+
+
 def _cgroup_files(proc: Path, root: Path) -> list[tuple[Path, Path, Path]]:
     """Return (limit, usage, statistics) of every cgroup above this process, v1 or v2."""
     found: list[tuple[Path, Path, Path]] = []

@@ -9,21 +9,26 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medcot.catalog import Message
+from medcot.catalog import Message, duration_message
 from medcot.config.schema import RunConfig
 from medcot.credentials import redact
-from medcot.errors import Cancelled, RunFailed
+from medcot.errors import Cancelled, InputError, RunFailed
+from medcot.hardware.host_memory import return_free_memory
 from medcot.listener import Listener
 from medcot.notebook.results import ErrorText, describe_error
 from medcot.pipeline.run import run
 from medcot.records import Event
 from medcot.runs.directory import RunDirectory
+
+LONGEST_QUESTION = 8_000
+"""Characters of a question. Longer ones exceed the context of the models that are offered."""
 
 State = Literal["running", "done", "cancelled", "failed"]
 
@@ -32,8 +37,8 @@ State = Literal["running", "done", "cancelled", "failed"]
 class Job:
     """A training that runs or ran. ``owner`` is the visitor who may cancel it.
 
-    ``done`` and ``total`` count the rows or steps of ``stage``; ``echo`` is called with each of
-    the run's own lines.
+    ``done`` and ``total`` count the rows or steps of ``stage``, and ``began`` is when it began, in
+    seconds of the monotonic clock; ``echo`` is called with each of the run's own lines.
     """
 
     config: RunConfig
@@ -41,6 +46,7 @@ class Job:
     owner: str
     state: State = "running"
     stage: str = "start"
+    began: float = field(default_factory=time.monotonic)
     done: int = 0
     total: int = 0
     events: list[Event] = field(default_factory=list[Event])
@@ -53,6 +59,14 @@ class Job:
     def cancel(self) -> None:
         """Make the run end after the current step or row; finished work is kept."""
         self.stop.set()
+
+    def seconds_left(self) -> float | None:
+        """Estimate the seconds until the stage ends; None before its first row or step is done."""
+        if self.stage == "training" and self.events:
+            return self.events[-1].eta_s
+        if not self.done or not self.total:
+            return None
+        return (time.monotonic() - self.began) / self.done * (self.total - self.done)
 
     def finish(self) -> Job:
         """Wait until the run has ended. Ctrl-C makes it stop, and waits until its work is kept."""
@@ -83,6 +97,7 @@ class JobListener(Listener):
     def stage(self, name: str) -> None:
         """Begin to count the rows or steps of the stage ``name``."""
         self._job.stage, self._job.done, self._job.total = name, 0, 0
+        self._job.began = time.monotonic()
 
     def progress(self, done: int, total: int) -> None:
         """Keep how many rows or steps of the stage are done."""
@@ -104,6 +119,7 @@ class JobRunner:
     def __init__(self) -> None:
         self._busy = threading.Lock()
         self._job: Job | None = None
+        self._since = 0.0
 
     def start_training(
         self,
@@ -170,9 +186,12 @@ class JobRunner:
         """Return the model's answer to ``question`` in parts; ``show`` gets it as it grows.
 
         Raises:
-            InputError: an empty question, or a run without an adapter.
+            InputError: a question that is empty or too long, or a run without an adapter.
             RunFailed: something else is running.
         """
+        if len(question) > LONGEST_QUESTION:
+            got = Message("error_question_length", {"count": len(question)})
+            raise InputError("QUESTION", got, Message("needs_at_most", {"most": LONGEST_QUESTION}))
         from medcot.inference.ask import ask
 
         reply: dict[str, Any] = {"question": question, "base": base}
@@ -197,11 +216,20 @@ class JobRunner:
 
     def _reserve(self) -> None:
         if not self._busy.acquire(blocking=False):
-            raise RunFailed(
-                "start",
-                Message("error_busy"),
-                Message("needs_waiting"),
-            )
+            raise RunFailed("start", self._describe_holder(), Message("needs_waiting"))
+        self._since = time.monotonic()
+
+    def _describe_holder(self) -> Message:
+        """Say what runs and how long it takes, as far as that is known."""
+        job = self._job
+        if job is None or job.state != "running":
+            so_far = duration_message(time.monotonic() - self._since)
+            return Message("error_busy_answering", {"time": so_far})
+        stage, left = Message(f"stage_{job.stage}"), job.seconds_left()
+        if left is None:
+            return Message("error_busy_training", {"stage": stage})
+        values = {"stage": stage, "done": job.done, "total": job.total}
+        return Message("error_busy_until", {**values, "time": duration_message(left)})
 
     def _release(self) -> None:
         _free_memory()
@@ -242,3 +270,4 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+    return_free_memory()

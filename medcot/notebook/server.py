@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from medcot.credentials import prepare_credentials, redacted_output
 from medcot.errors import InputError, RunFailed
 from medcot.hardware.host_memory import keep_heap_small
 from medcot.notebook.controls import read_start
@@ -203,8 +204,14 @@ def main(arguments: Iterable[str] | None = None) -> None:
     """Run the command; wrong input is one line and exit code 2."""
     keep_heap_small()
     given = None if arguments is None else list(arguments)
+    with redacted_output():
+        _run_command(given)
+
+
+def _run_command(arguments: list[str] | None) -> None:
     try:
-        command.main(given, prog_name="medcot app", standalone_mode=False)
+        prepare_credentials()
+        command.main(arguments, prog_name="medcot app", standalone_mode=False)
     except InputError as error:
         say(f"medcot: {error}", err=True)
         sys.exit(2)

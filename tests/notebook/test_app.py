@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -279,6 +280,32 @@ def test_one_training_at_a_time_and_a_cancelled_one_goes_on(tiny, tmp_path):
     assert again.wait(60).state == "cancelled", again.failure
     assert again.events[0].step >= learnt
     assert list_runs(tmp_path)[0].stage == "cancelled"
+
+
+def test_a_visitor_who_is_refused_is_told_what_runs_and_how_long():
+    runner = jobs.JobRunner()
+    with runner.reserved():
+        refused = attempt(runner.start_training, None, None).failure
+    assert "another answer is being written on this server, for 0 s" in str(refused)
+    job = runner._job = jobs.Job(None, None, "me")
+    listener = jobs.JobListener(job)
+    with runner.reserved():
+        listener.stage("before")
+        refused = attempt(runner.start_training, None, None).failure
+        assert "(Scoring the base model)" in str(refused)
+        job.began -= 60
+        listener.progress(6, 30)
+        refused = attempt(runner.start_training, None, None).failure
+    assert re.search(r"6 of 30; about 4 min\w* left", str(refused)), refused
+    assert "6 / 30" in refused.what.text("zh")
+
+
+def test_a_question_that_is_too_long_is_refused_before_a_model_is_loaded(tmp_path):
+    run = RunDirectory(tmp_path / "none")
+    question = "x" * (jobs.LONGEST_QUESTION + 1)
+    refused = attempt(jobs.RUNNER.answer_question, run, question, base=True).failure
+    assert "8,001 characters" in str(refused)
+    assert not jobs.RUNNER.is_training()
 
 
 def test_a_process_with_marimo_in_it_can_load_an_engine_and_train():

@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from medcot.config.schema import MEDICAL_O1
 from medcot.reporting.storage import read_report
@@ -25,6 +28,7 @@ OPTIONS = {
     "generate-samples": 1, "max-new-tokens": 4, "mcq": "sample", "mcq-samples": 2,
     "max-length": 1536, "rank": 4,
 }  # fmt: skip
+EDITOR_TOKEN = "a token for the editor"
 IMAGE = "<img src=x onerror='window.hacked=1'>"
 HOSTILE = (
     f"</script></textarea></div>{IMAGE}<script>window.hacked=1</script>"
@@ -77,7 +81,8 @@ def serve(folder, mode, notebook):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "medcot.notebook.server"]
     if mode == "edit":
-        command = [sys.executable, "-m", "marimo", "edit", str(notebook), "--no-token"]
+        command = [sys.executable, "-m", "marimo", "edit", str(notebook)]
+        command += ["--token-password", EDITOR_TOKEN]
     command += ["--headless", "--host", "127.0.0.1", "--port", str(port), "--"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     home = {"HOME": str(folder), "MEDCOT_CACHE": str(REAL_CACHE), "OMP_NUM_THREADS": "1"}
@@ -98,6 +103,14 @@ def serve(folder, mode, notebook):
 def answers(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def get(place, headers=None):
+    """Status and body of the first page, without a browser."""
+    with closing(HTTPConnection(place)) as asking:
+        asking.request("GET", "/", headers=headers or {})
+        answer = asking.getresponse()
+        return answer.status, answer.read()
 
 
 def wait_for(condition, seconds=PATIENCE):
@@ -256,7 +269,7 @@ def test_a_second_visitor_waits_and_cancelling_keeps_what_was_learnt(page, brows
     wait_until_whole(other)
     assert other.get_by_role("button", name="Cancel", exact=True).count() == 0
     other.get_by_role("button", name="Train with these settings").click()
-    other.wait_for_selector("text=another training or answer is running")
+    other.wait_for_selector("text=/another training is running.* left of this/")
     other.context.close()
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.wait_for_selector('[data-job="cancelled"]')
@@ -298,22 +311,14 @@ def test_a_set_that_cannot_be_loaded_is_explained_and_the_page_goes_on(page, fol
 
 
 def test_another_site_s_page_gets_no_message_and_another_name_no_page(server):
-    from http.client import HTTPConnection
-
-    from websockets.exceptions import InvalidStatus
-    from websockets.sync.client import connect
-
     place = server[0].removeprefix("http://")
     address = f"ws://{place}/ws?session_id=s_foreign"
     with pytest.raises(InvalidStatus) as refused:
         connect(address, origin="http://evil.example", proxy=None)
     assert refused.value.response.status_code == 403
-    asking = HTTPConnection(place)
-    asking.request("GET", "/", headers={"Host": "evil.example"})
-    answer = asking.getresponse()
-    assert answer.status == 421
-    assert b"medcot" not in answer.read()
-    asking.close()
+    status, told = get(place, {"Host": "evil.example"})
+    assert status == 421
+    assert b"medcot" not in told
 
 
 def test_nothing_was_asked_of_any_other_host(page, server):
@@ -323,20 +328,33 @@ def test_nothing_was_asked_of_any_other_host(page, server):
     assert page.evaluate("window.hacked") is None
 
 
-def test_edit_mode_follows_a_slider_too_and_offers_what_a_served_page_does_not(
-    browser, server, folder
-):
+@pytest.fixture(scope="module")
+def editor(server, folder):
+    """The notebook in marimo's editor, with marimo's own token."""
     # A copy: the editor may save what it has opened.
     shutil.copytree(ROOT / "apps", folder / "apps", ignore=shutil.ignore_patterns("__*__"))
     shutil.copy2(ROOT / "pyproject.toml", folder)
     with serve(folder, "edit", folder / "apps" / "tutorial.py") as (address, _):
-        page = browser.new_context().new_page()
-        page.set_default_timeout(1000 * PATIENCE)
-        page.goto(address)
-        wait_until_whole(page)
-        before = fact(page, "Trained parameters")
-        knob(page, "rank").press("ArrowRight")
-        wait_for(lambda: fact(page, "Trained parameters") != before)
-        assert page.get_by_role("button", name="Build the kernel").count() == 1
-        assert page.locator('[data-knob="dataset"] input').count() == 1, "any file may be named"
-        page.context.close()
+        yield address
+
+
+def test_edit_mode_asks_for_its_token(editor):
+    status, told = get(editor.removeprefix("http://"))
+    assert status in (302, 303, 307, 401)
+    assert b"medcot" not in told
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"{editor.replace('http', 'ws')}/ws?session_id=s_foreign", proxy=None)
+    assert refused.value.response.status_code == 403
+
+
+def test_edit_mode_follows_a_slider_too_and_offers_what_a_served_page_does_not(browser, editor):
+    page = browser.new_context().new_page()
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(f"{editor}?access_token={EDITOR_TOKEN}")
+    wait_until_whole(page)
+    before = fact(page, "Trained parameters")
+    knob(page, "rank").press("ArrowRight")
+    wait_for(lambda: fact(page, "Trained parameters") != before)
+    assert page.get_by_role("button", name="Build the kernel").count() == 1
+    assert page.locator('[data-knob="dataset"] input').count() == 1, "any file may be named"
+    page.context.close()
