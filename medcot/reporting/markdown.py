@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from medcot.catalog import Message
+from medcot.catalog import Message, say
 from medcot.data.contamination import Overlap
 from medcot.evaluation.suite import SetAccuracy
 from medcot.reporting.schema import (
     MEASURES,
-    NOT_MEDICAL_ADVICE,
     Answer,
     ChangedList,
     ChangedQuestion,
     ChangedRow,
     ChoiceEndpoint,
-    Endpoint,
     FixedQuestion,
-    Measure,
     Report,
 )
 from medcot.reporting.wording import (
+    compare_values,
     count_things,
-    format_change,
-    format_interval,
-    format_p,
     format_percent,
-    format_size,
-    format_value,
+    state_power,
+    word_verdict,
 )
-from medcot.stats.paired import PairedDifference
 
 LONGEST_LIST = 10
 """Rows of a list; ``report.json`` has them all."""
@@ -43,85 +37,53 @@ SHORT_TEXT = 200
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#!~$&])")
 
-_NAMES: dict[Measure, str] = {
-    "nll": "test loss (nats per token)",
-    "mcq": "multiple choice, right",
-    "closed_rate": "thought closed",
-    "finished_rate": "ended by itself",
-    "repetition_rate": "caught in a loop",
-    "language_match_rate": "in the question's language",
-    "answer_tokens": "answer length (tokens)",
-    "thought_tokens": "thought length (tokens)",
-}
 
-
-def render_markdown(report: Report) -> str:
-    """Render ``report.md``."""
+def render_markdown(report: Report, language: str = "en") -> str:
+    """Render ``report.md``; answers and questions stay in their own language."""
     parts = [
-        "# Did the fine-tuning help?",
-        f"**{report.verdict.sentence}**",
-        f"> {NOT_MEDICAL_ADVICE}",
-        *_comparison(report),
-        *_cautions(report),
-        *_sets(report),
-        *_power(report),
-        *_figures(report),
-        *_fixed_question(report.fixed_question),
-        *_rows("better", report.better_rows),
-        *_rows("worse", report.worse_rows),
-        *_changed_questions(report),
-        *_judge(report),
-        *_left_out("Training rows left out", report.leaks),
-        *_left_out("Questions left out, as they were trained on", report.withheld),
-        *_exports(report),
-        *_setting(report),
+        f"# {say('report_title', language)}",
+        f"**{word_verdict(report, language)}**",
+        f"> {say('research_output', language)}",
+        *_comparison(report, language),
+        *_cautions(report, language),
+        *_sets(report, language),
+        *_power(report, language),
+        *_figures(report, language),
+        *_fixed_question(report.fixed_question, language),
+        *_rows("better_rows", report.better_rows, language),
+        *_rows("worse_rows", report.worse_rows, language),
+        *_changed_questions(report, language),
+        *_judge(report, language),
+        *_overlaps("report_leaks", report.leaks, language),
+        *_overlaps("report_withheld", report.withheld, language),
+        *_exports(report, language),
+        *_setting(report, language),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _comparison(report: Report) -> Iterator[str]:
-    lines = ["| | before | after | difference | 95 % interval | p | n |"]
-    lines.append("| :-- | --: | --: | --: | :-: | --: | --: |")
-    for measure in MEASURES:
-        if paired := report.paired.of(measure):
-            before, after = report.before.value(measure), report.after.value(measure)
-            lines.append(_line(_NAMES[measure], measure, before, after, paired))
-    yield "## Before and after"
-    yield "\n".join(lines)
-    yield (
-        "Each difference is after minus before on the same rows with the same settings: a fall of"
-        " the loss is good, a rise of right answers is good. A change is called only when both the"
-        " interval leaves zero out and p is below 0.05. A lower loss means that the model has come"
-        " closer to the reference texts, their manner included; whether it is right more often,"
-        " only right answers show. All of it is about this one adapter: another seed may do"
-        " otherwise."
-    )
-
-
-def _line(
-    title: str,
-    measure: Measure,
-    before: float | None,
-    after: float | None,
-    paired: PairedDifference,
-) -> str:
-    cells = [
-        title,
-        format_value(measure, before),
-        format_value(measure, after),
-        format_change(measure, paired.difference),
-        format_interval(measure, paired),
-        format_p(paired.p_value),
-        str(paired.n),
+def _comparison(report: Report, language: str) -> Iterator[str]:
+    rows = [
+        [say(f"measure_{measure}", language), *compare_values(report, measure, paired, language)]
+        for measure in MEASURES
+        if (paired := report.paired.of(measure))
     ]
-    return f"| {' | '.join(cells)} |"
+    yield f"## {say('report_comparison', language)}"
+    yield _table("heads_comparison", ":-- --: --: --: :-: --: --:", rows, language)
+    yield say("report_comparison_note", language)
 
 
-def _cautions(report: Report) -> Iterator[str]:
+def _table(heads: str, alignment: str, rows: Iterable[Sequence[str]], language: str) -> str:
+    """Render a table; the catalog has the first line's cells under the code ``heads``."""
+    lines = [f"| {say(heads, language)} |", f"| {' | '.join(alignment.split())} |"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _cautions(report: Report, language: str) -> Iterator[str]:
     """Render the cautions as a section; nothing without any."""
     if report.cautions:
-        yield "## Cautions"
-        yield "\n".join(f"- {_escape_values(one)}" for one in report.cautions)
+        yield f"## {say('report_cautions', language)}"
+        yield "\n".join(f"- {_escape_values(one).text(language)}" for one in report.cautions)
 
 
 def _escape_values(message: Message) -> Message:
@@ -139,151 +101,129 @@ def _escape_values(message: Message) -> Message:
     )
 
 
-def _sets(report: Report) -> Iterator[str]:
+def _sets(report: Report, language: str) -> Iterator[str]:
     mcq, before, after = report.paired.mcq, report.before.mcq, report.after.mcq
     if not mcq or not before or not after:
         return
-    lines = ["| set | before | after | difference | interval | p | n | by guessing | verdict |"]
-    lines.append("| :-- | --: | --: | --: | :-: | --: | --: | --: | :-- |")
-    verdicts = report.verdict.mcq_sets or {}
+    rows: list[list[str]] = []
     for name, paired in mcq.sets.items():
-        accuracies = before.sets[name].accuracy, after.sets[name].accuracy
-        line = _line(escape(name), "mcq", *accuracies, paired)
-        lines.append(f"{line} {format_percent(report.chance.get(name))} | {verdicts[name]} |")
-    yield "## Multiple choice by set"
-    yield "\n".join(lines)
-    yield from _correction(mcq)
-    yield _method(report, before, after)
+        found = (report.verdict.mcq_sets or {})[name].replace(" ", "_")
+        values = compare_values(report, "mcq", paired, language, of_set=name)
+        guess = format_percent(report.chance.get(name))
+        rows.append([escape(name), *values, guess, say(f"called_{found}", language)])
+    yield f"## {say('report_sets', language)}"
+    yield _table("heads_sets", ":-- --: --: --: :-: --: --: --: :--", rows, language)
+    yield from _correction(mcq, language)
+    yield _method(report, before, after, language)
     for name, alike in report.lm_eval_agreement.items():
-        yield (
-            f"lm-evaluation-harness and medcot judge the same questions of {escape(name)} alike,"
-            f" right or wrong: {alike.before} of {alike.n} before and {alike.after} of"
-            f" {alike.n} after. Together they are counted once."
-        )
+        counts = {"before": alike.before, "after": alike.after, "n": alike.n}
+        yield say("report_agreement", language, set=escape(name), **counts)
 
 
-def _correction(mcq: ChoiceEndpoint) -> Iterator[str]:
+def _correction(mcq: ChoiceEndpoint, language: str) -> Iterator[str]:
     if len(mcq.sets) > 1:
         level = f"{100 * next(iter(mcq.sets.values())).level:.1f}"
-        yield (
-            f"{len(mcq.sets)} sets give chance {len(mcq.sets)} tries: their p-values are corrected"
-            f" by Holm's method and their intervals are {level} % each, so that all hold together."
-        )
+        yield say("report_correction", language, sets=len(mcq.sets), level=level)
 
 
-def _method(report: Report, before: SetAccuracy, after: SetAccuracy) -> str:
+def _method(report: Report, before: SetAccuracy, after: SetAccuracy, language: str) -> str:
     if report.config.mcq_method == "likelihood":
-        return "Answered by likelihood: the letter that the model finds likeliest after the cue."
-    said = [
-        f"{side}: {mcq.unparsed} stated no clear letter, {mcq.unfinished} were cut off"
-        for side, mcq in (("before", before), ("after", after))
-    ]
-    return f"Answered by reasoning; what cannot be read counts as wrong ({'; '.join(said)})."
+        return say("report_likelihood", language)
+    return say(
+        "report_reasoning",
+        language,
+        unparsed_before=before.unparsed,
+        unfinished_before=before.unfinished,
+        unparsed_after=after.unparsed,
+        unfinished_after=after.unfinished,
+    )
 
 
-def _power(report: Report) -> Iterator[str]:
-    lines: list[str] = []
-    for name, paired in report.paired.endpoints().items():
-        unit = "test rows" if name == "nll" else "questions"
-        if (least := paired.detectable) is not None:
-            size = format_size(name, least)
-            lines.append(
-                f"- {_NAMES[name]}: with {paired.n} {unit}, a true difference of"
-                f" {size} or more would be found four times out of five."
-            )
-        lines += _needed_rows(name, paired, unit)
-    if lines:
-        yield "## What this run could have shown"
+def _power(report: Report, language: str) -> Iterator[str]:
+    if lines := [f"- {one.text(language)}" for one in state_power(report, language)]:
+        yield f"## {say('report_power', language)}"
         yield "\n".join(lines)
 
 
-def _needed_rows(name: Measure, paired: Endpoint, unit: str) -> Iterator[str]:
-    if (needed := paired.needed_rows) is not None:
-        seen = format_size(name, paired.difference)
-        yield (
-            f"- To tell a difference like the one seen ({seen}) from chance takes about"
-            f" {needed:,} {unit}: {needed - paired.n:,} more."
-        )
-    elif isinstance(paired, ChoiceEndpoint) and (paired.needed_for_5_points or 0) > paired.n:
-        needed = paired.needed_for_5_points or 0
-        yield (
-            f"- To find a change of 5 points four times out of five takes about {needed:,}"
-            f" {unit}, {needed - paired.n:,} more, and only if hardly more answers change"
-            " sides than did here."
-        )
-
-
-def _figures(report: Report) -> Iterator[str]:
+def _figures(report: Report, language: str) -> Iterator[str]:
     if report.figures:
-        yield "## Figures"
+        yield f"## {say('report_figures', language)}"
         yield from (f"![{escape(one.title)}]({one.file})" for one in report.figures)
 
 
-def _fixed_question(fixed: FixedQuestion | None) -> Iterator[str]:
+def _fixed_question(fixed: FixedQuestion | None, language: str) -> Iterator[str]:
     """Render the fixed question with its answers, and a table of its claims."""
     if fixed is None:
         return
-    yield "## The same question, before and after"
+    yield f"## {say('report_fixed', language)}"
     yield f"*{escape(fixed.question)}*"
-    yield _side_by_side(fixed)
+    yield _side_by_side(fixed, language)
     if fixed.claims.after:
-        lines = ["| what the answer must say | before | after |", "| :-- | :-- | :-- |"]
-        both = zip(fixed.claims.before, fixed.claims.after, strict=True)
-        lines += [f"| {escape(b.claim)} | {b.finding} | {a.finding} |" for b, a in both]
+        rows = [
+            [
+                escape(before.claim),
+                *(say(f"claim_{one.finding}", language) for one in (before, after)),
+            ]
+            for before, after in zip(fixed.claims.before, fixed.claims.after, strict=True)
+        ]
         sides = (fixed.passed.before, fixed.passed.after)
-        passed = ("passed" if side else "failed" for side in sides)
-        yield "\n".join([*lines, f"| **all of it** | {' | '.join(passed)} |"])
+        passed = (say("claims_passed" if side else "claims_failed", language) for side in sides)
+        rows.append([f"**{say('all_claims', language)}**", *passed])
+        yield _table("heads_claims", ":-- :-- :--", rows, language)
 
 
-def _rows(direction: str, rows: Sequence[ChangedRow]) -> Iterator[str]:
+def _rows(code: str, rows: Sequence[ChangedRow], language: str) -> Iterator[str]:
     """Render test rows whose loss changed most, each with its reference."""
-    yield f"## Rows that got {direction}"
+    yield f"## {say(code, language)}"
     if not rows:
-        yield "None."
+        yield say("none", language)
     for row in rows:
-        yield f"### {escape(row.id)}: loss {row.nll_before:.3f} → {row.nll_after:.3f}"
+        losses = {"before": f"{row.nll_before:.3f}", "after": f"{row.nll_after:.3f}"}
+        yield f"### {say('row_loss', language, id=escape(row.id), **losses)}"
         yield f"*{escape(_shorten(row.question))}*"
-        yield _side_by_side(row)
+        yield _side_by_side(row, language)
 
 
-def _changed_questions(report: Report) -> Iterator[str]:
+def _changed_questions(report: Report, language: str) -> Iterator[str]:
     """Render the questions whose grade changed, both ways; nothing if none did."""
     changed = report.changed_questions
     if not changed.became_right.n and not changed.became_wrong.n:
         return
-    yield "## Questions that changed sides"
-    yield from _changed_list(changed.became_right, "right")
-    yield from _changed_list(changed.became_wrong, "wrong")
+    yield f"## {say('report_changed', language)}"
+    yield from _changed_list("became_right", changed.became_right, language)
+    yield from _changed_list("became_wrong", changed.became_wrong, language)
 
 
-def _changed_list(side: ChangedList, word: str) -> Iterator[str]:
-    shown = len(side.shown)
-    some = f", the first {shown} of them" if shown < side.n else ""
-    yield f"{count_things('question', side.n)} became {word}{some}{':' if shown else '.'}"
-    if shown:
-        lines = ["| set | question | right answer | before | after |"]
-        lines += ["| :-- | :-- | :-- | :-: | :-: |", *map(_changed_question, side.shown)]
-        yield "\n".join(lines)
+def _changed_list(code: str, side: ChangedList, language: str) -> Iterator[str]:
+    count = len(side.shown)
+    some = "listed_none" if not count else "listed_all" if count == side.n else "listed_first"
+    questions = count_things("question", side.n)
+    yield say(code, language, questions=questions, listed=Message(some, {"n": count}))
+    if count:
+        rows = [_changed_question(row, language) for row in side.shown]
+        yield _table("heads_changed", ":-- :-- :-- :-: :-:", rows, language)
 
 
-def _changed_question(row: ChangedQuestion) -> str:
-    cells = [escape(row.set), escape(_shorten(row.question, SHORT_TEXT))]
-    cells += [escape(_shorten(row.reference, SHORT_TEXT))]
-    return f"| {' | '.join([*cells, row.before or 'none', row.after or 'none'])} |"
+def _changed_question(row: ChangedQuestion, language: str) -> list[str]:
+    question, reference = (
+        escape(_shorten(one, SHORT_TEXT)) for one in (row.question, row.reference)
+    )
+    letters = (letter or say("no_letter", language) for letter in (row.before, row.after))
+    return [escape(row.set), question, reference, *letters]
 
 
-def _side_by_side(row: ChangedRow | FixedQuestion) -> str:
-    cells = [_cell(row.reference), _answer(row.before), _answer(row.after)]
-    return f"| reference | before | after |\n| :-- | :-- | :-- |\n| {' | '.join(cells)} |"
+def _side_by_side(row: ChangedRow | FixedQuestion, language: str) -> str:
+    cells = [_cell(row.reference), _answer(row.before, language), _answer(row.after, language)]
+    return _table("heads_sides", ":-- :-- :--", [cells], language)
 
 
-def _answer(answer: Answer | None) -> str:
+def _answer(answer: Answer | None, language: str) -> str:
     if answer is None:
-        return "(scored, not answered in full)"
-    cut = "" if answer.finished else " (cut off at the limit)"
+        return say("answer_unscored", language)
+    cut = "" if answer.finished else f" {say('answer_cut', language)}"
     if not answer.closed:
-        return f"(no answer: the thought never closed){cut} … {_cell(_tail(answer.thought))}"
-    return (_cell(answer.answer) or "(empty)") + cut
+        return f"{say('answer_not_closed', language)}{cut} … {_cell(_tail(answer.thought))}"
+    return (_cell(answer.answer) or say("answer_empty", language)) + cut
 
 
 def _tail(text: str) -> str:
@@ -302,45 +242,53 @@ def _shorten(text: str, longest: int = LONGEST_TEXT) -> str:
     return text if len(text) <= longest else f"{text[:longest]} …"
 
 
-def _judge(report: Report) -> Iterator[str]:
+def _judge(report: Report, language: str) -> Iterator[str]:
     if report.facts.judge:
-        yield "## The judge"
+        yield f"## {say('report_judge', language)}"
         yield escape(report.facts.judge.sentence)
 
 
-def _left_out(title: str, leaks: Sequence[Overlap]) -> Iterator[str]:
+def _overlaps(code: str, overlaps: Sequence[Overlap], language: str) -> Iterator[str]:
     """Render what training rows and evaluation sets had in common; nothing if nothing."""
-    if not leaks:
+    if not overlaps:
         return
-    lines = ["| training row | set | its row | in common |", "| :-- | :-- | :-- | :-- |"]
-    for leak in leaks[:LONGEST_LIST]:
-        names = (escape(name) for name in (leak.case_id, leak.set_name, leak.evaluation_id))
-        share = "the question" if leak.kind == "same question" else "text"
-        of = f"{share}, {100 * leak.share:.0f} % of the shorter one"
-        lines.append(f"| {' | '.join(names)} | {of} |")
-    yield f"## {title}: {len(leaks)}"
-    yield "\n".join(lines)
-    if len(leaks) > LONGEST_LIST:
-        yield f"And {len(leaks) - LONGEST_LIST} more, in `report.json`."
+    rows: list[list[str]] = []
+    for one in overlaps[:LONGEST_LIST]:
+        names = (escape(name) for name in (one.case_id, one.set_name, one.evaluation_id))
+        kind = "overlap_question" if one.kind == "same question" else "overlap_text"
+        rows.append([*names, say(kind, language, share=100 * one.share)])
+    yield f"## {say(code, language, n=len(overlaps))}"
+    yield _table("heads_overlaps", ":-- :-- :-- :--", rows, language)
+    if len(overlaps) > LONGEST_LIST:
+        yield say("report_more", language, n=len(overlaps) - LONGEST_LIST)
 
 
-def _exports(report: Report) -> Iterator[str]:
+def _exports(report: Report, language: str) -> Iterator[str]:
     """Render what the proofs of the exports found; nothing before the first export."""
     if report.facts.exports:
-        yield "## Exports"
-        yield "\n".join(f"- {_escape_values(one.sentence)}" for one in report.facts.exports)
-        yield "Each was loaded by its own program and compared on the run's test rows (`export/`)."
+        yield f"## {say('report_exports', language)}"
+        found = (_escape_values(one.sentence).text(language) for one in report.facts.exports)
+        yield "\n".join(f"- {sentence}" for sentence in found)
+        yield say("report_exports_note", language)
 
 
-def _setting(report: Report) -> Iterator[str]:
+def _setting(report: Report, language: str) -> Iterator[str]:
     config = report.config
-    length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs} epochs"
-    yield "## Setting"
-    yield (
-        f"Model {escape(config.model)}, data {escape(config.dataset)}, {length} of"
-        f" {config.batch} rows, LoRA rank {config.rank}, learning rate"
-        f" {config.learning_rate:g}, seed {config.seed}. The whole setting is in"
-        " `config.json`, every answer in `evaluation/`."
+    if config.steps is not None:
+        length = Message("length_steps", {"n": config.steps})
+    else:
+        length = Message("length_epochs", {"n": config.epochs or 0})
+    yield f"## {say('setting', language)}"
+    yield say(
+        "report_setting",
+        language,
+        model=escape(config.model),
+        data=escape(config.dataset),
+        length=length,
+        batch=config.batch,
+        rank=config.rank,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
     )
 
 

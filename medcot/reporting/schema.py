@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, cast
 
-from medcot.catalog import Message
+from medcot.catalog import Message, say
 from medcot.config.schema import RunConfig
 from medcot.data.contamination import Overlap
 from medcot.evaluation.judge import JudgeResult
@@ -20,11 +21,6 @@ from medcot.stats.paired import PairedDifference, Verdict
 
 SCHEMA_VERSION = 1
 """Version of ``report.json``. Reports without one were written before versions existed."""
-
-NOT_MEDICAL_ADVICE = (
-    "Research output, not medical advice: the answers below come from a language model and may be"
-    " wrong or harmful."
-)
 
 Measure = Literal[
     "nll",
@@ -330,5 +326,5 @@ class Report:
     lm_eval_agreement: Mapping[str, Agreement] = field(default_factory=dict[str, Agreement])
     facts: Facts = Facts()
     figures: tuple[Figure, ...] = ()
-    not_medical_advice: str = NOT_MEDICAL_ADVICE
+    not_medical_advice: str = field(default_factory=partial(say, "research_output", "en"))
     schema_version: int = SCHEMA_VERSION

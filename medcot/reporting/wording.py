@@ -37,6 +37,33 @@ def find_cautions(report: Report) -> tuple[Message, ...]:
     )
 
 
+def word_verdict(report: Report, language: str) -> str:
+    """Word the verdict: in English the sentence that ``report.json`` holds."""
+    if language == "en":
+        return report.verdict.sentence
+    messages = report.verdict.messages
+    return "".join(one.text(language) for one in (*messages.nll, *messages.mcq))
+
+
+def state_power(report: Report, language: str) -> Iterator[Message]:
+    """State what a run of this size could have shown, whatever it did show."""
+    for name, paired in report.paired.endpoints().items():
+        shared = {"n": paired.n, "unit": Message(f"unit_{name}")}
+        if (least := paired.detectable) is not None:
+            size = format_size(name, least, language)
+            measure = Message(f"measure_{name}")
+            yield Message("detectable", shared | {"measure": measure, "size": size})
+        if (needed := paired.needed_rows) is not None:
+            counts = {"needed": needed, "more": needed - paired.n}
+            size = format_size(name, paired.difference, language)
+            yield Message("needed", shared | counts | {"size": size})
+        elif isinstance(paired, ChoiceEndpoint):
+            needed = paired.needed_for_5_points or 0
+            if needed > paired.n:
+                counts = {"needed": needed, "more": needed - paired.n}
+                yield Message("needed_for_5_points", shared | counts)
+
+
 def _state_loss(report: Report) -> Message:
     nll = report.paired.nll
     if nll is None:
@@ -137,6 +164,32 @@ def _percent(value: float | None) -> float:
 def count_things(noun: str, n: int) -> Message:
     """Return ``n`` of a noun of the catalog, such as ``test_row``: "1 test row", "12 test rows"."""
     return Message(f"n_{noun}" if n == 1 else f"n_{noun}s", {"n": n})
+
+
+def compare_values(
+    report: Report,
+    measure: Measure,
+    paired: PairedDifference,
+    language: str,
+    *,
+    of_set: str | None = None,
+) -> tuple[str, str, str, str, str, str]:
+    """Format a row of the comparison: before, after, difference, interval, p and n.
+
+    ``of_set`` names the question set whose accuracies are meant instead of the whole's.
+    """
+    before, after = (
+        side.mcq.sets[of_set].accuracy if of_set and side.mcq else side.value(measure)
+        for side in (report.before, report.after)
+    )
+    return (
+        format_value(measure, before),
+        format_value(measure, after),
+        format_change(measure, paired.difference, language),
+        format_interval(measure, paired, language),
+        format_p(paired.p_value),
+        str(paired.n),
+    )
 
 
 def format_value(measure: Measure, value: float | None) -> str:

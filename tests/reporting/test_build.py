@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
+from medcot.catalog import say
 from medcot.config.presets import make_config
 from medcot.data.contamination import Overlap
 from medcot.errors import InputError
@@ -25,7 +26,6 @@ from medcot.records import Case, Claim, Generation, Question, TokenLoss
 from medcot.reporting.build import build_report
 from medcot.reporting.figures import can_draw, write_figures
 from medcot.reporting.markdown import escape, render_markdown
-from medcot.reporting.schema import NOT_MEDICAL_ADVICE
 from medcot.reporting.storage import report_from_json, report_to_json
 
 SETTING = make_config(
@@ -338,9 +338,10 @@ def test_a_set_that_lm_eval_answered_too_counts_once_and_says_how_far_they_agree
 def test_every_report_says_once_that_it_is_not_medical_advice() -> None:
     exam = suite_of()
     made = report(exam, rows(exam), rows(exam))
-    assert render(made).count(NOT_MEDICAL_ADVICE) == 1
-    assert made["not_medical_advice"] == NOT_MEDICAL_ADVICE
-    assert "\n" not in NOT_MEDICAL_ADVICE
+    advice = say("research_output", "en")
+    assert render(made).count(advice) == 1
+    assert made["not_medical_advice"] == advice
+    assert "\n" not in advice
 
 
 def test_five_rows_each_way_stand_beside_their_reference_readable_ones_first() -> None:

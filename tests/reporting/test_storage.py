@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from medcot.errors import InputError
+from medcot.notebook.views.evidence import show_comparison
 from medcot.reporting.markdown import render_markdown
 from medcot.reporting.schema import SCHEMA_VERSION
 from medcot.reporting.storage import report_from_json, report_to_json
+from medcot.reporting.wording import state_power
 
 FINISHED = Path(str(files("medcot.runs"))) / "finished"
 
@@ -47,6 +50,25 @@ def test_what_is_written_is_read_again(language: str) -> None:
     assert report_from_json(written) == report
     assert report_to_json(report_from_json(written)) == written
     assert written["schema_version"] == SCHEMA_VERSION
+
+
+def test_report_md_has_the_same_parts_in_both_languages_and_words_them_from_the_catalog() -> None:
+    report = report_from_json(bundled("zh"))
+    english, chinese = (render_markdown(report, language).splitlines() for language in ("en", "zh"))
+    assert len(english) == len(chinese)
+    for ours, theirs in zip(english, chinese, strict=True):
+        assert ours.count("|") == theirs.count("|")
+        assert re.findall(r"^[#>-]*", ours) == re.findall(r"^[#>-]*", theirs)
+        if ours.startswith(("# ", "## ", "> ", "- ")) or ours[:1].isalpha():
+            assert re.search(r"[\u4e00-\u9fff]", theirs), theirs
+
+
+def test_the_page_and_report_md_show_the_same_numbers_and_sentences() -> None:
+    report = report_from_json(bundled("en"))
+    document, page = render_markdown(report), show_comparison(report, "en")
+    rows = [line.strip("| ").split(" | ") for line in document.splitlines() if " nats" in line]
+    assert all(f">{cell}<" in page for row in rows[:1] for cell in row[1:])
+    assert [f"- {one}" in document for one in state_power(report, "en")] == [True, True]
 
 
 def test_old_fields_keep_their_values_and_order() -> None:

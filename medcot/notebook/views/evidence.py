@@ -23,14 +23,7 @@ from medcot.notebook.views.markup import (
 )
 from medcot.reporting.schema import MEASURES, ChangedRow, Report
 from medcot.reporting.storage import read_report
-from medcot.reporting.wording import (
-    format_change,
-    format_interval,
-    format_p,
-    format_percent,
-    format_size,
-    format_value,
-)
+from medcot.reporting.wording import compare_values, format_percent, state_power
 from medcot.runs.history import RunRecord, differing_fields
 
 _log = logging.getLogger(__name__)
@@ -77,17 +70,9 @@ def show_comparison(report: Report, language: str) -> str:
         paired = report.paired.of(name)
         if paired is None:
             continue
-        before, after = report.before.value(name), report.after.value(name)
-        cells = (
-            format_value(name, before),
-            format_value(name, after),
-            format_change(name, paired.difference, language),
-            format_interval(name, paired, language),
-            format_p(paired.p_value),
-            f"{paired.n:,}",
-        )
+        cells = compare_values(report, name, paired, language)
         numbers = (f'<span class="mc-number">{text(cell)}</span>' for cell in cells)
-        rows.append((text(say(f"measure_{name}", language)), *numbers))
+        rows.append((text(_begin(say(f"measure_{name}", language))), *numbers))
     keys = ("measure", "before", "after", "difference", "interval", "p_value", "n")
     # Backticks are Markdown's, in which the report words the same cautions.
     cautions = [one.text(language).replace("`", "") for one in report.cautions]
@@ -100,16 +85,13 @@ def show_comparison(report: Report, language: str) -> str:
 
 def show_power(report: Report, language: str) -> str:
     """What a run of this size could have shown, whatever it did show."""
-    lines: list[str] = []
-    for name, paired in report.paired.endpoints().items():
-        measure = say(f"measure_{name}", language)
-        if (least := paired.detectable) is not None:
-            size = format_size(name, least, language)
-            lines.append(say("detectable", language, measure=measure, n=paired.n, size=size))
-        if (needed := paired.needed_rows) is not None:
-            size = format_size(name, paired.difference, language)
-            lines.append(say("needed", language, measure=measure, rows=f"{needed:,}", size=size))
-    return join(*(paragraph(line) for line in lines))
+    lines = (one.text(language) for one in state_power(report, language))
+    return join(*(paragraph(_begin(line)) for line in lines))
+
+
+def _begin(words: str) -> str:
+    """Capitalise the first letter."""
+    return words[:1].upper() + words[1:]
 
 
 def show_figures(report: Report, language: str) -> str:
