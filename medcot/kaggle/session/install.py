@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medcot.errors import RunFailed
 from medcot.kaggle.session.subprocesses import Say, run_command
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy")
 """Built for one another and for the image's CUDA; an installation must not replace them."""
@@ -27,24 +31,64 @@ def find_missing(
 ) -> list[str]:
     """Return the requirements that this Python lacks or has in another version.
 
+    Packages of :data:`KEPT` that the image has are none of them: see :func:`check_kept`.
+
     Args:
         requirements: Requires-Dist lines.
         extras: the optional groups that count.
         environment: overrides the values that markers see.
     """
+    found = []
+    for need in _applicable(requirements, extras, environment):
+        installed = installed_version(need.name)
+        kept = installed is not None and need.name in KEPT
+        if not kept and not _satisfies(need, installed):
+            found.append(f"{need.name}{need.specifier}")
+    return found
+
+
+def check_kept(requirements: Iterable[str], extras: Iterable[str], say: Say) -> None:
+    """Say which packages that must stay are newer than any that medcot was tested with.
+
+    Raises:
+        RunFailed: one is older than what medcot needs.
+    """
+    from packaging.version import Version
+
+    for need in _applicable(requirements, extras):
+        installed = installed_version(need.name)
+        if need.name not in KEPT or installed is None or _satisfies(need, installed):
+            continue
+        what = f"the image's {need.name} {installed} is outside of {need.specifier}"
+        lowest = [Version(one.version) for one in need.specifier if one.operator in (">=", "~=")]
+        if any(Version(installed) < version for version in lowest):
+            raise RunFailed(
+                "install",
+                f"{what}.",
+                "It cannot be replaced in the kernel: choose a newer image in the kernel's settings"
+                " on Kaggle.",
+            )
+        say(f"installing: {what}: untested, the run continues with it")
+
+
+def _applicable(
+    requirements: Iterable[str],
+    extras: Iterable[str],
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Requirement]:
+    """Yield the requirements whose markers hold here for one of the ``extras`` or for none."""
     from packaging.requirements import Requirement
 
     groups = ["", *extras]
-    found = []
     for line in requirements:
         need = Requirement(line)
         marks = [{**(environment or {}), "extra": group} for group in groups]
-        if need.marker and not any(need.marker.evaluate(mark) for mark in marks):
-            continue
-        installed = installed_version(need.name)
-        if installed is None or not need.specifier.contains(installed, prereleases=True):
-            found.append(f"{need.name}{need.specifier}")
-    return found
+        if not need.marker or any(need.marker.evaluate(mark) for mark in marks):
+            yield need
+
+
+def _satisfies(need: Requirement, installed: str | None) -> bool:
+    return installed is not None and need.specifier.contains(installed, prereleases=True)
 
 
 def make_constraints(pins: str, wanted: Iterable[str] = ()) -> str:
@@ -92,15 +136,27 @@ def install(wanted: list[str], pins: str, folder: Path, say: Say) -> None:
         if not group:
             continue
         say(f"installing: {', '.join(group)}")
-        if _pip(["-c", str(file), *group], say):
+        heard: list[str] = []
+
+        def hear(line: str, heard: list[str] = heard) -> None:
+            heard.append(line)
+            say(line)
+
+        if _pip(["-c", str(file), *group], hear):
             continue
         if group is needed:
-            raise RunFailed(
-                "install",
-                f"pip could not install {', '.join(group)}.",
-                "Switch on Internet for the kernel (the account needs a verified phone number).",
-            )
+            raise RunFailed("install", f"pip could not install {', '.join(group)}.", _remedy(heard))
         say(f"installing: {', '.join(group)} failed; the run continues without it, more slowly")
+
+
+def _remedy(heard: list[str]) -> str:
+    """Return what to do about the failure that pip's lines tell of."""
+    if any("ResolutionImpossible" in line or "conflicting dependencies" in line for line in heard):
+        kept = ", ".join(
+            f"{name} {have}" for name in KEPT if (have := installed_version(name)) is not None
+        )
+        return f"They do not go with what the image must keep ({kept}): choose another image."
+    return "Switch on Internet for the kernel (the account needs a verified phone number)."
 
 
 def install_bundled_model(say: Say) -> None:

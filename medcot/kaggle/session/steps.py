@@ -99,6 +99,7 @@ def _install(session: Session, machine: Machine) -> None:
     extras += ["track"] if session.settings.wandb != "off" else []
     file = session.folder / "kaggle" / "constraints.txt"
     pins = file.read_text(encoding="utf-8") if file.exists() else ""
+    install.check_kept(requirements(), extras, session.say)
     wanted = install.find_missing(requirements(), extras)
     install.install(wanted, pins, session.folder, session.say)
     if session.settings.model == "smollm2-135m":

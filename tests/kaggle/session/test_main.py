@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import re
 import signal
 import stat
 import subprocess
@@ -547,12 +548,25 @@ def test_constraints_keep_the_images_torch_and_pin_only_what_is_absent() -> None
     assert "no-such-thing==1.2\n" in text
 
 
-def make_wheel(folder: Path, name: str, version: str) -> None:
+def test_a_package_that_must_stay_is_never_handed_to_pip(lines: Lines) -> None:
+    have = install.installed_version("torch")
+    assert have is not None
+    newer, older = f"torch<{have.partition('+')[0]}", "torch>=99,<100"
+    assert install.find_missing([newer, older], []) == []
+    install.check_kept([newer, "pydantic<1"], [], lines)
+    assert f"the image's torch {have} is outside of {newer[5:]}: untested" in lines.text
+    with pytest.raises(RunFailed, match=rf"image's torch {re.escape(have)} is outside of .*newer"):
+        install.check_kept([older], [], lines)
+
+
+def make_wheel(folder: Path, name: str, version: str, needs: str = "") -> None:
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
         archive.writestr(f"{name}.py", f"VERSION = {version!r}\n")
         archive.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            + (f"Requires-Dist: {needs}\n" if needs else ""),
         )
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -584,3 +598,7 @@ def test_missing_packages_are_installed_at_their_pins_and_optional_ones_may_fail
     assert "installing: unsloth==2026.10.7 failed; the run continues without" in lines.text
     with pytest.raises(RunFailed, match=r"could not install absent-thing.*Internet"):
         install.install(["absent-thing"], "", tmp_path, lines)
+    make_wheel(tmp_path, "greedy_thing", "1.0", needs="needed-thing>=9")
+    pins = "needed-thing==1.1\n"
+    with pytest.raises(RunFailed, match=r"could not install greedy-thing.*must keep.*torch"):
+        install.install(["greedy-thing", "needed-thing"], pins, tmp_path, lines)
