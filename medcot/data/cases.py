@@ -11,10 +11,14 @@ from typing import Any, cast, get_args
 
 from medcot.catalog import Message
 from medcot.data.case_list import CaseList, hold_cases
+from medcot.data.patterns import check_pattern
 from medcot.data.readers import Fault, SourceRow, Values, describe_type
 from medcot.data.text import find_flaw, normalise, printable
 from medcot.errors import one_line
 from medcot.records import Case, Claim, Dropped, Language
+
+LONGEST_TEXT = 1_000_000
+"""Characters of a text; the longest row that can be trained on has some 131,072 tokens."""
 
 QUESTION, THOUGHT, RESPONSE = "Question", "Complex_CoT", "Response"
 REQUIRED = (QUESTION, THOUGHT, RESPONSE)
@@ -158,6 +162,9 @@ def read_text(row: SourceRow, name: str) -> str:
 def check_text(row: SourceRow, name: str, *, required: bool = True) -> list[Fault]:
     """Return the faults of one text field; an optional one may be missing, null or empty."""
     value = row.values.get(name)
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        got = f"text of {len(value):,} characters"
+        return [Fault(row.where, name, got, f"at most {LONGEST_TEXT:,}")]
     if isinstance(value, str) and value and (flaw := find_flaw(value)):
         return [Fault(row.where, name, *flaw)]
     if not required and value in (None, ""):
@@ -206,8 +213,8 @@ def _read_claims(row: SourceRow) -> tuple[tuple[Claim, ...], list[Fault]]:
         return (), []
     try:
         return tuple(_read_claim(value) for value in cast("list[Values]", values)), []
-    except (TypeError, KeyError, ValueError, re.error) as error:
-        got = f"{describe_type(values)} ({printable(str(error))})"
+    except (TypeError, KeyError, ValueError) as error:
+        got = f"{describe_type(values)} ({one_line(printable(str(error)), 120)})"
         needs = "a list of {text, states, contradicts} with regular expressions"
         return (), [Fault(row.where, "claims", got, needs)]
 
@@ -217,7 +224,9 @@ def _read_claim(value: Any) -> Claim:
     if not (isinstance(states, list) and isinstance(contradicts, list) and isinstance(text, str)):
         raise TypeError("text is a text, states and contradicts are lists")
     for pattern in [*states, *contradicts]:
-        re.compile(pattern, re.IGNORECASE)
+        if not isinstance(pattern, str):
+            raise TypeError("patterns are texts")
+        check_pattern(pattern)
     if not states and not contradicts:
         raise ValueError("a claim without patterns")
     return Claim(text, tuple(states), tuple(contradicts))

@@ -17,14 +17,22 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from medcot.data.parquet_limits import rows_at_once
 from medcot.errors import InputError, one_line
 from medcot.records import Problem
 
 LONGEST_CELL = 16_000_000
-"""Characters in one CSV cell; the csv module's own limit of 131,072 is shorter than some rows."""
+"""Characters in one CSV cell, and bytes of a line. The csv module's own limit of 131,072 is shorter
+than some rows."""
+
+MOST_COLUMNS = 10_000
+"""Columns of a CSV file."""
 
 LARGEST_JSON = 1 << 28
 """Bytes of a ``.json`` list, which is parsed as a whole and takes several times that in memory."""
+
+MOST_OBJECTS = 2_000_000
+"""Objects in a ``.json`` list, nested ones included; an empty one takes 64 bytes."""
 
 BATCH = 512
 """Parquet rows decoded at a time."""
@@ -100,8 +108,12 @@ def _read_json(path: Path) -> Iterator[SourceRow]:
         needs = f"lists over {LARGEST_JSON >> 20} MiB are not read; use .jsonl, one object per line"
         raise InputError(str(path), got, needs)
     needs = "expected one JSON list of objects"
+    raw = path.read_bytes()
+    if raw.count(b"{") > MOST_OBJECTS or raw.count(b",") > 10 * MOST_OBJECTS:
+        got = "found millions of values, which take gigabytes as a whole"
+        raise InputError(str(path), got, "use .jsonl, one object per line")
     try:
-        values = _parse_json(_decode(path.read_bytes(), path))
+        values = _parse_json(_decode(raw, path))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             needs += " (JSON Lines belong in a .jsonl file)"
@@ -136,6 +148,9 @@ def _read_cells(path: Path, lines: Iterator[str]) -> Iterator[SourceRow]:
     top = f"{path}, line {1 + above}"
     try:
         names = [name.strip() for name in next(reader, [])]
+        if len(names) > MOST_COLUMNS:
+            needs = f"expected at most {MOST_COLUMNS:,}"
+            raise InputError(top, f"found {len(names):,} columns", needs)
         _refuse_repeated(names, top)
         count, start = 0, above + reader.line_num + 1
         for cells in reader:
@@ -164,7 +179,7 @@ def _read_parquet(path: Path) -> Iterator[SourceRow]:
         # Otherwise whole row groups are read at once, and writers often put all rows into one.
         with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
             _refuse_repeated(file.schema_arrow.names, f"{path}, schema")
-            for batch in file.iter_batches(batch_size=BATCH):
+            for batch in file.iter_batches(batch_size=rows_at_once(path, file.metadata, BATCH)):
                 for values in python_rows(batch):
                     number += 1
                     yield SourceRow(
@@ -245,7 +260,10 @@ def _first_repeated(names: Sequence[str]) -> str | None:
 def _decoded_lines(path: Path) -> Generator[str]:
     """Yield lines, split at line feeds only: U+2028 may occur inside a JSON text."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_CELL + 1), b""), 1):
+            if len(line) > LONGEST_CELL:
+                needs = f"expected at most {LONGEST_CELL:,}; one row a line"
+                raise InputError(f"{path}, line {number}", "found a longer line", needs)
             yield _decode(line, path) if number == 1 else line.decode("utf-8", "surrogateescape")
 
 

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from medcot.errors import RunFailed, one_line
 from medcot.records import Claim
 
 Finding = Literal["states", "contradicts", "silent"]
+
+LIMIT_S = 2.0
+"""Seconds that one pattern may take on one answer."""
 
 # What an answer rejects is not what it claims: "rather than an increased volume".
 _CONTRAST = re.compile(
@@ -44,12 +48,22 @@ def states_all(findings: Sequence[ClaimFinding]) -> bool:
 
 
 def _check(text: str, claim: Claim) -> Finding:
-    """Check one claim. Passages that state it are removed before contradictions are looked for, so
-    that "no involuntary contractions" is not read as "involuntary contractions"."""
+    """Check one claim, with the time limit that Python's own expressions lack.
+
+    Passages that state it are removed before contradictions are looked for, so that "no involuntary
+    contractions" is not read as "involuntary contractions".
+    """
+    import regex
+
     rest, stated = text, 0
-    for pattern in claim.states:
-        rest, count = re.subn(pattern, " ", rest, flags=re.IGNORECASE)
-        stated += count
-    if any(re.search(pattern, rest, flags=re.IGNORECASE) for pattern in claim.contradicts):
-        return "contradicts"
+    try:
+        for pattern in claim.states:
+            rest, count = regex.subn(pattern, " ", rest, flags=regex.IGNORECASE, timeout=LIMIT_S)
+            stated += count
+        for pattern in claim.contradicts:
+            if regex.search(pattern, rest, flags=regex.IGNORECASE, timeout=LIMIT_S):
+                return "contradicts"
+    except TimeoutError:
+        got = f"a pattern of the claim {one_line(claim.text, 80)!r} takes over {LIMIT_S:g} s."
+        raise RunFailed("claims", got, "Write it without repetition in repetition.") from None
     return "states" if stated else "silent"

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig
+from medcot.data import parquet_limits
 from medcot.data.cases import unit_hash
 from medcot.data.dataset import (
     VALIDATION_FRACTION,
@@ -54,9 +55,9 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
     return to_parquet(pa.Table.from_pylist(rows))
 
 
-def to_parquet(table: Any) -> bytes:
+def to_parquet(table: Any, **options: Any) -> bytes:
     file = io.BytesIO()
-    pq.write_table(table, file)
+    pq.write_table(table, file, **options)
     return file.getvalue()
 
 
@@ -87,6 +88,16 @@ def parquet_with(name: str, column: Any) -> bytes:
 PARQUET_TWICE = to_parquet(
     pa.Table.from_pylist([row()]).append_column("Response", pa.array(["TODO"]))
 )
+
+DICTIONARY_BOMB = to_parquet(
+    pa.Table.from_pylist([row(n, Response="x" * 2_000_000) for n in range(3)]), compression="zstd"
+)
+
+
+def claiming(pattern: Any) -> bytes:
+    claim = {"text": "It is so.", "states": [pattern], "contradicts": []}
+    return jsonl(row(1, claims=[claim]))
+
 
 # name, file name, content, where the fault is, and what the message must say
 MALFORMED: list[tuple[str, str, bytes, str, str]] = [
@@ -146,7 +157,19 @@ MALFORMED: list[tuple[str, str, bytes, str, str]] = [
     ("Parquet without a column", "a.parquet", parquet([row(Response=...)]), ", schema, Response", "Question, Complex_CoT"),
     ("Parquet with null", "a.parquet", parquet([row(1), row(2, Response=None)]), ", row 2, Response", "null"),
     ("Parquet with numbers", "a.parquet", parquet([row(Response=5)]), ", row 1, Response", "number 5"),
-    ("CSV with 100,000 columns", "a.csv", (",".join(f"c{n}" for n in range(100_000)) + "\n" + "," * 99_999 + "\n").encode(), ", line 1, Question", "only the columns c0, c1"),
+    ("CSV with 10,000 columns", "a.csv", (",".join(f"c{n}" for n in range(10_000)) + "\n" + "," * 9_999 + "\n").encode(), ", line 1, Question", "only the columns c0, c1"),
+    ("CSV with a million columns", "a.csv", b"a," * 1_000_000 + b"b\n", ", line 1", "1,000,001 columns; expected at most 10,000"),
+    ("line without an end", "a.jsonl", b"x" * 16_000_002, ", line 1", "a longer line; expected at most 16,000,000"),
+    ("list of millions of objects", "a.json", b"[" + b"{}," * 2_100_000 + b"{}]", "", "millions of values"),
+    ("text that no model can take", "a.jsonl", jsonl(row(1, Response="x" * 1_000_001)), ", line 1, Response", "1,000,001 characters; expected at most 1,000,000"),
+    ("Parquet whose rows share a huge entry", "a.parquet", DICTIONARY_BOMB, ", row 1, Response", "2,000,000 characters; expected at most 1,000,000"),
+    ("claim pattern that is none", "a.jsonl", claiming("(("), ", line 1, claims", "is no pattern"),
+    ("claim pattern nested too deeply", "a.jsonl", claiming("(" * 900 + ")" * 900), ", line 1, claims", "is no pattern"),
+    ("claim pattern that repeats too often", "a.jsonl", claiming("a{99999999999}"), ", line 1, claims", "is no pattern"),
+    ("claim pattern that never ends", "a.jsonl", claiming("(a|aa)+$"), ", line 1, claims", "takes too long"),
+    ("claim pattern with huge sets", "a.jsonl", claiming("[\u0001-\U0010ffff]" * 90), ", line 1, claims", "ranges over 100,000"),
+    ("claim pattern that is long", "a.jsonl", claiming("a" * 2001), ", line 1, claims", "2,001 characters"),
+    ("claim pattern that is a number", "a.jsonl", claiming(5), ", line 1, claims", "patterns are texts"),
     ("CSV with a delimiter line", "a.csv", b"sep=;\nQuestion;Complex_CoT;Response\na;b;c\nd;e\n", ", line 4, row", "2 cells; expected 3"),
     ("CSV of an old Macintosh", "a.csv", HEAD.replace("\n", "\r").encode() + b"a,b,c\r", ", line 1", "a carriage return alone"),
     ("JSON Lines of an old Macintosh", "a.jsonl", jsonl(row(1), row(2)).replace(b"\n", b"\r"), ", line 1", "a carriage return alone"),
@@ -217,6 +240,27 @@ def test_unreadable_file_is_refused(tmp_path: Path) -> None:
             load_dataset(config_for(path))
     finally:
         os.seteuid(user)
+
+
+@pytest.mark.parametrize(("limit", "says"), [("LARGEST_CHUNK", "unpack to"), ("MEMORY", "a dict")])
+def test_a_parquet_bomb_is_refused_before_it_unpacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, says: str
+) -> None:
+    monkeypatch.setattr(parquet_limits, limit, 1_000_000)
+    path = tmp_path / "a.parquet"
+    path.write_bytes(DICTIONARY_BOMB)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(InputError, match=f"column Response: found .*{says}"):
+        load_dataset(config_for(path))
+
+
+def test_rows_that_share_a_long_entry_are_decoded_a_few_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(DICTIONARY_BOMB)
+    metadata = pq.read_metadata(path)
+    assert 100 < parquet_limits.rows_at_once(path, metadata, 512) <= parquet_limits.MEMORY / 2e6
+    path.write_bytes(parquet([row(n) for n in range(50)]))
+    assert parquet_limits.rows_at_once(path, pq.read_metadata(path), 512) == 512
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from importlib.resources import files
 
 import pytest
 
+from medcot.errors import RunFailed
+from medcot.evaluation import rubric
 from medcot.evaluation.rubric import check_claims, states_all
 from medcot.records import Claim
 
@@ -142,3 +144,10 @@ def test_an_answer_that_says_both_fails() -> None:
 
 def test_no_claims_is_not_a_pass() -> None:
     assert not states_all(check_claims("anything", []))
+
+
+def test_a_pattern_that_never_ends_fails_with_its_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rubric, "LIMIT_S", 0.1)
+    claim = Claim("It is benign.", (r"(x|xx)+y",), ())
+    with pytest.raises(RunFailed, match="'It is benign.' takes over 0.1 s"):
+        rubric.check_claims("x" * 5000, [claim])
