@@ -26,6 +26,10 @@ _LABELS = (
 )
 """Labels: cues in either language that leave no doubt about what follows."""
 
+LONGEST = 6000
+"""Characters at the end of an answer that are read. What it states last is there, and a model that
+repeats itself for thousands of words costs seconds, not minutes."""
+
 _BE = r"(?:is|would be|must be|should be|has to be|will be|remains)"
 _SURE = (
     r"(?:\s*,?\s*(?:therefore|thus|hence|clearly|likely|most likely|probably|definitely"
@@ -131,7 +135,7 @@ def extract_letter(text: str, options: Mapping[str, str], language: Language) ->
         text = text.partition(CLOSE)[2]
     elif OPEN in text:
         return None
-    plain = _plain(text)
+    plain = _plain(re.sub(r"\n{3,}", "\n\n", text[-LONGEST:]))[-LONGEST:]
     if small := re.fullmatch(r"[(\[]?([a-z])[)\]]?[.:]?", plain):
         return small[1].upper() if small[1].upper() in options else None
     stated = [

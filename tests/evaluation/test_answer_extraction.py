@@ -450,3 +450,13 @@ def test_a_long_loop_is_read_in_no_time(unit: str) -> None:
 def test_english_letters_follow_a_space_and_chinese_ones_do_not() -> None:
     assert option_continuations(Question("1", "?", {"A": "x", "B": "y"}, "A")) == [" A", " B"]
     assert option_continuations(Question("1", "？", {"A": "x", "B": "y"}, "A", "zh")) == ["A", "B"]
+
+
+@pytest.mark.parametrize("part", ["So ", "\n", "Answer: B ", "选", "\\boxed{", "(", "is not A, "])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_an_answer_that_repeats_itself_without_end_is_read_in_seconds(part, language):
+    options = {"A": "Iron", "B": "Zinc"}
+    begun = time.process_time()
+    letter = extract_letter(f"{part * 100_000}\nAnswer: A", options, language)
+    assert letter in ("A", None)
+    assert time.process_time() - begun < 5

@@ -149,5 +149,5 @@ def test_no_claims_is_not_a_pass() -> None:
 def test_a_pattern_that_never_ends_fails_with_its_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rubric, "LIMIT_S", 0.1)
     claim = Claim("It is benign.", (r"(x|xx)+y",), ())
-    with pytest.raises(RunFailed, match="'It is benign.' takes over 0.1 s"):
+    with pytest.raises(RunFailed, match=r"'It is benign\.' takes over"):
         rubric.check_claims("x" * 5000, [claim])
