@@ -44,9 +44,9 @@ tutorial: $(VENV)/.app ## the executed tutorial as a static site in site/ (RUN=r
 test: $(VENV)/.dev ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-coverage: $(VENV)/.dev ## the whole test suite, then the share of lines that it runs, by package
+coverage: $(VENV)/.dev ## the whole test suite, then docs/coverage.md: the share of statements that it runs
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q --cov --cov-report=
-	$(BIN)/python .ci/coverage_by_package.py
+	$(BIN)/python .ci/coverage_by_package.py docs/coverage.md
 
 check: $(VENV)/.dev ## formatting, lint, types, layers, the notebook
 	$(BIN)/ruff format --check .

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import io
 import re
+import tokenize
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from medcot.config.schema import RunConfig
 from tests.support.paths import ROOT
 
 DOCUMENTS = sorted(
@@ -22,7 +27,7 @@ HISTORY = "docs/experiments.md"
 TOP = sorted(
     path.stem for path in (ROOT / "medcot").iterdir() if not path.name.startswith((".", "__"))
 )
-FILE_SUFFIXES = {"json", "jsonl", "md", "toml", "txt", "py", "com", "log"}
+FILE_SUFFIXES = {"json", "jsonl", "md", "toml", "txt", "py", "com", "log", "lock", "html"}
 
 MODULE = re.compile(rf"(?<![\w./@-])((?:medcot\.)?(?:{'|'.join(TOP)})(?:\.[A-Za-z_]\w*)+)")
 PATH = re.compile(
@@ -241,8 +246,97 @@ def test_the_architecture_tells_what_each_package_is_for():
     assert told == {path.parent.name for path in ROOT.glob("medcot/*/__init__.py")}
 
 
-def test_docstrings_refer_to_what_exists():
-    roles = re.compile(r":(?:mod|func|class|meth|data):`~?(medcot\.[\w.]+)`")
-    for path in (ROOT / "medcot").rglob("*.py"):
-        for name in roles.findall(path.read_text(encoding="utf-8")):
-            assert exists(name), f"{path.relative_to(ROOT)}: medcot has no {name}"
+def prose_of(source: str) -> Iterator[str]:
+    """Comments, and strings that stand alone: docstrings, also those of fields and constants."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            yield str(node.value.value)
+
+
+QUOTED = re.compile(r"(?<!`)`{1,2}~?(\.?[a-z_]\w*(?:\.\w+)+)`{1,2}(?!`)")
+"""A dotted name in backticks, also that of a Sphinx role."""
+
+
+def missing_names(source: str, package: Path) -> list[str]:
+    """Return the dotted names in prose of ``source`` that name nothing in medcot.
+
+    Names begin with ``medcot``, a package, or, in backticks, a module of the same ``package``.
+    """
+    siblings = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    here = ".".join(package.relative_to(ROOT).parts)
+    fields = {f"config.{name}" for name in RunConfig.model_fields}
+    missing: list[str] = []
+    for prose in prose_of(source):
+        named = set(modules_named_in(prose))
+        for dotted in QUOTED.findall(prose):
+            first = dotted.lstrip(".").split(".")[0]
+            if dotted.rpartition(".")[2] in FILE_SUFFIXES:
+                continue
+            if first == "medcot":
+                named.add(dotted)
+            elif dotted.startswith(".") or (first in siblings and first not in TOP):
+                named.add(f"{here}.{dotted.lstrip('.')}")
+        missing += [one for one in sorted(named - fields) if not exists(one)]
+        missing += [one for one in PATH.findall(prose) if not (ROOT / one).exists()]
+    return missing
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in ROOT.glob("medcot/**/*.py")}), ids=lambda f: f.name
+)
+def test_docstrings_and_comments_name_what_exists(folder: Path):
+    for path in folder.glob("*.py"):
+        found = missing_names(path.read_text(encoding="utf-8"), folder)
+        assert found == [], f"{path.relative_to(ROOT)}: medcot has no {found}"
+
+
+def test_tests_scripts_and_settings_name_what_exists():
+    scripts = [*ROOT.glob("bench/*.py"), *ROOT.glob("kaggle/*.py"), *ROOT.glob("apps/*.py")]
+    for path in [*scripts, *ROOT.glob("tests/**/*.py")]:
+        if path != Path(__file__):
+            found = missing_names(path.read_text(encoding="utf-8"), path.parent)
+            assert found == [], f"{path.relative_to(ROOT)}: medcot has no {found}"
+    for path in [
+        ROOT / "Makefile",
+        ROOT / "pyproject.toml",
+        *ROOT.glob(".ci/*"),
+        *ROOT.glob("configs/**/*.yaml"),
+    ]:
+        text = path.read_text(encoding="utf-8")
+        missing = [name for name in modules_named_in(text) if not exists(name)]
+        missing += [name for name in PATH.findall(text) if not (ROOT / name).exists()]
+        assert missing == [], f"{path.relative_to(ROOT)}: medcot has no {missing}"
+
+
+def test_a_stale_name_in_a_docstring_is_found():
+    package = ROOT / "medcot" / "planning"
+    source = "# ``search.no_such_name``, :mod:`medcot.shapes`, `.plan.Nothing`, engines.loss.x"
+    found = [name.removeprefix("medcot.") for name in missing_names(source, package)]
+    assert found == [
+        "engines.loss.x",
+        "planning.plan.Nothing",
+        "planning.search.no_such_name",
+        "shapes",
+    ]
+    assert (
+        missing_names("# ``search.Candidate``, :func:`.plan.make_plan`, config.rank", package) == []
+    )
+
+
+def test_the_coverage_page_adds_up_the_packages():
+    script = ROOT / ".ci" / "coverage_by_package.py"
+    spec = importlib.util.spec_from_file_location("coverage_by_package", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    table = module.tabulate({"medcot/a": 3000, "medcot/b": 1000}, {"medcot/a": 300, "medcot/b": 0})
+    assert rows_of_tables(table) == [
+        ["`medcot/a`", "3,000", "90.0%"],
+        ["`medcot/b`", "1,000", "100.0%"],
+        ["**all**", "4,000", "92.5%"],
+    ]
+    assert module.describe().startswith("# Coverage of the tests\n")

@@ -1,4 +1,4 @@
-"""The cases of one source: in memory if they are few, in an Arrow file from some thousands on.
+"""Holds the cases of one source: in memory if they are few, in an Arrow file from thousands on.
 
 What splitting and looking up need of every case (its id, and where its question's hash falls) is
 always in memory, about 90 bytes a case; texts on disk are read when they are used.

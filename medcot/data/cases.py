@@ -1,4 +1,4 @@
-"""Rows into cases: every field checked, repeated questions left out."""
+"""Turns rows into cases: checks every field and leaves repeated questions out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's data: load it, split it, drop what does not fit."""
+"""Loads a run's data, splits it, and drops what does not fit."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def _shortfalls(cases: CaseList, config: RunConfig) -> Iterator[str]:
 
 
 def _language_notes(found: ValidatedCases) -> Iterator[str]:
-    """Warn of rows labelled with another language than they are in: they get the wrong prompt."""
+    """Note rows whose language label is wrong, as they get the wrong prompt."""
     written, said, count = found.written_chinese, found.labelled_chinese, len(found.cases)
     if abs(written - said) > count / 2:
         yield (

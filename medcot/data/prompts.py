@@ -1,4 +1,4 @@
-"""The text format of a row: :func:`render` writes it, :func:`parse` reads it.
+"""Defines the text format of a row: :func:`render` writes it, :func:`parse` reads it.
 
 No other module knows the format. Both styles produce two strings, so that only the completion is
 trained on. The models' own chat templates are used for the user's turn only: the R1-Distill

@@ -61,7 +61,7 @@ class Fault(NamedTuple):
 
     @property
     def problem(self) -> Problem:
-        """The fault as ``medcot data`` reports it."""
+        """Return the fault as ``medcot data`` reports it."""
         return Problem(self.where, self.field, f"found {self.got}; expected {self.needs}")
 
     def as_error(self, more: str = "") -> InputError:

@@ -1,4 +1,4 @@
-"""Large sets of rows on disk: memory-mapped Arrow files, and a cache of them between runs.
+"""Keeps large sets of rows on disk: memory-mapped Arrow files, cached between runs.
 
 A cache entry is a folder ``data/NAME`` in the cache folder with one Arrow file and ``facts.json``.
 It is written under another name, sealed with the size and CRC-32 of each file, and renamed. An

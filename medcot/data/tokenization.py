@@ -46,17 +46,17 @@ class TokenizedRow:
 
     @property
     def arrays(self) -> tuple[array[int], array[int]]:
-        """Prompt and completion as they are stored."""
+        """Return prompt and completion as they are stored."""
         return self._prompt, self._completion
 
     @property
     def prompt_ids(self) -> list[int]:
-        """The tokens of the prompt."""
+        """Return the tokens of the prompt."""
         return self._prompt.tolist()
 
     @property
     def completion_ids(self) -> list[int]:
-        """The tokens of the completion, EOS included."""
+        """Return the tokens of the completion, EOS included."""
         return self._completion.tolist()
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The tokenised data set: rows on disk that training maps, and rows in memory, used alike."""
+"""Holds the tokenised data set: rows on disk that training maps, or rows in memory."""
 
 from __future__ import annotations
 

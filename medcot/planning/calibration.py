@@ -1,4 +1,4 @@
-"""The calibration table: measured runs, and the coefficients of the cost models fitted to them."""
+"""Loads the calibration table: measured runs, and the coefficients fitted to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What config and machine rule out before any cost is computed, and why."""
+"""Decides what the config and the machine fix before any cost is computed, and says why."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def _choose_packing(
 
 
 def _share_batch(config: RunConfig, machine: Machine, device: Device) -> _Decision[int]:
-    """Count the processes that the launcher started: a plan divides the batch, it starts none."""
+    """Divide the batch among the processes that the launcher started; a plan starts none."""
     count, gpus = machine.processes, len(usable_gpus(machine))
     if config.batch % count:
         needs = Message("needs_multiple", {"processes": count})
@@ -317,7 +317,7 @@ def _use(option: str) -> Message:
 def _refuse(
     config: RunConfig, field: str, why: Message, needs: Message, *, installable: bool = False
 ) -> InputError:
-    """Return the error for a field that this machine rules out; it names the preset that set it.
+    """Return the error for a field that this machine rules out, naming the preset that set it.
 
     ``why`` completes ``OPTION VALUE …`` with a verb; ``needs`` says what to do. ``installable``
     tells that only a package is missing.

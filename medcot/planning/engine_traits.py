@@ -1,8 +1,8 @@
-"""What distinguishes the engines. The planner and the callers of an engine ask for a trait.
+"""Lists what distinguishes the engines: the planner and an engine's callers ask for traits.
 
-The planner may not import the engines, so that the traits are data here; each engine's class holds
-its own entry. A new engine needs a name in the config's schema, an entry here, coefficients in the
-memory and throughput models, and a class.
+The planner may not import the engines, so the traits are data here, and each engine's class refers
+to its own entry. A new engine needs a name in the config's schema, an entry here, coefficients in
+the memory and throughput models, and a class.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Why a plan is as it is, what it warns of, and what to change when nothing fits."""
+"""Explains a plan, lists its warnings, and says what to change when nothing fits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KAGGLE_SESSION_S = 12 * 3600
 def explain_choice(
     constraints: Constraints, best: Candidate, found: Sequence[Candidate]
 ) -> Iterator[Reason]:
-    """Explain each choice that memory and time decided, against what else was ``found``."""
+    """Explain each choice that memory and time decided, compared with the other candidates."""
     step = best.step
     if len(constraints.quantizations) > 1:
         yield _explain_quantization(constraints, best, found)
@@ -178,7 +178,7 @@ def _list_remedies(
 def _suggest_split(
     workload: Workload, constraints: Constraints, least: StepConfig
 ) -> Iterator[Message]:
-    """Suggest the command that splits the weights over this machine's GPUs, where they then fit."""
+    """Suggest the command that splits the weights over this machine's GPUs, if they then fit."""
     count = len(usable_gpus(workload.machine))
     splittable = constraints.device == "cuda" and not constraints.split and count > 1
     if not splittable or workload.config.batch % count:

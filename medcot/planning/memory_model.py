@@ -1,8 +1,8 @@
-"""The memory model: what a training step keeps in memory, by part.
+"""Predicts the peak memory of a training step, by part: the memory model.
 
-The coefficients count the tensors that each engine saves for the backward pass. Those of
-``transformers`` are counted by a test on a real model; those of unsloth are fitted to the measured
-runs in ``calibration.json``, which they meet within 2 %.
+The coefficients count the tensors that each engine saves for the backward pass. A test counts those
+of ``transformers`` on a real model. Those of unsloth are fitted to the measured runs in
+``calibration.json`` and predict them within 2 %.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PRECISION_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 _QUANTIZED_BYTES = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0 + 2 / 1024}
 _OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.0 + 8 / 256}
 _ADAPTER_BYTES = 4.0
-"""Adapters and their gradients are float32: fp16 training needs it, and AdamW likes it."""
+"""Bytes per parameter of adapters and gradients: float32, which fp16 training needs."""
 
 LOGIT_TILE = (4096, 32768)
 """Tokens and vocabulary entries whose logits exist at once in TRL's fused loss (16-bit)."""
@@ -34,15 +34,20 @@ HEAD_TOKENS = 1024
 CPU_LOGIT_TOKENS = 256
 """The same without Triton: ``TRL_CHUNK_TOKENS`` in the same module."""
 
-
 CPU_WORKSPACE_GIB = 0.85
-"""The interpreter with torch and its libraries loaded."""
+"""Memory of the interpreter once torch and its libraries are loaded."""
 FUSED_WORKSPACE_GIB = {"none": 1.35, "fp8": 1.8, "4bit": 0.45}
-"""Matrix products' scratch space, joined weights' adapter columns, what the allocator cannot fill.
+"""Scratch space of the fused pass on CUDA, by format of the frozen weights.
+
+It holds workspaces of matrix products, the adapter columns of joined weights, and what the
+allocator cannot fill. Fitted to the measured runs.
 """
 COPIES = {"fp8": 2.0, "4bit": 4 / 64}
-"""Bytes per weight that the fused pass keeps in addition: two 8-bit copies, forward and backward;
-for 4-bit weights the 32-bit scale of each block of 64."""
+"""Bytes per weight that the fused pass keeps in addition to the weight itself.
+
+For fp8 these are two 8-bit copies, one for each pass; for 4-bit weights, the 32-bit scale of each
+block of 64.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,18 @@ _WORKSPACE: dict[str, _Workspace] = {
 
 @dataclass(frozen=True)
 class StepConfig:
-    """One way to run a training step. ``packing`` lays a micro-batch's rows end to end.
+    """One way to run a training step.
 
-    ``recomputed_layers`` keep nothing but their input for the backward pass: all or none of
-    them, except where the engine is ``fused``. Its attention goes ``by_row`` where there is no
-    kernel for rows of different length, and then keeps keys and values once per query head. Of
-    ``shards`` processes each keeps its part of the frozen weights. The first ``shared_tokens`` are
-    the same in all rows, and a pass computes them once. The rows of a step are shared out over
-    ``balanced_passes`` so that each has about as many tokens.
+    Attributes:
+        packing: The rows of a micro-batch lie end to end, without padding.
+        recomputed_layers: Layers that keep only their input for the backward pass. It is none or
+            all of them, unless the engine ``packs``.
+        row_attention: The fused engine attends row by row, because the GPU has no kernel for rows
+            of different length. It then keeps keys and values once per query head.
+        shards: Processes that each keep a part of the frozen weights.
+        shared_tokens: Leading tokens that all rows share; a fused pass computes them once.
+        balanced_passes: Passes over which the rows of a step are distributed so that each has
+            about the same number of tokens.
     """
 
     engine: EngineName
@@ -152,11 +161,11 @@ def _predict_fused(step: StepConfig, spec: ModelSpec, rank: int, tokens: int) ->
         largest = 2 * spec.hidden * spec.intermediate
         workspace = FUSED_WORKSPACE_GIB[step.quantization] * GIB
         workspace += largest * width if step.quantization == "4bit" else 0
-    # Beside the weights themselves, which answers are given by.
+    # In addition to the weights themselves, which generation uses.
     copies = COPIES.get(step.quantization, 0.0) * spec.linear_parameters
     parts = {
         "weights": weight_bytes(spec, step.quantization, width) + copies,
-        # The masters, and the copies that the products read.
+        # The float32 masters, and the copies that the products read.
         "adapters": trainable * (_ADAPTER_BYTES + width),
         "gradients": trainable * _ADAPTER_BYTES,
         "optimizer": trainable * _OPTIMIZER_BYTES[step.optimizer],
@@ -178,9 +187,9 @@ def weight_bytes(spec: ModelSpec, quantization: str, width: float) -> float:
 
 
 def kept_weight_bytes(step: StepConfig, spec: ModelSpec) -> float:
-    """Frozen weights of one process: all of them, or its part where they are split.
+    """Return the bytes of one process's frozen weights: all of them or, if split, its part.
 
-    Scales of quantised weights are not split, nor are embeddings that are the head's too.
+    Scales of quantised weights are not split, nor are embeddings that the head shares.
     """
     width = PRECISION_BYTES[step.precision]
     whole = weight_bytes(spec, step.quantization, width)
@@ -193,21 +202,21 @@ def kept_weight_bytes(step: StepConfig, spec: ModelSpec) -> float:
 
 
 def gathered_bytes(step: StepConfig, spec: ModelSpec) -> float:
-    """Weights gathered from all processes at once: of a layer, and meanwhile of the next one."""
+    """Return the bytes of weights gathered at once: those of a layer and of the one after it."""
     if step.shards == 1:
         return 0.0
     width = PRECISION_BYTES[step.precision]
     layer = weight_bytes(spec, step.quantization, width)
     layer = (layer - width * (spec.parameters - spec.linear_parameters)) / spec.layers
-    # What arrives is copied apart, so that the next layer is there twice for a moment.
+    # What arrives is copied into place, so the next layer is held twice for a moment.
     head = 0.0 if spec.tied_embeddings else 2 * spec.head_parameters * width
     return max(3 * layer, head)
 
 
 def max_answer_rows(spec: ModelSpec, width: float, tokens: int, free_gib: float) -> int:
-    """Prompts that can be answered at once: their keys and values must fit ``free_gib``.
+    """Return how many prompts to answer at once, 1 to 64: their KV cache must fit ``free_gib``.
 
-    ``tokens`` are those of the longest prompt and answer together. At most 64, at least 1.
+    ``tokens`` counts the longest prompt and its answer together.
     """
     cache = 2 * spec.layers * spec.kv_heads * spec.head_dim * width * tokens
     # Growing the cache by one token copies one layer of it.
@@ -215,12 +224,12 @@ def max_answer_rows(spec: ModelSpec, width: float, tokens: int, free_gib: float)
 
 
 def longest_pass_tokens(step: StepConfig, mean_tokens: float, longest_tokens: int) -> int:
-    """Tokens of the longest micro-batch to expect, padding included.
+    """Return the tokens of the longest micro-batch to expect, padding included.
 
-    Packed, the sum of n rows stays within n means and sqrt(n) times the longest row's excess, of
-    which a part is taken for more than one: two or three standard deviations, which the rows of
-    one run hardly go beyond. Of a step whose rows are shared out evenly, each pass has its part of
-    the step's excess.
+    n packed rows are taken to have n times the mean length, plus sqrt(n) times the excess of the
+    longest row over the mean. For n > 1 that excess counts 0.85, which leaves two to three standard
+    deviations; the rows of one run seldom exceed that. If the rows of a step are balanced over its
+    passes, the excess of the step is divided among them.
     """
     rows = step.micro_batch
     if not step.packing:
@@ -235,9 +244,9 @@ def longest_pass_tokens(step: StepConfig, mean_tokens: float, longest_tokens: in
 def _fused_activation_bytes(
     step: StepConfig, spec: ModelSpec, rank: int, width: int, tokens: int
 ) -> float:
-    """What :class:`medcot.engines.fused.decoder_layer.SavedActivations` holds, layer by layer."""
+    """Return all layers' :class:`medcot.engines.fused.decoder_layer.SavedActivations` in bytes."""
     wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    # The layer's middle, queries, keys, values and what attention made of them, gate and up.
+    # Input of the MLP; queries, keys, values and the attention's output; gate and up.
     kept = spec.hidden + (2 * wide + 2 * narrow) + 2 * spec.intermediate + 7 * rank
     if step.row_attention:
         kept += 3 * wide
@@ -255,7 +264,7 @@ def _fused_passing_bytes(spec: ModelSpec, width: float, tokens: int) -> float:
 
 
 def _fused_head_bytes(spec: ModelSpec, width: float, tokens: int) -> float:
-    """Logits and their gradient, some tokens at a time, and the gradient of all hidden states."""
+    """Return the bytes of a logits chunk with its gradient, and of the hidden states' gradient."""
     at_once = min(tokens, HEAD_TOKENS)
     return width * (2 * at_once * spec.vocab + 4 * tokens * spec.hidden)
 
@@ -271,7 +280,7 @@ def _activation_bytes(step: StepConfig, spec: ModelSpec, width: int, tokens: int
     outside = saved.per_token * spec.hidden
     if not step.checkpointing:
         return tokens * (spec.layers * layer + outside)
-    # One layer is recomputed at a time. Of each layer its input stays, which unsloth moves to RAM.
+    # One layer is recomputed at a time. Each layer's input stays, on the GPU or in host memory.
     kept = 0 if step.traits.offloads_inputs else spec.layers * spec.hidden * width
     return tokens * (layer + kept + outside)
 
@@ -286,7 +295,7 @@ def _logit_bytes(step: StepConfig, spec: ModelSpec, width: float, tokens: int) -
 
 
 def _workspace_bytes(step: StepConfig, spec: ModelSpec, width: float) -> float:
-    """Scratch space: matrix products, and the largest layer's weights when de-quantised."""
+    """Return the bytes of scratch space: matrix products and the dequantised largest weight."""
     if step.device != "cuda":
         return CPU_WORKSPACE_GIB * GIB
     largest = max(a * b for a, b in spec.linear_sizes.values()) * width

@@ -1,4 +1,4 @@
-"""The spec of a model: enough to count its parameters exactly without loading it. No torch."""
+"""Finds the layer sizes of a model, which count its parameters exactly without loading it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ModelSpec:
 
     @property
     def linear_sizes(self) -> dict[str, tuple[int, int]]:
-        """(input, output) width of each linear layer of one block."""
+        """Return the (input, output) widths of each linear layer of one block."""
         wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
             "q_proj": (self.hidden, wide),
@@ -53,24 +53,24 @@ class ModelSpec:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of the blocks' linear layers: what quantisation shrinks."""
+        """Count the weights of all blocks' linear layers, which quantisation shrinks."""
         return self.layers * sum(a * b for a, b in self.linear_sizes.values())
 
     @property
     def head_parameters(self) -> int:
-        """Weights that turn the last hidden state into logits (shared where tied)."""
+        """Count the weights of the output head; tied embeddings share them."""
         return self.vocab * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All parameters, exactly; shared ones once."""
+        """Count all parameters, shared ones once."""
         embeddings = self.head_parameters * (1 if self.tied_embeddings else 2)
         norms = self.hidden * (2 * self.layers + 1)
         return self.linear_parameters + embeddings + norms + self.layers * self._block_extras
 
     @property
     def computed_parameters(self) -> int:
-        """Weights that every token is multiplied with: the blocks and the head."""
+        """Count the weights that each token is multiplied with: blocks and head."""
         return self.linear_parameters + self.head_parameters
 
     @property
@@ -86,7 +86,7 @@ class ModelSpec:
         return biases + (2 * self.head_dim if self.qk_norm else 0)
 
     def lora_parameters(self, rank: int, modules: Sequence[str] = TARGET_MODULES) -> int:
-        """LoRA parameters of ``rank`` on ``modules``: rank * (input + output) for each layer."""
+        """Count the LoRA parameters: ``rank`` * (input + output) for each of ``modules``."""
         sizes = self.linear_sizes
         return self.layers * rank * sum(sum(sizes[name]) for name in modules)
 
@@ -137,7 +137,7 @@ _SUFFIXES = ("-bnb-4bit", "-unsloth", "-instruct", "-base", "-chat", "-math")
 
 
 def find_model_spec(config: RunConfig) -> ModelSpec:
-    """The spec of ``config.model``: bundled, a local folder, a known name, or from the hub.
+    """Find the spec of ``config.model``: bundled, in a local folder, in the table, or on the hub.
 
     Raises:
         InputError: a folder without a readable config.json, an unknown model that the hub cannot
@@ -152,7 +152,7 @@ def find_model_spec(config: RunConfig) -> ModelSpec:
 
 
 def look_up_model_spec(model: str) -> ModelSpec | None:
-    """The table's spec for a hub name such as ``unsloth/Qwen2.5-7B-Instruct-bnb-4bit``."""
+    """Look up a hub name such as ``unsloth/Qwen2.5-7B-Instruct-bnb-4bit`` in the table."""
     name = model.rpartition("/")[2].lower()
     while suffix := next((s for s in _SUFFIXES if name.endswith(s)), None):
         name = name.removesuffix(suffix)
@@ -160,7 +160,7 @@ def look_up_model_spec(model: str) -> ModelSpec | None:
 
 
 def read_model_spec(values: Mapping[str, Any], where: str) -> ModelSpec:
-    """The spec that a transformers ``config.json`` describes.
+    """Read the spec that a transformers ``config.json`` describes.
 
     Raises:
         InputError: ``where`` lacks a size, or is of a family that this cannot count.
@@ -212,7 +212,7 @@ def _read_file(path: Path) -> ModelSpec:
 
 
 def _fetch_from_hub(config: RunConfig) -> ModelSpec:
-    """Fetch config.json alone, from the cache where it is there."""
+    """Fetch only config.json, from the local cache if it is there."""
     from httpx import HTTPError
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -1,4 +1,4 @@
-"""The plan of a run: the fastest settings that fit, what they cost, and why."""
+"""Makes the plan of a run: the fastest settings that fit, their cost, and the reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Enumerate the step configs that the constraints leave open, and cost them."""
+"""Enumerates the step configs that the constraints leave open, and predicts their cost."""
 
 from __future__ import annotations
 

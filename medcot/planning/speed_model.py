@@ -1,4 +1,4 @@
-"""The throughput model: seconds of a step and a run, by coefficients in ``calibration.json``."""
+"""Predicts the seconds of a step and of a run: the throughput model."""
 
 from __future__ import annotations
 

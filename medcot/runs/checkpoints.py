@@ -1,4 +1,4 @@
-"""Manifests of checkpoints: the checksum of each file, written once all files are on disk."""
+"""Writes and checks the manifests of checkpoints, which hold the checksum of each file."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class RunDirectory:
 
     @property
     def log(self) -> Path:
-        """The run's own log, one record a line."""
+        """Return the file of the run's own log, one record a line."""
         return self.path / "medcot.log"
 
     @property

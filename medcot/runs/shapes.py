@@ -1,4 +1,4 @@
-"""The fields of a run's JSON files that other code relies on; edited files may lack them."""
+"""Checks the fields of a run's JSON files that other code relies on; edited files may lack them."""
 
 from __future__ import annotations
 

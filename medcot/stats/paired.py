@@ -1,4 +1,4 @@
-"""Rates and paired differences with their intervals and tests. Nothing here knows about models.
+"""Computes rates and paired differences with their intervals and tests.
 
 Every comparison pairs the same rows before and after. A change is called only when both its
 interval and its test say so (see ``docs/experiments.md``, Statistics). scipy and statsmodels take

@@ -1,4 +1,4 @@
-"""Statistical power: the smallest detectable difference, and the rows that a difference needs.
+"""Computes statistical power: the smallest detectable difference, and the rows needed for one.
 
 Both use the verdict's own rule at a power of 80 %. The spread, or the share of answers that change,
 is itself estimated from the run's rows, so its upper confidence bound (80 %) is used: the plain

@@ -1,1 +1,1 @@
-"""Shards a model's frozen weights over processes (FSDP2). Start at ``model.load_base``."""
+"""Shards a model's frozen weights over processes (FSDP2). Start at ``model.build_split``."""
