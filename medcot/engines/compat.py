@@ -117,16 +117,17 @@ def ignore_old_torchao() -> None:
             vars(module)["is_torchao_available"] = lambda: False
 
 
-def provide_loss(function: type[torch.autograd.Function]) -> None:
-    """Give TRL a chunked log-probability where it found no Triton (trl 1.15).
+def provide_loss(function: type[torch.autograd.Function], device: str) -> None:
+    """Give TRL a chunked log-probability where its own cannot run on ``device`` (trl 1.15).
 
-    TRL then leaves the name None and its ``SFTTrainer`` cannot compute a loss. With Triton TRL's
+    Without Triton TRL leaves the name None. With Triton but no GPU, as PyTorch's default build for
+    Linux on a plain machine, its function fails for want of a driver. On a GPU with Triton TRL's
     own function is the faster one and stays.
     """
     import trl.trainer.utils
 
     name = "_ChunkedLogProbFunction"
-    if getattr(trl.trainer.utils, name) is None:
+    if getattr(trl.trainer.utils, name) is None or device != "cuda":
         setattr(trl.trainer.utils, name, function)
 
 

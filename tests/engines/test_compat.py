@@ -56,7 +56,7 @@ def provoke_messages(tiny_model, folder):
     from transformers.trainer_utils import align_special_tokens
     from trl import SFTConfig, SFTTrainer
 
-    compat.provide_loss(ChunkedLogProb)
+    compat.provide_loss(ChunkedLogProb, "cpu")
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     model.config.pad_token_id = tokenizer.eos_token_id
@@ -187,3 +187,17 @@ def test_a_model_gets_its_adapter_beside_an_old_torchao(
         monkeypatch.setattr(module, "is_torchao_available", old_torchao)
     training = Training(tmp_path / "run", tiny_model, make_rows(tiny_model), steps=1)
     assert training.fit().steps == 1
+
+
+def test_with_triton_and_without_a_gpu_the_loss_is_ours(monkeypatch):
+    """PyTorch's default build for Linux brings Triton to machines that have no GPU."""
+    import trl.trainer.utils
+
+    class OfTriton(torch.autograd.Function):
+        pass
+
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", OfTriton)
+    compat.provide_loss(ChunkedLogProb, "cuda")
+    assert trl.trainer.utils._ChunkedLogProbFunction is OfTriton
+    compat.provide_loss(ChunkedLogProb, "cpu")
+    assert trl.trainer.utils._ChunkedLogProbFunction is ChunkedLogProb

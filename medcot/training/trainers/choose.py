@@ -34,7 +34,7 @@ def make_trainer(
     """
     from medcot.engines.fused.cross_entropy import ChunkedLogProb
 
-    provide_loss(ChunkedLogProb)
+    provide_loss(ChunkedLogProb, loaded.device)
     if adapters is not None:
         from medcot.training.trainers.fused import make_packed_trainer
 

@@ -34,5 +34,5 @@ def test_loss_and_gradient_are_those_of_the_full_logits():
 def test_trl_has_a_loss_on_this_machine():
     import trl.trainer.utils
 
-    provide_loss(ChunkedLogProb)
+    provide_loss(ChunkedLogProb, "cpu")
     assert trl.trainer.utils._ChunkedLogProbFunction is not None
