@@ -29,6 +29,7 @@ $(VENV)/.app: $(VENV)/.base
 
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) --group dev
+	$(BIN)/python -m medcot.exporting.converter
 	@touch $@
 
 demo: $(VENV)/.base ## a real fine-tune of the bundled model, before and after, and a report

@@ -190,6 +190,10 @@ def ask_command(
 @click.option(
     "--quantize", multiple=True, metavar="TYPE", help="of a GGUF: F16, Q8_0, Q4_K_M …; repeatable"
 )
+@click.option(
+    "--repo", default="", metavar="OWNER/NAME", help="repository on the hub, for --to hub"
+)
+@click.option("--public", is_flag=True, help="make the repository public; new ones are private")
 @click.option("--no-proof", is_flag=True, help="do not compare the exports with the run")
 @JSON
 def export_command(
@@ -198,6 +202,8 @@ def export_command(
     formats: tuple[str, ...],
     out: str | None,
     quantize: tuple[str, ...],
+    repo: str,
+    public: bool,
     no_proof: bool,
     as_json: bool,
 ) -> None:
@@ -210,6 +216,8 @@ def export_command(
         parse_quantizations(quantize),
         Path(out) if out else None,
         prove=not no_proof,
+        repository=repo,
+        public=public,
     )
     with _terminal(as_json=as_json) as listener:
         records = export_run(existing_run(run_path), options, listener)

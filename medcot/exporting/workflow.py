@@ -7,14 +7,17 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medcot.catalog import Message
+from medcot.data.tokenization import chat_template
 from medcot.errors import InputError, RunFailed
-from medcot.exporting import checks, make
-from medcot.exporting.formats import ROUNDING, Format, Quantization
+from medcot.exporting import checks, gguf, hub, make
+from medcot.exporting.card import write_card
+from medcot.exporting.converter import find_converter
+from medcot.exporting.formats import QUANTIZATIONS, ROUNDING, TOLERANCES, Format, Quantization
 from medcot.exporting.measure import (
     LoadFailed,
     Measured,
@@ -24,7 +27,7 @@ from medcot.exporting.measure import (
     measure_merged,
 )
 from medcot.exporting.proof_file import ExportRecord, Part, read_record, write_record
-from medcot.exporting.proof_set import ProofSet, load_proof_set
+from medcot.exporting.proof_set import ProofSet, load_proof_set, prompt_around
 from medcot.exporting.room import require_room
 from medcot.exporting.run_model import RunModel
 from medcot.exporting.verdict import Comparison, compare
@@ -54,6 +57,18 @@ class ExportOptions:
     out: Path | None = None
     prove: bool = True
     answers: int = 4
+    repository: str = ""
+    public: bool = False
+
+    @property
+    def uploaded(self) -> Format:
+        """Return the format that goes to the hub: the merged model if it is asked for, too."""
+        return "merged" if "merged" in self.formats else "adapter"
+
+    @property
+    def ollama_quantization(self) -> Quantization:
+        """Return the one quantisation of an Ollama export: Q8_0 where it is among those given."""
+        return "Q8_0" if "Q8_0" in self.quantizations else self.quantizations[0]
 
 
 @dataclass
@@ -106,10 +121,15 @@ def export_run(
     export = Export(RunModel.of(directory), options, listener or Listener())
     directory.lock.take()
     try:
-        known = {name: _find_made(export, name) for name in options.formats}
-        if missing := [name for name in options.formats if known[name] is None]:
+        if "hub" in options.formats:
+            hub.check_repository(options.repository)
+        wanted = _with_uploaded(options)
+        known = {name: _find_made(export, name) for name in wanted}
+        if missing := [name for name in wanted if known[name] is None]:
             _get_ready(export, missing)
-        records = [known[name] or _export_one(export, name) for name in options.formats]
+        records = [known[name] or _export_one(export, name) for name in wanted]
+        if "hub" in options.formats:
+            records.append(_upload(export))
     finally:
         _write_into_report(directory)
         directory.lock.release()
@@ -139,6 +159,31 @@ def _silence_progress_bars() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def _with_uploaded(options: ExportOptions) -> list[Format]:
+    """Return the formats to make: with ``hub``, also the one that is uploaded."""
+    wanted: list[Format] = [name for name in options.formats if name != "hub"]
+    if "hub" in options.formats and options.uploaded not in wanted:
+        wanted.insert(0, options.uploaded)
+    return wanted
+
+
+def _upload(export: Export) -> ExportRecord:
+    """Upload an export that is made and proved, and keep a record of it in ``export/hub``."""
+    options, source = export.options, export.root / export.options.uploaded
+    export.listener.say(Message("export_uploading", {"repository": options.repository}))
+    done = hub.upload(source, options.repository, public=options.public)
+    proved = read_record(source)
+    assert proved is not None
+    values = {"address": done.address, "revision": done.revision}
+    export.listener.say(Message("export_uploaded", values))
+    made_from = {**proved.made_from, "uploaded": options.uploaded, **asdict(done)}
+    record = ExportRecord("hub", made_from, {}, proved.parts)
+    folder = export.root / "hub"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder, record)
+    return record
+
+
 def _find_made(export: Export, name: Format) -> ExportRecord | None:
     """Return the record of a format that needs nothing done, else None."""
     folder = export.root / name
@@ -158,6 +203,9 @@ def _get_ready(export: Export, formats: Sequence[Format]) -> None:
     """Check what the formats need, and read what their proofs ask, before anything is made."""
     options = export.options
     require_room(export.model, export.root, formats, options.quantizations, prove=options.prove)
+    if {"gguf", "ollama"} & set(formats):
+        gguf.require_llama()
+        find_converter()
     _silence_progress_bars()
     if options.prove:
         export.asked()
@@ -171,6 +219,7 @@ def _export_one(export: Export, name: Format) -> ExportRecord:
         parts = _prove(export, name, temporary)
         record = ExportRecord.of(name, describe_sources(export, name), temporary, parts)
         write_record(temporary, record)
+        write_card(export.model, temporary, record, name)
         _finish(export, temporary, export.root / name, record)
     return record
 
@@ -211,25 +260,138 @@ def _measured(measure: Callable[[], Measured], findings: list[Message]) -> Measu
         return None
 
 
+def make_gguf(
+    export: Export, folder: Path, quantizations: Sequence[Quantization] | None = None
+) -> None:
+    """Convert the merged model to F16, and quantise that."""
+    with _merged_model(export, folder) as merged:
+        gguf.convert(merged, folder / gguf.file_name("F16"))
+    for one in quantizations or export.options.quantizations:
+        if one != "F16":
+            gguf.quantize(folder / gguf.file_name("F16"), folder / gguf.file_name(one), one)
+    if not export.options.prove:
+        _drop_unasked(folder, quantizations or export.options.quantizations)
+
+
+def make_ollama(export: Export, folder: Path) -> None:
+    """Make one GGUF file with the Modelfile that ``ollama create`` reads."""
+    chosen = export.options.ollama_quantization
+    if (made := _made_gguf(export, chosen)) is not None:
+        shutil.copyfile(made, folder / made.name)
+    else:
+        make_gguf(export, folder, (chosen,))
+    model = export.model
+    around = prompt_around(model.config, chat_template(model.tokenizer))
+    gguf.make_modelfile(model, folder, chosen, around)
+
+
+def _made_gguf(export: Export, quantization: Quantization) -> Path | None:
+    """Return the GGUF file that is exported and proved already, None where there is none."""
+    folder = export.root / "gguf"
+    sources = describe_sources(export, "gguf") | {"quantizations": [quantization]}
+    known = read_record(folder)
+    if known is None or not (known.is_proved and known.is_made_from(sources)):
+        return None
+    return folder / gguf.file_name(quantization) if known.is_intact(folder) else None
+
+
+@contextmanager
+def _merged_model(export: Export, folder: Path) -> Iterator[Path]:
+    """Yield the merged model that is exported already, or one made and checked for the while."""
+    made = export.root / "merged"
+    known = read_record(made)
+    if (
+        known is not None
+        and known.is_proved
+        and known.is_made_from(describe_sources(export, "merged"))
+        and known.is_intact(made)
+    ):
+        yield made
+        return
+    temporary = folder / ".merged"
+    temporary.mkdir()
+    make.make_merged(export.model, temporary)
+    if findings := list(checks.check_merged_weights(export.model, temporary)):
+        # Should not happen: peft's own merge is wrong.
+        raise RunFailed("export", findings[0], Message("needs_other_format"))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def prove_gguf(
+    export: Export, folder: Path, quantizations: Sequence[Quantization] | None = None
+) -> tuple[Part, ...]:
+    """Load each file by llama.cpp and compare it with the run.
+
+    The F16 file is compared even where it is only a step on the way: what is wrong there is not
+    the cost of a quantisation, however large that may be.
+    """
+    wanted = quantizations or export.options.quantizations
+    parts: list[Part] = []
+    for one in QUANTIZATIONS:
+        if not (folder / gguf.file_name(one)).is_file():
+            continue
+        name = f"gguf {one}"
+        parts.append(Part(name, _prove_file(export, folder / gguf.file_name(one), name, one)))
+    _drop_unasked(folder, wanted)
+    return tuple(parts)
+
+
+def _prove_file(export: Export, file: Path, name: str, kind: Quantization) -> Comparison:
+    asked, findings = export.asked(), list[Message]()
+    measured: Measured | None = None
+    try:
+        measured, facts = gguf.measure_gguf(file, asked, export.progress())
+        findings += gguf.check_gguf(export.model, facts, asked)
+    except LoadFailed as error:
+        findings.append(Message("proof_not_loaded", {"why": checks.shorten(str(error))}))
+    return compare(name, asked, measured, findings, TOLERANCES[kind], export.decode)
+
+
+def prove_ollama(export: Export, folder: Path) -> tuple[Part, ...]:
+    """Prove the GGUF by llama.cpp, which Ollama runs, and read the Modelfile back."""
+    parts = prove_gguf(export, folder, (export.options.ollama_quantization,))
+    if findings := tuple(gguf.check_modelfile(export.model, folder, export.asked())):
+        sentence = Message("proof_broken", {"format": "Modelfile", "first": findings[0]})
+        return (*parts, Part("Modelfile", Comparison("broken", sentence, findings)))
+    return parts
+
+
+def _drop_unasked(folder: Path, quantizations: Sequence[Quantization]) -> None:
+    """Remove the F16 file where it was only a step on the way."""
+    if "F16" not in quantizations:
+        (folder / gguf.file_name("F16")).unlink(missing_ok=True)
+
+
 _MAKERS: dict[Format, Callable[[Export, Path], None]] = {
     "adapter": lambda export, folder: make.make_adapter(export.model, folder),
     "merged": lambda export, folder: make.make_merged(export.model, folder),
+    "gguf": make_gguf,
+    "ollama": make_ollama,
 }
 _PROVERS: dict[Format, Callable[[Export, Path], tuple[Part, ...]]] = {
     "adapter": prove_adapter,
     "merged": prove_merged,
+    "gguf": prove_gguf,
+    "ollama": prove_ollama,
 }
 
 
 def describe_sources(export: Export, name: Format) -> dict[str, Any]:
     """Return what an export is made from: with the same sources it need not be made again."""
-    model = export.model
+    model, options = export.model, export.options
+    quantizations: dict[str, Sequence[Quantization]] = {
+        "gguf": options.quantizations,
+        "ollama": [options.ollama_quantization] if name == "ollama" else [],
+    }
     return {
         "adapter": model.adapter_digest,
         "base": make.base_name(model),
         "base_revision": model.location.revision or "",
         "base_precision": model.quantization,
-        "quantizations": list(export.options.quantizations) if name in ("gguf", "ollama") else [],
+        "quantizations": list(quantizations.get(name, ())),
     }
 
 

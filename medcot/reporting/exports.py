@@ -15,8 +15,8 @@ def read_exports(directory: RunDirectory) -> tuple[ExportFact, ...] | None:
     """
     facts: list[ExportFact] = []
     for path in sorted((directory.path / "export").glob("*/proof.json")):
-        if path.parent.name.startswith("."):
-            continue
+        if path.parent.name.startswith(".") or path.parent.name == "hub":
+            continue  # not finished; or another export, uploaded
         found = directory.read_json(path.relative_to(directory.path).as_posix())
         facts += [
             ExportFact(found["format"], part["outcome"], Message.from_json(part["sentence"]))

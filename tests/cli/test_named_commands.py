@@ -45,10 +45,12 @@ OF_OTHERS = {
     *("--accelerator", "--config-file", "--config_file", "--num_processes", "--nproc-per-node"),
     *("--constraint", "--no-deps", "--upgrade", "--user", "--porcelain", "--quiet", "--version"),
     *("--dry-run", "--ignore-installed", "--report", "--disable-pip-version-check", "--use_fsdp"),
+    *("--no-binary", "--require-hashes", "--dest", "--requirement", "--hash"),
+    *("--outfile", "--outtype"),
     *("--no-input", "--progress-bar", "--include_path", "--tasks"),
     *("--force", "--no-sandbox", "--output", "--format", "--help", "--query-gpu"),
 }
-"""Options of pip, git, accelerate, marimo, lm_eval and nvidia-smi that the code names."""
+"""Options of other programs that the code names: pip, git, accelerate, marimo, lm_eval …"""
 
 
 @cache

@@ -1,10 +1,13 @@
-"""One finished run of a tiny model, made once, for everything that is exported from it."""
+"""Finished runs of tiny models, each made once, for everything that is exported from them."""
+
+import json
 
 import pytest
 
 from medcot.config.presets import make_config
 from medcot.pipeline.run import run
 from medcot.runs.directory import RunDirectory
+from tests.support.fakes import make_case
 
 SMALL = {
     "samples": 12,
@@ -15,11 +18,69 @@ SMALL = {
     "generate_samples": 2,
     "max_new_tokens": 6,
     "learning_rate": 1e-2,
+    "mcq": (),
 }
+CASES = [make_case(number) for number in range(40)]
+TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_run(folder, model):
+    rows = [
+        {"Question": one.question, "Complex_CoT": one.thought, "Response": one.response}
+        for one in CASES
+    ]
+    data = folder / "cases.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    directory = RunDirectory(folder / "exported")
+    run(make_config("demo", SMALL | {"model": str(model), "dataset": str(data)}), directory)
+    return directory
+
+
+def make_small_tokenizer():
+    """A byte-level BPE of 600 tokens: it loads in milliseconds, that of SmolLM2 in a second."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    level = pre_tokenizers.ByteLevel
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = level(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=level.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    texts = [f"{one.question} {one.thought} {one.response}" for one in CASES]
+    tokenizer.train_from_iterator(texts, trainer)
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=special[0], bos_token=special[1],
+        eos_token=special[2],
+    )  # fmt: skip
+    found.chat_template = TEMPLATE
+    return found
 
 
 @pytest.fixture(scope="session")
-def finished_run(tiny_model, tmp_path_factory):
-    directory = RunDirectory(tmp_path_factory.mktemp("runs") / "exported")
-    run(make_config("demo", SMALL | {"model": str(tiny_model)}), directory)
-    return directory
+def small_model(tmp_path_factory):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model") / "small"
+    tokenizer = make_small_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=len(tokenizer), tie_word_embeddings=True,
+        max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_model, tmp_path_factory):
+    """A run whose tokenizer is quick to load, but not known to llama.cpp's converter."""
+    return make_run(tmp_path_factory.mktemp("runs"), small_model)

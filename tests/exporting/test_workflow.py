@@ -52,13 +52,15 @@ def test_an_export_is_loaded_by_its_program_and_found_the_same(exported, name):
     assert "not medical advice" in proof["not_medical_advice"]
 
 
-def test_plain_peft_loads_the_adapter_and_plain_transformers_the_merged_model(exported, tiny_model):
+def test_plain_peft_loads_the_adapter_and_plain_transformers_the_merged_model(
+    exported, small_model
+):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     folder, _ = exported
-    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    base = AutoModelForCausalLM.from_pretrained(small_model)
     tuned = PeftModel.from_pretrained(base, folder / "adapter").eval()
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32).eval()
     ids = torch.tensor([[5, 300, 77]])
@@ -67,10 +69,10 @@ def test_plain_peft_loads_the_adapter_and_plain_transformers_the_merged_model(ex
     assert merged.generation_config.eos_token_id == 2
 
 
-def test_no_path_of_this_machine_is_in_an_export(exported, tiny_model):
+def test_no_path_of_this_machine_is_in_an_export(exported, small_model):
     folder, _ = exported
     for path in folder.rglob("*.json"):
-        assert str(tiny_model.parent) not in path.read_text(encoding="utf-8"), path
+        assert str(small_model.parent) not in path.read_text(encoding="utf-8"), path
 
 
 def test_a_second_call_makes_nothing(exported, finished_run, monkeypatch):

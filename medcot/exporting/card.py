@@ -1,0 +1,278 @@
+"""The model card of an export, from the run directory alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any, cast
+
+from medcot.catalog import duration, say
+from medcot.config.schema import BUNDLED_MODEL, RunConfig
+from medcot.data.tokenization import chat_template
+from medcot.exporting.formats import Format
+from medcot.exporting.make import base_name
+from medcot.exporting.proof_file import ExportRecord
+from medcot.exporting.proof_set import prompt_around
+from medcot.exporting.run_model import RunModel
+from medcot.records import Language
+from medcot.reporting.markdown import escape
+from medcot.reporting.schema import MEASURES, Report
+from medcot.reporting.storage import report_from_json
+from medcot.reporting.wording import format_change, format_interval, format_p, format_value
+
+BUNDLED_SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Where the bundled model is from; medcot uses its 4-bit GGUF file, de-quantised."""
+
+LICENCES = {
+    BUNDLED_MODEL: "apache-2.0",
+    "sample": "apache-2.0",
+    "FreedomIntelligence/medical-o1-reasoning-SFT": "apache-2.0",
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": "mit",
+    "unsloth/DeepSeek-R1-Distill-Llama-8B": "mit",
+}
+"""Licences as the pages of these models and data sets state them."""
+
+UNSAID = ("judge_url", "judge_model", "wandb", "wandb_project", "wandb_job_type")
+"""Settings that name services of whoever made the run, and change nothing about the model."""
+
+LIBRARIES: dict[Format, str] = {
+    "adapter": "peft", "hub": "peft", "merged": "transformers", "gguf": "gguf", "ollama": "gguf",
+}  # fmt: skip
+RELATIONS: dict[Format, str] = {
+    "adapter": "adapter", "hub": "adapter", "merged": "finetune", "gguf": "quantized",
+    "ollama": "quantized",
+}  # fmt: skip
+
+
+def write_card(model: RunModel, folder: Path, record: ExportRecord, name: Format) -> None:
+    """Write ``README.md``: metadata, then the card in English and in the run's language.
+
+    Raises:
+        ValueError: huggingface_hub does not take the metadata.
+    """
+    from huggingface_hub import ModelCard
+
+    report = _report(model)
+    languages: list[Language] = ["en", "zh"] if model.config.language == "zh" else ["en"]
+    bodies = [_body(model, report, record, name, language) for language in languages]
+    header = f"---\n{_metadata(model, report, name).to_yaml()}\n---\n"
+    card = ModelCard(header + "\n" + "\n\n".join(bodies))  # parses the metadata it was given
+    card.save(folder / "README.md")
+
+
+def _report(model: RunModel) -> Report | None:
+    directory = model.directory
+    if not directory.has("report.json"):
+        return None
+    return report_from_json(directory.read_json("report.json"))
+
+
+def _metadata(model: RunModel, report: Report | None, name: Format) -> Any:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    config = model.config
+    base, dataset = _hub_name(model), _hub_dataset(config)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset or "medcot-sample",
+            dataset_name=Path(config.dataset).name,
+            dataset_split="test",
+            dataset_revision=(report.facts.dataset.revision or None)
+            if report and report.facts.dataset
+            else None,
+            metric_type=metric,
+            metric_name=title,
+            metric_value=value,
+        )
+        for metric, title, value in _results(report)
+    ]
+    return ModelCardData(
+        model_name=_title(model),
+        base_model=base,
+        base_model_relation=RELATIONS[name] if base else None,
+        datasets=[dataset] if dataset else None,
+        language=config.language,
+        library_name=LIBRARIES[name],
+        license=LICENCES.get(config.model),
+        pipeline_tag="text-generation",
+        tags=["medcot", "lora", "chain-of-thought", "medical", "not-medical-advice"],
+        eval_results=results or None,
+    )
+
+
+def _results(report: Report | None) -> Iterator[tuple[str, str, float]]:
+    if report is None:
+        return
+    after = report.after
+    if after.nll is not None:
+        yield "loss", "test loss, nats per completion token", round(after.nll, 4)
+    if after.closed_rate is not None:
+        yield "closed_rate", "answers with a closed thought", round(after.closed_rate, 4)
+    for name, one in after.mcq.sets.items() if after.mcq else ():
+        if one.accuracy is not None:
+            yield "accuracy", f"multiple choice, {name}", round(one.accuracy, 4)
+
+
+def _body(
+    model: RunModel, report: Report | None, record: ExportRecord, name: Format, language: Language
+) -> str:
+    config, directory = model.config, model.directory
+    environment = directory.read_json("environment.json")
+    training = directory.read_json("training.json") if directory.has("training.json") else {}
+    prompt = "{question}".join(prompt_around(config, chat_template(model.tokenizer)))
+    dataset = environment["dataset"]
+    packages = environment.get("packages", {})
+    unknown = say("card_licence_unknown", language)
+    values = {
+        "title": _title(model),
+        "kind_line": say(f"card_kind_{name}", language),
+        "verdict": _verdict(report, language),
+        "evaluation": _evaluation(report, language),
+        "cautions": _cautions(report, language),
+        "base": _with_revision(base_name(model), model.location.revision),
+        "base_licence": LICENCES.get(config.model, unknown),
+        "precision": f"{model.quantization}, {model.plan.get('precision')}",
+        "data": _with_revision(Path(config.dataset).name if _is_file(config) else config.dataset,
+                               dataset.get("revision")),
+        "data_licence": LICENCES.get(config.dataset, unknown),
+        "fingerprint": str(dataset["fingerprint"])[:16],
+        "rows": str(report.facts.rows if report else config.samples),
+        "recipe": say(
+            "card_recipe", language, rank=config.rank, alpha=config.alpha, batch=config.batch,
+            steps=str(report.facts.steps if report else config.steps or config.epochs),
+            rate=f"{config.learning_rate:g}", seed=config.seed,
+        ),
+        "machine": _machine(environment),
+        "time": duration(float(training.get("seconds", 0)), language),
+        "software": ", ".join(
+            f"{one} {packages[one]}"
+            for one in ("medcot", "torch", "transformers", "peft", "trl")
+            if one in packages
+        ),
+        "synthetic": say("synthetic", language) if report and _synthetic(report) else "",
+        "proofs": "\n".join(
+            f"- {part.comparison.sentence.text(language)}" for part in record.parts
+        ),
+        "prompt": prompt,
+        "usage": _usage(model, name),
+        "test_rows": str(report.after.rows if report else 0),
+        "medcot": packages.get("medcot", ""),
+        "format": name,
+        "config": _toml(config),
+    }  # fmt: skip
+    text = files("medcot.exporting").joinpath(f"card_{language}.md").read_text(encoding="utf-8")
+    # Empty parts leave empty lines.
+    lines = Template(text).substitute(values).replace("\n\n\n\n", "\n\n").replace("\n\n\n", "\n\n")
+    return lines.strip() + "\n"
+
+
+def _verdict(report: Report | None, language: Language) -> str:
+    if report is None:
+        return say("card_not_scored", language)
+    messages = report.verdict.messages
+    return f"**{' '.join(one.text(language) for one in (*messages.nll, *messages.mcq))}**"
+
+
+def _evaluation(report: Report | None, language: Language) -> str:
+    if report is None:
+        return ""
+    head = [say(f"card_{one}", language) for one in ("before", "after", "difference", "interval")]
+    lines = [f"| | {' | '.join(head)} | p | n |", "| :-- | --: | --: | --: | :-: | --: | --: |"]
+    for measure in MEASURES:
+        if (paired := report.paired.of(measure)) is None:
+            continue
+        cells = [
+            say(f"card_measure_{measure}", language),
+            format_value(measure, report.before.value(measure)),
+            format_value(measure, report.after.value(measure)),
+            format_change(measure, paired.difference),
+            format_interval(measure, paired),
+            format_p(paired.p_value),
+            str(paired.n),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cautions(report: Report | None, language: Language) -> str:
+    return "\n".join(f"- {one.text(language)}" for one in (report.cautions if report else ()))
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    machine = environment.get("machine", {})
+    gpus: Sequence[Mapping[str, Any]] = machine.get("gpus", [])
+    names = ", ".join(str(gpu.get("name", "GPU")) for gpu in gpus)
+    cores = f"{machine.get('cpu_cores', '?')} CPU cores, {machine.get('system', '')}"
+    return escape(f"{names}; {cores}" if names else cores)
+
+
+def _usage(model: RunModel, name: Format) -> str:
+    """Return code or commands that load the export; ``FOLDER`` stands for where it is."""
+    if name == "ollama":
+        return "```\nollama create medcot-model -f Modelfile\nollama run medcot-model\n```"
+    if name == "gguf":
+        return "```\nllama-server -m model-Q8_0.gguf --host 127.0.0.1\n```"
+    load = (
+        "from peft import AutoPeftModelForCausalLM as Model"
+        if name in ("adapter", "hub")
+        else "from transformers import AutoModelForCausalLM as Model"
+    )
+    return (
+        f"```python\nfrom transformers import AutoTokenizer\n{load}\n\n"
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+        'model = Model.from_pretrained("FOLDER")\n'
+        "inputs = tokenizer(PROMPT.replace(\"{question}\", question), return_tensors=\"pt\","
+        " add_special_tokens=False)\n"
+        f"output = model.generate(**inputs, max_new_tokens={model.config.max_new_tokens},"
+        " do_sample=False)\n```"
+    )  # fmt: skip
+
+
+def _title(model: RunModel) -> str:
+    return f"{base_name(model).rsplit('/', 1)[-1]}-medcot-{model.config.language}"
+
+
+def _hub_name(model: RunModel) -> str | None:
+    name = model.config.model
+    if name == BUNDLED_MODEL:
+        return BUNDLED_SOURCE
+    return None if Path(name).exists() else name
+
+
+def _hub_dataset(config: RunConfig) -> str | None:
+    return None if config.dataset == "sample" or _is_file(config) else config.dataset
+
+
+def _is_file(config: RunConfig) -> bool:
+    return config.dataset.lower().endswith((".jsonl", ".json", ".csv", ".parquet"))
+
+
+def _synthetic(report: Report) -> bool:
+    return bool(report.facts.dataset and report.facts.dataset.synthetic)
+
+
+def _with_revision(name: str, revision: str | None) -> str:
+    return f"{escape(name)} (`{revision}`)" if revision else escape(name)
+
+
+def _without_folder(value: str) -> str:
+    """Return a file's or a folder's own name: its place on this machine means nothing elsewhere."""
+    return Path(value).name if value and Path(value).exists() else value
+
+
+def _toml(config: RunConfig) -> str:
+    """Return the settings that differ from the defaults, as ``--config`` reads them."""
+    lines: list[str] = []
+    for name, value in config.model_dump(mode="json").items():
+        if value == RunConfig.model_fields[name].default or value is None or name in UNSAID:
+            continue
+        if isinstance(value, str):
+            value = _without_folder(value)
+        elif isinstance(value, list):
+            value = [_without_folder(str(one)) for one in cast("list[object]", value)]
+        lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines)

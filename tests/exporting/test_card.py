@@ -1,0 +1,81 @@
+"""The model card: whole, honest, and taken by the hub's own library."""
+
+import json
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+
+from medcot.catalog import Message
+from medcot.exporting.card import write_card
+from medcot.exporting.proof_file import ExportRecord, Part
+from medcot.exporting.run_model import RunModel
+from medcot.exporting.verdict import Comparison
+from medcot.runs.directory import RunDirectory
+
+
+def record(outcome="unproved", code="proof_unproved"):
+    part = Part("adapter", Comparison(outcome, Message(code, {"format": "adapter"})))
+    return ExportRecord("adapter", {}, {}, (part,))
+
+
+@pytest.fixture
+def card(finished_run, tmp_path):
+    write_card(RunModel.of(finished_run), tmp_path, record(), "adapter")
+    return ModelCard.load(tmp_path / "README.md")
+
+
+def test_the_metadata_is_read_by_the_hubs_library(card):
+    assert card.data.library_name == "peft"
+    assert card.data.language == "en"
+    assert "not-medical-advice" in card.data.tags
+    [loss] = [one for one in card.data.eval_results if one.metric_type == "loss"]
+    assert loss.metric_value > 0
+    assert loss.dataset_split == "test"
+
+
+def test_the_card_says_what_a_user_must_know(card, finished_run):
+    report = finished_run.read_json("report.json")
+    assert card.text.count("Not medical advice") == 1
+    assert report["verdict"]["sentence"].split(" ")[0] in card.text
+    assert "| test loss (nats per token) |" in card.text
+    assert "not proved (--no-proof)" in card.text
+    assert "medcot run --config run.toml" in card.text
+    assert "Nobody with clinical training has reviewed its answers." in card.text
+    for caution in report["cautions"]:
+        assert str(Message.from_json(caution)) in card.text
+
+
+def test_the_prompt_on_the_card_is_that_of_the_run(card, finished_run):
+    row = next(finished_run.rows(finished_run.evaluation("after")))
+    before = card.text.partition("```\n")[2].partition("{question}")[0]
+    assert row["prompt"].startswith(before)
+
+
+def test_the_settings_on_the_card_repeat_the_run(card, finished_run, tmp_path):
+    import tomllib
+
+    settings = tomllib.loads(card.text.partition("```toml\n")[2].partition("```")[0])
+    assert settings["steps"] == 4
+    assert settings["learning_rate"] == 1e-2
+    assert "/" not in settings["model"]
+
+
+def test_a_run_in_chinese_has_a_card_in_both_languages(finished_run, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(finished_run.path, run.path)
+    config = run.read_json("config.json")
+    (run.path / "config.json").write_text(json.dumps(config | {"language": "zh"}))
+    write_card(RunModel.of(run), tmp_path, record(), "merged")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "Not medical advice" in card.text
+    assert "不构成医疗建议" in card.text
+    assert card.data.language == "zh"
+
+
+def test_a_run_without_a_report_says_that_nobody_knows(finished_run, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(finished_run.path, run.path)
+    (run.path / "report.json").unlink()
+    write_card(RunModel.of(run), tmp_path, record(), "gguf")
+    assert "so nobody knows" in (tmp_path / "README.md").read_text(encoding="utf-8")
