@@ -14,6 +14,7 @@ import pytest
 
 from medcot.cli.kaggle import cli as push
 from medcot.cli.main import cli
+from medcot.notebook.server import command as app_server
 from medcot.notebook.static_site import main as static_site
 from tests.support.paths import ROOT
 
@@ -35,6 +36,9 @@ SOURCES = [
 NOTEBOOK_OPTIONS = {"--headless", "--interface", "--run"}
 """Those of ``apps/tutorial.py``, besides the fields of the config."""
 
+PASSED_ON = {"app": app_server}
+"""Commands that pass their options on, and to what."""
+
 OTHER_PROGRAMS = re.compile(
     r"^(\w+=\S+ )*(accelerate|bin/|chmod|curl|docker|git|hf|kaggle|lm-eval|lm_eval|marimo|mkdir"
     r"|nvidia-smi|pip|pre-commit|pytest|python3?|ruff|source|ssh|torchrun|uv|wandb|\.venv)\b"
@@ -46,7 +50,7 @@ OF_OTHERS = {
     *("--constraint", "--no-deps", "--upgrade", "--user", "--porcelain", "--quiet", "--version"),
     *("--dry-run", "--ignore-installed", "--report", "--disable-pip-version-check", "--use_fsdp"),
     *("--no-binary", "--require-hashes", "--dest", "--requirement", "--hash"),
-    *("--outfile", "--outtype"),
+    *("--outfile", "--outtype", "--no-token"),
     *("--no-input", "--progress-bar", "--include_path", "--tasks"),
     *("--force", "--no-sandbox", "--output", "--format", "--help", "--query-gpu"),
 }
@@ -67,7 +71,7 @@ def options_of(command: click.Command) -> set[str]:
 
 @cache
 def all_options() -> frozenset[str]:
-    commands = [*cli.commands.values(), *push.commands.values(), static_site]
+    commands = [*cli.commands.values(), *push.commands.values(), static_site, app_server]
     return frozenset({"--version"}.union(NOTEBOOK_OPTIONS, *map(options_of, commands)))
 
 
@@ -90,8 +94,10 @@ def faults_of_group(start: str, group: click.Group, rest: str) -> list[str]:
         return [word for word in words if word.startswith("--") and word not in all_options()]
     if words[0] not in group.commands:
         return [f"{start} {words[0]}"]
-    known = options_of(group.commands[words[0]])
-    return [f"{start} {words[0]} {one}" for one in OPTION.findall(rest) if one not in known]
+    known = options_of(PASSED_ON.get(words[0], group.commands[words[0]]))
+    own, _, passed_on = rest.partition(" -- ")
+    wrong = [one for one in OPTION.findall(passed_on) if one not in all_options()]
+    return wrong + [f"{start} {words[0]} {one}" for one in OPTION.findall(own) if one not in known]
 
 
 def commands_in_markdown(text: str) -> Iterator[str]:
