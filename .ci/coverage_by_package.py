@@ -66,7 +66,9 @@ def describe() -> str:
 def tabulate(statements: Mapping[str, int], missing: Mapping[str, int]) -> str:
     """Render the shares as a Markdown table with a last line for all packages."""
     lines = ["| package | statements | run |", "| --- | ---: | ---: |"]
-    lines += [_row(f"`{name}`", count, missing[name]) for name, count in statements.items()]
+    lines += [
+        _row(f"`{name}`", count, missing[name]) for name, count in statements.items() if count
+    ]
     lines.append(_row("**all**", sum(statements.values()), sum(missing.values())))
     return "\n".join(lines) + "\n"
 
