@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from medcot.catalog import Message
 from medcot.config.schema import BUNDLED_MODEL, TARGET_MODULES, RunConfig
@@ -208,19 +208,20 @@ def _read_file(path: Path) -> ModelSpec:
         raise InputError(str(path), one_line(str(error), 80), needs) from None
     if not isinstance(values, dict):
         raise InputError(str(path), "not a JSON object", "expected the model's config.json")
-    return read_model_spec(values, str(path))
+    return read_model_spec(cast("dict[str, Any]", values), str(path))
 
 
 def _fetch_from_hub(config: RunConfig) -> ModelSpec:
     """Fetch only config.json, from the local cache if it is there."""
+    import huggingface_hub
     from httpx import HTTPError
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     check_connection()
+    hub: Any = huggingface_hub  # its signatures hold types without their parameters
     revision = config.model_revision or None
     try:
-        path = hf_hub_download(config.model, "config.json", revision=revision)
+        path: str = hub.hf_hub_download(config.model, "config.json", revision=revision)
     except HFValidationError:
         got = Message("error_found", {"value": repr(config.model)})
         needs = Message("needs_folder_or_hub_name", {"model": BUNDLED_MODEL})

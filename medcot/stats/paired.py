@@ -1,26 +1,29 @@
 """Computes rates and paired differences with their intervals and tests.
 
 Every comparison pairs the same rows before and after. A change is called only when both its
-interval and its test say so (see ``docs/experiments.md``, Statistics). scipy and statsmodels take
-a second to import, so the functions that need them import them.
+interval and its test say so (see ``docs/experiments.md``, Statistics).
 """
-
-# scipy and statsmodels have no type stubs.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownLambdaType=false
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from medcot.stats.libraries import (
+    Numbers,
+    adjust_holm,
+    binomial_p_value,
+    exchange_p_value,
+    mcnemar_p_value,
+    normal,
+    wilson_interval,
+)
 
 Verdict = Literal["improved", "no evidence", "worse"]
-Numbers = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 9_999
@@ -55,13 +58,7 @@ class PairedDifference:
 
 def rate_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float] | None:
     """Compute Wilson's interval of a rate; None without rows."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    if not n:
-        return None
-    bounds = proportion_confint(successes, n, alpha=1 - level, method="wilson")
-    low, high = cast("tuple[float, float]", bounds)
-    return max(0.0, float(low)), min(1.0, float(high))
+    return wilson_interval(successes, n, level) if n else None
 
 
 def compare_rates(
@@ -74,14 +71,12 @@ def compare_rates(
     data") keeps a width if no row changed, as it must: that none of 24 questions changed does not
     show that none would. None without rows.
     """
-    from statsmodels.stats.contingency_tables import mcnemar
-
     n = _same_length(before, after)
     if not n:
         return None
     gained, lost = count_changes(before, after)
-    p_value = float(cast("Any", mcnemar([[0, gained], [lost, 0]], exact=True)).pvalue)
     low, high = _adjusted_wald(gained, lost, n, level)
+    p_value = mcnemar_p_value(gained, lost)
     return PairedDifference((gained - lost) / n, low, high, p_value, n, level)
 
 
@@ -112,18 +107,7 @@ def compare_means(
 
 def sign_test(wins: int, losses: int) -> float:
     """Compute the exact two-sided p-value of ``wins`` against ``losses`` under equal chances."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-
-
-def adjust_holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number by Holm's method, in the order given."""
-    from statsmodels.stats.multitest import multipletests
-
-    if not p_values:
-        return []
-    return [float(p) for p in cast("Any", multipletests(p_values, method="holm"))[1]]
+    return binomial_p_value(wins, wins + losses) if wins + losses else 1.0
 
 
 def correct_p_values(found: dict[str, PairedDifference]) -> dict[str, PairedDifference]:
@@ -171,10 +155,10 @@ def _differences(
 
 
 def _adjusted_wald(gained: int, lost: int, n: int, level: float) -> tuple[float, float]:
-    from scipy.stats import norm
-
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = float(norm.isf((1 - level) / 2)) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    half = float(normal().isf((1 - level) / 2)) * math.sqrt(
+        (up + down - (up - down) ** 2) / (n + 2)
+    )
     return max(-1.0, up - down - half), min(1.0, up - down + half)
 
 
@@ -230,17 +214,6 @@ def _exchange_test(d: Numbers, resamples: int, seed: int) -> float:
 
     The weights do not change under exchange, so they drop out of the statistic.
     """
-    from scipy.stats import permutation_test
-
     if len(d) < 2 or not np.any(d):
         return 1.0
-    result = permutation_test(
-        (d,),
-        lambda x, axis=-1: x.sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, _CELLS // len(d)),
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
+    return exchange_p_value(d, resamples, max(1, _CELLS // len(d)), seed)

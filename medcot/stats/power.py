@@ -5,10 +5,6 @@ is itself estimated from the run's rows, so its upper confidence bound (80 %) is
 estimate would promise too much.
 """
 
-# scipy and statsmodels have no type stubs.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownLambdaType=false
-
 from __future__ import annotations
 
 import math
@@ -16,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from medcot.stats.libraries import binomial, chi_squared, noncentral_t, student_t
 from medcot.stats.paired import LEVEL, count_changes, rate_interval, row_deviation
 
 POWER = 0.80
@@ -101,14 +98,13 @@ def rate_power(n: int, churn: float, difference: float, level: float = LEVEL) ->
     ``churn`` is the share of rows whose grade changes, in either direction; at least
     ``difference``. The sum over the number of changed rows is exact.
     """
-    from scipy.stats import binom
-
     churn = min(1.0, max(churn, difference))
     if churn <= 0:
         return 0.0
     mean, width = n * churn, 8 * math.sqrt(n * churn) + 8
     counts = np.arange(max(0, int(mean - width)), min(n, int(mean + width)) + 1)
     tail = (1 - level) / 2
+    binom = binomial()
     most_lost = binom.ppf(tail, counts, 0.5)  # the first count whose lower tail reaches ``tail``
     most_lost -= binom.cdf(most_lost, counts, 0.5) > tail
     found = binom.sf(counts - most_lost - 1, counts, (1 + difference / churn) / 2)
@@ -121,12 +117,10 @@ def mean_power(n: int, effect: float, level: float = LEVEL) -> float:
     It is 0 below ``FEWEST`` rows: the permutation test then has so few permutations that it depends
     on the sign of every row.
     """
-    from scipy.stats import nct, t
-
     if n < FEWEST:
         return 0.0
     tail = (1 - level) / 2
-    return float(nct.sf(t.isf(tail, n - 1), n - 1, effect * math.sqrt(n)))
+    return float(noncentral_t().sf(student_t().isf(tail, n - 1), n - 1, effect * math.sqrt(n)))
 
 
 def _churn(before: Sequence[bool], after: Sequence[bool]) -> float:
@@ -137,9 +131,7 @@ def _churn(before: Sequence[bool], after: Sequence[bool]) -> float:
 
 def _assurance(n: int) -> float:
     """Return how much larger a deviation may be than its estimate from ``n`` rows (chi-squared)."""
-    from scipy.stats import chi2
-
-    return math.sqrt((n - 1) / float(chi2.ppf(1 - POWER, n - 1)))
+    return math.sqrt((n - 1) / float(chi_squared().ppf(1 - POWER, n - 1)))
 
 
 def _smallest(power: Callable[[float], float], highest: float, enough: float) -> float | None:
