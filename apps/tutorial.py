@@ -45,6 +45,7 @@ with app.setup(hide_code=True):
 @app.cell(hide_code=True)
 def read_arguments():
     # Everything that the notebook can be told: the command line's options after `--`.
+    script_mode.hide_secrets()
     _given = visits.options_of(mo.app_meta().request, mo.cli_args().to_dict())
     _started = attempt(c.read_start, _given, sys.argv[1:])
     script_mode.refuse(_started.failure)

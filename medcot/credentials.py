@@ -242,6 +242,12 @@ def redact_values(text: str) -> str:
     return _redactor(_secret_variables()).hide_values(text)
 
 
+def redact_streams() -> None:
+    """Hide secrets in everything that this process prints from now on."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("TextIO", _RedactingStream(stream)) for stream in streams)
+
+
 @contextlib.contextmanager
 def redacted_output() -> Generator[None]:
     """Hide secrets in everything that this process prints inside, whichever library prints it.
@@ -250,7 +256,7 @@ def redacted_output() -> Generator[None]:
     exception that is nobody's input error is printed here, redacted, and ends the process with 1.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast("TextIO", _RedactingStream(stream)) for stream in before)
+    redact_streams()
     try:
         yield
     except Exception:  # noqa: BLE001 - the interpreter would print it as it is

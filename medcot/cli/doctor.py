@@ -20,6 +20,7 @@ from medcot.engines.bundled_model import PACKAGE, find_gguf
 from medcot.hardware.gpu_specs import capability, is_usable, supports_bf16
 from medcot.hardware.machine import Machine, choose_preset, detect_machine, torch_cuda_version
 from medcot.kaggle.client.local_login import find_login
+from medcot.network import OFFLINE, is_offline
 from medcot.paths import cache_folder
 
 Status = Literal["ok", "missing", "problem"]
@@ -206,9 +207,10 @@ def _optional_packages() -> Iterator[Finding]:
 
 
 def _accounts(*, online: bool) -> Iterator[Finding]:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        detail = "HF_HUB_OFFLINE is set: only what the cache has"
-        yield Finding("hub", "missing", detail, "unset HF_HUB_OFFLINE")
+    hub_off = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if is_offline() or hub_off:
+        off = OFFLINE if is_offline() else "HF_HUB_OFFLINE"
+        yield Finding("hub", "missing", f"{off} is set: only what the cache has", f"unset {off}")
     elif has_hub_token():
         yield Finding("hub", "ok", "signed in (checked when used)")
     else:

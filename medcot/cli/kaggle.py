@@ -45,6 +45,7 @@ from medcot.kaggle.client.push import push, url_of
 from medcot.kaggle.client.push_state import PushRecord, last_push
 from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.wait import FinalStatus, final_status, wait
+from medcot.network import prepare_network
 from medcot.reporting.storage import read_report
 from medcot.runs.directory import RunDirectory
 from medcot.terminal import say as print_line
@@ -301,4 +302,5 @@ def main(arguments: list[str] | None = None) -> None:
     interrupted = "stopped here; a session on Kaggle continues, `wait` and `fetch` find it again"
     with redacted_output(), exit_on_error(interrupted=interrupted):
         prepare_credentials()
+        prepare_network()
         cli.main(arguments, prog_name="push.py", standalone_mode=False)

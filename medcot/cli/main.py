@@ -19,6 +19,7 @@ from medcot.cli.run_choice import RESUMABLE, choose_directory, config_of_run, ex
 from medcot.credentials import prepare_credentials, redacted_output
 from medcot.distributed import comm
 from medcot.hardware.host_memory import keep_heap_small
+from medcot.network import prepare_network
 from medcot.paths import expand_home
 from medcot.terminal import say, write, write_json
 
@@ -275,6 +276,7 @@ def main(arguments: list[str] | None = None) -> None:
     keep_heap_small()
     with redacted_output(), exit_on_error():
         prepare_credentials()
+        prepare_network()
         if comm.is_main():
             cli.main(arguments, prog_name="medcot", standalone_mode=False)
             comm.broadcast(None)

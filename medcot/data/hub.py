@@ -14,6 +14,7 @@ from medcot.credentials import TOKENS, hub_token
 from medcot.data.connection import check_connection, explain_cache, explain_connection
 from medcot.data.readers import BATCH, SourceRow, python_rows
 from medcot.errors import InputError, RunFailed, nearest
+from medcot.network import OFFLINE, is_offline, limit_hub_requests
 
 LOOKUP_TIMEOUT_S = 20.0
 """Seconds that the first, small request may take before the hub counts as out of reach."""
@@ -103,6 +104,17 @@ def explain_hub_error(error: BaseException, name: str, kind: Kind) -> InputError
     return _explain_connection(chain, kinds, status, name, kind)
 
 
+def no_connection() -> Message:
+    """Return why the hub is out of reach: a variable that says so, or else the connection."""
+    from huggingface_hub import constants
+
+    if is_offline():
+        return Message("error_offline_mode", {"variable": OFFLINE})
+    if constants.HF_HUB_OFFLINE:
+        return Message("error_offline_mode", {"variable": "HF_HUB_OFFLINE"})
+    return Message("error_no_connection")
+
+
 def _explain_connection(
     chain: list[BaseException],
     kinds: set[type],
@@ -127,10 +139,7 @@ def _explain_connection(
         remedy = "Try again: complete files are kept."
         return RunFailed(stage, f"{name}: the connection to the hub broke ({chain[-1]}).", remedy)
     if kinds & {httpx.ConnectError, httpx.TimeoutException, ConnectionError, OfflineModeIsEnabled}:
-        off = constants.HF_HUB_OFFLINE
-        got = Message("error_offline_mode" if off else "error_no_connection")
-        needs = Message("needs_local_file")
-        return InputError(name, got, needs)
+        return InputError(name, no_connection(), Message("needs_local_file"))
     if explained := explain_cache(Path(constants.HF_HUB_CACHE)):
         return InputError(name, *explained)
     root = chain[0]
@@ -155,6 +164,7 @@ def find_commit(name: str, revision: str, kind: Kind) -> str:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     check_connection()
+    limit_hub_requests()
     api = HfApi(token=hub_token())
     try:
         look_up = api.dataset_info if kind == "dataset" else api.model_info

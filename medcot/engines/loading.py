@@ -13,7 +13,7 @@ from typing import Any
 
 from medcot.catalog import Message
 from medcot.config.schema import BUNDLED_MODEL, RunConfig
-from medcot.data.hub import explain_hub_error, find_commit
+from medcot.data.hub import explain_hub_error, find_commit, no_connection
 from medcot.engines.base import Engine, LoadedModel, Location, settle_pad_token
 from medcot.engines.bundled_model import bundled_model
 from medcot.engines.compat import deny_jupyter, ignore_old_torchao
@@ -58,7 +58,7 @@ def locate(model: str, revision: str = "") -> Location:
     except (OSError, ValueError, HTTPError) as error:
         raise explain_hub_error(error, f"--model {model}", "model") from None
     needs = Message("needs_local_folder")
-    raise InputError(f"--model {model}", Message("error_no_connection"), needs)
+    raise InputError(f"--model {model}", no_connection(), needs)
 
 
 @cache

@@ -20,6 +20,7 @@ from medcot.config.schema import RunConfig
 from medcot.credentials import judge_headers, resolve_secret
 from medcot.errors import InputError, one_line
 from medcot.evaluation.interface import EvaluationSuite, ScoredRow
+from medcot.network import require_network
 from medcot.runs.directory import Phase
 from medcot.stats.paired import LEVEL, sign_test
 
@@ -98,7 +99,8 @@ def check_judge(config: RunConfig) -> None:
     """Refuse a judge that could not be asked, before anything is trained.
 
     Raises:
-        InputError: an endpoint without a model, a model without one, or no client installed.
+        InputError: an endpoint without a model, a model without one, no client installed, or an
+            endpoint that ``MEDCOT_OFFLINE`` forbids.
     """
     url, model = config.judge_url, config.judge_model
     if model and not url:
@@ -108,6 +110,8 @@ def check_judge(config: RunConfig) -> None:
     if url and find_spec("openai") is None:
         needs = "run pip install 'medcot[judge]'"
         raise InputError("--judge-url", "the package openai is not installed", needs)
+    if url:
+        require_network(f"--judge-url {url}", url)
 
 
 def judge_answers(

@@ -22,6 +22,7 @@ from medcot.config.schema import (
 from medcot.credentials import prepare_credentials
 from medcot.errors import InputError, nearest
 from medcot.hardware.machine import Machine, choose_preset, detect_machine, named_machine
+from medcot.network import prepare_network
 from medcot.records import Language
 from medcot.runs.directory import RunDirectory
 
@@ -74,6 +75,7 @@ def read_start(arguments: Mapping[str, Any], words: Sequence[str] = ()) -> Start
             no request could carry.
     """
     prepare_credentials()
+    prepare_network()
     # As a script, the "--" before the options is among them, without a name.
     texts = _read_texts(words)
     named: dict[str, Any] = {}

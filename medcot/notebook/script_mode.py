@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from medcot.credentials import redact_streams
 from medcot.notebook.jobs import Job
 from medcot.notebook.results import ErrorText
 from medcot.reporting.storage import read_report
@@ -21,6 +22,12 @@ def is_script() -> bool:
 
     # __name__ does not tell: marimo calls the notebook __main__ in every program that runs it.
     return mo.app_meta().mode == "script" and Path(sys.argv[0]).name == NOTEBOOK
+
+
+def hide_secrets() -> None:
+    """Hide secrets in what a script prints from now on, other libraries' lines included."""
+    if is_script():
+        redact_streams()
 
 
 def refuse(failure: ErrorText | None) -> None:

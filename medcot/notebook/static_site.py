@@ -20,6 +20,7 @@ import click
 from medcot.credentials import prepare_credentials, redact_values, redacted_output
 from medcot.errors import InputError, RunFailed
 from medcot.kaggle.session.tutorial import export_command
+from medcot.network import prepare_network
 from medcot.notebook.static_pages import (
     FILES,
     NOTEBOOK,
@@ -125,6 +126,7 @@ def main(run_path: str | None, out: str, options: tuple[str, ...]) -> None:
     with redacted_output():
         try:
             prepare_credentials()
+            prepare_network()
             run = Path(expand_home(run_path)).resolve() if run_path else None
             for page in build_site(Path(expand_home(out)), run, options):
                 say(f"{page} ({page.stat().st_size / 1024:,.0f} KB)")

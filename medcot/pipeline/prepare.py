@@ -26,6 +26,7 @@ from medcot.evaluation.judge import check_judge
 from medcot.evaluation.suite import make_suite
 from medcot.hardware.machine import Machine, detect_machine
 from medcot.listener import Listener
+from medcot.network import prepare_network
 from medcot.pipeline.disk_space import require_space
 from medcot.pipeline.fingerprints import check_fingerprints
 from medcot.pipeline.run_log import keep_fallbacks
@@ -63,6 +64,7 @@ def prepare(
     Raises:
         InputError: The config, the data or the directory do not allow this run.
     """
+    prepare_network()
     check_judge(config)
     machine = detect_machine()
     dataset = load_dataset(config)

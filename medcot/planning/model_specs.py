@@ -12,6 +12,7 @@ from medcot.catalog import Message
 from medcot.config.schema import BUNDLED_MODEL, TARGET_MODULES, RunConfig
 from medcot.data.connection import check_connection
 from medcot.errors import InputError, one_line
+from medcot.network import limit_hub_requests
 from medcot.paths import is_folder
 
 
@@ -220,6 +221,7 @@ def _fetch_from_hub(config: RunConfig) -> ModelSpec:
     check_connection()
     hub: Any = huggingface_hub  # its signatures hold types without their parameters
     revision = config.model_revision or None
+    limit_hub_requests()
     try:
         path: str = hub.hf_hub_download(config.model, "config.json", revision=revision)
     except HFValidationError:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
 from medcot.config.schema import RunConfig
-from medcot.credentials import has_wandb_login
+from medcot.credentials import has_wandb_login, redact_values
 from medcot.errors import one_line
+from medcot.network import OFFLINE, is_offline
 from medcot.records import Event
 from medcot.runs.directory import RunDirectory
+
+INIT_S, FINISH_S = 60.0, 600.0
+"""Seconds that opening a run and sending its last data may take; afterwards it is on disk."""
 
 
 class Tracker:
@@ -66,6 +71,9 @@ def start_tracking(
     if mode == "online" and not has_wandb_login():
         say(f"W&B: no login found, so the run is kept offline in {directory.path / 'wandb'}.")
         mode = "offline"
+    if mode == "online" and is_offline():
+        say(f"W&B: {OFFLINE} is on, so the run is kept offline in {directory.path / 'wandb'}.")
+        mode = "offline"
     for tried in dict.fromkeys((mode, "offline")):
         try:
             return Tracker(_open(wandb, tried, config, directory), say)
@@ -79,6 +87,11 @@ def start_tracking(
 def _open(wandb: Any, mode: str, config: RunConfig, directory: RunDirectory) -> Any:
     known = directory.has("wandb.json")
     run_id = directory.read_json("wandb.json")["id"] if known else uuid4().hex[:8]
+    # Clients before this setting wait for ever at the end; they refuse a setting they do not know.
+    known_settings = wandb.Settings.model_fields
+    limits = {"finish_timeout": FINISH_S} if "finish_timeout" in known_settings else {}
+    # The client keeps the command line, which may hold a judge's login.
+    sys.argv[1:] = [redact_values(argument) for argument in sys.argv[1:]]
     run = wandb.init(
         project=config.wandb_project,
         job_type=config.wandb_job_type,
@@ -88,7 +101,7 @@ def _open(wandb: Any, mode: str, config: RunConfig, directory: RunDirectory) -> 
         mode=mode,
         dir=str(directory.path),
         config=config.model_dump(mode="json"),
-        settings=wandb.Settings(silent=True, console="off", init_timeout=60),
+        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_S, **limits),
     )
     directory.write_json("wandb.json", {"id": run_id, "mode": mode, "url": run.url})
     return run

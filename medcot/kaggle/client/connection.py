@@ -7,24 +7,30 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from medcot.errors import InputError
 from medcot.kaggle.client.local_login import marked_login
 from medcot.kaggle.client.retry import RequestRefused, RetryPolicy, call_with_retries
+from medcot.network import require_network
 
 CONNECT_S, READ_S = 10.0, 90.0
 """Timeouts, which the client lacks. A log that is silent for READ_S is read anew."""
 
-SETTINGS = "https://www.kaggle.com/settings"
+KAGGLE = "https://www.kaggle.com"
+SETTINGS = f"{KAGGLE}/settings"
 
 
 def open_client(policy: RetryPolicy) -> Any:
     """Return Kaggle's ``KaggleApi``, signed in with this machine's credentials.
 
     Raises:
-        InputError: the client is not installed, or there are no valid credentials.
+        InputError: the client is not installed, there are no valid credentials, or
+            ``MEDCOT_OFFLINE`` is on.
     """
+    if os.environ.get("KAGGLE_API_ENVIRONMENT") not in ("LOCALHOST", "TEST"):
+        require_network("Kaggle", KAGGLE)
     # Importing the package signs in; without credentials it prints instructions and exits.
     with contextlib.redirect_stdout(io.StringIO()), _readable_login():
         try:
@@ -34,7 +40,7 @@ def open_client(policy: RetryPolicy) -> Any:
                 "Kaggle", "its client is not installed", "run pip install 'medcot[kaggle]'"
             ) from None
         api = KaggleApi()
-        _set_timeouts(api)
+        _set_timeouts()
         try:
             call_with_retries(api.authenticate, policy, "the sign-in")
         except SystemExit:
@@ -82,23 +88,15 @@ def read_log(text: str) -> Iterator[str]:
             yield entry["data"]
 
 
-def _set_timeouts(api: Any) -> None:
-    """Give every request of ``api`` a timeout, including those inside its own methods."""
+@cache
+def _set_timeouts() -> None:
+    """Give every request without a timeout one: the client sends some by sessions of its own."""
     from requests.adapters import HTTPAdapter
 
-    class TimeoutAdapter(HTTPAdapter):
-        def send(self, request: Any, *given: Any, **options: Any) -> Any:
-            options["timeout"] = options.get("timeout") or (CONNECT_S, READ_S)
-            return super().send(request, *given, **options)
+    send = HTTPAdapter.send
 
-    build = api.build_kaggle_client
+    def send_with_timeout(adapter: HTTPAdapter, request: Any, *given: Any, **options: Any) -> Any:
+        options["timeout"] = options.get("timeout") or (CONNECT_S, READ_S)
+        return send(adapter, request, *given, **options)
 
-    def build_with_timeouts() -> Any:
-        client = build()
-        http = client.http_client()
-        http._init_session()
-        http._session.mount("https://", TimeoutAdapter())
-        http._session.mount("http://", TimeoutAdapter())
-        return client
-
-    api.build_kaggle_client = build_with_timeouts
+    HTTPAdapter.send = send_with_timeout

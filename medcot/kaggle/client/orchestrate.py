@@ -16,6 +16,7 @@ from medcot.kaggle.client.push_state import PushOutcome, PushRecord, save_push, 
 from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.wait import FinalStatus, wait
 from medcot.kaggle.session.subprocesses import Say, run_command
+from medcot.network import is_offline
 from medcot.runs.directory import RunDirectory
 
 
@@ -133,11 +134,11 @@ def sync_wandb(run: RunDirectory, say: Say) -> None:
     for path in sorted((run.path / "wandb").glob("offline-run-*")):
         if (path / "synced").exists() or list(path.glob("*.synced")):
             continue
-        if not has_wandb_login():
+        if not has_wandb_login() or is_offline():
             say(f"W&B was offline; to send it: wandb sync {path}")
             continue
         command = [sys.executable, "-m", "wandb", "sync", str(path)]
-        if run_command(command, say_redacted).code:
+        if run_command(command, say_redacted, seconds=_SYNC_S).code:
             say(f"W&B could not be synced; try again: wandb sync {path}")
 
 
@@ -162,6 +163,9 @@ def check_account() -> AccountCheck:
     hours = f"{quota.left_h:.1f} of {quota.allowed_h:.0f} GPU hours left this week"
     return AccountCheck(ready=quota.left_h > 0, line=f"signed in as {account.user}, {hours}")
 
+
+_SYNC_S = 1800.0
+"""Seconds that sending one offline W&B run may take."""
 
 _LISTINGS, _LISTING_S = 10, 10.0
 """How often, and how many seconds apart, the output of a session that ended well is asked for."""

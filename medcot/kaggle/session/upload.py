@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from medcot.errors import one_line
+from medcot.network import limit_hub_requests, prepare_network
 
 
 def upload(run: Path, repository: str) -> str:
@@ -24,6 +25,7 @@ def upload(run: Path, repository: str) -> str:
 
     files = {path.name: path for path in sorted((run / "adapter").iterdir()) if path.is_file()}
     files |= {"report.md": run / "report.md", "report.json": run / "report.json"}
+    limit_hub_requests()
     api = HfApi()
     address = api.create_repo(repository, private=True, exist_ok=True)
     api.create_commit(
@@ -36,6 +38,7 @@ def upload(run: Path, repository: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Upload, and return 0; on any error print one line and return 1."""
+    prepare_network()
     run, repository = arguments
     try:
         print(f"uploaded to {upload(Path(run), repository)}")

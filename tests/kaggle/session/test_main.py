@@ -244,7 +244,16 @@ def test_what_nobody_foresaw_is_an_error_with_a_manifest_too(
 
 
 AFTER_INSTALLING = {"upload.py": {"huggingface_hub"}, "user_secrets.py": {"kaggle_secrets"}}
-ALLOWED = ("credentials", "hardware", "records", "errors", "paths", "catalog", "kaggle.session")
+ALLOWED = (
+    "credentials",
+    "network",
+    "hardware",
+    "records",
+    "errors",
+    "paths",
+    "catalog",
+    "kaggle.session",
+)
 
 
 def test_a_session_imports_the_standard_library_packaging_and_light_modules_alone() -> None:
