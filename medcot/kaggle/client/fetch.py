@@ -50,6 +50,7 @@ def fetch(account: Account, push: PushRecord, run: RunDirectory, say: Say) -> Fe
     own ``config.json`` stays as it is.
 
     Raises:
+        InputError: Another process works on the run.
         RunFailed: a name that leads out of the run directory or cannot be written, a wrong
             checksum, the output of another bundle, a failed download, or a file that cannot be
             written. Nothing in the run directory was changed.
@@ -57,18 +58,11 @@ def fetch(account: Account, push: PushRecord, run: RunDirectory, say: Say) -> Fe
     files, log = account.outputs(push.ref, push.version)
     places = {file.name: place_of(file.name) for file in files}
     _check_names(files, places)
-    incoming = run.path / FOLDER / "incoming" / f"v{push.version}"
-    _check_places(run.path, [f"{FOLDER}/incoming/v{push.version}/{name}.part" for name in places])
+    held = run.lock.held
+    if run.path.is_dir():
+        run.lock.take()
     try:
-        manifest = _read_manifest(account, files, incoming, push)
-        _check_complete(files, manifest)
-        for file in files:
-            known = manifest.files.get(file.name) if manifest else None
-            _download_checked(
-                file, incoming / file.name, run.path / places[file.name], known, account.policy
-            )
-        _check_places(run.path, places.values())
-        moved = _move_to_places(incoming, run.path, places)
+        moved, manifest = _fetch_into(account, push, run, files, places)
         if log:
             text = Redactor(known_secrets())(log).encode(errors="backslashreplace").decode()
             run.write_text(f"{FOLDER}/v{push.version}.log", text)
@@ -78,8 +72,31 @@ def fetch(account: Account, push: PushRecord, run: RunDirectory, say: Say) -> Fe
             f"{run.path} cannot be written to ({one_line(error.strerror or str(error))}).",
             "Mend that and fetch again: what has arrived is kept.",
         ) from None
+    finally:
+        if not held:
+            run.lock.release()
     say(f"fetched {len(files)} files of version {push.version} into {run.path}")
     return FetchedOutput(tuple(moved), manifest)
+
+
+def _fetch_into(
+    account: Account,
+    push: PushRecord,
+    run: RunDirectory,
+    files: Sequence[OutputFile],
+    places: dict[str, str],
+) -> tuple[list[str], Manifest | None]:
+    """Download ``files``, check them all, and only then move them to ``places``."""
+    incoming = run.path / FOLDER / "incoming" / f"v{push.version}"
+    _check_places(run.path, [f"{FOLDER}/incoming/v{push.version}/{name}.part" for name in places])
+    manifest = _read_manifest(account, files, incoming, push)
+    _check_complete(files, manifest)
+    for file in files:
+        known = manifest.files.get(file.name) if manifest else None
+        final = run.path / places[file.name]
+        _download_checked(file, incoming / file.name, final, known, account.policy)
+    _check_places(run.path, places.values())
+    return _move_to_places(incoming, run.path, places), manifest
 
 
 def place_of(name: str) -> str:

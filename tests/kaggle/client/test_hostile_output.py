@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from medcot.errors import RunFailed
+from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client.account import Account
 from medcot.kaggle.client.api_types import OutputFile
 from medcot.kaggle.client.fetch import fetch
 from medcot.kaggle.client.push_state import PushRecord
 from medcot.kaggle.client.retry import RetryPolicy
 from medcot.runs.directory import RunDirectory
+from medcot.runs.lock import RunLock
 from tests.support.kaggle_scripts import CONFIG
 
 PUSH = PushRecord("ann/demo", "a" * 64, 1, "2026-01-01T00:00:00+00:00", 1)
@@ -299,7 +300,7 @@ def test_a_hostile_log_is_kept(output: Output, run: RunDirectory, log: str) -> N
 
 
 def test_thousands_of_names_are_checked_at_once(output: Output, run: RunDirectory) -> None:
-    holding(*(f"run/deep/{number % 50}/{number}" for number in range(20_000)), "../x")(
+    holding(*(f"run/deep/{number % 50}/{number}" for number in range(5_000)), "../x")(
         output, run.path
     )
     with pytest.raises(RunFailed, match=LEADS_OUT):
@@ -319,6 +320,18 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setattr("medcot.kaggle.client.fetch._move_to_places", full)
     with pytest.raises(RunFailed, match="No space left on device"):
         fetch(account_of(output), PUSH, run, lambda _: None)
+
+
+def test_a_run_that_another_process_works_on_is_not_fetched_into(
+    output: Output, run: RunDirectory, tmp_path: Path
+) -> None:
+    holder = RunLock(run.path)
+    holder.take()
+    before = everything(tmp_path)
+    with pytest.raises(InputError, match=r"another process works on this run \(pid "):
+        fetch(account_of(output), PUSH, run, lambda _: None)
+    assert everything(tmp_path) == before
+    holder.release()
 
 
 def test_a_list_without_end_is_refused() -> None:
