@@ -144,6 +144,26 @@ def test_numbers_that_are_not_finite_are_never_saved(tmp_path, tiny_model, rows)
     assert not training.directory.adapter.exists()
 
 
+def test_after_a_loss_of_nan_the_run_resumes_from_before_it(tmp_path, whole, tiny_model, rows):
+    training = Training(tmp_path / "run", tiny_model, rows)
+
+    def destroy(event):
+        if event.step == 5:
+            weights = training.loaded.model.named_parameters()
+            next(one for name, one in weights if "lora_B" in name).data.fill_(float("nan"))
+
+    with pytest.raises(RunFailed, match=r"became nan at step 6.*lower --learning-rate"):
+        training.fit(destroy)
+    assert newest_whole_checkpoint(training.directory).name == "checkpoint-4"
+    assert not training.directory.adapter.exists()
+
+    again = Training(tmp_path / "run", tiny_model, rows)
+    seen = []
+    again.fit(seen.append)
+    assert [event.step for event in seen] == [5, 6]
+    assert again.losses() == whole.losses()
+
+
 @pytest.mark.parametrize("where", ["weight", "state"])
 def test_weights_and_optimizer_are_checked(where):
     weight = torch.nn.Parameter(torch.ones(2))
