@@ -14,6 +14,7 @@ from medcot.config.presets import make_config
 from medcot.data.dataset import load_dataset
 from medcot.errors import InputError
 from medcot.evaluation.judge import check_judge
+from medcot.exporting.hub import check_repository
 from medcot.kaggle.client.account import connect
 from medcot.kaggle.client.retry import RetryPolicy
 from medcot.network import (
@@ -116,6 +117,8 @@ def test_offline_each_thing_that_needs_the_network_says_so() -> None:
     with pytest.raises(InputError, match=r"--judge-url .*MEDCOT_OFFLINE"):
         check_judge(make_config("demo", judge))
     check_judge(make_config("demo", judge | {"judge_url": "http://127.0.0.1:1/v1"}))
+    with pytest.raises(InputError, match=r"--repo ann/tuned: MEDCOT_OFFLINE"):
+        check_repository("ann/tuned")
     with pytest.raises(InputError, match=r"Kaggle: MEDCOT_OFFLINE"):
         connect(RetryPolicy(limit_s=1))
     with pytest.raises(InputError, match=r"someone/rows.*MEDCOT_OFFLINE=1"):

@@ -21,6 +21,7 @@ from medcot.errors import InputError, RunFailed, nearest, one_line
 from medcot.evaluation import answer_extraction
 from medcot.evaluation.interface import ScoredRow
 from medcot.evaluation.scorers import make_row
+from medcot.network import limit_hub_requests
 from medcot.records import Question
 
 METRICS = ("acc", "exact_match", "pass@1")
@@ -111,6 +112,7 @@ def check_tasks(tasks: Sequence[str], include: Path | None = None) -> Any:
     except ImportError:
         needs = "run pip install 'medcot[lm-eval]'"
         raise InputError("--lm-eval", "the package lm_eval is not installed", needs) from None
+    limit_hub_requests()
     own = tuple(sorted(path.stem for path in include.glob("*.yaml"))) if include else ()
     folder = str(include) if own else ""
     # Its own tasks only if needed: listing all 14,000 takes lm_eval many seconds.

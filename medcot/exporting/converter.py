@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from medcot.catalog import Message
 from medcot.errors import InputError, RunFailed, one_line
+from medcot.network import require_network
 from medcot.paths import cache_folder
 
 PROJECT, VERSION = "llama-cpp-python", "0.3.36"
@@ -71,11 +72,12 @@ def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
     command += ["--no-binary", PROJECT, "--dest", str(folder), "--requirement", str(wanted)]
     try:
+        require_network(PROJECT, "https://pypi.org")
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=LONGEST_S, check=False
         )
         why = done.stderr.strip().splitlines()[-1:] or [""]
-    except OSError as error:
+    except (OSError, subprocess.TimeoutExpired, InputError) as error:
         why = [str(error)]
     archive = folder / ARCHIVE
     if not archive.is_file():

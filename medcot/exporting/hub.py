@@ -18,6 +18,7 @@ from medcot.catalog import Message
 from medcot.credentials import TOKENS, hub_token
 from medcot.errors import InputError, RunFailed, one_line
 from medcot.exporting.proof_file import PROOF
+from medcot.network import limit_hub_requests, require_network
 
 REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
@@ -36,11 +37,12 @@ def check_repository(name: str) -> str:
     """Return the name of a repository.
 
     Raises:
-        InputError: It is missing, or not of the form OWNER/NAME.
+        InputError: It is missing or not of the form OWNER/NAME, or ``MEDCOT_OFFLINE`` is on.
     """
     if not name or not REPOSITORY.fullmatch(name):
         got = f"found {name!r}" if name else "--to hub needs the name of a repository"
         raise InputError("--repo", got, "expected OWNER/NAME")
+    require_network(f"--repo {name}", os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     return name
 
 
@@ -59,6 +61,7 @@ def upload(folder: Path, repository: str, *, public: bool) -> Upload:
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
+    limit_hub_requests()
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=hub_token())
     with _explained(repository):
         api.whoami()
