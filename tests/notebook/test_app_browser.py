@@ -20,7 +20,6 @@ from medcot.config.schema import MEDICAL_O1
 from medcot.reporting.storage import read_report
 from medcot.runs.history import bundled_run
 from tests.support.browser import CHROMIUM, FLAGS, PATIENCE, SECTIONS, wait_until_whole
-from tests.support.fakes import make_tiny_model
 from tests.support.paths import REAL_CACHE, ROOT
 
 OPTIONS = {
@@ -28,6 +27,9 @@ OPTIONS = {
     "generate-samples": 1, "max-new-tokens": 4, "mcq": "sample", "mcq-samples": 2,
     "max-length": 1536, "rank": 4,
 }  # fmt: skip
+MOVES = 40
+"""Of a slider. Most of a move's processor time is the browser's: `bench/notebook.py` makes 100."""
+
 EDITOR_TOKEN = "a token for the editor"
 IMAGE = "<img src=x onerror='window.hacked=1'>"
 HOSTILE = (
@@ -64,9 +66,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(folder):
+def server(folder, tiny_model):
     """The notebook as `make app` serves it, with a tiny model and hostile rows: its address."""
-    make_tiny_model(folder / "model")
+    (folder / "model").symlink_to(tiny_model)
     write_rows(folder / "rows.jsonl")
     with serve(folder, "run", ROOT / "apps" / "tutorial.py") as served:
         yield served
@@ -113,11 +115,11 @@ def get(place, headers=None):
         return answer.status, answer.read()
 
 
-def wait_for(condition, seconds=PATIENCE):
+def wait_for(condition, seconds=PATIENCE, pause=0.1):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it never happened"
-        time.sleep(0.1)
+        time.sleep(pause)
     return found
 
 
@@ -202,17 +204,18 @@ def test_a_slider_move_takes_little_of_the_server(page, server):
         return (int(fields[11]) + int(fields[12])) / ticks
 
     taken, waited = [], []
-    for number in range(100):
+    for number in range(MOVES):
         page.heard.clear()
         before, started = spent(), time.monotonic()
         knob(page, "rank").press("ArrowLeft" if number % 2 else "ArrowRight")
         while not any("completed-run" in frame for frame in page.heard):
-            page.wait_for_timeout(5)
+            page.wait_for_timeout(20)
             assert time.monotonic() < started + PATIENCE
         waited.append(time.monotonic() - started)
         taken.append(spent() - before)
-    print(f"server p95 {sorted(taken)[94]:.3f} s, from key to end p95 {sorted(waited)[94]:.3f} s")
-    assert sorted(taken)[94] < 0.15
+    p95 = MOVES * 95 // 100 - 1
+    print(f"server p95 {sorted(taken)[p95]:.3f} s, from key to end {sorted(waited)[p95]:.3f} s")
+    assert sorted(taken)[p95] < 0.15
 
 
 def test_a_training_is_followed_to_its_end_and_its_result_is_shown(page, folder):
@@ -226,7 +229,7 @@ def test_a_training_is_followed_to_its_end_and_its_result_is_shown(page, folder)
         assert page.locator('[data-job="failed"]').count() == 0, page.inner_text("[data-job]")
         return page.locator('[data-job="done"]').count()
 
-    wait_for(seen, 120)
+    wait_for(seen, 120, pause=0.5)
     assert any(step.startswith("3 / 3") for step in steps)
     assert page.locator("[data-job] svg.mc-chart").count() == 1
     path, stage = runs_of(folder)[-1]
@@ -350,7 +353,8 @@ def test_edit_mode_asks_for_its_token(editor):
 def test_edit_mode_follows_a_slider_too_and_offers_what_a_served_page_does_not(browser, editor):
     page = browser.new_context().new_page()
     page.set_default_timeout(1000 * PATIENCE)
-    page.goto(f"{editor}?access_token={EDITOR_TOKEN}")
+    # The editor's view without code: sixty code editors cost the browser a minute of a core.
+    page.goto(f"{editor}?access_token={EDITOR_TOKEN}&view-as=present")
     wait_until_whole(page)
     before = fact(page, "Trained parameters")
     knob(page, "rank").press("ArrowRight")
