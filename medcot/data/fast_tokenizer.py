@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from medcot.data.chat_templates import choose_template
-from medcot.errors import InputError
+from medcot.errors import InputError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def load_fast_tokenizer(folder: Path) -> FastTokenizer:
     """Load the tokenizer in ``folder``.
 
     Raises:
-        InputError: the folder has no ``tokenizer.json``.
+        InputError: the folder has no ``tokenizer.json``, or its files are damaged.
     """
     from tokenizers import Tokenizer
 
@@ -62,8 +62,11 @@ def load_fast_tokenizer(folder: Path) -> FastTokenizer:
         raise InputError(
             f"--model {folder}", "no tokenizer.json in it", "expected a folder with a model"
         )
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    backend = Tokenizer.from_file(str(path))
+    settings = _read_settings(folder / "tokenizer_config.json")
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the library raises no narrower one
+        raise _damaged(path, error) from None
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     special = {name: _text(settings[name]) for name in names if settings.get(name)}
     bos, eos = special.get("bos_token"), special.get("eos_token")
@@ -77,6 +80,22 @@ def load_fast_tokenizer(folder: Path) -> FastTokenizer:
     )
 
 
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(settings, dict):
+        raise _damaged(path, TypeError("not a JSON object"))
+    return cast("dict[str, Any]", settings)
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"--model {path}", f"it cannot be read ({one_line(str(error), 80)})", "fetch it again"
+    )
+
+
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
     file = folder / "chat_template.jinja"
     if file.exists():
@@ -86,4 +105,4 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
 
 def _text(token: Any) -> str:
     """Return a special token as text; older files store it as an object."""
-    return token["content"] if isinstance(token, dict) else str(token)
+    return str(cast("dict[str, Any]", token).get("content") if isinstance(token, dict) else token)

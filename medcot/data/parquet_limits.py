@@ -7,7 +7,7 @@ thousandfold, or because each of many rows refers to one long entry of a diction
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from medcot.errors import InputError
 
@@ -18,6 +18,9 @@ LARGEST_CHUNK = 1 << 28
 """Bytes that a column of a row group may unpack to where it is compressed by more than
 ``HIGHEST_RATIO``."""
 
+LARGE_DICTIONARY = 1 << 20
+"""Bytes of a dictionary from which on rows share its texts in place of copies."""
+
 HIGHEST_RATIO = 200
 """Texts are compressed to a tenth, at best."""
 
@@ -25,18 +28,30 @@ _LONGEST_HEADER = 64
 """Bytes read of a page's header, whose first fields are its type and unpacked size."""
 
 
-def rows_at_once(path: Path, metadata: Any, most: int) -> int:
-    """Return how many rows of the file to decode at a time, ``most`` or fewer.
+class ReadingPlan(NamedTuple):
+    """How to read a file: rows decoded at a time, and columns whose texts are shared by rows."""
+
+    rows: int
+    shared: list[str]
+
+
+def plan_reading(path: Path, metadata: Any, most: int) -> ReadingPlan:
+    """Return how to read a file within ``MEMORY``, ``most`` rows or fewer at a time.
 
     Raises:
         InputError: a column or dictionary unpacks to more than fits into memory.
     """
     largest = 1
+    shared: dict[str, None] = {}
     with path.open("rb") as file:
         for group in map(metadata.row_group, range(metadata.num_row_groups)):
             for column in map(group.column, range(group.num_columns)):
-                largest = max(largest, _size_of_dictionary(path, file, column))
-    return max(1, min(most, MEMORY // largest))
+                size, name = _size_of_dictionary(path, file, column), column.path_in_schema
+                if size > LARGE_DICTIONARY and "." not in name:
+                    shared[name] = None
+                else:
+                    largest = max(largest, size)
+    return ReadingPlan(max(1, min(most, MEMORY // largest)), list(shared))
 
 
 def _size_of_dictionary(path: Path, file: BinaryIO, column: Any) -> int:

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from medcot.data.parquet_limits import rows_at_once
+from medcot.data.parquet_limits import plan_reading
 from medcot.errors import InputError, one_line
 from medcot.records import Problem
 
@@ -177,14 +177,20 @@ def _read_parquet(path: Path) -> Iterator[SourceRow]:
     number = 0
     try:
         # Otherwise whole row groups are read at once, and writers often put all rows into one.
-        with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
+        plan = plan_reading(path, pq.read_metadata(path), BATCH)
+        with pq.ParquetFile(
+            path, buffer_size=BUFFER, pre_buffer=False, read_dictionary=plan.shared
+        ) as file:
             _refuse_repeated(file.schema_arrow.names, f"{path}, schema")
-            for batch in file.iter_batches(batch_size=rows_at_once(path, file.metadata, BATCH)):
+            for batch in file.iter_batches(batch_size=plan.rows):
                 for values in python_rows(batch):
                     number += 1
                     yield SourceRow(
                         number, f"{path}, row {number}", values, header=f"{path}, schema"
                     )
+    except UnicodeDecodeError:
+        got = "found a column name that is not UTF-8"
+        raise InputError(f"{path}, schema", got, "name columns in UTF-8") from None
     except pa.ArrowException as error:
         where = f"{path}, row {number + 1}"
         raise InputError(where, str(error), "expected a complete Parquet file") from None
@@ -228,6 +234,12 @@ def describe_type(value: Any) -> str:
 
 
 def _python_cells(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        # Rows that refer to one long entry share it; ``to_pylist`` would copy it for each.
+        entries = _python_cells(column.dictionary)
+        return [None if at is None else entries[at] for at in column.indices.to_pylist()]
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

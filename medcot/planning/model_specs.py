@@ -204,7 +204,7 @@ def _read_file(path: Path) -> ModelSpec:
     except FileNotFoundError:
         where = f"--model {path.parent}"
         raise InputError(where, "no config.json in it", "expected a folder with a model") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         needs = "expected the model's config.json"
         raise InputError(str(path), one_line(str(error), 80), needs) from None
     if not isinstance(values, dict):

@@ -31,6 +31,7 @@ from medcot.data.dataset import (
 )
 from medcot.data.inspection import describe_inspection, inspect_dataset
 from medcot.data.selection import Candidate, select_rows
+from medcot.data.sources import read_file
 from medcot.data.text import find_flaw, normalise
 from medcot.data.tokenization import TokenizedRow
 from medcot.errors import InputError
@@ -254,13 +255,23 @@ def test_a_parquet_bomb_is_refused_before_it_unpacks(
         load_dataset(config_for(path))
 
 
-def test_rows_that_share_a_long_entry_are_decoded_a_few_at_a_time(tmp_path: Path) -> None:
+def test_long_entries_of_a_dictionary_are_shared_or_decoded_a_few_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(DICTIONARY_BOMB)
-    metadata = pq.read_metadata(path)
-    assert 100 < parquet_limits.rows_at_once(path, metadata, 512) <= parquet_limits.MEMORY / 2e6
+    plan = parquet_limits.plan_reading(path, pq.read_metadata(path), 512)
+    assert plan == (512, ["Response"])
+    path.write_bytes(parquet([row(n, nested=[{"a": "x" * 2_000_000}]) for n in range(3)]))
+    plan = parquet_limits.plan_reading(path, pq.read_metadata(path), 512)
+    assert 100 < plan.rows <= parquet_limits.MEMORY / 2e6
     path.write_bytes(parquet([row(n) for n in range(50)]))
-    assert parquet_limits.rows_at_once(path, pq.read_metadata(path), 512) == 512
+    assert parquet_limits.plan_reading(path, pq.read_metadata(path), 512) == (512, [])
+
+
+def test_rows_that_share_a_long_entry_share_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(DICTIONARY_BOMB)
+    first, second, third = (read["Response"] for read in (one.values for one in read_file(path)))
+    assert first is second is third
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,8 @@ def test_a_template_that_drops_the_question_is_refused(tiny_model, tmp_path):
         ("{% if %}", "Expected an expression"),
         ("{{ nope() }}", "'nope' is undefined"),
         ("{{ messages[9].content }}", "no element 9"),
+        ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "steps"),
+        ("{{ lipsum(n=10**6) }}", "'lipsum' is undefined"),
         ("{{ 'a' * 9999999999 }}", "beyond 1,000,000"),
         ("{{ 9 ** 9 ** 9 }}", "beyond 1,000,000"),
         ("{{ 'a' | center(9999999999) }}", "beyond 1,000,000"),
