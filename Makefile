@@ -45,7 +45,16 @@ tutorial: $(VENV)/.app ## the executed tutorial as a static site in site/ (RUN=r
 test: $(VENV)/.dev ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-coverage: $(VENV)/.dev ## the whole test suite, then docs/coverage.md: the share of statements that it runs FUZZ_SECONDS ?= 600 fuzz: search every loader and parser for inputs break it, for FUZZ_SECONDS=600 -$(PIP) atheris $(BIN)/python bench/fuzz.py --seconds $(FUZZ_SECONDS) hostile: some 15,000 hostile inputs: no traceback, hang, gigabyte or file outside $(BIN)/python bench/fuzz.py --hostile lines runs, by package
+FUZZ_SECONDS ?= 600
+
+fuzz: $(VENV)/.dev ## search every loader and parser for inputs that break it, for FUZZ_SECONDS=600
+	-$(PIP) atheris
+	$(BIN)/python bench/fuzz.py --seconds $(FUZZ_SECONDS)
+
+hostile: $(VENV)/.dev ## some 15,000 hostile inputs: no traceback, hang, gigabyte or file outside
+	$(BIN)/python bench/fuzz.py --hostile
+
+coverage: $(VENV)/.dev ## the whole test suite, then docs/coverage.md: the share of statements that it runs
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q --cov --cov-report=
 	$(BIN)/python .ci/coverage_by_package.py docs/coverage.md
 
