@@ -158,7 +158,7 @@ def _body(
             f"- {part.comparison.sentence.text(language)}" for part in record.parts
         ),
         "prompt": prompt,
-        "usage": _usage(model, name),
+        "usage": _usage(model, name, prompt),
         "test_rows": str(report.after.rows if report else 0),
         "medcot": packages.get("medcot", ""),
         "format": name,
@@ -210,7 +210,7 @@ def _machine(environment: Mapping[str, Any]) -> str:
     return escape(f"{names}; {cores}" if names else cores)
 
 
-def _usage(model: RunModel, name: Format) -> str:
+def _usage(model: RunModel, name: Format, prompt: str) -> str:
     """Return code or commands that load the export; ``FOLDER`` stands for where it is."""
     if name == "ollama":
         return "```\nollama create medcot-model -f Modelfile\nollama run medcot-model\n```"
@@ -221,15 +221,17 @@ def _usage(model: RunModel, name: Format) -> str:
         if name in ("adapter", "hub")
         else "from transformers import AutoModelForCausalLM as Model"
     )
+    start = model.added_start
+    added = ", add_special_tokens=False" if not start or prompt.startswith(start) else ""
     return (
         f"```python\nfrom transformers import AutoTokenizer\n{load}\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
         'model = Model.from_pretrained("FOLDER")\n'
-        "inputs = tokenizer(PROMPT.replace(\"{question}\", question), return_tensors=\"pt\","
-        " add_special_tokens=False)\n"
+        'prompt = PROMPT.replace("{question}", question)  # PROMPT: the text above\n'
+        f'inputs = tokenizer(prompt, return_tensors="pt"{added})\n'
         f"output = model.generate(**inputs, max_new_tokens={model.config.max_new_tokens},"
         " do_sample=False)\n```"
-    )  # fmt: skip
+    )
 
 
 def _title(model: RunModel) -> str:

@@ -109,6 +109,7 @@ def measure_gguf(
         "questions": [question.prompt_ids for question in asked.questions],
         "texts": [(row.prompt, row.completion) for row in asked.rows],
         "ends": asked.end_ids,
+        "bos": asked.bos_token,
         "max_new_tokens": asked.max_new_tokens,
         "threads": _threads(),
     }
@@ -213,6 +214,7 @@ def make_modelfile(
     tokens = model.tokenizer.convert_ids_to_tokens(list(model.end_ids))
     stops = "".join(f"PARAMETER stop {json.dumps(one, ensure_ascii=False)}\n" for one in tokens)
     before, after = around
+    before = before.removeprefix(model.added_start)
     text = (
         "# Research output, not medical advice: what this model says may be wrong or harmful.\n"
         "# The template is the prompt that the model was trained and scored with; the answer\n"
@@ -238,7 +240,7 @@ def check_modelfile(model: RunModel, folder: Path, asked: ProofSet) -> Iterator[
         )
     template = re.search(r'^TEMPLATE """(.*?)"""$', text, re.MULTILINE | re.DOTALL)
     before, mark, after = (template[1] if template else "").partition("{{ .Prompt }}")
-    prompts = [row.prompt for row in asked.rows]
+    prompts = [row.prompt.removeprefix(model.added_start) for row in asked.rows]
     if not mark or not all(one.startswith(before) and one.endswith(after) for one in prompts):
         yield Message("proof_template_differs")
     stops = {json.loads(one) for one in re.findall(r"^PARAMETER stop (.+)$", text, re.MULTILINE)}

@@ -82,8 +82,14 @@ class Session:
                 (row,) = self.decode([token], place, place)
         return ids, False
 
-    def facts(self, texts: Sequence[tuple[str, str]], ends: Sequence[int]) -> dict[str, Any]:
-        """Return what the file says of itself, and the tokens that it makes of each text."""
+    def facts(
+        self, texts: Sequence[tuple[str, str]], ends: Sequence[int], bos: str
+    ) -> dict[str, Any]:
+        """Return what the file says of itself, and the tokens that it makes of each text.
+
+        A chat template may spell the first token, ``bos``, itself; llama.cpp's own chat endpoint
+        then adds no second one.
+        """
         known = self.model.metadata
         known = known() if callable(known) else known
         return {
@@ -92,7 +98,9 @@ class Session:
             "ends": [one for one in ends if self.vocab.is_eog(one)],
             "tokens": [
                 (
-                    self.vocab.tokenize(prompt, add_special=True, parse_special=True),
+                    self.vocab.tokenize(
+                        prompt, add_special=not (bos and prompt.startswith(bos)), parse_special=True
+                    ),
                     self.vocab.tokenize(text, add_special=False, parse_special=True),
                 )
                 for prompt, text in texts
@@ -105,7 +113,7 @@ def measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     longest = max(len(p) + len(c) for p, c in request["rows"])
     asked = max((len(one) for one in request["questions"]), default=0) + request["max_new_tokens"]
     session = Session(request["file"], max(longest, asked) + 8, request["threads"])
-    yield {"facts": session.facts(request["texts"], request["ends"])}
+    yield {"facts": session.facts(request["texts"], request["ends"], request["bos"])}
     for prompt, completion in request["rows"]:
         yield {"loss": session.loss(prompt, completion)}
     for prompt in request["questions"]:

@@ -52,6 +52,7 @@ class ProofSet:
     questions: tuple[ProofQuestion, ...]
     max_new_tokens: int
     template: str
+    bos_token: str
     eos_token: str
     end_ids: tuple[int, ...]
 
@@ -87,6 +88,7 @@ def load_proof_set(
         questions=tuple(_proof_question(row, tokenizer) for row in (*fixed, *answered)),
         max_new_tokens=config.max_new_tokens,
         template=str(getattr(tokenizer, "chat_template", None) or ""),
+        bos_token=str(tokenizer.bos_token or ""),
         eos_token=str(tokenizer.eos_token),
         end_ids=tuple(sorted(end_ids)),
     )

@@ -75,6 +75,16 @@ class RunModel:
         settle_pad_token(tokenizer)
         return tokenizer
 
+    @property
+    def added_start(self) -> str:
+        """Return the start token if the tokenizer adds it to every text, else an empty string.
+
+        A prompt that spells it too would have it twice.
+        """
+        tokenizer = self.tokenizer
+        first = tokenizer("x").input_ids[:1]
+        return str(tokenizer.bos_token) if first == [tokenizer.bos_token_id] else ""
+
     @cached_property
     def base_config(self) -> Any:
         """The configuration of the base model."""

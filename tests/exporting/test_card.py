@@ -79,3 +79,23 @@ def test_a_run_without_a_report_says_that_nobody_knows(finished_run, tmp_path):
     (run.path / "report.json").unlink()
     write_card(RunModel.of(run), tmp_path, record(), "gguf")
     assert "so nobody knows" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_code_and_modelfile_never_give_a_start_token_twice(finished_run, tmp_path):
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    from medcot.exporting import gguf
+
+    model = RunModel.of(finished_run)
+    assert model.added_start == ""
+    tokenizer = AutoTokenizer.from_pretrained(finished_run.adapter)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    model.__dict__["tokenizer"] = tokenizer
+    assert model.added_start == "<|im_start|>"
+    write_card(model, tmp_path, record(), "merged")
+    assert "add_special_tokens=False" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    gguf.make_modelfile(model, tmp_path, "Q8_0", ("<|im_start|>user", "<think>"))
+    assert 'TEMPLATE """user{{ .Prompt }}<think>"""' in (tmp_path / "Modelfile").read_text()

@@ -231,7 +231,7 @@ def made_up(seed, offset=0.0, noise=0.0, ends=True):
         losses.append(total + n * (offset + draw.gauss(0, noise)))
     asked = [ProofQuestion(f"q{n}", "", (1,), "abc", 4, True) for n in range(5)]
     answers = tuple(GreedyAnswer((1, 2, 3), ends) for _ in asked)
-    proof_set = ProofSet(tuple(rows), tuple(asked), 9, "", "</s>", (2,))
+    proof_set = ProofSet(tuple(rows), tuple(asked), 9, "", "<s>", "</s>", (2,))
     return proof_set, Measured(tuple(losses), answers, "a program", "float32")
 
 

@@ -11,6 +11,9 @@ from medcot.exporting.workflow import ExportOptions, export_run
 from medcot.runs.directory import RunDirectory
 from tests.exporting.conftest import make_run
 
+pytestmark = pytest.mark.timeout(900)
+"""The converter imports torch and transformers in a process of its own: 15 s on an idle core."""
+
 
 @pytest.fixture(scope="module")
 def finished_run(tiny_model, tmp_path_factory):
