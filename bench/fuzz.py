@@ -197,6 +197,7 @@ def search_target(name: str, seconds: int) -> int:
         f"-timeout={LIMIT_S:.0f}",
         "-rss_limit_mb=3000",
         "-max_len=4096",
+        "-len_control=0",
     ]
     atheris.Setup(
         [sys.argv[0], *limits, str(folder)], lambda content: run_target(name, content) and None
