@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from itertools import chain
 from typing import Any, overload
 
+from medcot.data.arrow import RecordBatch, load_arrow
 from medcot.data.store import ArrowRows, Facts
 from medcot.records import Case, Claim
 
@@ -28,11 +28,9 @@ class StoredCases(ArrowRows[Case]):
     FILE = "cases.arrow"
 
     @classmethod
-    @cache
     def schema(cls) -> Any:
         """Return the Arrow schema."""
-        import pyarrow as pa
-
+        pa = load_arrow()
         return pa.schema([(name, pa.string()) for name in (*_COLUMNS, "claims")])
 
     @classmethod
@@ -41,16 +39,15 @@ class StoredCases(ArrowRows[Case]):
         return 4 * _characters(row)
 
     @classmethod
-    def encode(cls, rows: list[Case]) -> Any:
+    def encode(cls, rows: list[Case]) -> RecordBatch:
         """Return the cases as an Arrow batch."""
-        import pyarrow as pa
-
+        pa = load_arrow()
         columns = [[getattr(case, name) for case in rows] for name in _COLUMNS]
         claims = [_claims_to_json(case.claims) for case in rows]
         arrays = [pa.array(column, pa.string()) for column in (*columns, claims)]
         return pa.RecordBatch.from_arrays(arrays, schema=cls.schema())
 
-    def decode(self, batch: Any, first: int) -> list[Case]:
+    def decode(self, batch: RecordBatch, first: int) -> list[Case]:
         """Return copies of a batch's cases."""
         columns = [batch.column(name).to_pylist() for name in _COLUMNS]
         claims = [_claims_from_json(text) for text in batch.column("claims").to_pylist()]
@@ -171,5 +168,5 @@ def _claims_to_json(claims: tuple[Claim, ...]) -> str:
 
 
 def _claims_from_json(text: str) -> tuple[Claim, ...]:
-    plain = json.loads(text) if text else []
+    plain: list[Any] = json.loads(text) if text else []
     return tuple(Claim(one[0], tuple(one[1]), tuple(one[2])) for one in plain)

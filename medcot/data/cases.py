@@ -148,7 +148,7 @@ def read_language(row: SourceRow, default: Language) -> tuple[Language, list[Fau
     if value in (None, ""):
         return default, []
     if value in LANGUAGES:
-        return cast("Language", value), []
+        return value, []
     got = printable(repr(value))
     return default, [Fault(row.where, "lang", got, " or ".join(LANGUAGES))]
 
@@ -223,13 +223,14 @@ def _read_claim(value: Any) -> Claim:
     text, states, contradicts = value["text"], value["states"], value["contradicts"]
     if not (isinstance(states, list) and isinstance(contradicts, list) and isinstance(text, str)):
         raise TypeError("text is a text, states and contradicts are lists")
-    for pattern in [*states, *contradicts]:
-        if not isinstance(pattern, str):
+    patterns = tuple(cast("list[str]", states)), tuple(cast("list[str]", contradicts))
+    for pattern in (*patterns[0], *patterns[1]):
+        if not isinstance(cast("Any", pattern), str):
             raise TypeError("patterns are texts")
         check_pattern(pattern)
-    if not states and not contradicts:
+    if not any(patterns):
         raise ValueError("a claim without patterns")
-    return Claim(text, tuple(states), tuple(contradicts))
+    return Claim(text, *patterns)
 
 
 def _to_unit(digest: bytes) -> float:
@@ -251,5 +252,6 @@ def _note_faults(found: ValidatedCases, row: SourceRow, faults: list[Fault]) -> 
     """List a row's faults; a column that the header lacks is one fault for all rows."""
     reason = "; ".join(f"{fault.field}: {fault.got}" for fault in faults)
     found.faulty.append(Dropped(printable(read_id(row)[0]) or f"row-{row.number}", reason))
-    known = {(f.where, f.field) for f in found.faults[:16]} if row.header else set()
+    recent = found.faults[:16] if row.header else []
+    known = {(fault.where, fault.field) for fault in recent}
     found.faults += [fault for fault in faults if (fault.where, fault.field) not in known]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache, wraps
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError, ext, nodes, pass_context, pass_eval_context
 from jinja2.compiler import CodeGenerator
@@ -61,12 +61,14 @@ def choose_template(templates: Any) -> str:
 
     A tokenizer has one text, or several by name: as a mapping, or as a list of objects.
     """
+    found = templates
     if isinstance(templates, list):
-        named = [one for one in templates if isinstance(one, dict)]
-        templates = {str(one.get("name")): one.get("template") for one in named}
-    if isinstance(templates, dict):
-        templates = templates.get("default")
-    return templates if isinstance(templates, str) else ""
+        named = [one for one in cast("list[object]", templates) if isinstance(one, dict)]
+        several = cast("list[dict[str, Any]]", named)
+        found = {str(one.get("name")): one.get("template") for one in several}
+    if isinstance(found, dict):
+        found = cast("dict[str, Any]", found).get("default")
+    return found if isinstance(found, str) else ""
 
 
 def _refusal(problem: str) -> InputError:
@@ -92,8 +94,9 @@ def _environment() -> _BoundedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = TEMPLATE_TIME.strftime
+    functions: dict[str, Any] = environment.globals
+    functions["raise_exception"] = _raise
+    functions["strftime_now"] = TEMPLATE_TIME.strftime
     return environment
 
 

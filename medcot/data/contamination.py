@@ -152,7 +152,8 @@ def _covered(text: str, windows: _Windows | None, index: _Index) -> Iterator[tup
         windows.offsets.tolist(), windows.starts.tolist(), windows.ends.tolist(), strict=True
     )
     for offset, start, end in spans:
-        for owner in set(index.owners[start : min(end, start + MOST_TEXTS)].tolist()):
+        nearby: list[int] = index.owners[start : min(end, start + MOST_TEXTS)].tolist()
+        for owner in set(nearby):
             if most >= LEAST_SHARE * min(len(text), index.lengths[owner]):
                 by_text.setdefault(owner, []).append(offset)
     for owner, offsets in by_text.items():

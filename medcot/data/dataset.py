@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +129,7 @@ def load_fixed_question(language: Language) -> Case:
 
 
 @contextmanager
-def option_named(option: str) -> Iterator[None]:
+def option_named(option: str) -> Generator[None]:
     """Prefix what an :class:`InputError` names with the option."""
     try:
         yield

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from medcot.catalog import Message
 from medcot.credentials import TOKENS, hub_token
+from medcot.data.arrow import load_datasets
 from medcot.data.connection import check_connection, explain_cache, explain_connection
 from medcot.data.readers import BATCH, SourceRow, python_rows
 from medcot.errors import InputError, RunFailed, nearest
@@ -51,21 +52,20 @@ def load_hub_rows(
             no access to it.
         RunFailed: too many requests, a connection that broke, or files that do not load.
     """
-    import datasets
-    from datasets.exceptions import DatasetsError
     from httpx import HTTPError
 
+    datasets = load_datasets()
     try:
         commit = find_commit(name, revision, "dataset")
         if commit:
             chosen = _choose_config(name, config, commit, fallback=fallback)
-            data: Any = datasets.load_dataset(
+            data = datasets.load_dataset(
                 name, chosen, split=split, revision=commit, token=hub_token()
             )
         else:
             chosen = config
             data = _load_cached(name, config, split)
-    except (OSError, ValueError, HTTPError, DatasetsError) as error:
+    except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
         raise explain_hub_error(error, name, "dataset") from None
     loaded = _loaded_commit(data) or commit
     _require_same_revision(name, commit or revision, loaded)
@@ -185,7 +185,9 @@ def _load_cached(name: str, config: str | None, split: str) -> Any:
     retries unless ``HF_HUB_OFFLINE`` is set. Setting it here would switch off the hub for all
     threads of this process.
     """
-    from datasets.packaged_modules.cache.cache import Cache
+    from datasets.packaged_modules.cache.cache import (  # pyright: ignore[reportMissingTypeStubs]
+        Cache,
+    )
 
     try:
         builder = Cache(
@@ -202,11 +204,11 @@ def _load_cached(name: str, config: str | None, split: str) -> Any:
 
 def _choose_config(name: str, config: str | None, commit: str, *, fallback: bool) -> str | None:
     """Return ``config`` if the data set has it, or with ``fallback`` the only one it has."""
-    from datasets import get_dataset_config_names
-
     if config is None:
         return None
-    known: list[str] = get_dataset_config_names(name, revision=commit, token=hub_token())
+    known: list[str] = load_datasets().get_dataset_config_names(
+        name, revision=commit, token=hub_token()
+    )
     if config in known:
         return config
     if len(known) == 1 and fallback:

@@ -6,6 +6,7 @@ import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 from medcot.data.cases import check_text, read_id, read_language, read_text
 from medcot.data.hub import load_hub_rows
@@ -157,7 +158,8 @@ def _read_options(row: SourceRow) -> tuple[dict[str, str], list[Fault]]:
         if isinstance(given, str):
             needs += " (a CSV cell cannot hold one: use a .jsonl, .json or .parquet file)"
         return {}, [Fault(row.where, "options", got, needs)]
-    options = {str(letter): text for letter, text in given.items() if text is not None}
+    cells = cast("Mapping[object, Any]", given)
+    options = {str(letter): text for letter, text in cells.items() if text is not None}
     for letter, text in options.items():
         if len(letter) != 1 or letter not in string.ascii_uppercase:
             got = f"the letter {printable(letter)!r}"

@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from medcot.data.arrow import load_arrow, load_parquet
 from medcot.data.parquet_limits import plan_reading
 from medcot.errors import InputError, one_line
 from medcot.records import Problem
@@ -147,7 +148,9 @@ def _read_cells(path: Path, lines: Iterator[str]) -> Iterator[SourceRow]:
     )
     top = f"{path}, line {1 + above}"
     try:
-        names = [name.strip() for name in next(reader, [])]
+        nothing: list[str] = []
+        header = next(reader, nothing)
+        names = [name.strip() for name in header]
         if len(names) > MOST_COLUMNS:
             needs = f"expected at most {MOST_COLUMNS:,}"
             raise InputError(top, f"found {len(names):,} columns", needs)
@@ -171,8 +174,7 @@ def _read_cells(path: Path, lines: Iterator[str]) -> Iterator[SourceRow]:
 
 
 def _read_parquet(path: Path) -> Iterator[SourceRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    pa, pq = load_arrow(), load_parquet()
 
     number = 0
     try:
@@ -225,12 +227,21 @@ def python_rows(batch: Any) -> list[dict[str, Any]]:
     return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
+_TYPE_NAMES: dict[type, str] = {
+    dict: "object",
+    list: "list",
+    str: "text",
+    bool: "true/false",
+    type(None): "null",
+}
+
+
 def describe_type(value: Any) -> str:
     """Return the everyday word for a JSON value's type."""
     if isinstance(value, Unreadable):
         return "a value that cannot be read"
-    names = {dict: "object", list: "list", str: "text", bool: "true/false", type(None): "null"}
-    return names.get(type(value), "number" if isinstance(value, int | float) else "value")
+    kind = cast("object", value).__class__
+    return _TYPE_NAMES.get(kind, "number" if isinstance(value, int | float) else "value")
 
 
 def _python_cells(column: Any) -> list[Any]:
@@ -249,8 +260,7 @@ def _python_cells(column: Any) -> list[Any]:
 
 
 def _escaped(column: Any) -> list[Any]:
-    import pyarrow as pa
-
+    pa = load_arrow()
     if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
         return [Unreadable("not UTF-8")] * len(column)
     cells = column.cast(pa.large_binary()).to_pylist()
@@ -292,7 +302,7 @@ def _decode(raw: bytes, path: Path) -> str:
 
 def _object_row(number: int, where: str, value: Any) -> SourceRow:
     if isinstance(value, dict):
-        return SourceRow(number, where, value)
+        return SourceRow(number, where, cast("dict[str, Any]", value))
     fault = Fault(where, "row", f"JSON {describe_type(value)}", "a JSON object")
     return SourceRow(number, where, fault=fault)
 

@@ -19,15 +19,16 @@ import weakref
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar, overload
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast, overload
 
+from medcot.data.arrow import RecordBatch, load_arrow
 from medcot.errors import RunFailed
 from medcot.paths import cache_folder
 
@@ -101,13 +102,12 @@ class ArrowRows(Sequence[Item], Generic[Item]):
 
     def __init__(self, folder: Path, scratch: ScratchFolder | None = None) -> None:
         """Open the file in ``folder``, which lives as long as ``scratch`` if one is given."""
-        import pyarrow as pa
-
+        pa = load_arrow()
         self.path = folder / self.FILE
         self.scratch = scratch
         with self.path.open("rb") as file:
             self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._batches = list(pa.ipc.open_stream(pa.py_buffer(self._mapped)))
+        self._batches: list[RecordBatch] = list(pa.ipc.open_stream(pa.py_buffer(self._mapped)))
         self._firsts = array("Q", accumulate((b.num_rows for b in self._batches), initial=0))
         self._decoded: tuple[int, list[Item]] = (-1, [])
 
@@ -122,11 +122,11 @@ class ArrowRows(Sequence[Item], Generic[Item]):
         raise NotImplementedError
 
     @classmethod
-    def encode(cls, rows: list[Item]) -> Any:
+    def encode(cls, rows: list[Item]) -> RecordBatch:
         """Return the rows as an Arrow batch."""
         raise NotImplementedError
 
-    def decode(self, batch: Any, first: int) -> list[Item]:
+    def decode(self, batch: RecordBatch, first: int) -> list[Item]:
         """Return copies of a batch's rows; ``first`` is the index of the first of them."""
         raise NotImplementedError
 
@@ -137,8 +137,7 @@ class ArrowRows(Sequence[Item], Generic[Item]):
         Raises:
             RunFailed: the disk is full or cannot be written.
         """
-        import pyarrow as pa
-
+        pa = load_arrow()
         scratch = ScratchFolder()
         path = scratch.path / cls.FILE
         with _disk_failures_named(path):
@@ -163,9 +162,9 @@ class ArrowRows(Sequence[Item], Generic[Item]):
             return None
         with suppress(OSError, ValueError):
             facts = json.loads((folder / FACTS).read_bytes())
-            if isinstance(facts, dict) and facts.keys() >= set(needs):
+            if isinstance(facts, dict) and set(needs) <= set(cast("Facts", facts)):
                 scratch = ScratchFolder()
-                return cls(_link(folder / cls.FILE, scratch), scratch), facts
+                return cls(_link(folder / cls.FILE, scratch), scratch), cast("Facts", facts)
         remove_entry(folder)
         return None
 
@@ -282,7 +281,7 @@ def hash_code() -> str:
 
 
 @contextmanager
-def _disk_failures_named(path: Path) -> Iterator[None]:
+def _disk_failures_named(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
@@ -304,9 +303,12 @@ def _link(path: Path, scratch: ScratchFolder) -> Path:
 
 
 def _matches(folder: Path, seal: Any) -> bool:
-    if not isinstance(seal, Mapping) or {p.name for p in folder.iterdir()} != {*seal, SEAL}:
+    if not isinstance(seal, Mapping):
         return False
-    return _checksums([folder / name for name in seal]) == list(seal.values())
+    sums = cast("Mapping[str, list[int]]", seal)
+    if {path.name for path in folder.iterdir()} != {*sums, SEAL}:
+        return False
+    return _checksums([folder / name for name in sums]) == list(sums.values())
 
 
 def _checksums(paths: list[Path]) -> list[list[int]]:

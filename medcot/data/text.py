@@ -60,6 +60,11 @@ def find_flaw(text: str) -> Flaw | None:
             return Flaw(f"control character U+{code:04X} {where}", "plain text")
         case "misread":
             return Flaw(f"{found[0]!a} {where}: UTF-8 read as another encoding", "UTF-8 text")
+        case _:
+            return _explain_code(code, where)
+
+
+def _explain_code(code: int, where: str) -> Flaw:
     if 0xDC80 <= code <= 0xDCFF:
         return Flaw(f"byte 0x{code - 0xDC00:02x} {where}, which is not UTF-8", "UTF-8 text")
     if code == 0xFFFD:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from medcot.data.arrow import RecordBatch, load_arrow, load_datasets
 from medcot.data.store import ArrowRows, Facts, ScratchFolder
 from medcot.data.tokenization import IGNORED, TokenizedRow
 
@@ -29,11 +29,9 @@ class StoredRows(ArrowRows[TokenizedRow]):
         self.lengths = array("i")
 
     @classmethod
-    @cache
     def schema(cls) -> Any:
         """Return the Arrow schema."""
-        import pyarrow as pa
-
+        pa = load_arrow()
         return pa.schema([(name, pa.list_(pa.int32())) for name in ("input_ids", "labels")])
 
     @classmethod
@@ -42,10 +40,9 @@ class StoredRows(ArrowRows[TokenizedRow]):
         return 8 * len(row)
 
     @classmethod
-    def encode(cls, rows: list[TokenizedRow]) -> Any:
+    def encode(cls, rows: list[TokenizedRow]) -> RecordBatch:
         """Return the rows as an Arrow batch."""
-        import pyarrow as pa
-
+        pa = load_arrow()
         ends = np.cumsum([0, *map(len, rows)], dtype=np.int32)
         ids, labels = array("i"), array("i")
         for row in rows:
@@ -55,7 +52,7 @@ class StoredRows(ArrowRows[TokenizedRow]):
         columns = [pa.ListArray.from_arrays(ends, np.asarray(one)) for one in (ids, labels)]
         return pa.RecordBatch.from_arrays(columns, schema=cls.schema())
 
-    def decode(self, batch: Any, first: int) -> list[TokenizedRow]:
+    def decode(self, batch: RecordBatch, first: int) -> list[TokenizedRow]:
         """Return copies of a batch's rows."""
         column, labels = batch.column("input_ids"), batch.column("labels")
         ids, labelled = column.values.to_numpy(), labels.values.to_numpy() != IGNORED
@@ -108,8 +105,7 @@ def list_row_lengths(rows: Sequence[TokenizedRow]) -> Sequence[int]:
 
 def to_training_dataset(rows: Sequence[TokenizedRow]) -> Any:
     """Return the rows as the ``datasets.Dataset`` that trainers take; files are mapped."""
-    from datasets import Dataset
-
+    dataset = load_datasets().Dataset
     if isinstance(rows, StoredRows):
-        return Dataset.from_file(str(rows.path))
-    return Dataset.from_list([row.as_row() for row in rows])
+        return dataset.from_file(str(rows.path))
+    return dataset.from_list([row.as_row() for row in rows])

@@ -238,7 +238,7 @@ ERRORS = [
     ("empty", "InputError", "doesn't contain any data files"),
     ("garbled", "InputError", "Parquet magic bytes not found"),
     ("missing", "InputError", "no such dataset on the hub; check owner/name"),
-    ("gated", "InputError", "no token was found; set HF_TOKEN or HUGGINGFACE_TOKEN to a token"),
+    ("gated", "InputError", "no token was found; set HF_TOKEN or HUGGINGFACE_TOKEN or"),
     (
         "gated, other token",
         "InputError",
