@@ -63,12 +63,15 @@ def choose_template(templates: Any) -> str:
     """
     found = templates
     if isinstance(templates, list):
-        named = [one for one in cast("list[object]", templates) if isinstance(one, dict)]
-        several = cast("list[dict[str, Any]]", named)
-        found = {str(one.get("name")): one.get("template") for one in several}
+        named = filter(_is_object, cast("list[Any]", templates))
+        found = {str(one.get("name")): one.get("template") for one in named}
     if isinstance(found, dict):
         found = cast("dict[str, Any]", found).get("default")
     return found if isinstance(found, str) else ""
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def _refusal(problem: str) -> InputError:
@@ -134,10 +137,11 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.filters[_STEPS] = _counted
+        filters: dict[str, Any] = self.filters
+        filters[_STEPS] = _counted
         del self.globals["lipsum"]
         for name in ("center", "format", "indent", "replace"):
-            self.filters[name] = _bounded(self.filters[name])
+            filters[name] = _bounded(filters[name])
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         """Parse a template, and count the steps of its loops."""

@@ -245,8 +245,7 @@ def describe_type(value: Any) -> str:
 
 
 def _python_cells(column: Any) -> list[Any]:
-    import pyarrow as pa
-
+    pa = load_arrow()
     if pa.types.is_dictionary(column.type):
         # Rows that refer to one long entry share it; ``to_pylist`` would copy it for each.
         entries = _python_cells(column.dictionary)
