@@ -18,7 +18,13 @@ from medcot.config.schema import RunConfig, build_config
 from medcot.errors import InputError, nearest
 from medcot.paths import expand_home
 
-ENVIRONMENT_ONLY = ("MEDCOT_CACHE", "MEDCOT_DEV_DATA", "MEDCOT_JUDGE_LOGIN", "MEDCOT_OFFLINE")
+ENVIRONMENT_ONLY = (
+    "MEDCOT_CACHE",
+    "MEDCOT_DEV_DATA",
+    "MEDCOT_JUDGE_LOGIN",
+    "MEDCOT_LLAMA_CPP",
+    "MEDCOT_OFFLINE",
+)
 """``MEDCOT_`` variables that are not options."""
 
 LARGEST_FILE = 1_000_000
