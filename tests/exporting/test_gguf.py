@@ -42,7 +42,7 @@ def test_llama_cpp_itself_loads_every_file_and_says_the_same(exported):
 def test_only_the_files_that_were_asked_for_are_kept(exported):
     folder, _ = exported
     files = sorted(path.name for path in (folder / "gguf").glob("*"))
-    assert files == ["model-Q4_K_M.gguf", "model-Q8_0.gguf", "proof.json"]
+    assert files == ["README.md", "model-Q4_K_M.gguf", "model-Q8_0.gguf", "proof.json"]
 
 
 def test_a_modelfile_has_the_prompt_of_the_run_its_stop_and_its_settings(exported, finished_run):
