@@ -32,7 +32,7 @@ class Training:
             "model": str(model),
             "steps": 6,
             "save_steps": 2,
-            "learning_rate": 1e-2,
+            "learning_rate": 2e-2,
             "batch": 4,
         }
         self.config = make_config("demo", values | changes)
