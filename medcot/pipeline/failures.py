@@ -38,6 +38,7 @@ def recorded(directory: RunDirectory, listener: Listener, *, resume: bool) -> It
     try:
         former = _former_failure(directory) if resume else ""
         if resume:
+            directory.remove_unfinished()
             directory.remove("error.json")
         comm.on_peer_failure(lambda ended: _record_failure(directory, ended.as_error()))
         with run_log(directory, listener, resume=resume), _recorded_failures(directory):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
@@ -23,6 +24,9 @@ Phase = Literal["before", "after"]
 Stage = Literal[
     "planned", "before", "training", "trained", "after", "report", "done", "failed", "cancelled"
 ]
+
+_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""Names that ``tempfile`` gives to a file that is being written."""
 
 
 class RunDirectory:
@@ -102,8 +106,19 @@ class RunDirectory:
             raise InputError(f"--out {self.path}", "it already holds a run", needs)
 
     def _foreign_files(self) -> Iterator[Path]:
-        """Yield what is in the folder apart from a lock, which a killed process leaves behind."""
-        return (one for one in self.path.iterdir() if one.name.strip(".").find(LOCK_FILE) != 0)
+        """Yield what is in the folder apart from what a killed process leaves behind."""
+        for one in self.path.iterdir():
+            if not (one.name.strip(".").startswith(LOCK_FILE) or _UNFINISHED.fullmatch(one.name)):
+                yield one
+
+    def remove_unfinished(self) -> None:
+        """Remove the files that a killed process was writing. Only for the lock's holder."""
+        for folder in (self.path, self.path / "evaluation", self.path / "kaggle"):
+            for one in folder.glob(".*"):
+                # Another process may be asking for the lock right now.
+                asking = one.name.startswith(f".{LOCK_FILE}")
+                if _UNFINISHED.fullmatch(one.name) and not asking:
+                    one.unlink(missing_ok=True)
 
     def require(self) -> None:
         """Check that the directory is still the one that this process works on.

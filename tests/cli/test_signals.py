@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,31 +14,41 @@ from medcot.engines import bundled_model
 from medcot.inference import loglikelihood
 from medcot.inference.continuous_batching import Decoder
 from medcot.pipeline import prepare, report, run
+from medcot.reporting import figures
 from medcot.runs.directory import RunDirectory
 from medcot.training.recorder import Recorder
+from tests.support.short_runs import SHORT, write_rows
 
-HEARD_S = 6.0  # Three by promise; another test has the other core.
-SMALL = {
-    "samples": 8,
-    "steps": 2,
-    "save_steps": 1,
-    "batch": 2,
-    "test_samples": 4,
-    "generate_samples": 2,
-    "max_new_tokens": 6,
-    "mcq": ("sample",),
-    "mcq_samples": 4,
-}
+HEARD_S = 3.0
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model):
-    return make_config("demo", SMALL | {"model": str(tiny_model)})
+def config(tiny_model, tmp_path_factory):
+    rows = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+    changes = {"steps": 4, "model": str(tiny_model), "dataset": str(rows)}
+    return make_config("demo", SHORT | changes)
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Drawing takes half of a short run's time, and nothing here is about it."""
+    monkeypatch.setattr(figures, "can_draw", lambda: False)
 
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    return run.run(config, RunDirectory(tmp_path_factory.mktemp("runs") / "whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "can_draw", lambda: False)
+        return run.run(config, RunDirectory(tmp_path_factory.mktemp("runs") / "whole"))
+
+
+def own_time():
+    """Seconds on a clock that stands while this process waits for a core that others have."""
+    try:
+        waited = int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        waited = 0.0
+    return time.monotonic() - waited
 
 
 class Signals:
@@ -48,7 +59,7 @@ class Signals:
 
     def send(self):
         if self.sent is None:
-            self.sent = time.monotonic()
+            self.sent = own_time()
             os.kill(os.getpid(), self.number)
 
     def send_and_hang(self, *_arguments, **_options):
@@ -64,122 +75,111 @@ class Signals:
         return call
 
 
-@pytest.fixture
-def signals(request):
-    """SIGTERM where a test asks for nothing else: both take the same way."""
-    return Signals(getattr(request, "param", signal.SIGTERM))
-
-
-BOTH = pytest.mark.parametrize(
-    "signals", [signal.SIGINT, signal.SIGTERM], indirect=True, ids=["SIGINT", "SIGTERM"]
-)
-
-
 def carry_out(config, directory, signals, listener=None):
     """Run as the command line does; return after how many seconds the signal was heard."""
     shown = listener or TerminalListener(make_console(quiet=True))
     with pytest.raises(SystemExit) as ended, exit_on_error(), shown.live() as live:
-        run.run(config, directory, live)
+        run.run(config, directory, live, resume=directory.exists())
     assert ended.value.code == ExitCode.INTERRUPTED
-    return time.monotonic() - signals.sent
+    return own_time() - signals.sent
 
 
-def assert_resumes_to(finished, config, directory, monkeypatch):
-    monkeypatch.undo()
-    assert directory.stage() == "cancelled"
-    assert not directory.lock.path.exists()
+def in_decoding(signals, patch):
+    patch.setattr(Decoder, "_forward", signals.before(Decoder._forward, slowly=True))
+
+
+def in_scoring(signals, patch):
+    patch.setattr(loglikelihood, "_score_batch", signals.before(loglikelihood._score_batch))
+
+
+class Signalling(TerminalListener):
+    """Sends a signal once a step is recorded."""
+
+    def __init__(self, signals):
+        super().__init__(make_console(quiet=True))
+        self.signals = signals
+
+    def event(self, event):
+        super().event(event)
+        self.signals.send()
+
+
+MOMENTS = {
+    "while the data are loaded": lambda signals, patch: patch.setattr(
+        prepare, "load_dataset", signals.send_and_hang
+    ),
+    "while the model is loaded": lambda signals, patch: patch.setattr(
+        run.models, "load_base", signals.send_and_hang
+    ),
+    "between the tokens of an answer before": in_decoding,
+    "between the batches of scoring before": in_scoring,
+    "before the first step": lambda signals, patch: patch.setattr(
+        Recorder, "step_begins", signals.send_and_hang
+    ),
+    "in a step": None,
+    "between the tokens of an answer after": in_decoding,
+    "between the batches of scoring after": in_scoring,
+    "while the report is written": lambda signals, patch: patch.setattr(
+        report, "build_report", signals.send_and_hang
+    ),
+}
+"""In the order of a run. What one session has scored, the next one does not score again, so that
+the same function is called in the next stage."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_one_run_that_is_interrupted_in_every_stage_loses_nothing(
+    finished, config, tmp_path, number
+):
+    directory = RunDirectory(tmp_path / "run")
+    for moment, slow_down in MOMENTS.items():
+        signals = Signals(number)
+        with pytest.MonkeyPatch.context() as patch:
+            listener = None
+            if slow_down is None:
+                listener = Signalling(signals)
+            else:
+                slow_down(signals, patch)
+            heard_s = carry_out(config, directory, signals, listener)
+        assert heard_s < HEARD_S, moment
+        assert not directory.lock.path.exists()
+        if moment == "while the data are loaded":
+            assert not directory.path.exists()
+            continue
+        assert directory.stage() == "cancelled", moment
+        assert directory.reached == reached_at(moment), moment
+        if slow_down is None:
+            assert directory.last_checkpoint() is not None
     assert run.run(config, directory, resume=True) == finished
 
 
-@BOTH
-def test_while_data_are_loaded(config, tmp_path, signals, monkeypatch):
-    monkeypatch.setattr(prepare, "load_dataset", signals.send_and_hang)
-    directory = RunDirectory(tmp_path / "run")
-    assert carry_out(config, directory, signals) < HEARD_S
-    assert not directory.path.exists()
+def reached_at(moment):
+    last = moment.rpartition(" ")[2]
+    others = {"loaded": "planned", "step": "training", "written": "report"}
+    return others.get(last, last)
 
 
-@BOTH
-def test_while_the_bundled_model_is_converted(config, tmp_path, signals, monkeypatch):
-    from transformers import AutoModelForCausalLM
+def test_while_the_bundled_model_is_converted(config, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
 
-    monkeypatch.setenv("MEDCOT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", signals.send_and_hang)
-    bundled = config.model_copy(update={"model": bundled_model_name()})
-    assert carry_out(bundled, RunDirectory(tmp_path / "run"), signals) < HEARD_S
-    assert not [one for one in (tmp_path / "cache").iterdir() if "smollm2" in one.name]
-    assert not list((tmp_path / "cache").glob(".converting-*"))
-
-
-def bundled_model_name():
     from medcot.config.schema import BUNDLED_MODEL
 
     if bundled_model.find_gguf() is None:
         pytest.skip("the bundled model's package is not installed")
-    return BUNDLED_MODEL
+    signals = Signals(signal.SIGTERM)
+    monkeypatch.setenv("MEDCOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", signals.send_and_hang)
+    bundled = config.model_copy(update={"model": BUNDLED_MODEL})
+    assert carry_out(bundled, RunDirectory(tmp_path / "run"), signals) < HEARD_S
+    assert not list((tmp_path / "cache").iterdir())
 
 
-def test_while_the_model_is_loaded(config, tmp_path, signals, monkeypatch):
-    monkeypatch.setattr(run.models, "load_base", signals.send_and_hang)
-    directory = RunDirectory(tmp_path / "run")
-    assert carry_out(config, directory, signals) < HEARD_S
-    assert directory.stage() == "cancelled"
+def test_between_the_tokens_of_a_padded_answer(config, tmp_path, monkeypatch):
+    from medcot.inference import continuous_batching, generate
 
-
-@pytest.mark.parametrize("signals", [signal.SIGINT], indirect=True)
-@pytest.mark.parametrize("continuous", [True, False], ids=["continuous", "padded"])
-def test_between_the_tokens_of_an_answer(
-    finished, config, tmp_path, signals, monkeypatch, continuous
-):
-    if continuous:
-        slow = signals.before(Decoder._forward, slowly=True)
-        monkeypatch.setattr(Decoder, "_forward", slow)
-    else:
-        from medcot.inference import continuous_batching, generate
-
-        monkeypatch.setattr(continuous_batching, "is_supported", lambda _: False)
-        poll = signals.before(generate._poll_between_tokens)
-        monkeypatch.setattr(generate, "_poll_between_tokens", poll)
-    directory = RunDirectory(tmp_path / "run")
+    signals = Signals(signal.SIGINT)
+    monkeypatch.setattr(continuous_batching, "is_supported", lambda _: False)
+    poll = signals.before(generate._poll_between_tokens)
+    monkeypatch.setattr(generate, "_poll_between_tokens", poll)
     long = config.model_copy(update={"max_new_tokens": 1500})
-    assert carry_out(long if not continuous else config, directory, signals) < HEARD_S
-    if continuous:
-        assert_resumes_to(finished, config, directory, monkeypatch)
-
-
-def test_between_the_batches_of_scoring(finished, config, tmp_path, signals, monkeypatch):
-    score = signals.before(loglikelihood._score_batch)
-    monkeypatch.setattr(loglikelihood, "_score_batch", score)
-    directory = RunDirectory(tmp_path / "run")
-    assert carry_out(config, directory, signals) < HEARD_S
-    assert_resumes_to(finished, config, directory, monkeypatch)
-
-
-def test_before_the_first_step_of_the_training(finished, config, tmp_path, signals, monkeypatch):
-    monkeypatch.setattr(Recorder, "step_begins", signals.send_and_hang)
-    directory = RunDirectory(tmp_path / "run")
-    assert carry_out(config, directory, signals) < HEARD_S
-    assert_resumes_to(finished, config, directory, monkeypatch)
-
-
-@BOTH
-def test_in_the_training_the_step_is_finished_and_saved(
-    finished, config, tmp_path, signals, monkeypatch
-):
-    class Signalling(TerminalListener):
-        def event(self, event):
-            super().event(event)
-            signals.send()
-
-    directory = RunDirectory(tmp_path / "run")
-    listener = Signalling(make_console(quiet=True))
-    assert carry_out(config, directory, signals, listener) < HEARD_S
-    assert directory.last_checkpoint() is not None
-    assert_resumes_to(finished, config, directory, monkeypatch)
-
-
-def test_while_the_report_is_written(finished, config, tmp_path, signals, monkeypatch):
-    monkeypatch.setattr(report, "build_report", signals.send_and_hang)
-    directory = RunDirectory(tmp_path / "run")
-    assert carry_out(config, directory, signals) < HEARD_S
-    assert_resumes_to(finished, config, directory, monkeypatch)
+    assert carry_out(long, RunDirectory(tmp_path / "run"), signals) < HEARD_S
