@@ -20,6 +20,7 @@ from medcot.config.schema import MEDICAL_O1
 from medcot.reporting.storage import read_report
 from medcot.runs.history import bundled_run
 from tests.support.browser import CHROMIUM, FLAGS, PATIENCE, SECTIONS, wait_until_whole
+from tests.support.fakes import make_tiny_model
 from tests.support.paths import REAL_CACHE, ROOT
 
 OPTIONS = {
@@ -66,9 +67,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(folder, tiny_model):
+def server(folder):
     """The notebook as `make app` serves it, with a tiny model and hostile rows: its address."""
-    (folder / "model").symlink_to(tiny_model)
+    make_tiny_model(folder / "model", vocabulary=49_152)
     write_rows(folder / "rows.jsonl")
     with serve(folder, "run", ROOT / "apps" / "tutorial.py") as served:
         yield served

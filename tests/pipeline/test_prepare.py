@@ -56,7 +56,7 @@ def test_more_tokens_than_embeddings_are_refused_with_both_numbers(tiny_model, t
     folder = copy_of(tiny_model, tmp_path / "few")
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 1000}))
-    with pytest.raises(InputError, match=r"49,152 tokens, the model 1,000 embeddings"):
+    with pytest.raises(InputError, match=r"4,096 tokens, the model 1,000 embeddings"):
         plan(folder)
 
 

@@ -14,12 +14,14 @@ VOCABULARY = 4096
 test's time. Texts become 1.4 times as many tokens."""
 
 
-def make_tiny_model(folder: Path, *, seed: int = 0, **changes: object) -> Path:
+def make_tiny_model(
+    folder: Path, *, seed: int = 0, vocabulary: int = VOCABULARY, **changes: object
+) -> Path:
     """A Llama of two thin layers with random weights and a part of the bundled tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    _copy_tokenizer(bundled_model(), folder)
+    _copy_tokenizer(bundled_model(), folder, vocabulary)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
     shape = {
@@ -39,14 +41,14 @@ def make_tiny_model(folder: Path, *, seed: int = 0, **changes: object) -> Path:
     return folder
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
+def _copy_tokenizer(source: Path, folder: Path, vocabulary: int) -> None:
     """Copy a tokenizer with its first tokens only: ids follow the order of the merges."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes((source / name).read_bytes())
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     model = tokenizer["model"]
-    known = {token: at for token, at in model["vocab"].items() if at < VOCABULARY}
+    known = {token: at for token, at in model["vocab"].items() if at < vocabulary}
     merges = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= known.keys()]
     model |= {"vocab": known, "merges": merges}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
