@@ -92,31 +92,39 @@ def whole(server, config_file, tmp_path_factory):
     return Whole(server, config_file, tmp_path_factory.mktemp("whole"))
 
 
-def start_or_resume(server, config_file, out, number, after_s):
-    """Work on the run; die at change ``number`` of its files, or after so many seconds."""
+def start_or_resume(server, config_file, out, after_s=None, **when):
+    """Work on the run; die at a change of its files, or after so many seconds."""
     arguments = ("run", "--config", config_file, "--out", out)
     if (out / "config.json").exists():
         arguments = ("run", "--resume", "--out", out)
-    fault = {"fault": f"{FAULTS}:killed_at_change", "folder": str(out), "number": number}
-    pid = server.start(*arguments, **fault)
+    pid = server.start(*arguments, fault=f"{FAULTS}:killed_at_change", folder=str(out), **when)
     if after_s is not None:
         time.sleep(after_s)
         os.kill(pid, 9)  # Ended or not, the number is its own until it is waited for.
     return server.wait(pid)
 
 
+def moments_to_die(seconds, changes):
+    """Yield when to kill: first once in each stage, then by chance, the same at every call."""
+    yield {"number": 3}
+    for stage in STAGES:
+        yield {"number": 2, "stage": stage}
+    chance = random.Random(16)
+    while True:
+        if chance.random() < 0.3:
+            yield {"after_s": chance.uniform(0, seconds)}
+        else:
+            yield {"number": chance.randint(1, changes // 2)}
+
+
 def test_a_killed_run_resumes_to_the_same_bytes(server, config_file, whole, tmp_path):
-    moments, killed, runs = random.Random(16), Counter(), 0
+    moments, killed, runs = moments_to_die(whole.seconds, whole.changes), Counter(), 0
     while killed.total() < KILLS:
         runs += 1
         out = tmp_path / f"run-{runs}"
         while True:
-            number, after_s = 0, None
-            if killed.total() < KILLS and moments.random() < 0.3:
-                after_s = moments.uniform(0, whole.seconds)
-            elif killed.total() < KILLS:
-                number = moments.randint(1, whole.changes // 2)
-            ended = start_or_resume(server, config_file, out, number, after_s)
+            when = next(moments) if killed.total() < KILLS else {}
+            ended = start_or_resume(server, config_file, out, **when)
             if ended.code == 0:
                 break
             assert ended.code == -9, ended.output
@@ -124,7 +132,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(server, config_file, whole, tmp_
         assert outcome(out) == whole.outcome
         shutil.rmtree(out)
     print(f"\n{killed.total()} kills of {runs} runs, all with equal bytes: {dict(killed)}")
-    assert KILLS < 20 or killed.keys() >= {"planned", "before", "training", "after", "report"}
+    assert KILLS < 20 or killed.keys() >= {"planned", *STAGES}
 
 
 def test_ctrl_c_ends_with_130_and_everything_kept(server, config_file, tmp_path):

@@ -17,18 +17,31 @@ BALLAST = "ballast"
 
 
 @contextmanager
-def killed_at_change(folder: str, number: int = 0, count: str = "") -> Iterator[None]:
+def killed_at_change(
+    folder: str, number: int = 0, stage: str = "", count: str = ""
+) -> Iterator[None]:
     """Die by SIGKILL just before change ``number`` of a file in ``folder``.
 
     Args:
         number: From 1; with 0, the command lives.
+        stage: Changes are counted once the run is in this stage; "" for all.
         count: A file to write the number of changes to.
     """
-    seen = 0
+    from medcot.runs.directory import RunDirectory
+
+    seen, reached = 0, not stage
+    set_stage = RunDirectory.set_stage
+
+    def note_stage(self: RunDirectory, found: Any, **details: Any) -> None:
+        nonlocal reached
+        set_stage(self, found, **details)
+        reached = reached or found == stage
+
+    RunDirectory.set_stage = note_stage
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event not in CHANGES or not str(arguments[0]).startswith(folder):
+        if not reached or event not in CHANGES or not str(arguments[0]).startswith(folder):
             return
         if event == "open" and not arguments[2] & WRITING:
             return
