@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from medcot.errors import InputError
 from medcot.kaggle.client.local_login import marked_login
@@ -99,4 +99,4 @@ def _set_timeouts() -> None:
         options["timeout"] = options.get("timeout") or (CONNECT_S, READ_S)
         return send(adapter, request, *given, **options)
 
-    HTTPAdapter.send = send_with_timeout
+    cast("Any", HTTPAdapter).send = send_with_timeout
