@@ -105,4 +105,5 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
 
 def _text(token: Any) -> str:
     """Return a special token as text; older files store it as an object."""
-    return str(cast("dict[str, Any]", token).get("content") if isinstance(token, dict) else token)
+    text = str(cast("dict[str, Any]", token).get("content") if isinstance(token, dict) else token)
+    return text.encode("utf-8", "replace").decode()

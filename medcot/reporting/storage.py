@@ -89,10 +89,17 @@ def report_from_json(found: Mapping[str, Any], where: str = "report.json") -> Re
             f"{field_name}: {one_line(first['msg'])}",
             "expected a report as medcot writes it",
         ) from None
+    except (TypeError, ValueError):
+        needs = "expected a report as medcot writes it"
+        raise InputError(where, "paired: not an object of comparisons", needs) from None
     if "cautions" in found:
         return report
-    verdict = replace(report.verdict, messages=state_verdict(report))
-    return replace(report, verdict=verdict, cautions=find_cautions(report))
+    try:
+        verdict = replace(report.verdict, messages=state_verdict(report))
+        return replace(report, verdict=verdict, cautions=find_cautions(report))
+    except KeyError as error:
+        got = f"{one_line(str(error), 60)} is missing in a part of it"
+        raise InputError(where, got, "expected a report as medcot writes it") from None
 
 
 def _upgrade(found: Mapping[str, Any]) -> dict[str, Any]:
