@@ -96,7 +96,7 @@ def _environment() -> _BoundedEnvironment:
     environment = _BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = _bounded(_to_json)
     functions: dict[str, Any] = environment.globals
     functions["raise_exception"] = _raise
     functions["strftime_now"] = TEMPLATE_TIME.strftime

@@ -16,7 +16,7 @@ from medcot.records import Claim
 
 Finding = Literal["states", "contradicts", "silent"]
 
-LIMIT_S = 2.0
+LIMIT_S = 1.0
 """Seconds that one pattern may take on one answer."""
 
 # What an answer rejects is not what it claims: "rather than an increased volume".
