@@ -150,18 +150,18 @@ def test_a_trace_tells_this_machine_from_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not can_trace(), reason="strace is not installed, or may not trace")
-def test_a_run_of_local_files_opens_no_socket_beyond_this_machine(
+def test_a_training_on_local_files_opens_no_socket_beyond_this_machine(
     tmp_path: Path, tiny_model: Path
 ) -> None:
     """The hub may be asked and is not: no telemetry, no version, no agent."""
     options = (
         f"--preset demo --model {tiny_model} --samples 8 --steps 1 --batch 2 --test-samples 2"
-        " --generate-samples 0 --mcq-samples 1 --out run"
+        " --out run"
     )
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("HF_", "TRANSFORMERS_"))}
     log = tmp_path / "network.log"
     done = subprocess.run(
-        traced(log, sys.executable, "-m", "medcot", "run", *options.split()),
+        traced(log, sys.executable, "-m", "medcot", "train", *options.split()),
         cwd=tmp_path,
         env=kept | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hub")},
         capture_output=True,

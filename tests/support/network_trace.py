@@ -25,7 +25,17 @@ def can_trace() -> bool:
 
 def traced(log: Path, *command: str) -> list[str]:
     """``command``, with its network calls written to ``log``."""
-    return ["strace", "-f", "-qq", "-e", "trace=%network", "-o", str(log), *command]
+    return [
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-e",
+        "trace=%network",
+        "-o",
+        str(log),
+        *command,
+    ]
 
 
 def hosts_beyond_this_machine(log: Path) -> set[str]:
