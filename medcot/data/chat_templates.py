@@ -96,11 +96,16 @@ def _environment() -> _BoundedEnvironment:
     environment = _BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
     )
-    environment.filters["tojson"] = _bounded(_to_json)
-    functions: dict[str, Any] = environment.globals
+    filters, functions = _tables(environment)
+    filters["tojson"] = _bounded(_to_json)
     functions["raise_exception"] = _raise
     functions["strftime_now"] = TEMPLATE_TIME.strftime
     return environment
+
+
+def _tables(environment: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return an environment's filters and global functions, whose types Jinja leaves open."""
+    return environment.filters, environment.globals
 
 
 class _Generation(ext.Extension):
@@ -137,9 +142,9 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        filters: dict[str, Any] = self.filters
+        filters, functions = _tables(self)
         filters[_STEPS] = _counted
-        del self.globals["lipsum"]
+        del functions["lipsum"]
         for name in ("center", "format", "indent", "replace"):
             filters[name] = _bounded(filters[name])
 

@@ -90,8 +90,8 @@ class Session:
         A chat template may spell the first token, ``bos``, itself; llama.cpp's own chat endpoint
         then adds no second one.
         """
-        known = self.model.metadata
-        known = known() if callable(known) else known
+        found: Any = self.model.metadata
+        known: Any = found() if callable(found) else found
         return {
             "metadata": {k: v for k, v in known.items() if not k.startswith("tokenizer.ggml.tok")},
             "eos": self.vocab.token_eos(),

@@ -51,13 +51,14 @@ def measure_merged(model: RunModel, folder: Path, asked: ProofSet, progress: Pro
 
     device, dtype = _where_and_how(model)
     try:
-        loaded, notes = AutoModelForCausalLM.from_pretrained(
+        answer: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=dtype, output_loading_info=True, local_files_only=True,
             device_map={"": device} if device != "cpu" else None,
         )  # fmt: skip
     except Exception as error:
         # A damaged file makes the loaders raise whatever the damage suggests.
         raise LoadFailed(f"{type(error).__name__}: {error}") from error
+    loaded, notes = answer
     missing = {*notes["missing_keys"], *(str(one) for one in notes["mismatched_keys"])}
     return _measure(loaded, asked, progress, "transformers", dtype, tuple(sorted(missing)))
 

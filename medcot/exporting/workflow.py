@@ -125,7 +125,8 @@ def export_run(
             hub.check_repository(options.repository)
         wanted = _with_uploaded(options)
         known = {name: _find_made(export, name) for name in wanted}
-        if missing := [name for name in wanted if known[name] is None]:
+        missing: list[Format] = [name for name in wanted if known[name] is None]
+        if missing:
             _get_ready(export, missing)
         records = [known[name] or _export_one(export, name) for name in wanted]
         if "hub" in options.formats:

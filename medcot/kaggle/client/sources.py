@@ -9,6 +9,7 @@ import tokenize
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import medcot
 from medcot.kaggle.session.requirements import PROJECT, requirements
@@ -81,8 +82,9 @@ def strip_prose(source: bytes) -> bytes:
 def _find_bare_strings(tree: ast.Module) -> Iterator[tuple[ast.Expr, bool]]:
     """Yield the statements that are only a string, and whether each is alone in its block."""
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        for statement in body if isinstance(body, list) else []:
+        found = getattr(node, "body", None)
+        body: list[Any] = found if isinstance(found, list) else []
+        for statement in body:
             value = statement.value if isinstance(statement, ast.Expr) else None
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 yield statement, len(body) == 1
