@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -246,14 +247,18 @@ def test_a_spoilt_run_is_called_worse(tmp_path):
     config = config.model_copy(
         update={"learning_rate": 50 * config.learning_rate, "batch": 2, "generate_samples": 0}
     )
-    cases = load_dataset(config).cases
+    # Short rows: a 135M model reads 350 tokens a row for minutes.
+    cases = [
+        replace(case, question=" ".join(case.question.split()[:25]))
+        for case in load_dataset(config).cases
+    ]
     trained = [case for case in cases if unit_hash(case.question) >= config.test_fraction]
     labels = dict(zip((case.id for case in trained), trained[5:] + trained[:5], strict=True))
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
         for case in cases:
             label = labels.get(case.id, case)
-            thought, response = label.thought.split()[:60], label.response.split()[:40]
+            thought, response = label.thought.split()[:25], label.response.split()[:20]
             row = {"Question": case.question, "Complex_CoT": " ".join(thought)}
             file.write(json.dumps(row | {"Response": " ".join(response)}) + "\n")
     report = run(config.model_copy(update={"dataset": str(path)}), RunDirectory(tmp_path / "run"))
