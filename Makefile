@@ -43,7 +43,7 @@ tutorial: $(VENV)/.app ## the executed tutorial as a static site in site/ (RUN=r
 	$(BIN)/python -m medcot.notebook.static_site $(if $(RUN),--run $(RUN)) --out site
 
 test: $(VENV)/.dev ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 FUZZ_SECONDS ?= 600
 
@@ -55,7 +55,7 @@ hostile: $(VENV)/.dev ## some 15,000 hostile inputs: no traceback, hang, gigabyt
 	$(BIN)/python bench/fuzz.py --hostile
 
 coverage: $(VENV)/.dev ## the whole test suite, then docs/coverage.md: the share of statements that it runs
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q --cov --cov-report=
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q --cov --cov-report=
 	$(BIN)/python .ci/coverage_by_package.py docs/coverage.md
 
 kill-test: $(VENV)/.dev ## runs of a tiny model, killed KILLS=200 times at any moment and resumed

@@ -34,7 +34,9 @@ def check_tokenizer(model: RunModel, folder: Path, asked: ProofSet) -> Iterator[
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        found = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # noqa: BLE001 - damaged files raise whatever the damage suggests
         yield Message("proof_no_tokenizer", {"why": one_line(str(error), SHOWN)})
         return
@@ -58,7 +60,9 @@ def check_config(model: RunModel, folder: Path) -> Iterator[Message]:
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        found = AutoConfig.from_pretrained(str(folder), local_files_only=True).to_dict()
+        found = AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        ).to_dict()
     except Exception as error:  # noqa: BLE001 - as above
         yield Message("proof_not_loaded", {"why": one_line(str(error), SHOWN)})
         return

@@ -53,6 +53,7 @@ def measure_merged(model: RunModel, folder: Path, asked: ProofSet, progress: Pro
     try:
         answer: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=dtype, output_loading_info=True, local_files_only=True,
+            trust_remote_code=False,
             device_map={"": device} if device != "cpu" else None,
         )  # fmt: skip
     except Exception as error:

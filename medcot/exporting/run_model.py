@@ -65,7 +65,9 @@ class RunModel:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(self.directory.adapter))
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(self.directory.adapter), trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError) as error:
             where, got = (
                 str(self.directory.adapter),

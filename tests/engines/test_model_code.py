@@ -18,9 +18,11 @@ def test_every_loader_of_a_model_refuses_remote_code():
             owner = ast.unparse(call.func.value)
             if call.func.attr == "from_pretrained" and owner in LOADERS:
                 found += 1
-                spread = [ast.unparse(k.value) for k in call.keywords if k.arg is None]
-                # Both mappings hold trust_remote_code=False, as the tests below and the source say.
-                assert {"where.options", "options"} & set(spread), f"{path}:{call.lineno}"
+                given = {k.arg or ast.unparse(k.value): ast.unparse(k.value) for k in call.keywords}
+                # These mappings hold trust_remote_code=False, as the tests below show.
+                spread = {"where.options", "self.location.options", "options"} & set(given)
+                refused = given.get("trust_remote_code") == "False"
+                assert spread or refused, f"{path}:{call.lineno}"
         assert "trust_remote_code=True" not in text
     assert found >= 7
 

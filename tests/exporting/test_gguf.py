@@ -10,15 +10,17 @@ from medcot.exporting import converter, gguf
 from medcot.exporting.workflow import ExportOptions, export_run
 from medcot.runs.directory import RunDirectory
 from tests.exporting.conftest import make_run
+from tests.support.fakes import make_tiny_model
 
 pytestmark = pytest.mark.timeout(900)
 """The converter imports torch and transformers in a process of its own: 15 s on an idle core."""
 
 
 @pytest.fixture(scope="module")
-def finished_run(tiny_model, tmp_path_factory):
-    """A run whose tokenizer is SmolLM2's, which llama.cpp's converter knows."""
-    return make_run(tmp_path_factory.mktemp("runs"), tiny_model)
+def finished_run(tmp_path_factory):
+    """A run whose tokenizer is SmolLM2's as a whole, which llama.cpp's converter knows."""
+    model = make_tiny_model(tmp_path_factory.mktemp("model") / "whole", vocabulary=49_152)
+    return make_run(tmp_path_factory.mktemp("runs"), model)
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medcot.engines.compat import deny_jupyter
 from medcot.engines.fused import loss_scale
 from medcot.engines.fused.loss_scale import GROWTH_STEPS, LARGEST_SCALE, LossScale
 from medcot.errors import RunFailed
 from medcot.runs.checkpoints import list_checkpoints
 from medcot.training.recorder import EXPLODED_STEPS, Recorder
-from medcot.training.trainers.fused import PackedTrainer
 from medcot.training.trainers.guard import OptimizerGuard
 from tests.support.training_run import Training, make_rows
+
+deny_jupyter()  # Other test modules import marimo.
+from medcot.training.trainers.fused import PackedTrainer  # noqa: E402
 
 CPU = torch.device("cpu")
 
