@@ -125,9 +125,11 @@ def test_an_offline_run_with_a_judge_and_tracking_shows_and_keeps_none(
     command = [sys.executable, "-m", "medcot", "run", *options, "--out", "run"]
     command += ["--judge-url", judge, "--judge-model", "m"]
     log = tmp_path / "network.log"
+    # Earlier tests of this process may have started W&B's service, which the run would then use.
+    environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     done = subprocess.run(
         traced(log, *command) if can_trace() else command,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "MEDCOT_OFFLINE": "1"},
+        env=environ | {"PYTHONPATH": str(ROOT), "MEDCOT_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
