@@ -140,6 +140,9 @@ def run_hostile(only: str, show: int) -> int:
             list(pool.map(drain, workers))
         for worker in workers:
             worker.process.kill()
+    if not counts:
+        print(f"--only {only}: no target's name begins so", file=sys.stderr)
+        return 2
     print(
         f"{sum(counts.values())} hostile inputs in {time.monotonic() - begun:.0f} s: {dict(counts)}"
     )
