@@ -13,6 +13,7 @@ from medcot.data import case_list
 from medcot.data.case_list import CaseList, list_case_ids
 from medcot.data.cases import ValidatedCases, unit_hash, validate_rows
 from medcot.data.hub import HubRows, load_hub_rows
+from medcot.data.mcq import QuestionSet as QuestionSet
 from medcot.data.mcq import load_questions as load_questions
 from medcot.data.sources import kind_of, read_file, read_files, sample_files
 from medcot.data.store import hash_code, hash_file, hash_parts

@@ -151,7 +151,7 @@ def _inspect_questions(config: RunConfig) -> Inspection:
         kind="questions",
         rows=found.rows,
         kept=len(questions),
-        problems=tuple(fault.problem for fault in found.faults),
+        problems=tuple(fault.problem for fault in (*found.faults, *found.unfit)),
         duplicates=(),
         lengths=_lengths(lengths),
         languages=_counts(Counter(question.language for question in questions)),

@@ -6,7 +6,7 @@ import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from medcot.data.cases import check_text, read_id, read_language, read_text
 from medcot.data.hub import load_hub_rows
@@ -15,26 +15,38 @@ from medcot.data.readers import Fault, SourceRow, Values, describe_type
 from medcot.data.sources import kind_of, read_file, read_files, sample_files
 from medcot.data.text import find_flaw, normalise, printable
 from medcot.errors import InputError, nearest
-from medcot.records import Dropped, Language, Question
+from medcot.records import Language, Question
 
 
 @dataclass(slots=True)
 class ValidatedQuestions:
-    """The outcome of checking a source's rows, and the hub commit they are from (or "")."""
+    """The outcome of checking a source's rows, and the hub commit they are from (or "").
+
+    ``faults`` are what somebody has to mend. ``unfit`` are sound rows that cannot be scored fairly,
+    as published sets have them: a question asked twice, a right answer that two letters state.
+    """
 
     rows: int = 0
     questions: list[Question] = field(default_factory=list[Question])
     faults: list[Fault] = field(default_factory=list[Fault])
-    dropped: list[Dropped] = field(default_factory=list[Dropped])
+    unfit: list[Fault] = field(default_factory=list[Fault])
     revision: str = ""
     notes: tuple[str, ...] = ()
 
 
-def load_questions(name: str, language: Language, option: str = "--mcq") -> tuple[Question, ...]:
+class QuestionSet(NamedTuple):
+    """The questions of a set, and what to tell about rows that were left out (or "")."""
+
+    questions: tuple[Question, ...]
+    note: str
+
+
+def load_questions(name: str, language: Language, option: str = "--mcq") -> QuestionSet:
     """Load the questions of ``name``: ``sample``, a file, or one of :data:`BENCHMARKS`.
 
-    ``language`` is that of the samples, and of rows in a file that name none. In a benchmark from
-    the hub, invalid rows are skipped. Errors name ``option``.
+    ``language`` is that of the samples, and of rows in a file that name none. Rows that cannot be
+    scored fairly are left out; in a benchmark from the hub, invalid rows are, too. Errors name
+    ``option``.
 
     Raises:
         InputError: an unknown name, a file that cannot be read, or a row that is wrong.
@@ -49,7 +61,15 @@ def load_questions(name: str, language: Language, option: str = "--mcq") -> tupl
             raise InputError(name, "no valid question found", "expected at least one")
     except InputError as error:
         raise InputError(f"{option} {error.where}", error.got, error.needs) from None
-    return tuple(found.questions)
+    return QuestionSet(tuple(found.questions), _describe_left_out(name, found))
+
+
+def _describe_left_out(name: str, found: ValidatedQuestions) -> str:
+    left_out = [*found.faults, *found.unfit]
+    if not left_out:
+        return ""
+    first = left_out[0].problem
+    return f"{len(left_out)} of {found.rows} questions of {name} left out, the first: {first}"
 
 
 def read_question_set(name: str, language: Language) -> ValidatedQuestions:
@@ -79,19 +99,34 @@ def validate_questions(rows: Iterable[SourceRow], language: Language) -> Validat
         if question and question.id in ids:
             got = f"{printable(question.id)!r}, which an earlier row has"
             faults = [Fault(row.where, "id", got, "an id of its own, or none")]
-        elif (
-            question and (other := earlier.setdefault(_compared(question), row.where)) != row.where
-        ):
-            got = f"the question and options of {other}"
-            faults = [Fault(row.where, "question", got, "each question once")]
-        elif question:
-            ids.add(question.id)
-            found.questions.append(question)
-        if faults:
+        if faults or not question:
             found.faults += faults
-            reason = "; ".join(f"{fault.field}: {fault.got}" for fault in faults)
-            found.dropped.append(Dropped(f"row-{row.number}", reason))
+            continue
+        ids.add(question.id)
+        if unfit := _find_unfitness(row, question, earlier):
+            found.unfit.append(unfit)
+        else:
+            found.questions.append(question)
     return found
+
+
+def _find_unfitness(row: SourceRow, question: Question, earlier: dict[str, str]) -> Fault | None:
+    """Return why a sound question cannot be scored fairly; ``earlier`` gets its text and place.
+
+    A question asked twice counts twice in the paired test. Where another letter states the right
+    answer, too, a right choice is counted as wrong; two equal wrong options change nothing.
+    """
+    compared = _compared(question)
+    if compared in earlier:
+        got = f"the question and options of {earlier[compared]}"
+        return Fault(row.where, "question", got, "each question once")
+    earlier[compared] = row.where
+    right = question.options[question.answer].strip()
+    letters = [letter for letter, text in question.options.items() if text.strip() == right]
+    if len(letters) > 1:
+        got = f"the right answer under {' and '.join(letters)}"
+        return Fault(row.where, "options", got, "a text of its own for the right letter")
+    return None
 
 
 def _compared(question: Question) -> str:
@@ -174,11 +209,6 @@ def _read_options(row: SourceRow) -> tuple[dict[str, str], list[Fault]]:
             return {}, [Fault(row.where, f"options {letter}", *flaw)]
     if len(options) < 2:
         return {}, [Fault(row.where, "options", f"{len(options)} options", "two or more")]
-    letters: dict[str, str] = {}
-    for letter, text in options.items():
-        if (other := letters.setdefault(text.strip(), letter)) != letter:
-            got = f"the same text for {other} and {letter}"
-            return {}, [Fault(row.where, "options", got, "a text of its own for each letter")]
     return options, []
 
 

@@ -218,6 +218,6 @@ def _load_tokenizer(config: RunConfig, *, from_hub: bool) -> tuple[Any, bool]:
 def _evaluation_texts(config: RunConfig, tests: Sequence[Case]) -> EvaluationTexts:
     """Return what no training row may overlap; question sets on the hub are not loaded."""
     local = [name for name in config.mcq if name == BUNDLED_DATA or Path(name).is_file()]
-    questions = {name: load_questions(name, config.language) for name in local}
+    questions = {name: load_questions(name, config.language).questions for name in local}
     fixed = load_fixed_question(config.language)
     return collect_texts(make_suite(config, tests, fixed, questions))

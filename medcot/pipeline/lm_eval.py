@@ -45,8 +45,8 @@ def ready_tasks(
         local = Path(name).suffix.lower() in READERS
         tasks.append(LmEvalTask(label, local))
         if local:
-            questions = load_questions(name, config.language, option="--lm-eval")
-            bridge.export_task(questions, folder, label)
+            found = load_questions(name, config.language, option="--lm-eval")
+            bridge.export_task(found.questions, folder, label)
     if tasks:
         bridge.check_tasks([task.name for task in tasks], folder)
     return tasks

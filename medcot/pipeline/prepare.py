@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,13 @@ from medcot.catalog import Message
 from medcot.config.schema import RunConfig
 from medcot.data.case_list import CaseSubset, list_case_ids, select_cases
 from medcot.data.contamination import Overlap
-from medcot.data.dataset import load_dataset, load_fixed_question, load_questions, split_cases
+from medcot.data.dataset import (
+    QuestionSet,
+    load_dataset,
+    load_fixed_question,
+    load_questions,
+    split_cases,
+)
 from medcot.data.fast_tokenizer import load_fast_tokenizer
 from medcot.data.selection import explain_nothing_left, select_training_rows
 from medcot.data.tokenization import TokenizedRow, shared_prefix_length
@@ -54,6 +60,7 @@ class Prepared:
     overlaps: tuple[Overlap, ...]
     withheld: tuple[Overlap, ...] = ()
     kept_note: str = ""
+    question_notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -117,7 +124,8 @@ def _decide(
     split = split_cases(dataset.cases, config.model_copy(update={"samples": len(dataset.cases)}))
     at = {row_id: position for position, row_id in enumerate(list_case_ids(dataset.cases))}
     test_cases = [dataset.cases[at[row_id]] for row_id in split.test]
-    suite, withheld = _suite(config, test_cases, select_cases(dataset.cases, trained))
+    sets = {name: load_questions(name, config.language) for name in config.mcq}
+    suite, withheld = _suite(config, sets, test_cases, select_cases(dataset.cases, trained))
     limited = config.model_copy(update={"max_length": _longest_row(config)})
     selection = select_training_rows(
         CaseSubset(dataset.cases, (at[row_id] for row_id in split.train)),
@@ -142,6 +150,7 @@ def _decide(
         overlaps=selection.overlaps,
         withheld=withheld,
         kept_note=selection.note,
+        question_notes=tuple(found.note for found in sets.values() if found.note),
     )
 
 
@@ -163,10 +172,13 @@ def _require_embeddings(config: RunConfig, tokenizer: Any) -> None:
 
 
 def _suite(
-    config: RunConfig, test_cases: Sequence[Case], trained: Sequence[Case]
+    config: RunConfig,
+    sets: Mapping[str, QuestionSet],
+    test_cases: Sequence[Case],
+    trained: Sequence[Case],
 ) -> tuple[EvaluationSuite, tuple[Overlap, ...]]:
     """Return what is asked before and after, and the questions withheld as trained on."""
-    questions = {name: load_questions(name, config.language) for name in config.mcq}
+    questions = {name: found.questions for name, found in sets.items()}
     fixed = load_fixed_question(config.language)
     return decontaminate_suite(make_suite(config, test_cases, fixed, questions), trained)
 
@@ -232,6 +244,7 @@ def _announcements(prepared: Prepared) -> Iterator[str | Message]:
     if overlaps:
         left_out = {overlap.case_id for overlap in overlaps}
         yield f"{len(left_out)} training rows left out because an evaluation set has them too."
+    yield from prepared.question_notes
     if prepared.withheld:
         yield f"{len(prepared.withheld)} questions left out because they were trained on."
     if prepared.kept_note:

@@ -161,7 +161,7 @@ def test_real_sets_do_not_leak_into_real_rows_but_a_planted_row_does(dev_data: P
     cases = load_dataset(config).cases
     chosen = set(split_cases(cases, config).train)
     train = [case for case in cases if case.id in chosen]
-    medqa = load_questions(str(dev_data / "mcq_medqa_en.jsonl"), "en")
+    medqa = load_questions(str(dev_data / "mcq_medqa_en.jsonl"), "en").questions
     sets = {"medqa": [(question.id, question.question) for question in medqa]}
     planted = case("Please answer. " + medqa[7].question, "planted")
     found = find_overlaps([*train, planted], sets)

@@ -152,7 +152,8 @@ def outcome(options):
             os.environ[name] = options.pop(name)
     try:
         if "mcq" in options:
-            return {"questions": [asdict(q) for q in load_questions(options["mcq"], "en")]}
+            found = load_questions(options["mcq"], "en")
+            return {"questions": [asdict(question) for question in found.questions]}
         if "inspect" in options:
             return asdict(inspect_dataset(make_config("demo", {"dataset": options["inspect"]})))
         given = {NAMES.get(name, name): value for name, value in options.items()}

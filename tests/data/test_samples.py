@@ -32,7 +32,7 @@ def test_thoughts_have_the_length_of_the_real_rows(language, shortest, longest):
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_questions_have_one_right_letter_and_no_favourite(language):
-    questions = load_questions("sample", language)
+    questions = load_questions("sample", language).questions
     assert len(questions) >= 24
     letters = Counter(question.answer for question in questions)
     assert max(letters.values()) <= 8
@@ -47,5 +47,5 @@ def test_questions_have_one_right_letter_and_no_favourite(language):
 def test_no_question_is_among_the_cases(language):
     cases = load_dataset(make_config("demo", {"language": language})).cases
     fixed = load_fixed_question(language)
-    questions = [(q.id, q.question) for q in load_questions("sample", language)]
+    questions = [(q.id, q.question) for q in load_questions("sample", language).questions]
     assert not find_overlaps(cases, {"mcq": questions, "fixed": [(fixed.id, fixed.question)]})
