@@ -28,9 +28,12 @@ TOKENS = ("HF_TOKEN", "HUGGINGFACE_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 JUDGE_LOGIN = "MEDCOT_JUDGE_LOGIN"
 """Variable with ``user:password`` for the judge's endpoint. An address never keeps them."""
 
+SERVE_TOKEN = "MEDCOT_SERVE_TOKEN"
+"""Variable with the token of ``medcot serve``, for the server and for ``medcot ask --server``."""
+
 RESOLVED = (
     *TOKENS, "WANDB_API_KEY", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN",
-    "OPENAI_API_KEY", JUDGE_LOGIN,
+    "OPENAI_API_KEY", JUDGE_LOGIN, SERVE_TOKEN,
 )  # fmt: skip
 """Variables that are stripped and checked before any library reads them."""
 
@@ -43,6 +46,7 @@ OUR_VARIABLES = (
     "KAGGLE_API_TOKEN",
     "KAGGLE_USER_SECRETS_TOKEN",
     JUDGE_LOGIN,
+    SERVE_TOKEN,
 )
 """Variables whose values are secrets even if they are short."""
 
@@ -105,6 +109,44 @@ def resolve_secret(name: str, environ: Mapping[str, str] | None = None) -> str |
         got = "there is a character that is not printable ASCII"
         raise InputError(name, got, "copy the value again")
     return value
+
+
+SHORTEST_TOKEN = 16
+"""Characters of a token that nobody guesses."""
+
+
+def read_token_file(path: str) -> str:
+    """Return the token in the file ``path``, which visitors of a server need.
+
+    Raises:
+        InputError: a file that cannot be read, or a token that can be guessed.
+    """
+    where = f"--token-file {path}"
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            token = file.read(4096).strip()
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise InputError(where, got, "expected a readable file") from None
+    except UnicodeDecodeError:
+        raise InputError(where, "it is not UTF-8", "expected one line of text") from None
+    if len(token) < SHORTEST_TOKEN or not token.isprintable():
+        needs = f"expected one line of at least {SHORTEST_TOKEN} random characters"
+        raise InputError(where, f"found {len(token)} characters", needs)
+    return token
+
+
+def serve_token() -> str | None:
+    """Return the token of ``medcot serve`` in the environment, None without one.
+
+    Raises:
+        InputError: it can be guessed, or no header can carry it.
+    """
+    token = resolve_secret(SERVE_TOKEN)
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        needs = f"expected at least {SHORTEST_TOKEN} random characters"
+        raise InputError(SERVE_TOKEN, f"found {len(token)} characters", needs)
+    return token
 
 
 def hub_token() -> str | None:

@@ -6,6 +6,7 @@ Standard library only: ``prepare_network`` runs before any library is imported.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import MutableMapping
 from functools import cache
@@ -95,6 +96,42 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]").partition("%")[0]).is_loopback
     except ValueError:
         return host.lower().rstrip(".") == "localhost"
+
+
+def open_socket(host: str, port: int, *, served: str, has_token: bool) -> socket.socket:
+    """Return a socket that is bound to ``host``, and does not listen yet.
+
+    Args:
+        served: What it is for, in words.
+
+    Raises:
+        InputError: a network could reach it and there is no token; no such address; port taken.
+    """
+    where = f"--host {host} --port {port}"
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(found[0], socket.SOCK_STREAM)
+    except OSError as error:
+        raise InputError(where, _reason(error), "expected an address of this machine") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(found[4])
+        if not has_token and not is_loopback(str(bound.getsockname()[0])):
+            raise InputError(
+                f"--host {host}", f"a network could reach {served} without a token",
+                "add --token-file FILE, or keep 127.0.0.1 and come by ssh -L",
+            )  # fmt: skip
+    except OSError as error:
+        bound.close()
+        raise InputError(where, _reason(error), "choose another one") from None
+    except InputError:
+        bound.close()
+        raise
+    return bound
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 @cache

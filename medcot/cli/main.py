@@ -160,16 +160,30 @@ def report_command(*, run_path: str | None, as_json: bool) -> None:
 @click.option(
     "--max-new-tokens", type=click.IntRange(1, 32_768), metavar="N", help="longest answer"
 )
+@click.option("--server", metavar="URL", help="ask a running `medcot serve` instead of loading")
 @JSON
 @click.argument("question")
 def ask_command(
-    *, run_path: str | None, base: bool, max_new_tokens: int | None, as_json: bool, question: str
+    *,
+    run_path: str | None,
+    base: bool,
+    max_new_tokens: int | None,
+    server: str | None,
+    as_json: bool,
+    question: str,
 ) -> None:
     """Stream the model's thought and answer to QUESTION."""
-    directory = existing_run(run_path)
     from medcot.inference.ask import ask, describe_reply, write_reply
 
-    replies = ask(directory, question, base=base, max_new_tokens=max_new_tokens)
+    if server is None:
+        directory = existing_run(run_path)
+        replies = ask(directory, question, base=base, max_new_tokens=max_new_tokens)
+    elif base or run_path:
+        raise click.UsageError("--server answers with its own model: omit --run and --base")
+    else:
+        from medcot.inference.remote import ask_server
+
+        replies = ask_server(server, question, max_new_tokens)
     if as_json:
         return _print_json(describe_reply(question, replies, base=base))
     for piece in write_reply(replies):
@@ -224,6 +238,40 @@ def export_command(
         records = export_run(existing_run(run_path), options, listener)
     if as_json:
         _print_json([record.to_json() for record in records])
+
+
+@cli.command("serve")
+@RUN
+@click.option("--export", "export_path", metavar="DIR", help="serve this export instead")
+@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option(
+    "--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0: a free one"
+)
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    help="file with the token; made with a new one if it does not exist",
+)
+def serve_command(
+    *,
+    run_path: str | None,
+    export_path: str | None,
+    host: str,
+    port: int,
+    token_file: str | None,
+) -> None:
+    """Serve the tuned model to OpenAI clients, with a token."""
+    from medcot.config.resolve import check_path
+    from medcot.serving.target import open_export, open_run
+    from medcot.serving.workflow import ServeOptions, serve
+
+    if export_path is not None:
+        directory = existing_run(run_path) if run_path else None
+        target = open_export(check_path("--export", export_path), directory)
+    else:
+        target = open_run(existing_run(run_path))
+    file = check_path("--token-file", token_file) if token_file else None
+    serve(target, ServeOptions(host, port, file), say)
 
 
 @cli.command("data")

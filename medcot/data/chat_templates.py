@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any, cast
@@ -45,13 +45,21 @@ def render_user_turn(template: str, message: str, special: Mapping[str, Any]) ->
     Raises:
         InputError: the template does not parse, refuses, fails, or drops the message.
     """
+    return render_turns(template, [{"role": "user", "content": message}], special)
+
+
+def render_turns(
+    template: str, turns: Sequence[Mapping[str, str]], special: Mapping[str, Any]
+) -> str:
+    """Return the prompt of several turns, the last one the user's, as :func:`render_user_turn`."""
     values = {"tools": None, "documents": None, **special, "add_generation_prompt": True}
     try:
-        turns = [{"role": "user", "content": message}]
-        prompt = _compiled(template).render(messages=turns, **values, **{_STEPS: [MOST_STEPS]})
+        prompt = _compiled(template).render(
+            messages=list(turns), **values, **{_STEPS: [MOST_STEPS]}
+        )
     except Exception as error:
         raise _refusal(f"fails ({_describe(error)})") from error
-    if _without_space(message) not in _without_space(prompt):
+    if _without_space(turns[-1]["content"]) not in _without_space(prompt):
         raise _refusal("drops the question")
     return prompt
 

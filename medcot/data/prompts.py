@@ -75,6 +75,17 @@ def parse(output: str) -> Reply:
     return Reply(thought.strip(), answer.strip(), closed=bool(tag))
 
 
+def parse_growing(output: str) -> Reply:
+    """Parse a continuation that is still growing.
+
+    The beginning of a tag is held back until it is whole, so that thought and answer only grow.
+    """
+    if OPEN.startswith(output.strip()):
+        return Reply("", "", closed=False)
+    held = next((n for n in range(len(CLOSE) - 1, 0, -1) if output.endswith(CLOSE[:n])), 0)
+    return parse(output[: len(output) - held])
+
+
 def ask_choice(question: Question, style: Style, chat: ChatTemplate | None = None) -> str:
     """Return the prompt that asks for reasoning and then the letter of one option."""
     stem = choice_stem(question)

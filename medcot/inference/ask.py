@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from medcot.catalog import Message
 from medcot.config.schema import RunConfig
-from medcot.data.prompts import CLOSE, parse
 from medcot.data.prompts import ask as ask_prompt
+from medcot.data.prompts import parse, parse_growing
 from medcot.engines import loading as models
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
@@ -58,10 +58,10 @@ def ask(
         last = None
         for generation in stream(loaded, prompt, limit):
             if last is not None:
-                yield _reply(_without_half_a_tag(last.text), last, limit, finished=True)
+                yield _streamed(parse_growing(last.text), last, limit, finished=True)
             last = generation
         if last is not None:
-            yield _reply(last.text, last, limit, finished=last.finished)
+            yield _streamed(parse(last.text), last, limit, finished=last.finished)
     finally:
         models.release(loaded)
 
@@ -132,14 +132,7 @@ def inference_plan(config: RunConfig) -> Plan:
     )
 
 
-def _reply(text: str, generation: Generation, limit: int, *, finished: bool) -> StreamedReply:
-    reply = parse(text)
+def _streamed(reply: Reply, generation: Generation, limit: int, *, finished: bool) -> StreamedReply:
     return StreamedReply(
         reply.thought, reply.answer, reply.closed, finished, generation.tokens, limit
     )
-
-
-def _without_half_a_tag(text: str) -> str:
-    """Hold back the beginning of a closing tag until it is whole."""
-    held = next((n for n in range(len(CLOSE) - 1, 0, -1) if text.endswith(CLOSE[:n])), 0)
-    return text[: len(text) - held]

@@ -6,28 +6,24 @@ decides who is answered. Trainings run in this process, one at a time.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import sys
 import threading
 import webbrowser
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
-from medcot.credentials import prepare_credentials, redacted_output
+from medcot.credentials import prepare_credentials, read_token_file, redacted_output
 from medcot.errors import InputError, RunFailed
 from medcot.hardware.host_memory import keep_heap_small
+from medcot.network import open_socket
 from medcot.notebook.controls import read_start
 from medcot.notebook.jobs import RUNNER
 from medcot.notebook.request_guard import Application, RequestGuard
 from medcot.notebook.static_pages import NOTEBOOK
 from medcot.terminal import say
-
-SHORTEST_TOKEN = 16
-"""Characters of a token that nobody guesses."""
 
 LARGEST_MESSAGE = 2**16
 """Bytes of one websocket message. The page sends none: it speaks by HTTP requests."""
@@ -71,62 +67,6 @@ def parse_options(words: Sequence[str]) -> dict[str, str | list[str]]:
         else:
             raise InputError(f"{word!r}", "it belongs to no option", "expected --name value")
     return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
-
-
-def open_socket(host: str, port: int, token: str | None) -> socket.socket:
-    """Return a socket that is bound to ``host``, and does not listen yet.
-
-    Raises:
-        InputError: a network could reach it and there is no token; no such address; port taken.
-    """
-    where = f"--host {host} --port {port}"
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(found[0], socket.SOCK_STREAM)
-    except OSError as error:
-        raise InputError(where, _reason(error), "expected an address of this machine") from None
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(found[4])
-        address = str(bound.getsockname()[0])
-        if token is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-            raise InputError(
-                f"--host {host}", "a network could reach the notebook without a token",
-                "add --token-file FILE, or keep 127.0.0.1 and come by ssh -L",
-            )  # fmt: skip
-    except OSError as error:
-        bound.close()
-        raise InputError(where, _reason(error), "choose another one") from None
-    except InputError:
-        bound.close()
-        raise
-    return bound
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
-def read_token(path: str | None) -> str | None:
-    """Return the token in the file ``path``; None without a file.
-
-    Raises:
-        InputError: a file that cannot be read, or a token that can be guessed.
-    """
-    if path is None:
-        return None
-    where = f"--token-file {path}"
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            token = file.read(4096).strip()
-    except OSError as error:
-        raise InputError(where, _reason(error), "expected a readable file") from None
-    except UnicodeDecodeError:
-        raise InputError(where, "it is not UTF-8", "expected one line of text") from None
-    if len(token) < SHORTEST_TOKEN or not token.isprintable():
-        needs = f"expected one line of at least {SHORTEST_TOKEN} random characters"
-        raise InputError(where, f"found {len(token)} characters", needs)
-    return token
 
 
 def serve(application: Application, bound: socket.socket) -> None:
@@ -182,9 +122,9 @@ def command(
     headless: bool,
 ) -> None:
     """Serve the notebook and open it in the browser."""
-    token = read_token(token_file)
+    token = read_token_file(token_file) if token_file else None
     application = make_application(options, names, token)
-    with open_socket(host, port, token) as bound:
+    with open_socket(host, port, served="the notebook", has_token=token is not None) as bound:
         address = _address(host, int(bound.getsockname()[1]))
         say(f"medcot: the notebook is at {address} (Ctrl-C stops it)")
         if not headless:

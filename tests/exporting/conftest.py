@@ -7,7 +7,7 @@ import pytest
 from medcot.config.presets import make_config
 from medcot.pipeline.run import run
 from medcot.runs.directory import RunDirectory
-from tests.support.fakes import make_case
+from tests.support.fakes import make_case, make_small_tokenizer
 
 SMALL = {
     "samples": 12,
@@ -21,10 +21,6 @@ SMALL = {
     "mcq": (),
 }
 CASES = [make_case(number) for number in range(40)]
-TEMPLATE = (
-    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def make_run(folder, model):
@@ -39,36 +35,13 @@ def make_run(folder, model):
     return directory
 
 
-def make_small_tokenizer():
-    """A byte-level BPE of 600 tokens: it loads in milliseconds, that of SmolLM2 in a second."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    level = pre_tokenizers.ByteLevel
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = level(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=special, initial_alphabet=level.alphabet(),
-        show_progress=False,
-    )  # fmt: skip
-    texts = [f"{one.question} {one.thought} {one.response}" for one in CASES]
-    tokenizer.train_from_iterator(texts, trainer)
-    found = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=special[0], bos_token=special[1],
-        eos_token=special[2],
-    )  # fmt: skip
-    found.chat_template = TEMPLATE
-    return found
-
-
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("model") / "small"
-    tokenizer = make_small_tokenizer()
+    tokenizer = make_small_tokenizer(CASES)
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

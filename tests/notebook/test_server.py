@@ -4,7 +4,9 @@ import ipaddress
 
 import pytest
 
+from medcot.credentials import read_token_file
 from medcot.errors import InputError
+from medcot.network import open_socket
 from medcot.notebook import server
 
 
@@ -34,12 +36,12 @@ def test_a_network_without_a_token_is_refused(capsys, host):
 
 def test_loopback_needs_no_token_and_a_network_takes_one():
     for host, token in (("127.0.0.1", None), ("localhost", None), ("0.0.0.0", "token")):
-        with server.open_socket(host, 0, token) as bound:
+        with open_socket(host, 0, served="the notebook", has_token=token is not None) as bound:
             assert ipaddress.ip_address(bound.getsockname()[0]).is_loopback == (token is None)
 
 
 def test_a_port_that_is_taken_is_one_line(capsys):
-    with server.open_socket("127.0.0.1", 0, None) as taken:
+    with open_socket("127.0.0.1", 0, served="the notebook", has_token=False) as taken:
         taken.listen()
         port = str(taken.getsockname()[1])
         assert "choose another" in refused(capsys, "--port", port)
@@ -59,7 +61,7 @@ def test_a_token_file_that_is_not_there_is_one_line(capsys, tmp_path):
 
 
 def test_the_token_is_the_file_s_line_without_its_end(token_file):
-    assert server.read_token(str(token_file)) == "a token of more than sixteen letters"
+    assert read_token_file(str(token_file)) == "a token of more than sixteen letters"
 
 
 def test_options_of_a_run_are_read_like_the_command_line_s():

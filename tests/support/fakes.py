@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medcot.engines.bundled_model import bundled_model
 from medcot.records import Case
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 4096
 """Tokens of a tiny model: with all 49,152 of the bundled one, the output head would take most of a
@@ -60,17 +64,18 @@ def make_talker(
     *,
     special: list[str] | None = None,
     ends: list[str] | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
     """A model that says ``words``, one token each, and then its end, after any prompt.
 
     Each word's embedding points along an axis of its own, the layers add nothing, and the output
     head turns that axis into the next word. ``special`` words become special tokens; ``ends`` are
-    the end tokens that its generation config names.
+    the end tokens that its generation config names. ``tokenizer`` is the bundled one by default.
     """
     import torch
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(bundled_model())
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(bundled_model())
     tokenizer.add_tokens([word for word in words if word.startswith("<")])
     if special:
         tokenizer.add_special_tokens({"additional_special_tokens": special})
@@ -113,3 +118,32 @@ def make_case(number: int, **changes: object) -> Case:
         "response": f"Most likely infection number {number}.",
     }
     return Case(**(values | changes))  # type: ignore[arg-type]
+
+
+SMALL_TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_small_tokenizer(cases: list[Case]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 600 tokens: it loads in milliseconds, that of SmolLM2 in a second."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    level = pre_tokenizers.ByteLevel
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = level(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=level.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    texts = [f"{one.question} {one.thought} {one.response}" for one in cases]
+    tokenizer.train_from_iterator(texts, trainer)
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=special[0], bos_token=special[1],
+        eos_token=special[2],
+    )  # fmt: skip
+    found.chat_template = SMALL_TEMPLATE
+    return found

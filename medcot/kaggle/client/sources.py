@@ -17,7 +17,7 @@ from medcot.kaggle.session.requirements import PROJECT, requirements
 PACKAGE_FOLDER = "package"
 """The folder of the bundle that the kernel puts on ``sys.path``."""
 
-_STAYS = {"exporting"}
+_STAYS = {"exporting", "serving"}
 """Packages that no kernel uses; the bundle is small without them."""
 
 _SUFFIXES = {".py", ".json", ".jsonl", ".toml", ".txt", ".md", ".jinja", ".css", ".js"}

@@ -1,0 +1,157 @@
+"""What is served: a run's tuned model or an export of it, with the prompt that the run measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from medcot.config.schema import RunConfig
+from medcot.data.chat_templates import render_turns
+from medcot.data.fast_tokenizer import FastTokenizer, load_fast_tokenizer
+from medcot.data.prompts import ask as ask_prompt
+from medcot.data.tokenization import chat_template, encode_text
+from medcot.errors import InputError
+from medcot.exporting.formats import QUANTIZATIONS
+from medcot.exporting.gguf import file_name
+from medcot.exporting.proof_file import PROOF, ExportRecord, read_record
+from medcot.planning.model_specs import find_model_spec
+from medcot.runs.directory import RunDirectory
+from medcot.serving.chat_request import Refusal, Turn
+
+Kind = Literal["run", "adapter", "merged", "gguf"]
+
+UNKNOWN_CONTEXT = 8192
+"""Tokens of prompt and answer where the model does not say how many it takes."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The model to serve. ``path`` is the run, the export's folder or the GGUF file."""
+
+    kind: Kind
+    path: Path
+    directory: RunDirectory
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """Return the name by which clients ask for the model: that of the run."""
+        return self.directory.path.resolve().name
+
+    @property
+    def adapter(self) -> Path:
+        """Return the folder of the adapter, for a run or an export of the adapter."""
+        return self.path if self.kind == "adapter" else self.directory.adapter
+
+    @cached_property
+    def context(self) -> int:
+        """The most tokens of prompt and answer together."""
+        return find_model_spec(self.config).context or UNKNOWN_CONTEXT
+
+    @cached_property
+    def tokenizer(self) -> FastTokenizer:
+        """The tokenizer that the run trained and scored with."""
+        return load_fast_tokenizer(self.directory.adapter)
+
+    def write_prompt(self, turns: Sequence[Turn]) -> tuple[str, bool]:
+        """Return the prompt for a conversation, and whether the run measured such prompts.
+
+        It measured single questions. A conversation or a system prompt is rendered by the model's
+        own chat template, with the run's instruction around the last question.
+
+        Raises:
+            Refusal: The run's prompt has no place for more than a question.
+        """
+        config, chat = self.config, chat_template(self.tokenizer)
+        *earlier, last = turns
+        if earlier and (config.style == "tutorial" or chat is None):
+            message = (
+                "The prompt of this run holds one question: send one user message, without a"
+                " system prompt and without earlier turns."
+            )
+            raise Refusal(400, message, code="unsupported_value", parameter="messages")
+        if earlier:
+            told = [{"role": one.role, "content": one.content} for one in earlier]
+            source, special = self.tokenizer.chat_template, self.tokenizer.special_tokens_map
+
+            def chat(message: str) -> str:
+                return render_turns(source, [*told, {"role": "user", "content": message}], special)
+
+        try:
+            return ask_prompt(last.content, config.style, config.language, chat), not earlier
+        except InputError as error:
+            message = f"The model's chat template refuses these turns: {error}"
+            raise Refusal(400, message, code="invalid_value", parameter="messages") from None
+
+    def encode(self, prompt: str, answer: int) -> list[int]:
+        """Return the tokens of a prompt that leaves room for ``answer`` tokens.
+
+        Raises:
+            Refusal: It does not.
+        """
+        ids = encode_text(self.tokenizer, prompt)
+        if len(ids) + answer > self.context:
+            message = (
+                f"The prompt has {len(ids):,} tokens and the answer may have {answer:,}; the model"
+                f" takes {self.context:,} together."
+            )
+            raise Refusal(400, message, code="context_length_exceeded", parameter="messages")
+        return ids
+
+
+def open_run(directory: RunDirectory) -> Target:
+    """Return the tuned model of a run.
+
+    Raises:
+        InputError: The run has no adapter.
+    """
+    if not (directory.adapter / "adapter_config.json").exists():
+        got = "the run has no adapter"
+        raise InputError(f"--run {directory.path}", got, "train it first: medcot train")
+    return Target("run", directory.path, directory, directory.config())
+
+
+def open_export(folder: Path, directory: RunDirectory | None) -> Target:
+    """Return an export whose files are those that were proved.
+
+    Args:
+        directory: The run that it was made from; None if it lies in that run's ``export/``.
+
+    Raises:
+        InputError: It is no export, is broken, has changed, or its run is not known.
+    """
+    where = f"--export {folder}"
+    record = read_record(folder)
+    if record is None:
+        raise InputError(where, f"no readable {PROOF} in it", "make it: medcot export")
+    if record.outcome == "broken":
+        got = f"this export is broken: {record.worst.sentence}"
+        raise InputError(where, got, "serve another format, or export it again")
+    if record.format == "hub":
+        raise InputError(where, "the model is on the hub", "serve the format that was uploaded")
+    if not record.is_intact(folder):
+        got = "its files are not those that were proved"
+        raise InputError(where, got, "export it again: medcot export")
+    directory = directory or _run_of(folder, where)
+    kind: Kind = "gguf" if record.format in ("gguf", "ollama") else record.format  # type: ignore[assignment]
+    path = _best_file(folder, record) if kind == "gguf" else folder
+    return Target(kind, path, directory, directory.config())
+
+
+def _run_of(folder: Path, where: str) -> RunDirectory:
+    directory = RunDirectory(folder.resolve().parent.parent)
+    if not directory.exists():
+        got = "it does not lie in its run, whose prompt it needs"
+        raise InputError(where, got, "add --run DIR")
+    return directory
+
+
+def _best_file(folder: Path, record: ExportRecord) -> Path:
+    """Return the most precise GGUF file of an export."""
+    made = [folder / file_name(one) for one in QUANTIZATIONS if file_name(one) in record.files]
+    if not made:
+        raise InputError(f"--export {folder}", "no GGUF file in it", "export it again")
+    return made[0]
