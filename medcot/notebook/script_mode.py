@@ -1,4 +1,4 @@
-"""Makes the notebook as a script, `python apps/tutorial.py -- --headless`, behave like medcot."""
+"""Makes a notebook as a script, `python apps/tutorial.py -- --headless`, behave like medcot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medcot.runs.environment import NOT_MEDICAL_ADVICE
 from medcot.runs.history import RunRecord
 from medcot.terminal import say
 
-NOTEBOOK = "tutorial.py"
+NOTEBOOKS = ("tutorial.py", "minimal.py")
 
 
 def is_script() -> bool:
@@ -21,7 +21,7 @@ def is_script() -> bool:
     import marimo as mo
 
     # __name__ does not tell: marimo calls the notebook __main__ in every program that runs it.
-    return mo.app_meta().mode == "script" and Path(sys.argv[0]).name == NOTEBOOK
+    return mo.app_meta().mode == "script" and Path(sys.argv[0]).name in NOTEBOOKS
 
 
 def hide_secrets() -> None:
