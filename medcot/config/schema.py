@@ -107,6 +107,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     wandb: Literal["online", "offline", "off"] = _field("off", "Weights & Biases", shown=False)
     wandb_project: str = _field("medcot", "W&B project", shown=False, min_length=1)
     wandb_job_type: str = _field("training", "W&B job type", shown=False)
+    track: Literal["none", "tensorboard", "trackio"] = _field(
+        "none", "where else the events go, besides W&B", shown=False
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -24,7 +24,7 @@ FILE = "fingerprints.json"
 
 CHANGEABLE = (
     "micro_batch", "checkpointing", "mcq", "judge_url", "judge_model",
-    "wandb", "wandb_project", "wandb_job_type",
+    "wandb", "wandb_project", "wandb_job_type", "track",
 )  # fmt: skip
 """Settings that may change while a run continues. They cost memory or time, or add what is looked
 at; no score that is there already depends on them. Sets in ``mcq`` are compared one by one."""

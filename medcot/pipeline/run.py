@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -55,18 +57,14 @@ def run(
     with recorded(directory, listener, resume=resume):
         prepared = prepare(config, directory, listener, resume=resume)
         broadcast_task(prepared)
-        tracker = start_tracking(config, directory, listener.say)
-        try:
+        with _tracked(prepared, listener) as tracker:
             loaded = models.load_base(config, prepared.plan)
             score(prepared, loaded, "before", listener)
             train(prepared, loaded, listener, tracker)
             score(prepared, loaded, "after", listener)
             models.release(loaded)
             report = write_report(prepared, listener)
-        except BaseException:
-            tracker.finish(None, exit_code=1)
-            raise
-        tracker.finish(report_to_json(report))
+            tracker.finish(report_to_json(report))
         directory.set_stage("done")
     return report
 
@@ -81,11 +79,9 @@ def train_only(
     with recorded(directory, listener, resume=resume):
         prepared = prepare(config, directory, listener, resume=resume)
         broadcast_task(prepared)
-        tracker = start_tracking(config, directory, listener.say)
-        try:
+        with _tracked(prepared, listener) as tracker:
             loaded = models.load_base(config, prepared.plan)
             train(prepared, loaded, listener, tracker)
-        finally:
             tracker.finish(None)
         directory.set_stage("trained")
     return directory.read_json("training.json")
@@ -122,14 +118,16 @@ def evaluate_only(
             needs = "evaluate without FSDP"
             raise InputError(f"--lm-eval {tasks[0].name}", got, needs)
         broadcast_task(prepared)
-        loaded = models.load_base(config, prepared.plan)
-        score(prepared, loaded, "before", listener)
-        score_tasks(prepared, loaded, "before", tasks, listener)
-        load_adapter(loaded, config, prepared.plan, directory.adapter)
-        score(prepared, loaded, "after", listener)
-        score_tasks(prepared, loaded, "after", tasks, listener)
-        models.release(loaded)
-        report = write_report(prepared, listener)
+        with _tracked(prepared, listener) as tracker:
+            loaded = models.load_base(config, prepared.plan)
+            score(prepared, loaded, "before", listener)
+            score_tasks(prepared, loaded, "before", tasks, listener)
+            load_adapter(loaded, config, prepared.plan, directory.adapter)
+            score(prepared, loaded, "after", listener)
+            score_tasks(prepared, loaded, "after", tasks, listener)
+            models.release(loaded)
+            report = write_report(prepared, listener)
+            tracker.finish(report_to_json(report))
         directory.set_stage("done")
     return report
 
@@ -191,6 +189,17 @@ def train(
         raise Cancelled
     record_adapter(directory)
     directory.write_json("training.json", asdict(result) | {"plan": prepared.plan.to_json()})
+
+
+@contextmanager
+def _tracked(prepared: Prepared, listener: Listener) -> Generator[Tracker]:
+    """Open the run's trackers, and close them as failed when the body raises."""
+    tracker = start_tracking(prepared.config, prepared.directory, listener.say)
+    try:
+        yield tracker
+    except BaseException:
+        tracker.finish(None, exit_code=1)
+        raise
 
 
 def _begin(stage: Stage, directory: RunDirectory, listener: Listener) -> None:

@@ -19,6 +19,7 @@ REQUIRED: Mapping[str, Mapping[str, Field]] = {
     "split.json": {"train": list, "test": list},
     "status.json": {"stage": str},
     "training.json": {"seconds": (int, float)},
+    "trackio.json": {"id": str},
     "wandb.json": {"id": str},
     "events.jsonl": {"step": int},
     "judge.jsonl": {"contest": str, "outcome": str},
