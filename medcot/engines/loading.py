@@ -44,7 +44,8 @@ def locate(model: str, revision: str = "") -> Location:
         return Location(str(bundled_model()), cached=True)
     if exists(model):
         check_model_files(Path(model))
-        return Location(model, cached=True)
+        # An adapter names the base by this path, and must be of use from any folder.
+        return Location(str(Path(model).absolute()), cached=True)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         needs = Message("needs_folder_or_hub_name", {"model": BUNDLED_MODEL})
         raise InputError("--model", f"found {model!r}", needs)

@@ -19,6 +19,7 @@ from medcot.errors import InputError
 from medcot.evaluation.interface import CASES, FIXED, EvaluationSuite
 from medcot.records import Case, Question
 from medcot.runs.directory import RunDirectory
+from medcot.runs.local_paths import resolve_values
 
 FILE = "fingerprints.json"
 
@@ -75,7 +76,8 @@ def check_fingerprints(
     if known is None:
         directory.write_json(FILE, asdict(current))
         return
-    _require_same_config(known.config, current.config, directory)
+    begun_with = resolve_values(known.config, directory.working_directory())
+    _require_same_config(begun_with, current.config, directory)
     _require_same_model(known.model, current.model, config.model)
     if known.template != current.template:
         raise InputError(
@@ -93,7 +95,9 @@ def check_fingerprints(
             "the adapter is not the one that this run trained",
             "restore its files, or use a new --out",
         )
-    merged = replace(current, items={**known.items, **current.items})
+    # Recorded values stay: from another working directory the current paths are absolute.
+    config_as_recorded = {**current.config, **known.config}
+    merged = replace(current, config=config_as_recorded, items={**known.items, **current.items})
     directory.write_json(FILE, asdict(merged))
 
 

@@ -211,16 +211,17 @@ def _require_same_data(directory: RunDirectory, dataset: Dataset) -> None:
 
 def _write_decisions(prepared: Prepared, machine: Machine) -> None:
     directory, dataset = prepared.directory, prepared.dataset
-    fallbacks: list[dict[str, str]] = []
+    kept_facts: dict[str, Any] = {"fallbacks": [], "working_directory": str(Path.cwd())}
     if directory.has("environment.json"):
-        fallbacks = directory.read_json("environment.json").get("fallbacks", [])
+        earlier = directory.read_json("environment.json")
+        kept_facts |= {name: earlier[name] for name in kept_facts if name in earlier}
     kept = tuple(list_row_ids(prepared.rows))
     directory.write_json("split.json", replace(prepared.split, train=kept))
     directory.write_json("plan.json", prepared.plan.to_json())
     config = prepared.config
     revision = models.locate(config.model, config.model_revision).revision or ""
     environment = describe_environment(config, dataset, machine, revision)
-    directory.write_json("environment.json", environment | {"fallbacks": fallbacks})
+    directory.write_json("environment.json", environment | kept_facts)
     keep_fallbacks(directory)
     directory.set_stage("planned")
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from medcot.config.schema import RunConfig
@@ -103,6 +104,8 @@ def evaluate_only(
         InputError: The run is not trained, or a set or task cannot be scored.
     """
     config = directory.config()
+    if directory.working_directory() != str(Path.cwd()):
+        mcq = tuple(str(Path(name).absolute()) if Path(name).exists() else name for name in mcq)
     added = tuple(name for name in mcq if name not in config.mcq)
     if added:
         config = config.model_copy(update={"mcq": (*config.mcq, *added)})
@@ -112,7 +115,8 @@ def evaluate_only(
         tasks = ready_tasks(lm_eval, config, directory)
         prepared = prepare(config, directory, listener, resume=True)
         if added:
-            directory.write_json("config.json", config.model_dump(mode="json"))
+            kept = directory.read_json("config.json")
+            directory.write_json("config.json", kept | {"mcq": [*kept.get("mcq", ()), *added]})
         if tasks and prepared.plan.split:
             got = "the harness cannot use weights that are split over processes (FSDP)"
             needs = "evaluate without FSDP"

@@ -17,6 +17,7 @@ from medcot.config.schema import RunConfig, build_config
 from medcot.credentials import redact_values
 from medcot.errors import InputError, one_line
 from medcot.runs.checkpoints import STATE, list_checkpoints
+from medcot.runs.local_paths import resolve_local_paths
 from medcot.runs.lock import LOCK_FILE, RunLock
 from medcot.runs.shapes import check_shape
 
@@ -136,6 +137,9 @@ class RunDirectory:
     def config(self) -> RunConfig:
         """Read the config that the run was created with.
 
+        Relative paths of local data and models are those of the working directory that the run
+        was created in; from another one they are returned absolute.
+
         Raises:
             InputError: no run there, or a config that was damaged.
         """
@@ -144,7 +148,14 @@ class RunDirectory:
             raise InputError(
                 f"--run {self.path}", "no config.json in it", "expected a run directory"
             )
-        return build_config(self.read_json("config.json"), where=str(path))
+        config = build_config(self.read_json("config.json"), where=str(path))
+        return resolve_local_paths(config, self.working_directory())
+
+    def working_directory(self) -> str | None:
+        """Return the folder that the config's relative paths start from, None if not recorded."""
+        if not self.has("environment.json"):
+            return None
+        return self.read_json("environment.json").get("working_directory")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write ``value`` as JSON to ``name``, atomically; records become objects."""

@@ -26,7 +26,7 @@ REQUIRED: Mapping[str, Mapping[str, Field]] = {
 }
 """By file: fields that must be there, with their types."""
 OPTIONAL: Mapping[str, Mapping[str, Field]] = {
-    "environment.json": {"fallbacks": list},
+    "environment.json": {"fallbacks": list, "working_directory": str},
     "error.json": {"stage": str, "message": str, "remedy": str},
     "events.jsonl": {
         "loss": (int, float),
