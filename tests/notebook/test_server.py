@@ -1,8 +1,13 @@
 """The command that serves the notebook: what it refuses. A browser tests what it serves."""
 
 import ipaddress
+import threading
+import time
 
 import pytest
+import uvicorn
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
 
 from medcot.credentials import read_token_file
 from medcot.errors import InputError
@@ -76,3 +81,45 @@ def test_options_of_a_run_are_read_like_the_command_line_s():
 def test_a_wrong_option_is_refused_before_anything_listens(capsys):
     assert "unknown option" in refused(capsys, "--", "--rnk", "8")
     assert "rank" in refused(capsys, "--", "--preset", "demo", "--rank", "0")
+
+
+async def echo(scope, receive, send):
+    """An application that accepts a websocket and tells how many bytes each message has."""
+    if scope["type"] != "websocket":
+        return
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": str(len(message["text"]))})
+
+
+@pytest.fixture
+def address(monkeypatch):
+    """The port of a server of :func:`echo`, run as the notebook's is."""
+    started = []
+    real = uvicorn.Server
+
+    def kept(config):
+        started.append(real(config))
+        return started[0]
+
+    monkeypatch.setattr(uvicorn, "Server", kept)
+    with open_socket("127.0.0.1", 0, served="the notebook", has_token=False) as bound:
+        thread = threading.Thread(target=server.serve, args=(echo, bound))
+        thread.start()
+        while not (started and started[0].started):
+            time.sleep(0.01)
+        yield f"ws://127.0.0.1:{bound.getsockname()[1]}"
+        started[0].should_exit = True
+        thread.join(10)
+
+
+def test_a_message_over_the_limit_closes_the_connection_and_one_below_it_does_not(address):
+    with connect(address) as socket:
+        socket.send("x" * (server.LARGEST_MESSAGE - 1))
+        assert socket.recv() == str(server.LARGEST_MESSAGE - 1)
+    with connect(address) as socket:
+        socket.send("x" * (server.LARGEST_MESSAGE + 1))
+        with pytest.raises(ConnectionClosedError) as closed:
+            socket.recv()
+    assert closed.value.rcvd.code == 1009  # message too big
