@@ -252,6 +252,12 @@ def export_command(
     metavar="FILE",
     help="file with the token; made with a new one if it does not exist",
 )
+@click.option(
+    "--backend",
+    default="auto",
+    metavar="NAME",
+    help="what runs the model: vllm, transformers or llama.cpp (default: what fits)",
+)
 def serve_command(
     *,
     run_path: str | None,
@@ -259,9 +265,11 @@ def serve_command(
     host: str,
     port: int,
     token_file: str | None,
+    backend: str,
 ) -> None:
     """Serve the tuned model to OpenAI clients, with a token."""
     from medcot.config.resolve import check_path
+    from medcot.serving.backends import parse_backend
     from medcot.serving.target import open_export, open_run
     from medcot.serving.workflow import ServeOptions, serve
 
@@ -271,7 +279,7 @@ def serve_command(
     else:
         target = open_run(existing_run(run_path))
     file = check_path("--token-file", token_file) if token_file else None
-    serve(target, ServeOptions(host, port, file), say)
+    serve(target, ServeOptions(host, port, file, parse_backend(backend)), say)
 
 
 @cli.command("data")

@@ -17,14 +17,16 @@ from medcot.errors import InputError
 from medcot.exporting.formats import QUANTIZATIONS
 from medcot.exporting.gguf import file_name
 from medcot.exporting.proof_file import PROOF, ExportRecord, read_record
+from medcot.exporting.run_model import RunModel
 from medcot.planning.model_specs import find_model_spec
 from medcot.runs.directory import RunDirectory
 from medcot.serving.chat_request import Refusal, Turn
 
 Kind = Literal["run", "adapter", "merged", "gguf"]
 
-UNKNOWN_CONTEXT = 8192
-"""Tokens of prompt and answer where the model does not say how many it takes."""
+USUAL_CONTEXT = 8192
+"""Tokens of prompt and answer, unless the run's rows are longer. Some models take 131,072, and a
+server would set many gigabytes of memory aside for that."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Target:
     @cached_property
     def context(self) -> int:
         """The most tokens of prompt and answer together."""
-        return find_model_spec(self.config).context or UNKNOWN_CONTEXT
+        config = self.config
+        wanted = max(USUAL_CONTEXT, config.max_length + config.max_new_tokens)
+        return min(find_model_spec(config).context or wanted, wanted)
 
     @cached_property
     def tokenizer(self) -> FastTokenizer:
@@ -136,6 +140,7 @@ def open_export(folder: Path, directory: RunDirectory | None) -> Target:
         got = "its files are not those that were proved"
         raise InputError(where, got, "export it again: medcot export")
     directory = directory or _run_of(folder, where)
+    _check_source(record, directory, where)
     kind: Kind = "gguf" if record.format in ("gguf", "ollama") else record.format  # type: ignore[assignment]
     path = _best_file(folder, record) if kind == "gguf" else folder
     return Target(kind, path, directory, directory.config())
@@ -147,6 +152,15 @@ def _run_of(folder: Path, where: str) -> RunDirectory:
         got = "it does not lie in its run, whose prompt it needs"
         raise InputError(where, got, "add --run DIR")
     return directory
+
+
+def _check_source(record: ExportRecord, directory: RunDirectory, where: str) -> None:
+    """Refuse an export of another adapter than the run has now."""
+    made_from = record.made_from.get("adapter")
+    now = RunModel(directory, directory.config(), {}).adapter_digest
+    if made_from != now:
+        got = f"it was made from another adapter than that of {directory.path}"
+        raise InputError(where, got, "export the run again, or name its run with --run")
 
 
 def _best_file(folder: Path, record: ExportRecord) -> Path:

@@ -26,9 +26,6 @@ from medcot.runs.directory import RunDirectory
 from medcot.serving.target import Kind
 from medcot.terminal import say
 
-MODEL = "model"
-"""The name of the model between the two processes."""
-
 
 def load_model(kind: Kind, path: Path, directory: RunDirectory) -> LoadedModel:
     """Load what is served, as ``medcot ask`` would.

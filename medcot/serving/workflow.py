@@ -16,6 +16,7 @@ from medcot.runs.environment import NOT_MEDICAL_ADVICE
 from medcot.serving.access import Access, decide_access
 from medcot.serving.backends import (
     Backend,
+    BackendName,
     choose_backend,
     ended_by_itself,
     private_folder,
@@ -39,6 +40,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: Path | None = None
+    backend: BackendName = "auto"
 
 
 def serve(target: Target, options: ServeOptions, say: Say) -> None:
@@ -57,7 +59,7 @@ def serve(target: Target, options: ServeOptions, say: Say) -> None:
         private_folder() as folder,
         open_socket(options.host, options.port, served=served, has_token=access.given) as bound,
     ):
-        backend = choose_backend(target, folder)
+        backend = choose_backend(target, folder, options.backend)
         # From now on the port is taken, and connections wait until the model is there.
         bound.listen()
         say(str(Message("serve_loading", {"model": target.name, "server": backend.title})))

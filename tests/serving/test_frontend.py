@@ -54,7 +54,7 @@ async def serving(target, model, tmp_path, monkeypatch):
     """A client of the application; ``application`` is there for tests that speak ASGI."""
     made = httpx.MockTransport(model.handle)
     monkeypatch.setattr(httpx, "AsyncHTTPTransport", lambda **_: made)
-    backend = Backend("test", (), tmp_path / "s", "m")
+    backend = Backend("test", (), tmp_path / "s")
     application = make_application(target, Access("token", given=True), backend)
     transport = httpx.ASGITransport(application)
     async with httpx.AsyncClient(transport=transport, base_url="http://front") as client:
@@ -94,7 +94,7 @@ def test_a_question_becomes_the_prompt_that_the_run_measured(post, target):
     ))  # fmt: skip
     (asked,) = model.asked
     assert asked == {
-        "model": "m", "prompt": expected, "max_tokens": 24, "temperature": 0.0, "stream": True,
+        "model": "model", "prompt": expected, "max_tokens": 24, "temperature": 0.0, "stream": True,
     }  # fmt: skip
     assert answer.headers[PROMPT_HEADER] == "measured"
     message = answer.json()["choices"][0]["message"]

@@ -1,5 +1,6 @@
 """What serving refuses before it listens, where the token comes from, and how it ends."""
 
+import hashlib
 import json
 import os
 import signal
@@ -43,8 +44,8 @@ def stubbed(monkeypatch):
         monkeypatch.setattr(
             workflow,
             "choose_backend",
-            lambda _target, folder: Backend(
-                "stub", (sys.executable, str(STUB), str(folder / "s"), *words), folder / "s", "m"
+            lambda _target, folder, _name: Backend(
+                "stub", (sys.executable, str(STUB), str(folder / "s"), *words), folder / "s"
             ),
         )
 
@@ -130,8 +131,8 @@ from medcot.serving.backends import Backend
 from medcot.serving.target import Target
 
 stub, run, *slow = sys.argv[1:]
-workflow.choose_backend = lambda target, folder: Backend(
-    "stub", (sys.executable, stub, str(folder / "s")), folder / "s", "m")
+workflow.choose_backend = lambda target, folder, name: Backend(
+    "stub", (sys.executable, stub, str(folder / "s")), folder / "s")
 directory = RunDirectory(Path(run))
 target = Target("run", directory.path, directory, directory.config())
 target.__dict__.update(context=9000)
@@ -170,6 +171,18 @@ def test_an_interrupt_in_the_middle_of_an_answer_ends_everything_at_once(target)
         assert not Path(f"/proc/{child}").exists()
 
 
+DIGEST = hashlib.sha256(hashlib.sha256(b"{}").digest() + hashlib.sha256(b"").digest()).hexdigest()
+"""Of the adapter that ``with_adapter`` writes."""
+
+
+@pytest.fixture
+def with_adapter(target):
+    target.adapter.mkdir()
+    (target.adapter / "adapter_config.json").write_text("{}")
+    (target.adapter / "adapter_model.safetensors").write_bytes(b"")
+    return target
+
+
 def write_export(folder, **changes):
     """An export with a proof, as far as serving reads it."""
     folder.mkdir(parents=True)
@@ -180,20 +193,22 @@ def write_export(folder, **changes):
     part |= {name: value for name, value in changes.items() if name in part}
     proof = {
         "schema_version": 1, "format": changes.get("format", "merged"),
-        "made_from": changes.get("made_from", {}),
+        "made_from": {"adapter": changes.get("adapter", DIGEST)},
         "files": changes.get("files", {}), "parts": [part],
     }  # fmt: skip
     (folder / "proof.json").write_text(json.dumps(proof))
     return folder
 
 
-def test_an_export_is_served_as_its_run(target):
+def test_an_export_is_served_as_its_run(with_adapter):
+    target = with_adapter
     folder = write_export(target.directory.path / "export" / "merged")
     found = open_export(folder, None)
     assert (found.kind, found.path, found.name) == ("merged", folder, "flu")
 
 
-def test_an_export_that_is_broken_changed_or_unknown_is_refused(target, tmp_path):
+def test_an_export_that_is_broken_changed_or_unknown_is_refused(with_adapter, tmp_path):
+    target = with_adapter
     place = target.directory.path / "export"
     broken = write_export(place / "gguf", outcome="broken", sentence="Its end token is missing.")
     with pytest.raises(InputError, match="this export is broken: Its end token is missing"):
@@ -207,3 +222,6 @@ def test_an_export_that_is_broken_changed_or_unknown_is_refused(target, tmp_path
     with pytest.raises(InputError, match="add --run DIR"):
         open_export(apart, None)
     assert open_export(apart, target.directory).name == "flu"
+    other = write_export(place / "adapter", adapter="of another training")
+    with pytest.raises(InputError, match="made from another adapter than that of"):
+        open_export(other, None)
