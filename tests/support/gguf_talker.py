@@ -1,4 +1,4 @@
-"""Writes a talker (``fakes.make_talker``) as a GGUF file, which takes the converter seconds."""
+"""Writes a talker of the fakes as a GGUF file, which takes the converter seconds."""
 
 from __future__ import annotations
 
