@@ -52,9 +52,11 @@ OF_OTHERS = {
     *("--no-binary", "--require-hashes", "--dest", "--requirement", "--hash"),
     *("--outfile", "--outtype", "--no-token"),
     *("--no-input", "--progress-bar", "--include_path", "--tasks"),
+    *("--ctx-size", "--parallel", "--no-webui", "--uds", "--served-model-name", "--revision"),
+    *("--dtype", "--enable-lora", "--lora-modules", "--max-lora-rank", "--max-model-len"),
     *("--force", "--no-sandbox", "--output", "--format", "--help", "--query-gpu"),
 }
-"""Options of other programs that the code names: pip, git, accelerate, marimo, lm_eval …"""
+"""Options of other programs that the code names: pip, git, marimo, lm_eval, llama.cpp, vLLM …"""
 
 
 @cache
