@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from medcot.config.schema import MEDICAL_O1, R1_LLAMA_8B, RunConfig, build_config
+from medcot.config.schema import (
+    MEDICAL_O1,
+    R1_LLAMA_8B,
+    SHORT_DATA,
+    RunConfig,
+    build_config,
+)
 from medcot.errors import InputError, nearest, one_line
 
 _ON_A_GPU: dict[str, Any] = {
@@ -28,9 +34,21 @@ _ON_A_GPU: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The bundled Chinese cases take up to 2,742 tokens, since the bundled model's vocabulary is
-    # English.
-    "demo": {"mcq": ("sample",), "max_length": 3072},
+    # As few steps as show the form of an answer learnt, by about 10,000 tokens of short cases:
+    # docs/experiments.md. The longer bundled Chinese cases take up to 2,742 tokens, since the
+    # bundled model's vocabulary is English.
+    "demo": {
+        "dataset": SHORT_DATA,
+        "samples": 72,
+        "rank": 8,
+        "steps": 14,
+        "batch": 4,
+        "learning_rate": 1e-3,
+        "test_samples": 24,
+        "generate_samples": 16,
+        "mcq": ("sample",),
+        "max_length": 3072,
+    },
     "tutorial": _ON_A_GPU
     | {
         "engine": "unsloth",
@@ -47,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpu-80g": _ON_A_GPU
     | {"samples": 10_000, "steps": None, "epochs": 1.0, "batch": 16, "test_samples": 400},
 }
-"""Each preset as its differences from the field defaults, which are those of ``demo``."""
+"""Each preset as its differences from the field defaults."""
 
 
 def make_config(preset: str, overrides: dict[str, Any] | None = None) -> RunConfig:

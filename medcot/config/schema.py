@@ -19,6 +19,7 @@ from medcot.records import Language, Style
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BUNDLED_MODEL = "smollm2-135m"
 BUNDLED_DATA = "sample"
+SHORT_DATA = "sample-short"
 R1_LLAMA_8B = "unsloth/DeepSeek-R1-Distill-Llama-8B"
 MEDICAL_O1 = "FreedomIntelligence/medical-o1-reasoning-SFT"
 
@@ -38,7 +39,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     preset: PresetName = _field("demo", "starting values; auto picks by the machine")
     model: str = _field(BUNDLED_MODEL, "hub name, folder or smollm2-135m (bundled)", min_length=1)
     dataset: str = _field(
-        BUNDLED_DATA, "hub name, .jsonl/.json/.csv/.parquet file or sample", min_length=1
+        BUNDLED_DATA,
+        "hub name, .jsonl/.json/.csv/.parquet file, sample or sample-short",
+        min_length=1,
     )
     language: Language = _field("en", "language of data, prompts and evaluation")
     samples: int = _field(32, "training rows", ge=1, le=1_000_000)

@@ -15,7 +15,7 @@ from medcot.data.cases import ValidatedCases, unit_hash, validate_rows
 from medcot.data.hub import HubRows, load_hub_rows
 from medcot.data.mcq import QuestionSet as QuestionSet
 from medcot.data.mcq import load_questions as load_questions
-from medcot.data.sources import kind_of, read_file, read_files, sample_files
+from medcot.data.sources import SAMPLES, kind_of, read_file, read_files, sample_files
 from medcot.data.store import hash_code, hash_file, hash_parts
 from medcot.errors import InputError
 from medcot.records import Case, Dataset, Dropped, Language, Split
@@ -57,7 +57,7 @@ def load_dataset(config: RunConfig) -> Dataset:
         dropped=(*found.faulty, *found.duplicates),
         revision=source.revision,
         fingerprint=found.cases.fingerprint,
-        synthetic=config.dataset == "sample",
+        synthetic=config.dataset in SAMPLES,
         notes=(*source.notes, *_shortfalls(found.cases, config), *_language_notes(found)),
     )
 
@@ -73,7 +73,7 @@ def read_source(config: RunConfig) -> CaseSource:
     """
     kind = kind_of(config.dataset)
     if kind == "sample":
-        rows = read_files(sample_files("cases", config.language))
+        rows = read_files(sample_files(SAMPLES[config.dataset], config.language))
         found = validate_rows(rows, config.language)
         return CaseSource(found, notes=(f"bundled samples: {SYNTHETIC}",))
     if kind == "file":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from medcot.config.schema import BUNDLED_DATA, SHORT_DATA
 from medcot.data.cases import check_text, read_id, read_language, read_text
 from medcot.data.hub import load_hub_rows
 from medcot.data.mcq_catalog import ANSWER, BENCHMARKS, Benchmark
@@ -80,10 +81,10 @@ def read_question_set(name: str, language: Language) -> ValidatedQuestions:
         kind = kind_of(name)
     except InputError:
         kind = "hub"
-    if kind == "hub":
+    if kind == "hub" or name == SHORT_DATA:
         needs = f"expected a file, sample or one of {', '.join(BENCHMARKS)}"
         raise InputError(name, "unknown set", needs + nearest(name, list(BENCHMARKS)))
-    if kind == "sample":
+    if name == BUNDLED_DATA:
         return validate_questions(read_files(sample_files("questions", language)), language)
     return validate_questions(read_file(Path(name)), language)
 

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from medcot.catalog import Message
+from medcot.config.schema import BUNDLED_DATA, SHORT_DATA
 from medcot.data.file_signatures import find_wrong_file
 from medcot.data.readers import READERS, SourceRow
 from medcot.data.text import printable
 from medcot.errors import InputError, nearest
 from medcot.records import Language
+
+SAMPLES = {BUNDLED_DATA: "cases", SHORT_DATA: "short"}
+"""Names of the bundled cases, and the stems of their files."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _OTHER_FILES = (".txt", ".tsv", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".arrow", ".ndjson")
@@ -24,18 +28,19 @@ def kind_of(name: str) -> Literal["sample", "file", "hub"]:
     """Return what a data set's name means. An existing file takes precedence over a hub name.
 
     Raises:
-        InputError: neither ``sample`` nor a file nor of the form ``owner/name``.
+        InputError: neither a name of bundled cases nor a file nor of the form ``owner/name``.
     """
-    if name == "sample":
+    if name in SAMPLES:
         return "sample"
     suffix = Path(name).suffix.lower()
     if suffix in READERS or suffix in _OTHER_FILES or _exists(name):
         return "file"
     if _HUB_NAME.fullmatch(name):
         return "hub"
-    needs = "expected a .jsonl/.json/.csv/.parquet file, a hub name (owner/name) or sample"
+    kinds = "a .jsonl/.json/.csv/.parquet file, a hub name (owner/name)"
+    needs = f"expected {kinds}, sample or sample-short"
     got = "neither a file nor a hub name"
-    raise InputError(name, got, needs + nearest(name, ["sample"]))
+    raise InputError(name, got, needs + nearest(name, list(SAMPLES)))
 
 
 def sample_files(stem: str, language: Language | None = None) -> list[Path]:

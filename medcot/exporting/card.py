@@ -10,7 +10,7 @@ from string import Template
 from typing import Any, cast
 
 from medcot.catalog import duration, say
-from medcot.config.schema import BUNDLED_MODEL, RunConfig
+from medcot.config.schema import BUNDLED_DATA, BUNDLED_MODEL, SHORT_DATA, RunConfig
 from medcot.data.tokenization import chat_template
 from medcot.exporting.formats import Format
 from medcot.exporting.make import base_name
@@ -28,7 +28,8 @@ BUNDLED_SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 LICENCES = {
     BUNDLED_MODEL: "apache-2.0",
-    "sample": "apache-2.0",
+    BUNDLED_DATA: "apache-2.0",
+    SHORT_DATA: "apache-2.0",
     "FreedomIntelligence/medical-o1-reasoning-SFT": "apache-2.0",
     "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": "mit",
     "unsloth/DeepSeek-R1-Distill-Llama-8B": "mit",
@@ -246,7 +247,9 @@ def _hub_name(model: RunModel) -> str | None:
 
 
 def _hub_dataset(config: RunConfig) -> str | None:
-    return None if config.dataset == "sample" or _is_file(config) else config.dataset
+    return (
+        None if config.dataset in (BUNDLED_DATA, SHORT_DATA) or _is_file(config) else config.dataset
+    )
 
 
 def _is_file(config: RunConfig) -> bool:

@@ -20,10 +20,10 @@ def resolve_with(tmp_path: Path, options=None, environment=None, toml=None):
 
 
 def test_an_option_beats_the_environment_beats_the_file_beats_the_preset(tmp_path):
-    toml = "rank = 4\nalpha = 4\nseed = 4\nsteps = 4"
+    toml = "rank = 4\nalpha = 4\nseed = 4\nsteps = 3"
     environment = {"MEDCOT_RANK": "5", "MEDCOT_ALPHA": "5", "MEDCOT_SEED": "5"}
     config = resolve_with(tmp_path, {"rank": 6, "alpha": 6}, environment, toml).config
-    assert (config.rank, config.alpha, config.seed, config.steps, config.batch) == (6, 6, 5, 4, 2)
+    assert (config.rank, config.alpha, config.seed, config.steps, config.batch) == (6, 6, 5, 3, 4)
 
 
 def test_auto_says_which_preset_and_why(tmp_path):
