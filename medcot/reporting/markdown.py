@@ -23,6 +23,7 @@ from medcot.reporting.wording import (
     count_things,
     format_percent,
     state_power,
+    word_opening,
     word_verdict,
 )
 
@@ -42,7 +43,8 @@ def render_markdown(report: Report, language: str = "en") -> str:
     """Render ``report.md``; answers and questions stay in their own language."""
     parts = [
         f"# {say('report_title', language)}",
-        f"**{word_verdict(report, language)}**",
+        *([f"**{opening}**"] if (opening := word_opening(report, language)) else ()),
+        word_verdict(report, language),
         f"> {say('research_output', language)}",
         *_comparison(report, language),
         *_cautions(report, language),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import reduce
 
 from medcot.catalog import Message, say
 from medcot.evaluation.suite import SetAccuracy
@@ -43,6 +44,39 @@ def word_verdict(report: Report, language: str) -> str:
         return report.verdict.sentence
     messages = report.verdict.messages
     return "".join(one.text(language) for one in (*messages.nll, *messages.mcq))
+
+
+def word_opening(report: Report, language: str) -> str:
+    """Word what came out in one sentence, from the figures that there are; nothing without any.
+
+    It counts the answers whose thought was closed, and repeats the verdicts.
+    """
+    clauses = [*_state_closed_thoughts(report), *_name_verdicts(report)]
+    if not clauses:
+        return ""
+    joined = reduce(lambda one, two: Message("opening_and", {"first": one, "second": two}), clauses)
+    return say("opening", language, clauses=joined)
+
+
+def _state_closed_thoughts(report: Report) -> Iterator[Message]:
+    paired = report.paired.of("closed_rate")
+    if paired is None:
+        return
+    n = paired.n
+    before, after = (round(n * (side.closed_rate or 0)) for side in (report.before, report.after))
+    if before == after:
+        case = "as_often" if after else "never"
+    else:
+        case = "only_after" if not before else "changed" if after else "only_before"
+    found = Message(f"closed_{case}", {"before": before, "after": after, "n": n})
+    may_be_chance = before != after and paired.verdict("higher") == "no evidence"
+    yield Message("closed_uncertain", {"closed": found}) if may_be_chance else found
+
+
+def _name_verdicts(report: Report) -> Iterator[Message]:
+    for name in report.paired.endpoints():
+        called = (getattr(report.verdict, name) or "no evidence").replace(" ", "_")
+        yield Message(f"opening_{name}", {"verdict": Message(f"called_{called}")})
 
 
 def state_power(report: Report, language: str) -> Iterator[Message]:

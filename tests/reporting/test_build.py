@@ -26,7 +26,9 @@ from medcot.records import Case, Claim, Generation, Question, TokenLoss
 from medcot.reporting.build import build_report
 from medcot.reporting.figures import can_draw, write_figures
 from medcot.reporting.markdown import escape, render_markdown
+from medcot.reporting.schema import Report
 from medcot.reporting.storage import report_from_json, report_to_json
+from medcot.reporting.wording import word_opening
 
 SETTING = make_config(
     "demo", {"test_samples": 400, "generate_samples": 12, "mcq_method": "generate"}
@@ -104,6 +106,53 @@ def test_a_loss_that_falls_on_every_row_is_improved() -> None:
     )
     assert made["paired"]["nll"]["high"] < 0
     assert "Test loss fell by 0.1" in made["verdict"]["sentence"]
+
+
+def count_closed(exam: EvaluationSuite, before: int, after: int) -> Report:
+    """A report of answers of which the first ``before`` and ``after`` close their thought."""
+    full = {one.id for one in exam.generated}
+
+    def close(closed: int, shift: float) -> list[ScoredRow]:
+        made = rows(exam, shift=shift)
+        names = [row.id for row in made if row.kind == "case" and row.id in full][:closed]
+        return [replace(row, closed=row.id in names) if row.id in full else row for row in made]
+
+    return build_report(close(before, 0.0), close(after, 0.1), exam, SETTING)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (0, 12, "The base model never closed its thought; the tuned one does in 12 of 12; test"),
+        (12, 0, "The base model closed its thought in 12 of 12; the tuned one never does; test"),
+        (2, 12, "The base model closed its thought in 2 of 12, the tuned one in 12; test"),
+        (2, 3, "The base model closed its thought in 2 of 12, the tuned one in 3, which may be ch"),
+        (0, 1, "never closed its thought; the tuned one does in 1 of 12, which may be chance; te"),
+        (0, 0, "Neither model ever closed its thought (0 of 12 answers); test loss: improved;"),
+        (5, 5, "Both models closed their thought in 5 of 12 answers; test loss: improved; right"),
+    ],
+)
+def test_the_report_opens_with_what_came_out(before: int, after: int, says: str) -> None:
+    made = count_closed(suite_of(sets=("exam",)), before, after)
+    opening = word_opening(made, "en")
+    assert says in opening
+    assert opening.endswith("test loss: improved; right answers: no evidence.")
+    assert render_markdown(made).splitlines()[2] == f"**{opening}**"
+    chinese = word_opening(made, "zh")
+    assert chinese.endswith("测试损失：有改善；选择题正确率：没有证据。")
+    assert str(after) in chinese or not after
+    assert ("偶然" in chinese) == ("chance" in opening)
+
+
+def test_the_opening_keeps_to_figures_that_exist() -> None:
+    bare = replace(suite_of(), cases=(), generated=(), fixed=None)
+    assert word_opening(build_report([], [], bare, SETTING), "en") == ""
+    scored = suite_of()
+    worse = build_report(rows(scored), rows(scored, shift=-0.1), scored, SETTING)
+    assert word_opening(worse, "en").endswith("of 12 answers; test loss: worse.")
+    unasked = replace(scored, generated=())
+    alone = build_report(rows(unasked), rows(unasked, shift=-0.1), unasked, SETTING)
+    assert word_opening(alone, "en") == "Test loss: worse."
 
 
 def test_a_tiny_change_has_its_digits_and_is_called_small() -> None:
