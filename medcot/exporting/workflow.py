@@ -34,8 +34,8 @@ from medcot.exporting.verdict import Comparison, compare
 from medcot.listener import Listener
 from medcot.reporting.exports import read_exports
 from medcot.reporting.figures import write_figures
-from medcot.reporting.markdown import render_markdown
 from medcot.reporting.storage import report_from_json, report_to_json
+from medcot.reporting.webpage import write_report_files
 from medcot.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _write_into_report(directory: RunDirectory) -> None:
         events = list(directory.rows(directory.events))
         report = replace(report, figures=write_figures(report, events, directory.path))
     directory.write_json("report.json", report_to_json(report))
-    directory.write_text("report.md", render_markdown(report))
+    write_report_files(directory, report)
 
 
 def _silence_progress_bars() -> None:

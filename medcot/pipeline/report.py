@@ -15,7 +15,6 @@ from medcot.pipeline.prepare import Prepared
 from medcot.reporting.build import build_report
 from medcot.reporting.exports import read_exports
 from medcot.reporting.figures import write_figures
-from medcot.reporting.markdown import render_markdown
 from medcot.reporting.schema import (
     DatasetFacts,
     EnvironmentFacts,
@@ -24,6 +23,7 @@ from medcot.reporting.schema import (
     Report,
 )
 from medcot.reporting.storage import report_to_json
+from medcot.reporting.webpage import write_report_files
 from medcot.runs.directory import Phase
 
 JUDGED = "evaluation/judge.jsonl"
@@ -31,7 +31,7 @@ JUDGED = "evaluation/judge.jsonl"
 
 
 def write_report(prepared: Prepared, listener: Listener) -> Report:
-    """Compare before and after, and write ``report.json``, ``report.md`` and the figures.
+    """Compare before and after; write the report as JSON, as Markdown and as a page, and figures.
 
     Raises:
         InputError: one of the two was not scored in full.
@@ -58,7 +58,7 @@ def write_report(prepared: Prepared, listener: Listener) -> Report:
     figures = write_figures(report, list(directory.rows(directory.events)), directory.path)
     report = replace(report, figures=figures)
     directory.write_json("report.json", report_to_json(report))
-    directory.write_text("report.md", render_markdown(report))
+    write_report_files(directory, report)
     return report
 
 

@@ -67,6 +67,11 @@ class RunDirectory:
         """Return the report's file."""
         return self.path / "report.md"
 
+    @property
+    def report_page(self) -> Path:
+        """Return the report's file for a browser."""
+        return self.path / "report.html"
+
     def evaluation(self, phase: Phase) -> Path:
         """Return the file with one scored test row per line."""
         return self.path / "evaluation" / f"{phase}.jsonl"

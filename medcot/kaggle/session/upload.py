@@ -24,7 +24,7 @@ def upload(run: Path, repository: str) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
 
     files = {path.name: path for path in sorted((run / "adapter").iterdir()) if path.is_file()}
-    files |= {"report.md": run / "report.md", "report.json": run / "report.json"}
+    files |= {name: run / name for name in ("report.md", "report.html", "report.json")}
     limit_hub_requests()
     api = HfApi()
     address = api.create_repo(repository, private=True, exist_ok=True)
