@@ -80,7 +80,7 @@ def test_a_finished_run_is_published_without_training(tmp_path):
     build_site(tmp_path / "pages", bundled_run("en").path)
     page = read(tmp_path / "pages", FILES["en"])
     assert "Shown is the run demo-en" in page
-    assert "4,884,480" in page
+    assert "2,442,240" in page
 
 
 def test_a_run_that_is_none_and_a_page_without_a_session_are_refused(tmp_path):
