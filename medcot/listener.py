@@ -1,6 +1,9 @@
-"""Defines the interface through which a run reports to a front end and is asked to stop."""
+"""Defines how a run reports to a front end and is asked to stop, and estimates how far it is."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
 
 from medcot.catalog import Message
 from medcot.records import Event
@@ -12,11 +15,20 @@ class Listener:
     def say(self, line: str | Message) -> None:
         """Receive one line for the user."""
 
+    def planned(self, seconds: Mapping[str, float]) -> None:
+        """Receive how long each stage will take, as the plan predicts it."""
+
     def stage(self, name: str) -> None:
         """Receive the begin of a stage: before, training, after or report."""
 
     def progress(self, done: int, total: int) -> None:
         """Receive how many rows of the stage are scored."""
+
+    def answering(self, done: int, total: int, tokens: int, most: int) -> None:
+        """Receive how far a group of answers is, between two tokens.
+
+        ``done`` of ``total`` answers are complete, and ``tokens`` of at most ``most`` generated.
+        """
 
     def event(self, event: Event) -> None:
         """Receive one optimizer step."""
@@ -24,3 +36,78 @@ class Listener:
     def should_stop(self) -> bool:
         """Return whether to end after the current step or row; finished work is kept."""
         return False
+
+
+class RunClock:
+    """Estimates how much of a run is done and how long the rest takes.
+
+    It begins with the plan's predictions. What a stage takes corrects those of the others, and
+    scoring after takes as long as scoring before did.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._predicted: dict[str, float] = {}
+        self._taken: dict[str, float] = {}
+        self._stage = ""
+        self._began = now()
+        self._first_share = 0.0
+        self._share = 0.0
+
+    def plan(self, seconds: Mapping[str, float]) -> None:
+        """Take the predicted seconds of every stage, in their order."""
+        self._predicted = dict(seconds)
+
+    def begin(self, stage: str) -> None:
+        """End the stage that runs, and begin ``stage``."""
+        if self._stage in self._predicted:
+            self._taken[self._stage] = self._seconds_of_stage(elapsed=self._now() - self._began)
+        self._stage, self._began = stage, self._now()
+        self._first_share = self._share = 0.0
+
+    def advance(self, share: float) -> None:
+        """Take the share of the stage that is done.
+
+        What is done at its very beginning was done by an earlier session of the run.
+        """
+        if self._now() - self._began < 1 and share > self._share:
+            self._first_share = share
+        self._share = max(self._share, min(share, 1.0))
+
+    def fraction(self) -> float | None:
+        """Return the part of the run that is done, by time; None without a plan."""
+        left = self.seconds_left()
+        if left is None:
+            return None
+        done = sum(self._taken.values()) + self._now() - self._began
+        return done / (done + left) if done + left > 0 else 1.0
+
+    def seconds_left(self) -> float | None:
+        """Estimate the seconds until the run ends; None without a plan."""
+        if self._stage not in self._predicted:
+            return 0.0 if self._taken and self._stage else None
+        names = list(self._predicted)
+        whole = self._seconds_of_stage(elapsed=self._now() - self._began)
+        left = whole * (1 - self._share)
+        for name in names[names.index(self._stage) + 1 :]:
+            left += self._seconds_to_come(name, whole)
+        return left
+
+    def _seconds_of_stage(self, elapsed: float) -> float:
+        """Return how long the whole of the stage takes: as seen, once a tenth of it is."""
+        seen = self._share - self._first_share
+        predicted = self._predicted[self._stage]
+        if seen <= 0:
+            return self._taken.get("before", predicted) if self._stage == "after" else predicted
+        weight = min(1.0, seen / 0.1)
+        return weight * elapsed / seen + (1 - weight) * predicted
+
+    def _seconds_to_come(self, name: str, current: float) -> float:
+        if name == "after":
+            if "before" in self._taken:
+                return self._taken["before"]
+            if self._stage == "before":
+                return current
+        predicted = self._predicted[name]
+        known = sum(self._predicted[one] for one in self._taken) + self._predicted[self._stage]
+        return predicted * (sum(self._taken.values()) + current) / known if known else predicted

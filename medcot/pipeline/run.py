@@ -60,6 +60,7 @@ def run(
         broadcast_task(prepared)
         with _tracked(prepared, listener) as tracker:
             loaded = models.load_base(config, prepared.plan)
+            _announce_times(prepared, listener, "before", "training", "after")
             score(prepared, loaded, "before", listener)
             train(prepared, loaded, listener, tracker)
             score(prepared, loaded, "after", listener)
@@ -82,6 +83,7 @@ def train_only(
         broadcast_task(prepared)
         with _tracked(prepared, listener) as tracker:
             loaded = models.load_base(config, prepared.plan)
+            _announce_times(prepared, listener, "training")
             train(prepared, loaded, listener, tracker)
             tracker.finish(None)
         directory.set_stage("trained")
@@ -124,6 +126,7 @@ def evaluate_only(
         broadcast_task(prepared)
         with _tracked(prepared, listener) as tracker:
             loaded = models.load_base(config, prepared.plan)
+            _announce_times(prepared, listener, "before", "after")
             score(prepared, loaded, "before", listener)
             score_tasks(prepared, loaded, "before", tasks, listener)
             load_adapter(loaded, config, prepared.plan, directory.adapter)
@@ -160,7 +163,7 @@ def score(
 
     return evaluate(
         prepared.suite,
-        collective_tools(loaded, prepared.config, listener.should_stop),
+        collective_tools(loaded, prepared.config, listener.should_stop, listener.answering),
         done=rows_from_json(directory.rows(path), where=str(path)),
         save=lambda row: directory.append(path, row_to_json(row)),
         on_progress=progress,
@@ -204,6 +207,16 @@ def _tracked(prepared: Prepared, listener: Listener) -> Generator[Tracker]:
     except BaseException:
         tracker.finish(None, exit_code=1)
         raise
+
+
+def _announce_times(prepared: Prepared, listener: Listener, *stages: Stage) -> None:
+    """Tell how long the plan expects each of ``stages`` to take; training once only."""
+    times = prepared.plan.time_s
+    scoring = times["evaluate"] / 2
+    expected = {"before": scoring, "training": times["train"], "after": scoring}
+    if prepared.directory.has("training.json"):
+        del expected["training"]
+    listener.planned({name: seconds for name, seconds in expected.items() if name in stages})
 
 
 def _begin(stage: Stage, directory: RunDirectory, listener: Listener) -> None:

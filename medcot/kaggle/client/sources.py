@@ -20,6 +20,9 @@ PACKAGE_FOLDER = "package"
 _STAYS = {"exporting", "serving"}
 """Packages that no kernel uses; the bundle is small without them."""
 
+_ADAPTER = "adapter"
+"""The folder of a bundled run's weights, megabytes that a kernel asks nothing of."""
+
 _SUFFIXES = {".py", ".json", ".jsonl", ".toml", ".txt", ".md", ".jinja", ".css", ".js"}
 _EXTRA = re.compile(r"""extra == ["']([\w-]+)["']""")
 
@@ -51,7 +54,7 @@ def _read_sources(package: Path) -> dict[str, bytes]:
     for path in package.rglob("*"):
         inside = path.relative_to(package)
         hidden = any(part.startswith((".", "__pycache__")) for part in inside.parts)
-        if inside.parts[0] in _STAYS:
+        if inside.parts[0] in _STAYS or _ADAPTER in inside.parts:
             continue
         if path.suffix in _SUFFIXES and not hidden and path.is_file():
             content = read_with_unix_line_ends(path)

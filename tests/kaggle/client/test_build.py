@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import string
 import subprocess
@@ -82,8 +83,10 @@ def test_the_bundle_carries_the_files_of_the_built_wheel(tmp_path: Path) -> None
     [made] = tmp_path.glob("*.whl")
     theirs = wheel_files(made.read_bytes())
     ours = {name.removeprefix("package/"): text for name, text in collect_package().items()}
-    stays = ("medcot/exporting/",)  # runs where a run is exported, never in a kernel
-    package = {name for name in theirs if name.startswith("medcot/") and not name.startswith(stays)}
+    stays = ("exporting", "serving", "finished/[^/]+/adapter")  # nothing that a kernel runs
+    unsent = re.compile(rf"medcot/(?:\w+/)?(?:{'|'.join(stays)})/")
+    package = {name for name in theirs if name.startswith("medcot/") and not unsent.match(name)}
+    assert any(name.endswith("adapter_model.safetensors") for name in theirs)
     assert package == {name for name in ours if name.startswith("medcot/")}
     assert all(code_of(name, theirs[name]) == code_of(name, ours[name]) for name in package)
 
