@@ -22,6 +22,9 @@ LOOKUP_TIMEOUT_S = 20.0
 
 Kind = Literal["dataset", "model"]
 
+_OUT_OF_REACH = ("error_no_connection", "error_offline_mode")
+"""Codes of :func:`no_connection`."""
+
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -102,6 +105,11 @@ def explain_hub_error(error: BaseException, name: str, kind: Kind) -> InputError
         needs = f"check owner/name, or set {' or '.join(TOKENS)} if it is private"
         return InputError(name, f"no such {kind} on the hub", needs)
     return _explain_connection(chain, kinds, status, name, kind)
+
+
+def is_out_of_reach(error: InputError) -> bool:
+    """Return whether ``error`` says that the hub cannot be reached, or must not be."""
+    return isinstance(error.got, Message) and error.got.code in _OUT_OF_REACH
 
 
 def no_connection() -> Message:

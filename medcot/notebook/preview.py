@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medcot.config.presets import make_config
-from medcot.config.schema import BUNDLED_DATA, BUNDLED_MODEL, MEDICAL_O1, RunConfig
+from medcot.config.schema import BUNDLED_DATA, BUNDLED_MODEL, RunConfig
 from medcot.data.contamination import EvaluationTexts, Overlap, find_overlaps
 from medcot.data.dataset import load_dataset, load_fixed_question, load_questions, split_cases
 from medcot.data.fast_tokenizer import load_fast_tokenizer
@@ -29,11 +29,8 @@ from medcot.hardware.machine import detect_machine, named_machine
 from medcot.paths import is_folder
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan, make_plan
+from medcot.planning.typical_rows import typical_lengths
 from medcot.records import Case, Dataset, Dropped
-
-TYPICAL_TOKENS = {MEDICAL_O1: (788.0, 2048)}
-"""Mean and longest row, in tokens, of a set that was not loaded: medical-o1 with its prompt, by
-Llama 3's tokenizer. Other sets are assumed to be like it."""
 
 _SLIDERS = (
     "samples",
@@ -170,9 +167,8 @@ def preview_rows(config: RunConfig, material: Material) -> SelectedRows:
 
 def _typical_rows(config: RunConfig) -> SelectedRows:
     """Assume typical lengths for a set that was not loaded."""
-    mean, longest = TYPICAL_TOKENS.get(config.dataset, TYPICAL_TOKENS[MEDICAL_O1])
-    longest = min(longest, config.max_length)
-    return SelectedRows((), (), (), config.samples, min(mean, longest), longest, 0, measured=False)
+    mean, longest = typical_lengths(config)
+    return SelectedRows((), (), (), config.samples, mean, longest, 0, measured=False)
 
 
 def usual_plans() -> list[tuple[str, RunConfig, Plan]]:

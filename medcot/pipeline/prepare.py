@@ -20,6 +20,7 @@ from medcot.data.dataset import (
     split_cases,
 )
 from medcot.data.fast_tokenizer import load_fast_tokenizer
+from medcot.data.hub import is_out_of_reach
 from medcot.data.selection import explain_nothing_left, select_training_rows
 from medcot.data.tokenization import TokenizedRow, shared_prefix_length
 from medcot.data.tokenized import list_row_ids, list_row_lengths
@@ -38,6 +39,7 @@ from medcot.pipeline.fingerprints import check_fingerprints
 from medcot.pipeline.run_log import keep_fallbacks
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan, make_plan
+from medcot.planning.typical_rows import typical_lengths
 from medcot.records import Case, Dataset, Dropped, Split
 from medcot.runs.directory import RunDirectory
 from medcot.runs.environment import describe_environment
@@ -96,10 +98,25 @@ def prepare(
 
 
 def plan_only(config: RunConfig, machine: Machine) -> Plan:
-    """Return the plan of ``config`` on ``machine``, from the real rows. Nothing is written."""
-    dataset = load_dataset(config)
-    tokenizer = _counting_tokenizer(config)
+    """Return the plan of ``config`` on ``machine``, from the real rows. Nothing is written.
+
+    Without a network, rows of typical length are assumed, and a warning says so.
+    """
+    try:
+        dataset = load_dataset(config)
+        tokenizer = _counting_tokenizer(config)
+    except InputError as error:
+        if not is_out_of_reach(error):
+            raise
+        return _plan_for_typical_rows(config, machine)
     return _decide(config, RunDirectory("."), machine, dataset, tokenizer).plan
+
+
+def _plan_for_typical_rows(config: RunConfig, machine: Machine) -> Plan:
+    mean, longest = typical_lengths(config)
+    plan = make_plan(config, machine, find_model_spec(config), config.samples, mean, longest)
+    values = {"dataset": config.dataset, "mean": round(mean), "longest": longest}
+    return replace(plan, warnings=(Message("warning_lengths_assumed", values), *plan.warnings))
 
 
 def _counting_tokenizer(config: RunConfig) -> Any:

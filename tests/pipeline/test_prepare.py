@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 
+from medcot.catalog import Message
 from medcot.config.presets import make_config
 from medcot.errors import InputError
-from medcot.hardware.machine import detect_machine
+from medcot.hardware.machine import detect_machine, named_machine
+from medcot.pipeline import prepare
 from medcot.pipeline.prepare import plan_only
 
 
@@ -97,3 +99,27 @@ def test_a_damaged_file_of_a_model_is_named_before_anything_reads_it(
         plan(folder)
     assert f"--model {folder / name}: " in str(refusal.value)
     assert says in str(refusal.value)
+
+
+def without_hub(monkeypatch, code):
+    def refuse(_config):
+        raise InputError("--dataset a/b", Message(code, {"variable": "X"}), "use a local file")
+
+    monkeypatch.setattr(prepare, "load_dataset", refuse)
+
+
+@pytest.mark.parametrize("code", ["error_no_connection", "error_offline_mode"])
+def test_without_a_network_a_plan_assumes_lengths_and_says_so(monkeypatch, code):
+    without_hub(monkeypatch, code)
+    made = plan_only(make_config("kaggle-t4"), named_machine("T4"))
+    assert made.device == "cuda"
+    assert made.time_s["total"] > 60
+    first = str(made.warnings[0])
+    assert first.startswith("Lengths assumed: ")
+    assert "788 tokens on average and 2,048 at most" in first
+
+
+def test_a_plan_for_a_data_set_that_is_wrong_is_refused(monkeypatch):
+    without_hub(monkeypatch, "error_no_file")
+    with pytest.raises(InputError, match="no such file"):
+        plan_only(make_config("kaggle-t4"), named_machine("T4"))
