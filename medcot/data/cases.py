@@ -24,6 +24,19 @@ QUESTION, THOUGHT, RESPONSE = "Question", "Complex_CoT", "Response"
 REQUIRED = (QUESTION, THOUGHT, RESPONSE)
 """The columns of FreedomIntelligence/medical-o1-reasoning-SFT, which others are named after."""
 
+OTHER_NAMES = {
+    QUESTION: ("question", "prompt", "input", "instruction", "query", "problem", "问题"),
+    THOUGHT: (
+        "complex_cot", "cot", "thought", "reasoning", "chain_of_thought", "rationale", "thinking",
+        "思考", "推理",
+    ),
+    RESPONSE: ("response", "answer", "output", "completion", "solution", "回答", "答案"),
+}  # fmt: skip
+"""What other data sets call the required columns, likeliest first, in small letters."""
+
+ONLY_COLUMNS = "only the columns"
+"""How a fault begins that is the same in every row of a file."""
+
 _HAN = re.compile("[\u4e00-\u9fff]")
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
@@ -171,7 +184,7 @@ def check_text(row: SourceRow, name: str, *, required: bool = True) -> list[Faul
         return []
     if name not in row.values:
         columns = one_line(printable(", ".join(map(str, row.values)))) or "none"
-        return [Fault(row.header or row.where, name, f"only the columns {columns}", name)]
+        return [Fault(row.header or row.where, name, f"{ONLY_COLUMNS} {columns}", name)]
     if not isinstance(value, str):
         shown = "" if value is None else f" {printable(repr(value))[:40]}"
         return [Fault(row.where, name, describe_type(value) + shown, "text")]
@@ -186,8 +199,10 @@ def _read_case(row: SourceRow, language: Language) -> tuple[Case | None, list[Fa
     spoken, language_faults = read_language(row, language)
     claims, claim_faults = _read_claims(row)
     faults += language_faults + claim_faults
+    if missing := [name for name in REQUIRED if name not in row.values]:
+        faults.append(_report_missing_columns(row, missing))
     for name in REQUIRED:
-        faults += check_text(row, name)
+        faults += check_text(row, name) if name in row.values else []
     for name in ("specialty", "source", reference):
         faults += check_text(row, name, required=False)
     if not faults and not normalise(row.values[QUESTION]):
@@ -205,6 +220,31 @@ def _read_case(row: SourceRow, language: Language) -> tuple[Case | None, list[Fa
         reference=read_text(row, reference),
         claims=claims,
     ), []
+
+
+def _report_missing_columns(row: SourceRow, missing: list[str]) -> Fault:
+    """Return one fault for all columns that a row lacks, with what was probably meant."""
+    columns = [str(name) for name in row.values]
+    got = f"{ONLY_COLUMNS} {one_line(printable(', '.join(columns))) or 'none'}"
+    needs = ", ".join(missing)
+    if separator := next((one for one in ";\t|" if len(columns) == 1 and one in columns[0]), ""):
+        shown = "a tab" if separator == "\t" else f"'{separator}'"
+        needs += f" (it looks separated by {shown}: put the line sep={separator} above the header)"
+    elif meant := _guess_columns(columns, missing):
+        renames = ", ".join(f"{printable(column)} to {name}" for name, column in meant.items())
+        needs += f" (did you mean these columns? Rename {renames})"
+    return Fault(row.header or row.where, missing[0], got, needs)
+
+
+def _guess_columns(columns: list[str], missing: list[str]) -> dict[str, str]:
+    """Return which of ``columns`` a missing one probably is, by its usual other names."""
+    plain = {re.sub(r"[\s_-]+", "_", one.strip().lower()): one for one in columns if len(one) < 80}
+    found: dict[str, str] = {}
+    for name in missing:
+        other = next((plain[one] for one in OTHER_NAMES[name] if one in plain), None)
+        if other is not None:
+            found[name] = other
+    return found
 
 
 def _read_claims(row: SourceRow) -> tuple[tuple[Claim, ...], list[Fault]]:
@@ -249,9 +289,12 @@ def _hash_answer(case: Case) -> bytes:
 
 
 def _note_faults(found: ValidatedCases, row: SourceRow, faults: list[Fault]) -> None:
-    """List a row's faults; a column that the header lacks is one fault for all rows."""
+    """List a row's faults; a column that rows lack alike is one fault for all of them."""
     reason = "; ".join(f"{fault.field}: {fault.got}" for fault in faults)
     found.faulty.append(Dropped(printable(read_id(row)[0]) or f"row-{row.number}", reason))
-    recent = found.faults[:16] if row.header else []
-    known = {(fault.where, fault.field) for fault in recent}
-    found.faults += [fault for fault in faults if (fault.where, fault.field) not in known]
+    known = {(fault.field, fault.got) for fault in found.faults[:16]}
+    found.faults += [
+        fault
+        for fault in faults
+        if not (fault.got.startswith(ONLY_COLUMNS) and (fault.field, fault.got) in known)
+    ]

@@ -205,6 +205,41 @@ def test_malformed_file_is_refused_in_one_line_that_names_file_row_and_field(
     assert message.encode()
 
 
+OTHER_COLUMNS = [{"question": f"Why {n}?", "cot": "So.", "answer": "Yes."} for n in range(36)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        (
+            "a.jsonl",
+            jsonl(*OTHER_COLUMNS),
+            "Rename question to Question, cot to Complex_CoT, answer",
+        ),
+        ("a.csv", b"prompt,Reasoning,output\n" + b"a,b,c\n" * 36, "Rename prompt to Question, Rea"),
+        (
+            "a.csv",
+            b"question;cot;answer\n" + b"a;b;c\n" * 36,
+            "separated by ';': put the line sep=;",
+        ),
+        ("a.csv", b"Question\tComplex_CoT\tResponse\na\tb\tc\n", "separated by a tab"),
+        ("a.csv", b"Question,Complex_CoT,answer\na,b,c\n", "expected Response (did you mean these"),
+        ("a.csv", b"one,two,three\na,b,c\n", "expected Question, Complex_CoT, Response"),
+    ],
+)
+def test_columns_of_other_names_are_told_once_with_what_was_meant(
+    tmp_path: Path, name: str, content: bytes, says: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    (problem,) = inspect_dataset(config_for(path)).problems
+    assert says in problem.what
+    with pytest.raises(InputError) as refused:
+        load_dataset(config_for(path))
+    assert says in str(refused.value)
+    assert "more: medcot data" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
