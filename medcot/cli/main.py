@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -15,7 +16,13 @@ import click
 from medcot import __version__
 from medcot.cli.exit_codes import ExitCode, exit_on_error
 from medcot.cli.options import config_flags, resolve_flags
-from medcot.cli.run_choice import RESUMABLE, choose_directory, config_of_run, existing_run
+from medcot.cli.run_choice import (
+    RESUMABLE,
+    choose_directory,
+    config_of_run,
+    existing_run,
+    run_to_ask,
+)
 from medcot.credentials import prepare_credentials, redacted_output
 from medcot.distributed import comm
 from medcot.hardware.host_memory import keep_heap_small
@@ -172,11 +179,14 @@ def ask_command(
     as_json: bool,
     question: str,
 ) -> None:
-    """Stream the model's thought and answer to QUESTION."""
+    """Stream the model's thought and answer to QUESTION.
+
+    Before your first run, the tuned model is the one that comes with medcot.
+    """
     from medcot.inference.ask import ask, describe_reply, write_reply
 
     if server is None:
-        directory = existing_run(run_path)
+        directory = run_to_ask(run_path, question)
         replies = ask(directory, question, base=base, max_new_tokens=max_new_tokens)
     elif base or run_path:
         raise click.UsageError("--server answers with its own model: omit --run and --base")
@@ -381,9 +391,25 @@ def _print_report(report: Report, directory: RunDirectory, *, as_json: bool) -> 
         from medcot.reporting.storage import report_to_json
 
         return _print_json(report_to_json(report))
+    from medcot.reporting.wording import word_opening
+
+    if opening := word_opening(report, "en"):
+        say(opening)
     say(report.verdict.sentence)
     say(f"report: {directory.report_markdown}")
+    say(_next_steps(directory))
     return None
+
+
+def _next_steps(directory: RunDirectory) -> str:
+    """Say in one line what to do with a finished run."""
+    place = shlex.quote(str(directory.path))
+    steps = [f"open {directory.report_page}", f'medcot ask --run {place} "your question"']
+    if Path("Makefile").is_file() and Path("apps/tutorial.py").is_file():
+        steps.append(f"make tutorial RUN={place}")
+    else:
+        steps.append(f"medcot app -- --run {place}")
+    return f"next: {'; '.join(steps)}"
 
 
 def _print_json(value: Any) -> None:

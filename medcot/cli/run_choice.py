@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -15,9 +16,20 @@ RESUMABLE = ("micro_batch", "checkpointing")
 
 
 def choose_directory(resolved: Resolved) -> RunDirectory:
-    """Return the directory that ``--out`` names, the newest run to resume, or a new one."""
-    newest = newest_run() if resolved.resume and resolved.out is None else None
-    return RunDirectory(resolved.out or newest or new_run_path(resolved.config))
+    """Return the directory that ``--out`` names, the newest run to resume, or a new one.
+
+    Raises:
+        InputError: there is no run to resume.
+    """
+    if not resolved.resume:
+        return RunDirectory(resolved.out or new_run_path(resolved.config))
+    needs = "begin a run without --resume, or name one with --out DIR"
+    found = resolved.out or newest_run()
+    if found is None:
+        raise InputError("--resume", "no run found in runs/", needs)
+    if not RunDirectory(found).exists():
+        raise InputError("--resume", f"no run in {found}", needs)
+    return RunDirectory(found)
 
 
 def config_of_run(
@@ -49,6 +61,19 @@ def config_of_run(
                 "omit the option, or use another --out",
             )
     return config.model_copy(update=changed)
+
+
+def run_to_ask(path: str | None, question: str) -> RunDirectory:
+    """Return the run in the folder ``path``, the newest one, or else the one that medcot brings.
+
+    The bundled run is the one in the language of the question.
+    """
+    if path or newest_run():
+        return existing_run(path)
+    from medcot.runs.history import bundled_run
+
+    own = bundled_run("zh" if re.search(r"[\u4e00-\u9fff]", question) else "en")
+    return RunDirectory((own if own.has_adapter else bundled_run("en")).path)
 
 
 def existing_run(path: str | None, option: str = "--run") -> RunDirectory:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from medcot.cli.main import main
+from medcot.cli.run_choice import run_to_ask
 
 GOOD = {"Question": "Why?", "Complex_CoT": "Because.", "Response": "So."}
 
@@ -65,6 +66,8 @@ MALFORMED = [
     (["run", "--out", "x" * 300], ["--out", "300 characters is too long"]),
     (["run", "--out", "x/" * 3000], ["--out", "too long"]),
     (["run", "--resume", "--out", "x" * 300], ["--out", "too long"]),
+    (["run", "--resume"], ["--resume", "no run found in runs/", "without --resume"]),
+    (["train", "--resume", "--out", "folder"], ["--resume", "no run in folder", "--out DIR"]),
     (["run", "--out", "a\0b"], ["--out", "U+0000"]),
     (["run", "--out", "one.jsonl/run"], ["--out one.jsonl/run", "not a folder"]),
     (["report", "--run", "x" * 300], ["--run", "too long"]),
@@ -122,7 +125,6 @@ MALFORMED = [
     (["run", "--out", "used"], ["--out", "used", "empty"]),
     (["plan", "--gpu", "T5"], ["--gpu", "T5", "T4"]),
     (["ask", "--run", "nowhere", "Why?"], ["--run", "nowhere"]),
-    (["ask", "Why?"], ["--run", "runs/"]),
     (["report", "--run", "norun"], ["norun/config.json", "JSON"]),
     (["evaluate", "--run", "folder"], ["--run", "folder"]),
     (["data", "text.txt"], ["text.txt"]),
@@ -168,7 +170,7 @@ def test_plan_prints_facts_for_a_named_gpu(capfd):
     plan = json.loads(out)
     assert code == 0
     assert plan["device"] == "cuda"
-    assert plan["trainable_parameters"] == 4_884_480
+    assert plan["trainable_parameters"] == 2_442_240
 
 
 def test_data_describes_the_sample(capfd):
@@ -218,7 +220,26 @@ def test_a_run_prints_its_report_as_json_and_nothing_else(capfd, tiny_model, in_
 
     code, _, err = call(capfd, "run", "--rank", "3", "--resume", "--out", "done")
     assert code == 2
-    assert "the run in done has 16" in err
+    assert "the run in done has 8" in err
+
+    code, out, _ = call(capfd, "report", "--run", "done")
+    opening, _, report, following = out.strip().splitlines()[-4:]
+    assert opening.endswith("right answers: no evidence.")
+    assert report == "report: done/report.md"
+    assert following == (
+        'next: open done/report.html; medcot ask --run done "your question";'
+        " medcot app -- --run done"
+    )
+    page = (in_an_empty_folder / "done" / "report.html").read_text()
+    assert opening in page
+
+
+@pytest.mark.parametrize(("question", "language"), [("What is sepsis?", "en")])
+def test_before_the_first_run_one_asks_the_model_that_comes_along(question, language):
+    directory = run_to_ask(None, question)
+    assert directory.config().language == language
+    assert (directory.adapter / "adapter_model.safetensors").stat().st_size < 6e6
+    assert directory.stage() == "done"
 
 
 def test_importing_the_package_brings_no_torch_and_takes_a_moment():
