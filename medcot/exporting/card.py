@@ -136,7 +136,7 @@ def _body(
         "cautions": _cautions(report, language),
         "base": _with_revision(base_name(model), model.location.revision),
         "base_licence": LICENCES.get(config.model, unknown),
-        "precision": f"{model.quantization}, {model.plan.get('precision')}",
+        "precision": _precision(model, name, language),
         "data": _with_revision(Path(config.dataset).name if _is_file(config) else config.dataset,
                                dataset.get("revision")),
         "data_licence": LICENCES.get(config.dataset, unknown),
@@ -169,6 +169,14 @@ def _body(
     # Empty parts leave empty lines.
     lines = Template(text).substitute(values).replace("\n\n\n\n", "\n\n").replace("\n\n\n", "\n\n")
     return lines.strip() + "\n"
+
+
+def _precision(model: RunModel, name: Format, language: Language) -> str:
+    """Return what the base was stored and computed in, and that a merge de-quantised it."""
+    found = f"{model.quantization}, {model.plan.get('precision')}"
+    if model.is_quantized and LIBRARIES[name] != LIBRARIES["adapter"]:
+        return f"{found}. {model.dequantized.text(language)}"
+    return found
 
 
 def _verdict(report: Report | None, language: Language) -> str:

@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from medcot.catalog import Message
 from medcot.config.schema import RunConfig
 from medcot.engines import loading as models
 from medcot.engines.base import Location, settle_pad_token
@@ -58,6 +59,11 @@ class RunModel:
     def is_quantized(self) -> bool:
         """Return whether the run's base was packed into 4 or 8 bits."""
         return self.quantization in QUANTIZED
+
+    @property
+    def dequantized(self) -> Message:
+        """Return the sentence that a merge of this run's base is told with."""
+        return Message("export_dequantized", {"bits": self.quantization[0]})
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -215,6 +215,8 @@ def _get_ready(export: Export, formats: Sequence[Format]) -> None:
 def _export_one(export: Export, name: Format) -> ExportRecord:
     """Make one format and prove it."""
     export.listener.say(Message("export_making", {"format": name}))
+    if export.model.is_quantized and name != "adapter":
+        export.listener.say(export.model.dequantized)
     with _beside(export.root, name) as temporary:
         _MAKERS[name](export, temporary)
         parts = _prove(export, name, temporary)

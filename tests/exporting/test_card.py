@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
+import httpx
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from medcot.catalog import Message
 from medcot.exporting.card import write_card
@@ -12,6 +15,7 @@ from medcot.exporting.proof_file import ExportRecord, Part
 from medcot.exporting.run_model import RunModel
 from medcot.exporting.verdict import Comparison
 from medcot.runs.directory import RunDirectory
+from tests.support.hub_upload_server import WRITER, serve_uploads
 
 
 def record(outcome="unproved", code="proof_unproved"):
@@ -32,6 +36,46 @@ def test_the_metadata_is_read_by_the_hubs_library(card):
     [loss] = [one for one in card.data.eval_results if one.metric_type == "loss"]
     assert loss.metric_value > 0
     assert loss.dataset_split == "test"
+
+
+def test_the_results_are_the_same_after_the_hubs_library_has_read_them(card):
+    index = eval_results_to_model_index(card.data.model_name, card.data.eval_results)
+    name, results = model_index_to_eval_results(index)
+    assert name == card.data.model_name
+    assert results == card.data.eval_results
+    assert ModelCardData(**card.data.to_dict()).to_dict() == card.data.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (("", ""), None),
+        (("language: en", "language: English"), "language is no ISO 639 code"),
+        (("  - task:", "  - tasks:"), "a result lacks task, dataset or metric"),
+        (("---\n", ""), "no metadata"),
+    ],
+)
+def test_the_clients_validation_takes_the_card_and_no_damaged_one(
+    card, monkeypatch, change, problem
+):
+    """``ModelCard.validate`` asks the hub at its one address: here a stand-in answers."""
+    with serve_uploads() as hub, httpx.Client() as client:
+        headers = {"Authorization": f"Bearer {WRITER}"}
+
+        def post(url, **options):
+            url = url.replace("https://huggingface.co", hub.url)
+            return client.post(url, **options | {"headers": options["headers"] | headers})
+
+        session = SimpleNamespace(post=post)
+        monkeypatch.setattr("huggingface_hub.repocard.get_session", lambda: session)
+        text = card.content.replace(*change) if change[0] else card.content
+        monkeypatch.setattr(ModelCard, "__str__", lambda _card: text)
+        if problem is None:
+            card.validate()
+        else:
+            with pytest.raises(ValueError, match=problem):
+                card.validate()
+        assert hub.cards == [text]
 
 
 def test_the_card_says_what_a_user_must_know(card, finished_run):

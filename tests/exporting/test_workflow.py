@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file
 
 from medcot.cli.main import cli
 from medcot.errors import Cancelled, InputError, RunFailed
-from medcot.exporting import make, workflow
+from medcot.exporting import checks, make, room, workflow
 from medcot.exporting.formats import parse_formats, parse_quantizations
 from medcot.exporting.proof_file import read_record
+from medcot.exporting.run_model import RunModel
 from medcot.exporting.workflow import ExportOptions, export_run
+from medcot.hardware.machine import detect_machine
 from medcot.listener import Listener
 from medcot.runs.directory import RunDirectory
 
@@ -135,6 +139,49 @@ def test_too_little_space_is_refused_before_anything_is_made(copied_run, tmp_pat
     with pytest.raises(InputError, match="1 MiB are free"):
         export_run(copied_run, ExportOptions(("merged",), out=tmp_path / "away"))
     assert not (tmp_path / "away").exists()
+
+
+@pytest.mark.parametrize("formats", [("merged",), ("gguf",), ("adapter",)])
+def test_too_little_memory_is_refused_before_anything_is_made(
+    copied_run, tmp_path, monkeypatch, formats
+):
+    small = replace(detect_machine(), memory_gib=0.5)
+    monkeypatch.setattr(room, "detect_machine", lambda: small)
+    with pytest.raises(InputError, match=r"0\.5 GiB of memory are free, .* about 1\.0 GiB"):
+        export_run(copied_run, ExportOptions(formats, ("F16",), out=tmp_path / "away"))
+    assert not (tmp_path / "away").exists()
+
+
+def test_an_adapter_that_is_not_proved_needs_no_memory(copied_run, tmp_path, monkeypatch):
+    small = replace(detect_machine(), memory_gib=0.5)
+    monkeypatch.setattr(room, "detect_machine", lambda: small)
+    options = ExportOptions(("adapter",), out=tmp_path / "away", prove=False)
+    assert [one.format for one in export_run(copied_run, options)] == ["adapter"]
+
+
+def test_a_base_in_four_bits_is_dequantised_and_merged_and_that_is_said(copied_run, tmp_path):
+    """On the CPU, where bitsandbytes packs and unpacks as it does on a GPU."""
+    bitsandbytes = pytest.importorskip("bitsandbytes").functional
+    plan = copied_run.read_json("plan.json")
+    original = RunModel.of(copied_run)
+    before, deltas = original.base_tensors(), original.deltas()
+    copied_run.write_json("plan.json", plan | {"quantization": "4bit"})
+    listener = Hearing()
+    options = ExportOptions(("merged",), out=tmp_path, prove=False)
+    export_run(copied_run, options, listener)
+    assert any("in 4 bits" in line for line in listener.lines)
+    assert "in 4 bits" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    for name in (one for one in before.names if one in deltas):
+        weight = before.read(name).half()
+        packed, state = bitsandbytes.quantize_4bit(
+            weight, quant_type="nf4", compress_statistics=True
+        )
+        rounded = bitsandbytes.dequantize_4bit(packed, state).float()
+        exact = rounded + deltas[name]()
+        assert (merged[name].float() - exact).abs().max() < 2e-3 * exact.abs().max()
+        assert (rounded - weight.float()).abs().max() > 0.01 * weight.abs().max()
+    assert not list(checks.check_merged_weights(RunModel.of(copied_run), tmp_path / "merged"))
 
 
 def test_a_run_that_was_not_scored_is_exported_only_without_proof(copied_run, tmp_path):

@@ -17,8 +17,46 @@ from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 WRITER, READER, EXPIRED = "hf_writer", "hf_reader", "hf_expired"
 LARGE = (".safetensors", ".gguf", "tokenizer.json")
+
+
+def problems_of_card(content: str) -> list[str]:
+    """What the hub's documentation of a model card's metadata forbids, as far as it is said there.
+
+    The hub's own validator is a program of the hub's, which nobody else has.
+    """
+    found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    data: Any = yaml.safe_load(found[1]) if found else None
+    if not isinstance(data, dict):
+        return ["no metadata between two lines of three dashes"]
+    texts = ("license", "library_name", "pipeline_tag", "base_model", "base_model_relation")
+    problems = [f"{one} is not text" for one in texts if not isinstance(data.get(one, ""), str)]
+    lists = (data.get("tags", []), data.get("datasets", []))
+    if not all(isinstance(one, list) and all(isinstance(x, str) for x in one) for one in lists):
+        problems.append("tags and datasets are lists of texts")
+    if not re.fullmatch(r"[a-z]{2,3}", str(data.get("language", "en"))):
+        problems.append("language is no ISO 639 code")
+    relations = ("adapter", "merge", "quantized", "finetune")
+    if data.get("base_model_relation", "adapter") not in relations:
+        problems.append("base_model_relation is unknown")
+    for index, model in enumerate(data.get("model-index", [])):
+        if not model.get("name"):
+            problems.append(f"model-index[{index}].name is missing")
+        for result in model.get("results", []):
+            needed = [
+                result.get("task", {}).get("type"),
+                result.get("dataset", {}).get("type"),
+                result.get("dataset", {}).get("name"),
+                *(one.get("type") for one in result.get("metrics", [{}])),
+            ]
+            if not all(isinstance(one, str) and one for one in needed):
+                problems.append(f"model-index[{index}]: a result lacks task, dataset or metric")
+            if any("value" not in one for one in result.get("metrics", [])):
+                problems.append(f"model-index[{index}]: a metric lacks its value")
+    return problems
 
 
 class UploadServer(ThreadingHTTPServer):
@@ -95,8 +133,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/api/whoami-v2":
             self._json({"name": "ann", "type": "user", "orgs": []})
         elif path == "/api/validate-yaml":
-            self.server.cards.append(json.loads(self.body)["content"])
-            self._json({"errors": [], "warnings": []})
+            content = json.loads(self.body)["content"]
+            self.server.cards.append(content)
+            errors = [{"message": one} for one in problems_of_card(content)]
+            self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
         elif token == READER:
             self._json({"error": "You don't have the rights"}, 403)
         elif path == "/api/repos/create":
