@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ from medcot.paths import expand_home
 from medcot.terminal import say, write, write_json
 
 if TYPE_CHECKING:
+    from medcot.comparing.answers import TwoReplies
+    from medcot.comparing.sides import Side
     from medcot.config.resolve import Resolved
     from medcot.config.schema import RunConfig
     from medcot.listener import Listener
@@ -292,6 +294,51 @@ def serve_command(
     serve(target, ServeOptions(host, port, file, parse_backend(backend)), say)
 
 
+@cli.command("compare")
+@click.option(
+    "--run",
+    "run_paths",
+    multiple=True,
+    metavar="DIR",
+    help="run directory; give two, or one for its base against its tuned model",
+)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1, 32_768), metavar="N", help="longest answer"
+)
+@JSON
+@click.argument("question", required=False)
+def compare_command(
+    *,
+    run_paths: tuple[str, ...],
+    max_new_tokens: int | None,
+    as_json: bool,
+    question: str | None,
+) -> None:
+    """Compare two runs by their scored rows or, with QUESTION, by their answers."""
+    from medcot.comparing.sides import choose_sides
+
+    first, second = choose_sides([existing_run(path) for path in run_paths or (None,)])
+    if question is None:
+        from medcot.comparing.rows import compare_sides
+        from medcot.comparing.wording import describe_comparison
+
+        comparison = compare_sides(first, second)
+        if as_json:
+            return _print_json(comparison.to_json())
+        for line in describe_comparison(comparison):
+            say(line)
+        return None
+    from medcot.cli.compare import show_replies
+    from medcot.cli.progress import make_console
+    from medcot.comparing.answers import ask_both
+
+    replies = ask_both(first, second, question, max_new_tokens)
+    if as_json:
+        return _print_json(_describe_replies(question, replies, first, second))
+    show_replies(replies, (first, second), make_console())
+    return None
+
+
 @cli.command("data")
 @click.argument("source", default="sample")
 @click.option("--language", default="en", metavar="en|zh", help="language of the data")
@@ -362,6 +409,20 @@ def _work_for_main_process() -> None:
         TerminalListener(make_console(quiet=True), always_finishes=True).live() as listener,
     ):
         run_worker(listener)
+
+
+def _describe_replies(
+    question: str, replies: Iterator[TwoReplies], first: Side, second: Side
+) -> dict[str, Any]:
+    from medcot.inference.ask import describe_reply
+
+    *_, last = replies
+    pairs = (("first", first, last.first), ("second", second, last.second))
+    return {
+        name: {"run": side.label, **describe_reply(question, [reply], base=side.is_base)}
+        for name, side, reply in pairs
+        if reply is not None
+    }
 
 
 def _config_for(resolved: Resolved, directory: RunDirectory) -> RunConfig:

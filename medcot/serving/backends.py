@@ -112,7 +112,7 @@ def choose_backend(target: Target, folder: Path, wanted: BackendName = "auto") -
     why_not = _why_not_vllm(target)
     if wanted == "vllm" and why_not:
         raise _unfit(wanted, why_not, "use --backend transformers")
-    if wanted != "transformers" and not why_not:
+    if wanted in ("auto", "vllm") and not why_not:
         return _vllm(target, place)
     return _transformers(target, place)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -78,17 +78,17 @@ class Target:
             )
             raise Refusal(400, message, code="unsupported_value", parameter="messages")
         if earlier:
-            told = [{"role": one.role, "content": one.content} for one in earlier]
-            source, special = self.tokenizer.chat_template, self.tokenizer.special_tokens_map
-
-            def chat(message: str) -> str:
-                return render_turns(source, [*told, {"role": "user", "content": message}], special)
-
+            chat = partial(self._render_after, earlier)
         try:
             return ask_prompt(last.content, config.style, config.language, chat), not earlier
         except InputError as error:
             message = f"The model's chat template refuses these turns: {error}"
             raise Refusal(400, message, code="invalid_value", parameter="messages") from None
+
+    def _render_after(self, earlier: Sequence[Turn], message: str) -> str:
+        told = [{"role": one.role, "content": one.content} for one in earlier]
+        turns = [*told, {"role": "user", "content": message}]
+        return render_turns(self.tokenizer.chat_template, turns, self.tokenizer.special_tokens_map)
 
     def encode(self, prompt: str, answer: int) -> list[int]:
         """Return the tokens of a prompt that leaves room for ``answer`` tokens.
