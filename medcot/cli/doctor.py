@@ -45,6 +45,10 @@ WITHOUT = {
 """Optional packages: the extra that installs each, and what is unavailable without it."""
 
 
+SHOWN = {"missing": "optional"}
+"""What a status is called on the terminal: nothing that is missing prevents a run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The result of one check: ``missing`` limits what runs, ``problem`` prevents a run."""
@@ -77,12 +81,16 @@ def describe_findings(findings: list[Finding]) -> list[str]:
     width = max(len(finding.name) for finding in findings)
     lines: list[str] = []
     for finding in findings:
-        lines.append(f"{finding.status:8}{finding.name:{width}}  {finding.detail}")
+        shown = SHOWN.get(finding.status, finding.status)
+        lines.append(f"{shown:10}{finding.name:{width}}  {finding.detail}")
         if finding.remedy:
-            lines.append(f"{'':8}{'':{width}}  -> {finding.remedy}")
+            lines.append(f"{'':10}{'':{width}}  -> {finding.remedy}")
     count = sum(finding.status == "problem" for finding in findings)
     if not count:
-        return [*lines, "Ready for `medcot run`."]
+        return [
+            *lines,
+            "Ready for `medcot run`. What is optional adds to it; nothing else needs it.",
+        ]
     return [*lines, f"{count} problem{'s' if count > 1 else ''} to solve before `medcot run`."]
 
 

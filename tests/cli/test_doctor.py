@@ -127,6 +127,7 @@ def test_the_last_line_counts_what_stands_in_the_way() -> None:
     fine = [Finding("a", "ok", "x"), Finding("b", "missing", "y", "do z")]
     assert describe_findings(fine)[-1].startswith("Ready")
     assert any("do z" in line for line in describe_findings(fine))
+    assert describe_findings(fine)[1].startswith("optional ")  # nothing that is missing is needed
     bad = [*fine, Finding("c", "problem", "w")]
     assert describe_findings(bad)[-1].startswith("1 problem ")
 
