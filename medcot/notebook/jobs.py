@@ -10,7 +10,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from medcot.config.schema import RunConfig
 from medcot.credentials import redact
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.hardware.host_memory import return_free_memory
-from medcot.listener import Listener
+from medcot.listener import Listener, RunClock
 from medcot.notebook.results import ErrorText, describe_error
 from medcot.pipeline.run import run
 from medcot.records import Event
@@ -38,7 +38,8 @@ class Job:
     """A training that runs or ran. ``owner`` is the visitor who may cancel it.
 
     ``done`` and ``total`` count the rows or steps of ``stage``, and ``began`` is when it began, in
-    seconds of the monotonic clock; ``echo`` is called with each of the run's own lines.
+    seconds of the monotonic clock; ``clock`` knows how far the whole run is, and ``doing`` what is
+    done between two rows. ``echo`` is called with each of the run's own lines.
     """
 
     config: RunConfig
@@ -49,6 +50,8 @@ class Job:
     began: float = field(default_factory=time.monotonic)
     done: int = 0
     total: int = 0
+    clock: RunClock = field(default_factory=RunClock)
+    doing: Message | None = None
     events: list[Event] = field(default_factory=list[Event])
     lines: list[str | Message] = field(default_factory=list[str | Message])
     failure: ErrorText | None = None
@@ -59,6 +62,11 @@ class Job:
     def cancel(self) -> None:
         """Make the run end after the current step or row; finished work is kept."""
         self.stop.set()
+
+    @property
+    def is_cancelling(self) -> bool:
+        """Return whether the run was asked to stop and has not ended yet."""
+        return self.state == "running" and self.stop.is_set()
 
     def seconds_left(self) -> float | None:
         """Estimate the seconds until the stage ends; None before its first row or step is done."""
@@ -94,14 +102,27 @@ class JobListener(Listener):
         self._job.lines.append(line if isinstance(line, Message) else redact(line))
         self._job.echo(redact(str(line)))
 
+    def planned(self, seconds: Mapping[str, float]) -> None:
+        """Keep how long each stage will take."""
+        self._job.clock.plan(seconds)
+
     def stage(self, name: str) -> None:
         """Begin to count the rows or steps of the stage ``name``."""
         self._job.stage, self._job.done, self._job.total = name, 0, 0
-        self._job.began = time.monotonic()
+        self._job.began, self._job.doing = time.monotonic(), None
+        self._job.clock.begin(name)
 
     def progress(self, done: int, total: int) -> None:
         """Keep how many rows or steps of the stage are done."""
-        self._job.done, self._job.total = done, total
+        self._job.done, self._job.total, self._job.doing = done, total, None
+        self._job.clock.advance(done / total if total else 0.0)
+
+    def answering(self, done: int, total: int, tokens: int, most: int) -> None:
+        """Keep how many answers of a group are complete, and how many tokens are generated."""
+        job = self._job
+        job.doing = Message("doing_answers", {"done": done, "total": total, "tokens": tokens})
+        if job.total:
+            job.clock.advance((job.done + total * max(done / total, tokens / most)) / job.total)
 
     def event(self, event: Event) -> None:
         """Keep an optimizer step."""

@@ -6,11 +6,13 @@ decides who is answered. Trainings run in this process, one at a time.
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -84,11 +86,29 @@ def serve(application: Application, bound: socket.socket) -> None:
         timeout_graceful_shutdown=1,
     )
     try:
-        uvicorn.Server(config).run(sockets=[bound])
+        with _termination_as_interrupt():
+            uvicorn.Server(config).run(sockets=[bound])
     except KeyboardInterrupt:
         pass
     finally:
         _end_training()
+
+
+@contextmanager
+def _termination_as_interrupt() -> Generator[None]:
+    """Make SIGTERM raise KeyboardInterrupt, as SIGINT does.
+
+    uvicorn raises the signals that it was sent once more when it has shut down: by its default,
+    SIGTERM would end the process before a training has written down that it was cancelled.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may handle signals, and gets them.
+        return
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _end_training() -> None:

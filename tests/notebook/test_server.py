@@ -1,6 +1,7 @@
 """The command that serves the notebook: what it refuses. A browser tests what it serves."""
 
 import ipaddress
+import signal
 import threading
 import time
 
@@ -123,3 +124,32 @@ def test_a_message_over_the_limit_closes_the_connection_and_one_below_it_does_no
         with pytest.raises(ConnectionClosedError) as closed:
             socket.recv()
     assert closed.value.rcvd.code == 1009  # message too big
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_that_is_ended_cancels_its_training_and_waits_for_it(monkeypatch, capsys, number):
+    """uvicorn raises the signal again when it has shut down."""
+    waited = []
+
+    class Job:
+        def cancel(self):
+            waited.append("cancelled")
+
+        def wait(self, seconds):
+            waited.append(seconds)
+
+    class Server:
+        def __init__(self, _config):
+            pass
+
+        def run(self, sockets):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(uvicorn, "Server", Server)
+    monkeypatch.setattr(server.RUNNER, "_job", Job())
+    monkeypatch.setattr(server.RUNNER, "is_training", lambda: True)
+    before = signal.getsignal(signal.SIGTERM)
+    server.serve(echo, None)
+    assert waited == ["cancelled", server.LAST_STEP_S]
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "finished work is kept" in capsys.readouterr().err

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcot.catalog import say, words
+from medcot.catalog import duration, say, words
 from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import RunConfig
 from medcot.hardware.machine import named_machine
-from medcot.notebook import preview
+from medcot.notebook import jobs, preview
 from medcot.notebook.controls import MACHINES, explain
 from medcot.notebook.results import ErrorText, attempt
-from medcot.notebook.views import answers, charts, evidence, plans, rows
+from medcot.notebook.views import answers, charts, evidence, plans, rows, training
 from medcot.notebook.views.elements import make_elements
 from medcot.notebook.views.markup import table, text
 from medcot.notebook.views.prose import read_prose
@@ -215,3 +215,24 @@ def test_a_run_is_laid_beside_the_bundled_one_of_its_language_and_never_beside_i
     assert history.companion(own).name == english.name
     assert history.companion(english).name == chinese.name
     assert history.companion(chinese).name == english.name
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_running_job_shows_the_whole_run_and_that_it_is_being_cancelled(language):
+    job = jobs.Job(make_config("demo"), None, "me")
+    listener = jobs.JobListener(job)
+    listener.planned({"before": 40.0, "training": 60.0, "after": 40.0})
+    listener.stage("before")
+    listener.progress(0, 51)
+    listener.answering(3, 16, 1204, 2560)
+    page = training.show_job(job, language)
+    assert say("doing_answers", language, done=3, total=16, tokens=1204) in page
+    assert say("whole_run", language, share=0, time=duration(140, language))[:3] in page
+    assert 'max="1"' in page
+    assert "aria-label=" in page
+    job.cancel()
+    page = training.show_job(job, language)
+    assert say("training_cancelling", language) in page
+    assert "1,204" not in page
+    job.state = "cancelled"
+    assert not job.is_cancelling

@@ -61,13 +61,26 @@ def show_finished(run: RunRecord, language: str) -> str:
 
 
 def _stage(job: Job, language: str) -> str:
-    name = say(f"stage_{job.stage}", language)
-    if not job.total:
-        return f'<p class="mc-stage">{text(name)} …</p><progress class="mc-progress"></progress>'
-    said = f"{name} {job.done:,} / {job.total:,}"
+    """Show what is being done, a bar of the whole run where its length is known, and the time."""
+    said = say(f"stage_{job.stage}", language)
+    said += f" {job.done:,} / {job.total:,}" if job.total else " …"
+    if job.doing:
+        said += f" · {job.doing.text(language)}"
+    if job.is_cancelling:
+        said = say("training_cancelling", language)
+    share, left = job.clock.fraction(), job.clock.seconds_left()
+    if share is not None and left is not None:
+        values = {"share": 100 * share, "time": duration(left, language)}
+        return _bar(said, share, 1) + small(say("whole_run", language, **values))
+    return _bar(said, job.done, job.total)
+
+
+def _bar(said: str, done: float, total: float) -> str:
+    value = f' value="{done:.3f}" max="{total}"' if total else ""
+    label = f'aria-label="{text(said)}"'
     return (
-        f'<p class="mc-stage">{text(said)}</p>'
-        f'<progress class="mc-progress" value="{job.done}" max="{job.total}"></progress>'
+        f'<p class="mc-stage">{text(said)}</p><progress class="mc-progress" {label}{value}>'
+        "</progress>"
     )
 
 
