@@ -79,7 +79,7 @@ def test_an_installed_llama_server_is_used(gguf_target, tmp_path, monkeypatch):
         f"#!{sys.executable}\n"
         "import os, sys\n"
         "place = sys.argv[sys.argv.index('--host') + 1]\n"
-        f"os.execv({sys.executable!r}, ['python', {str(STUB)!r}, place])\n"
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, {str(STUB)!r}, place])\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))
