@@ -9,30 +9,11 @@ from medcot.cli.main import main
 from medcot.comparing.rows import compare_sides
 from medcot.comparing.sides import choose_sides
 from medcot.comparing.wording import describe_comparison
-from medcot.config.presets import make_config
 from medcot.errors import InputError
-from medcot.evaluation.interface import ScoredRow, row_to_json
 from medcot.reporting.schema import MEASURES
 from medcot.runs.directory import RunDirectory
 from medcot.stats.paired import compare_means
-
-
-def case(number, nll, **changes):
-    row = ScoredRow(
-        kind="case", set="", id=f"case-{number}", prompt=f"Question {number}<think>\n",
-        output="x", thought="x", answer="x", nll=nll, nll_sum=10 * nll, completion_tokens=10,
-        tokens=20, thought_tokens=12, answer_tokens=8, closed=True, finished=True, repeats=False,
-        language_match=True,
-    )  # fmt: skip
-    return replace(row, **changes)
-
-
-def choice(number, correct, **changes):
-    row = ScoredRow(
-        kind="mcq", set="sample", id=f"q-{number}", prompt=f"Choose {number}", key="A",
-        correct=correct,
-    )  # fmt: skip
-    return replace(row, **changes)
+from tests.support.scored_runs import CASES, LOWER, case, choice, make_scored_run
 
 
 @pytest.fixture
@@ -40,19 +21,9 @@ def make_run(tmp_path):
     """Returns a function that makes a run of a name with scored rows."""
 
     def make(name, after, before=(), **options):
-        directory = RunDirectory(tmp_path / name)
-        directory.create(make_config("demo", {"mcq": (), **options}))
-        for phase, rows in (("before", before), ("after", after)):
-            for row in rows:
-                directory.append(directory.evaluation(phase), row_to_json(row))
-        return directory
+        return make_scored_run(tmp_path / name, after, before, **options)
 
     return make
-
-
-CASES = [case(n, 2.0 + n / 10) for n in range(12)]
-LOWER = [replace(row, nll=row.nll - 0.3, nll_sum=row.nll_sum - 3.0 - n / 20)
-         for n, row in enumerate(CASES)]  # fmt: skip
 
 
 def compare(*runs):
@@ -60,7 +31,7 @@ def compare(*runs):
 
 
 def test_the_loss_of_two_runs_is_compared_in_pairs(make_run):
-    found = compare(make_run("a", CASES), make_run("b", list(reversed(LOWER)), rank=4))
+    found = compare(make_run("a", CASES, rank=16), make_run("b", list(reversed(LOWER)), rank=4))
     losses = found.measures[0]
     expected = compare_means(
         [row.nll_sum for row in CASES], [row.nll_sum for row in LOWER], [10] * 12, seed=3407

@@ -21,7 +21,9 @@ def make_served_run(folder):
     tokenizer.add_tokens(WORDS)
     model = make_talker(folder / "model", WORDS, tokenizer=tokenizer)
     directory = RunDirectory(folder / "runs" / "flu")
-    directory.create(make_config("demo", {"model": str(model), "max_new_tokens": 24, "mcq": ()}))
+    directory.create(
+        make_config("demo", {"model": str(model), "max_new_tokens": 24, "rank": 16, "mcq": ()})
+    )
     tuned = get_peft_model(
         AutoModelForCausalLM.from_pretrained(model),
         LoraConfig(r=1, lora_alpha=1, target_modules=["lm_head"], task_type="CAUSAL_LM"),

@@ -9,6 +9,7 @@ from medcot.catalog import Message, say
 from medcot.errors import InputError
 from medcot.notebook.views.answers import compare_replies, disclaimer
 from medcot.notebook.views.charts import draw_accuracy, draw_differences, draw_losses
+from medcot.notebook.views.comparison import show_paired
 from medcot.notebook.views.markup import (
     callout,
     card,
@@ -143,7 +144,7 @@ def show_runs(runs: Sequence[RunRecord], language: str) -> str:
 
 
 def compare_runs(one: RunRecord, other: RunRecord, language: str) -> str:
-    """Two runs: their curves, their settings that differ, their results."""
+    """Two runs: their curves, their settings that differ, their results, and their paired rows."""
     curves = draw_losses({run.name: run.events for run in (one, other)}, language)
     changed = [
         (f"<code>{text(name)}</code>", text(mine), text(theirs))
@@ -151,7 +152,8 @@ def compare_runs(one: RunRecord, other: RunRecord, language: str) -> str:
     ]
     headers = (say("setting", language), one.name, other.name)
     settings = table(headers, changed) if changed else paragraph(say("same_settings", language))
-    return join(curves, settings, show_runs((one, other), language))
+    listed = show_runs((one, other), language)
+    return join(curves, settings, listed, show_paired(one, other, language))
 
 
 def _losses(report: Report | None) -> str:
