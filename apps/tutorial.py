@@ -521,7 +521,12 @@ def offer_to_ask(language, question, set_asked, shown, start):
         disabled=not shown.has_adapter,
         on_click=lambda _: set_asked((shown.path, question.value, False)),
     )
-    _buttons = mo.hstack([ask_base, ask_tuned], justify="start", wrap=True)
+    ask_both = mo.ui.button(
+        label=say("ask_both", language),
+        disabled=not shown.has_adapter,
+        on_click=lambda _: set_asked((shown.path, question.value, None)),
+    )
+    _buttons = mo.hstack([ask_base, ask_tuned, ask_both], justify="start", wrap=True)
     _hint = say("ask_note" if shown.has_adapter else "no_adapter", language)
     _box = pages.knobs({"ask": question}, ("ask",), language)
     pages.stack(_box, _buttons, pages.plain(_hint, language))
@@ -534,8 +539,9 @@ def answer_the_question(get_asked, set_answer):
     mo.stop(get_asked() is None)
     _path, _text, _base = get_asked()
     _live = partial(pages.show_growing, mo.output.replace)
-    _run = RunDirectory(_path)
-    set_answer(attempt(RUNNER.answer_question, _run, _text, base=_base, show=_live))
+    _one = partial(RUNNER.answer_question, base=_base)
+    _answer = RUNNER.answer_both if _base is None else _one
+    set_answer(attempt(_answer, RunDirectory(_path), _text, show=_live))
     return
 
 

@@ -210,15 +210,38 @@ class JobRunner:
             InputError: a question that is empty or too long, or a run without an adapter.
             RunFailed: something else is running.
         """
-        if len(question) > LONGEST_QUESTION:
-            got = Message("error_question_length", {"count": len(question)})
-            raise InputError("QUESTION", got, Message("needs_at_most", {"most": LONGEST_QUESTION}))
+        _require_short(question)
         from medcot.inference.ask import ask
 
         reply: dict[str, Any] = {"question": question, "base": base}
         with self.reserved():
             for grown in ask(directory, question, base=base):
                 reply |= asdict(grown)
+                show(reply)
+        return reply
+
+    def answer_both(
+        self,
+        directory: RunDirectory,
+        question: str,
+        *,
+        show: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> dict[str, Any]:
+        """Return the base's and the tuned model's answer under ``pair``, each in parts.
+
+        Raises:
+            InputError: a question that is empty or too long, or a run without an adapter.
+            RunFailed: something else is running.
+        """
+        _require_short(question)
+        from medcot.comparing.answers import ask_both
+        from medcot.comparing.sides import choose_sides
+
+        reply: dict[str, Any] = {"question": question, "pair": (None, None)}
+        with self.reserved():
+            for grown in ask_both(*choose_sides([directory]), question):
+                sides = (grown.first, grown.second)
+                reply["pair"] = tuple(None if one is None else asdict(one) for one in sides)
                 show(reply)
         return reply
 
@@ -262,6 +285,12 @@ class JobRunner:
         finally:
             self._release()
             job.ended.set()
+
+
+def _require_short(question: str) -> None:
+    if len(question) > LONGEST_QUESTION:
+        got = Message("error_question_length", {"count": len(question)})
+        raise InputError("QUESTION", got, Message("needs_at_most", {"most": LONGEST_QUESTION}))
 
 
 RUNNER = JobRunner()

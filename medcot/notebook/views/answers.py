@@ -95,11 +95,19 @@ def show_fixed_question(report: Report, language: str, *, base_only: bool = Fals
 
 
 def show_own_answer(reply: Mapping[str, Any], language: str) -> str:
-    """Show the answer to a question of the reader's own, as ``medcot ask --json`` gives it."""
-    title = say("base_answer" if reply["base"] else "tuned_answer", language)
+    """Show the answer to a question of the reader's own, or under ``pair`` those of both models."""
     asked = card(say("question", language), paragraphs(reply["question"]))
-    answer = Answer(**{field.name: reply[field.name] for field in fields(Answer)})
-    return join(asked, show_reply(answer, title, language), disclaimer(language))
+    if "pair" in reply:
+        shown = compare_replies(*map(_as_answer, reply["pair"]), language)
+    else:
+        title = say("base_answer" if reply["base"] else "tuned_answer", language)
+        shown = show_reply(_as_answer(reply), title, language)
+    return join(asked, shown, disclaimer(language))
+
+
+def _as_answer(reply: Mapping[str, Any] | None) -> Answer | None:
+    """Return a reply of a model as the record that pages show."""
+    return reply and Answer(**{field.name: reply[field.name] for field in fields(Answer)})
 
 
 def _claims(claims: ClaimFindings, language: str) -> str:

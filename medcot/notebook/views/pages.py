@@ -14,6 +14,7 @@ from medcot.notebook.views.answers import disclaimer
 from medcot.notebook.views.markup import (
     callout,
     code,
+    columns,
     heading,
     localized,
     paragraphs,
@@ -86,8 +87,10 @@ def refusal(asked: Result | None, language: str) -> mo.Html | None:
 
 
 def show_growing(replace: Callable[[mo.Html], None], reply: Mapping[str, Any]) -> None:
-    """Show a growing answer, with the disclaimer in both languages."""
-    written = paragraphs(f"{reply['thought']}\n\n{reply['answer']}")
+    """Show a growing answer, or two of them, with the disclaimer in both languages."""
+    grown = reply.get("pair", (reply,))
+    texts = [paragraphs(f"{one['thought']}\n\n{one['answer']}" if one else "…") for one in grown]
+    written = columns(*texts) if len(texts) > 1 else texts[0]
     replace(mo.Html(localized(written + disclaimer("en") + disclaimer("zh"), "en")))
 
 
