@@ -222,7 +222,8 @@ def test_a_failure_leaves_its_reason_and_the_run_resumable(config, tmp_path, mon
 
 def test_rows_longer_than_the_models_context_are_left_out(config, tmp_path):
     model = make_tiny_model(tmp_path / "model", max_position_embeddings=1250)
-    changed = config.model_copy(update={"model": str(model), "steps": 0, "samples": 12, "mcq": ()})
+    few = {"dataset": "sample", "steps": 0, "samples": 12, "mcq": ()}
+    changed = config.model_copy(update={"model": str(model), **few})
     hearing = Hearing()
     directory = RunDirectory(tmp_path / "run")
     report = run(changed, directory, hearing)
