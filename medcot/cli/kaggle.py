@@ -201,7 +201,7 @@ def choose_run(flags: dict[str, Any]) -> tuple[RunConfig, RunDirectory, bool]:
     Raises:
         InputError: an option contradicts the existing run.
     """
-    resolved = resolve_flags(flags, named_machine("T4"))
+    resolved = resolve_flags(flags, named_machine("2xT4"))
     run = choose_directory(resolved)
     if run.exists():
         return config_of_run(run, resolved), run, resolved.json

@@ -59,8 +59,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "wandb": "online",
     },
     "kaggle-t4": _ON_A_GPU | {"quantization": "4bit", "precision": "fp16", "wandb": "online"},
-    "kaggle-t4x2": _ON_A_GPU
-    | {"quantization": "4bit", "precision": "fp16", "samples": 1000, "wandb": "online"},
+    # The same by an older name: every T4 session on Kaggle has two, and both are used.
+    "kaggle-t4x2": _ON_A_GPU | {"quantization": "4bit", "precision": "fp16", "wandb": "online"},
     "gpu-24g": _ON_A_GPU | {"samples": 2000, "steps": None, "epochs": 1.0},
     "gpu-80g": _ON_A_GPU
     | {"samples": 10_000, "steps": None, "epochs": 1.0, "batch": 16, "test_samples": 400},

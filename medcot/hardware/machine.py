@@ -112,7 +112,7 @@ def choose_preset(machine: Machine) -> tuple[str, Reason]:
     if gpu.memory_gib >= 20:
         return "gpu-24g", reason
     if gpu.memory_gib >= 9.5:
-        return ("kaggle-t4x2" if len(usable) > 1 else "kaggle-t4"), reason
+        return "kaggle-t4", reason
     return "demo", Reason("preset_small_gpu", {"found": reason})
 
 

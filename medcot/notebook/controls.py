@@ -35,7 +35,7 @@ DATASETS = (BUNDLED_DATA, MEDICAL_O1)
 
 _MACHINE_OF = {
     "tutorial": "T4",
-    "kaggle-t4": "T4",
+    "kaggle-t4": "2xT4",
     "kaggle-t4x2": "2xT4",
     "gpu-24g": "RTX 4090",
     "gpu-80g": "H100",

@@ -172,15 +172,15 @@ def _typical_rows(config: RunConfig) -> SelectedRows:
 
 
 def usual_plans() -> list[tuple[str, RunConfig, Plan]]:
-    """Plan a run here, on a Kaggle T4 and on an H100: place, config and plan of each.
+    """Plan a run here, on Kaggle's two T4s and on an H100: place, config and plan of each.
 
     This machine's is the demo with its real rows; the others assume typical rows.
     """
-    places = (("here", "demo"), ("t4", "kaggle-t4"), ("h100", "gpu-80g"))
+    places = (("here", "demo", ""), ("t4", "kaggle-t4", "2xT4"), ("h100", "gpu-80g", "H100"))
     found: list[tuple[str, RunConfig, Plan]] = []
-    for place, preset in places:
+    for place, preset, gpu in places:
         config = make_config(preset)
-        machine = detect_machine() if place == "here" else named_machine(place)
+        machine = named_machine(gpu) if gpu else detect_machine()
         known = is_at_hand(config)
         rows = preview_rows(config, load_material(config)) if known else _typical_rows(config)
         plan = make_plan(config, machine, find_model_spec(config), *rows.size)

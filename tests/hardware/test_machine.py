@@ -117,7 +117,7 @@ def machine_with(*gpus: Gpu) -> Machine:
         (machine_with(Gpu("GTX 1650", 3.8, (7, 5), 10)), "demo", "too little"),
         (machine_with(Gpu("RTX 3060", 11.6, (8, 6), 50)), "kaggle-t4", "RTX 3060"),
         (named_machine("T4"), "kaggle-t4", "Tesla T4"),
-        (named_machine("2xT4"), "kaggle-t4x2", "2 x Tesla T4"),
+        (named_machine("2xT4"), "kaggle-t4", "2 x Tesla T4"),
         (named_machine("L4"), "gpu-24g", "22 GiB"),
         (named_machine("RTX 4090"), "gpu-24g", "4090"),
         (named_machine("H100"), "gpu-80g", "H100"),

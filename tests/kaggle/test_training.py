@@ -151,7 +151,7 @@ def test_both_t4s_are_trained_on_by_two_processes_that_end_as_one_run(
     config = small(rows, steps=2, model="tiny/llama", mcq=())
     file, run = tmp_path / "two.json", RunDirectory(tmp_path / "two")
     file.write_text(config.model_dump_json(), encoding="utf-8")
-    command = make_training_command("kaggle-t4x2", 2, file, run.path, resume=False)
+    command = make_training_command(2, file, run.path, resume=False)
     environ = {**os.environ, "HF_HOME": str(hub), "OMP_NUM_THREADS": "1"}
     ended = run_command(command, lines, environ=environ, folder=tmp_path, seconds=200)
     assert ended == ExitStatus(0, stopped=False), lines.text

@@ -60,9 +60,10 @@ class RunSettings:
     preset: str
     model: str
     wandb: str
+    batch: int
 
 
 def read_settings(text: str) -> RunSettings:
     """Pick the settings out of ``config.json``, which only the training validates."""
     config: dict[str, Any] = json.loads(text)
-    return RunSettings(config["preset"], config["model"], config["wandb"])
+    return RunSettings(config["preset"], config["model"], config["wandb"], config["batch"])

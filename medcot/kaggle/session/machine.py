@@ -9,6 +9,7 @@ from medcot.errors import RunFailed
 from medcot.hardware.gpu_specs import OLDEST_CAPABILITY, capability
 from medcot.hardware.machine import Machine
 from medcot.kaggle.session.install import installed_version
+from medcot.kaggle.session.job import RunSettings
 
 SHOWN_PACKAGES = (
     "torch",
@@ -63,11 +64,8 @@ def check_gpus(machine: Machine, *, wanted: bool) -> None:
             )
 
 
-def make_training_command(
-    preset: str, gpus: int, config: Path, run: Path, *, resume: bool
-) -> list[str]:
-    """Return the command that carries out the run, in as many processes as ``process_count``."""
-    processes = process_count(preset, gpus)
+def make_training_command(processes: int, config: Path, run: Path, *, resume: bool) -> list[str]:
+    """Return the command that carries out the run in ``processes`` processes."""
     main = ["-m", "medcot", "run", "--config", str(config)]
     main += ["--out", str(run), *(["--resume"] if resume else [])]
     if processes == 1:
@@ -75,6 +73,11 @@ def make_training_command(
     return [sys.executable, "-m", "medcot.kaggle.session.launch", str(processes), *main]
 
 
-def process_count(preset: str, gpus: int) -> int:
-    """Return how many processes train: one per GPU with the preset for two T4s, else one."""
-    return gpus if preset == "kaggle-t4x2" and gpus > 1 else 1
+def count_processes(settings: RunSettings, gpus: int) -> int:
+    """Return how many processes train: one per GPU with Kaggle's presets, else one.
+
+    A session has two T4s at the quota of one. The batch is divided evenly, or one process has it.
+    """
+    if not settings.preset.startswith("kaggle-") or gpus < 2 or settings.batch % gpus:
+        return 1
+    return gpus

@@ -15,7 +15,7 @@ from medcot.errors import RunFailed
 from medcot.hardware.machine import Machine, detect_machine
 from medcot.kaggle.session import install
 from medcot.kaggle.session.job import CONFIG_FILE, JobSpec, RunSettings
-from medcot.kaggle.session.machine import check_gpus, make_training_command, process_count
+from medcot.kaggle.session.machine import check_gpus, count_processes, make_training_command
 from medcot.kaggle.session.manifest import STAMP
 from medcot.kaggle.session.requirements import requirements
 from medcot.kaggle.session.subprocesses import ExitStatus, Say, run_command
@@ -81,11 +81,14 @@ def train(session: Session, found: Sequence[SecretLookup]) -> ExitStatus:
     check_gpus(machine, wanted=session.job.gpu)
     _install(session, machine)
     resume = _continue(session)
-    environ = _environment(session, found, len(machine.gpus))
+    processes = count_processes(session.settings, len(machine.gpus))
+    environ = _environment(session, found)
+    if len(machine.gpus) > processes == 1:
+        environ["CUDA_VISIBLE_DEVICES"] = "0"
     if session.seconds_left < 10:
         raise RunFailed("session", "no time is left to train.", "Use a longer session (--hours).")
-    preset, config = session.settings.preset, session.folder / CONFIG_FILE
-    command = make_training_command(preset, len(machine.gpus), config, session.run, resume=resume)
+    config = session.folder / CONFIG_FILE
+    command = make_training_command(processes, config, session.run, resume=resume)
     session.say(f"training: {' '.join(command[1:])}")
     session.data.mkdir(exist_ok=True)
     return run_command(
@@ -129,7 +132,7 @@ def _continue(session: Session) -> bool:
     )
 
 
-def _environment(session: Session, found: Sequence[SecretLookup], gpus: int) -> dict[str, str]:
+def _environment(session: Session, found: Sequence[SecretLookup]) -> dict[str, str]:
     environ = {k: v for k, v in os.environ.items() if k != "KAGGLE_ROOT"}
     for lookup in found:
         if lookup.value is not None:
@@ -137,8 +140,6 @@ def _environment(session: Session, found: Sequence[SecretLookup], gpus: int) -> 
         elif lookup.need.variable == WANDB:
             environ["WANDB_MODE"] = "offline"
     environ |= {"PYTHONPATH": str(session.folder / "package"), "PYTHONUNBUFFERED": "1"}
-    if gpus > 1 and process_count(session.settings.preset, gpus) == 1:
-        environ["CUDA_VISIBLE_DEVICES"] = "0"
     return environ
 
 
@@ -151,7 +152,7 @@ def export_tutorial(session: Session) -> str:
         return "tutorial: not in the bundle"
     page = session.output / "tutorial.html"
     command = export_command(session.notebook, page, ["--run", str(session.run)])
-    environ = _environment(session, [], 0)
+    environ = _environment(session, [])
     seconds = min(TUTORIAL_S, max(SHORTEST_S, session.seconds_left))
     ended = run_command(command, session.say, environ=environ, folder=session.data, seconds=seconds)
     # marimo writes the page of a notebook with a failed cell as well, and exits with 1.
@@ -168,7 +169,7 @@ def upload(session: Session, found: Sequence[SecretLookup]) -> list[str]:
     if all(lookup.value is None for lookup in found if lookup.need.variable == HUB):
         return [f"hub: nothing uploaded to {repository}, as there is no token"]
     command = [sys.executable, "-m", "medcot.kaggle.session.upload", str(session.run), repository]
-    environ = _environment(session, found, 0)
+    environ = _environment(session, found)
     seconds = min(UPLOAD_S, max(SHORTEST_S, session.seconds_left))
     ended = run_command(command, session.say, environ=environ, seconds=seconds)
     return [f"hub: {'uploaded to' if ended.code == 0 else 'could not upload to'} {repository}"]

@@ -30,8 +30,8 @@ from medcot.kaggle.client.push import push
 from medcot.kaggle.client.push_state import training_pushes
 from medcot.kaggle.client.wait import FinalStatus, wait
 from medcot.kaggle.session import install, launch
-from medcot.kaggle.session.job import JobSpec
-from medcot.kaggle.session.machine import check_gpus, make_training_command, process_count
+from medcot.kaggle.session.job import JobSpec, RunSettings
+from medcot.kaggle.session.machine import check_gpus, count_processes, make_training_command
 from medcot.kaggle.session.requirements import PROJECT
 from medcot.kaggle.session.subprocesses import ExitStatus, run_command
 from medcot.kaggle.session.user_secrets import SecretNotAttached, find_secret, secret_needs
@@ -312,16 +312,32 @@ def test_a_gpu_that_was_not_given_or_is_too_old_is_refused() -> None:
     check_gpus(machine(T4, T4), wanted=True)
 
 
-def test_two_processes_train_only_where_the_preset_and_the_machine_are_for_two() -> None:
+def test_the_command_starts_as_many_processes_as_it_is_told() -> None:
     places = (Path("config.json"), Path("run"))
-    both = make_training_command("kaggle-t4x2", 2, *places, resume=True)
+    both = make_training_command(2, *places, resume=True)
     assert both[1:6] == ["-m", "medcot.kaggle.session.launch", "2", "-m", "medcot"]
     assert both[-1] == "--resume"
-    for preset, gpus in (("kaggle-t4", 2), ("kaggle-t4x2", 1), ("demo", 0)):
-        one = make_training_command(preset, gpus, *places, resume=False)
-        assert one[1:4] == ["-m", "medcot", "run"]
-        assert "--resume" not in one
-        assert process_count(preset, gpus) == 1
+    one = make_training_command(1, *places, resume=False)
+    assert one[1:4] == ["-m", "medcot", "run"]
+    assert "--resume" not in one
+
+
+@pytest.mark.parametrize(
+    ("preset", "batch", "gpus", "processes"),
+    [
+        ("kaggle-t4", 8, 2, 2),
+        ("kaggle-t4x2", 8, 2, 2),
+        ("kaggle-t4", 8, 1, 1),
+        ("kaggle-t4", 3, 2, 1),
+        ("tutorial", 8, 2, 1),
+        ("demo", 4, 0, 1),
+    ],
+)
+def test_both_t4s_train_where_the_batch_can_be_divided(
+    preset: str, batch: int, gpus: int, processes: int
+) -> None:
+    settings = RunSettings(preset, "smollm2-135m", "off", batch)
+    assert count_processes(settings, gpus) == processes
 
 
 def test_a_bundle_in_a_data_set_runs_like_one_in_the_script(
