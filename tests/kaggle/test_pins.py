@@ -66,6 +66,6 @@ def test_the_requirements_resolve_on_the_image_without_torch(
     assert not set(KEPT[:4]) & set(found)
     assert not [name for name in found if name.startswith("nvidia-")]
     assert {"trl", "bitsandbytes", "unsloth", "marimo"} <= set(found)
-    assert "transformers" not in found
+    assert "transformers" in found  # the image's 5.0.0 is too old
     pinned = dict(line.split("==") for line in PINS.splitlines() if "==" in line)
     assert {name: pinned.get(name) for name in found} == found

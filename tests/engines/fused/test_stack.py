@@ -19,6 +19,11 @@ from medcot.engines.fused.varlen_attention import attend_by_row, choose_attentio
 from tests.support.fakes import make_tiny_model
 from tests.support.training_run import Training, make_rows
 
+needs_products_in_fp8 = pytest.mark.skipif(
+    not torch.cuda.is_available() and torch.__version__ < "2.11",
+    reason="torch 2.10 scales fp8 products by row on GPUs alone",
+)
+
 
 def make_adapted(folder, dtype=torch.float32, alpha=8, **changes):
     from peft import LoraConfig, get_peft_model
@@ -288,6 +293,7 @@ def test_out_of_memory_recomputes_layers_before_it_halves_the_rows(tmp_path, tin
     assert result.steps == 6
 
 
+@needs_products_in_fp8
 def test_products_in_8_bit_floats_are_nearly_those_of_16(folder):
     """Exactly computed from rounded numbers: 3 bits behind the leading one, so 2 to 3 % each."""
     examples = make_examples(20)
@@ -310,6 +316,7 @@ def test_products_in_8_bit_floats_are_nearly_those_of_16(folder):
         assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
 
 
+@needs_products_in_fp8
 def test_a_row_of_zeros_and_a_large_number_survive_rounding_to_8_bits():
     from medcot.engines.fused.fp8 import Fp8Weight
     from medcot.engines.fused.reference_ops import quantize_rows
@@ -341,6 +348,7 @@ def test_where_8_bit_matmuls_fail_the_pass_warns_and_computes_in_16_bits(folder,
     torch.testing.assert_close(got, plain_loss(model, examples), rtol=1e-5, atol=1e-4)
 
 
+@needs_products_in_fp8
 def test_a_training_in_8_bit_floats_has_the_loss_curve_of_the_plain_engine(
     plain_run, tmp_path, tiny_model, rows
 ):
@@ -350,6 +358,7 @@ def test_a_training_in_8_bit_floats_has_the_loss_curve_of_the_plain_engine(
     assert training.losses() != pytest.approx(plain_run.losses(), abs=1e-6)
 
 
+@needs_products_in_fp8
 def test_copies_of_weights_are_freed_after_the_training(folder):
     from weakref import ref
 
