@@ -42,8 +42,9 @@ def renew(run: Path) -> Path:
     for name in KEPT:
         shutil.copyfile(run / name, target / name)
     environment = directory.read_json("environment.json")
-    environment.pop("platform", None)  # The kernel of one machine says nothing to a reader.
-    write_json(target / "environment.json", environment)
+    of_one_machine = ("platform", "working_directory")
+    kept = {name: value for name, value in environment.items() if name not in of_one_machine}
+    write_json(target / "environment.json", kept)
     (target / "adapter").mkdir(exist_ok=True)
     halve(run / WEIGHTS, target / WEIGHTS)
     name_base(run / ADAPTER_CONFIG, target / ADAPTER_CONFIG)

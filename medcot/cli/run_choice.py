@@ -72,8 +72,8 @@ def run_to_ask(path: str | None, question: str) -> RunDirectory:
         return existing_run(path)
     from medcot.runs.history import bundled_run
 
-    own = bundled_run("zh" if re.search(r"[\u4e00-\u9fff]", question) else "en")
-    return RunDirectory((own if own.has_adapter else bundled_run("en")).path)
+    language = "zh" if re.search(r"[\u4e00-\u9fff]", question) else "en"
+    return RunDirectory(bundled_run(language).path)
 
 
 def existing_run(path: str | None, option: str = "--run") -> RunDirectory:

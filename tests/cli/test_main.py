@@ -234,7 +234,9 @@ def test_a_run_prints_its_report_as_json_and_nothing_else(capfd, tiny_model, in_
     assert opening in page
 
 
-@pytest.mark.parametrize(("question", "language"), [("What is sepsis?", "en")])
+@pytest.mark.parametrize(
+    ("question", "language"), [("What is sepsis?", "en"), ("什么是脓毒症？", "zh")]
+)
 def test_before_the_first_run_one_asks_the_model_that_comes_along(question, language):
     directory = run_to_ask(None, question)
     assert directory.config().language == language

@@ -351,4 +351,7 @@ def test_the_bundled_run_is_a_finished_demo(language):
     assert run.config.language == language
     assert len(run.events) == run.config.steps
     assert "/" not in json.dumps([run.config.model, run.config.dataset])
+    assert run.has_adapter
+    texts = [path.read_text() for path in run.path.rglob("*.json*")]
+    assert not any(re.search(r'"/\w', text) for text in texts), "a folder of one machine"
     assert differing_fields(run, run) == []
