@@ -245,6 +245,15 @@ class JobRunner:
                 show(reply)
         return reply
 
+    def alone(self, work: Callable[[], Any]) -> Any:
+        """Return what ``work`` returns; nothing else of this process runs beside it.
+
+        Raises:
+            RunFailed: something else is running.
+        """
+        with self.reserved():
+            return work()
+
     @contextmanager
     def reserved(self) -> Iterator[None]:
         """Reserve the machine for one answer.

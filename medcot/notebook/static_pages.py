@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medcot.catalog import say
 from medcot.errors import RunFailed
-from medcot.notebook.views.markup import code, details, localized
 from medcot.records import Language
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOK = PROJECT / "apps" / "tutorial.py"
 PAGES: dict[Language, str] = {"en": "index.html", "zh": "zh.html"}
 FILES: dict[Language, str] = {"en": "tutorial-en.html", "zh": "tutorial-zh.html"}
+STOPPED = "ancestor-stopped"
+"""marimo's name of the error of a cell that depends on one that stopped by ``mo.stop``."""
+
 LANGUAGE_TAGS: dict[Language, str] = {"en": "en", "zh": "zh-CN"}
 
 Cell = dict[str, Any]
@@ -31,21 +32,14 @@ _MOUNT = re.compile(
 
 
 def make_served_page(page: str, language: Language) -> str:
-    """Return an exported page that loads its assets from its own folder and hides code cells.
+    """Return an exported page that loads its assets from its own folder.
+
+    marimo's own display of code is off: the sections show the code that they tell of.
 
     Raises:
         RunFailed: the page is not as marimo's export makes it, or a cell of it failed.
     """
-    found, session = _MOUNT.search(page), read_session(page)
-    assert found is not None
-    for cell, source in session:
-        if not source["config"]["hide_code"]:
-            shown = "".join(read_cell(cell, source, language))
-            cell["outputs"] = [{"type": "data", "data": {"text/html": shown}}]
-    cells = json.loads(found["session"]) | {"cells": [cell for cell, _ in session]}
-    # As in a script: nothing in the text may end the element that it stands in.
-    written = json.dumps(cells).replace("<", "\\u003c")
-    page = page[: found.start("session")] + written + page[found.end("session") :]
+    _require_page(page)
     page = page.replace('"showAppCode": true', '"showAppCode": false', 1)
     page = _PRELOADED_IMAGE.sub("", page).replace("</head>", _SERVED_STYLE + "</head>", 1)
     tag = f'<html lang="{LANGUAGE_TAGS[language]}">'
@@ -62,8 +56,9 @@ def make_single_file(page: str, language: Language) -> str:
     cells = [
         f'<div class="mc-cell">{part}</div>'
         for cell, source in read_session(page)
-        for part in read_cell(cell, source, language)
+        for part in read_cell(cell, source)
     ]
+    _require_page(page)
     body = "\n".join(cells).replace(f'href="{PAGES[other]}"', f'href="{FILES[other]}"')
     style = (NOTEBOOK.parent / "tutorial.css").read_text(encoding="utf-8")
     title = re.search(r'class="mc-title">(.*?)</h1>', body)
@@ -88,20 +83,32 @@ def read_session(page: str) -> list[tuple[Cell, Cell]]:
     return [(cell, sources[cell["id"]]) for cell in json.loads(found["session"])["cells"]]
 
 
-def read_cell(cell: Cell, source: Cell, language: Language) -> Iterator[str]:
-    """Yield what a cell shows, as HTML: its code unless that is hidden, and its output.
+def read_cell(cell: Cell, source: Cell) -> Iterator[str]:
+    """Yield what a cell shows, as HTML.
 
     Raises:
         RunFailed: the cell failed.
     """
-    if not source["config"]["hide_code"]:
-        title = say("code_of", language, name=source["name"])
-        yield localized(details(title, code(source["code"]), opened=True), "en")
+    _require_success(cell, source)
     for output in cell["outputs"]:
-        if output["type"] == "error":
+        yield from _as_html(output.get("data", {}))
+
+
+def _require_page(page: str) -> None:
+    """Refuse an export in which a cell failed, or whose first cell refused its options."""
+    session = read_session(page)
+    for cell, source in session:
+        _require_success(cell, source)
+    if not any("mc-title" in json.dumps(cell["outputs"]) for cell, _ in session):
+        raise RunFailed("export", "the notebook shows no page.", "Run it: make app")
+
+
+def _require_success(cell: Cell, source: Cell) -> None:
+    for output in cell["outputs"]:
+        # What a button would start is not run here, and so is nothing that depends on it.
+        if output["type"] == "error" and output["ename"] != STOPPED:
             message = f"{source['name']} failed ({output['ename']}: {output['evalue']})."
             raise RunFailed("export", message, "Run it: make app")
-        yield from _as_html(output["data"])
 
 
 def _as_html(data: dict[str, Any]) -> Iterator[str]:
@@ -134,12 +141,12 @@ _SHELL = """<!DOCTYPE html>
 """
 
 _PLAIN_STYLE = """
-body { margin: 0; font-family: system-ui, "Noto Sans CJK SC", sans-serif; }
+body { margin: 0; }
 body { background: var(--mc-page); }
-main { max-width: 46rem; margin: 0 auto; padding: 1rem; }
+main { max-width: 68rem; margin: 0 auto; padding: 1rem; }
 main { display: flex; flex-direction: column; gap: 0.9rem; }
 body * { box-sizing: border-box; }
 .mc-cell { min-width: 0; }
 a { color: var(--mc-blue); }
-.mc-text, .mc-tokens { max-height: none; }
+@media (min-width: 75rem) { main { padding-left: 15rem; } }
 """

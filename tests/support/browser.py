@@ -12,8 +12,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SECTIONS = ("cost", "result", "settings", "problem", "prompt", "data", "lora", "plan", "base")
-SECTIONS += ("train", "tuned", "evidence", "runs", "kaggle", "away", "next")
+SECTIONS = ("settings", "rows", "prompt", "labels", "data", "lora", "layer", "step", "loop", "plan")
+SECTIONS += ("train", "answers", "pairs", "interval", "verdict", "evidence", "run", "ask", "runs")
+SECTIONS += ("browse", "kaggle", "away", "cost", "next")
 PATIENCE = 90
 """Seconds until something on the page counts as never coming: other tests use the cores too."""
 

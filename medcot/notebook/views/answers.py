@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import SequenceMatcher
 from typing import Any
 
 from medcot.catalog import say
+from medcot.data.prompts import parse
 from medcot.notebook.views.markup import (
     card,
     columns,
@@ -16,10 +17,13 @@ from medcot.notebook.views.markup import (
     join,
     paragraph,
     paragraphs,
+    prose,
     small,
     table,
     text,
+    without_marks,
 )
+from medcot.records import Generation
 from medcot.reporting.schema import Answer, ClaimFindings, Report
 
 LONGEST_DIFF = 1200
@@ -38,9 +42,9 @@ def show_reply(reply: Answer | None, title: str, language: str) -> str:
     if reply is None:
         return card(title, paragraph(say("not_answered", language)))
     parts = [_state(reply, language)]
-    parts.append(paragraphs(_main_text(reply)))
+    parts.append(prose(_main_text(reply)))
     if reply.thought and reply.answer:
-        parts.append(details(say("its_thought", language), paragraphs(reply.thought)))
+        parts.append(details(say("its_thought", language), prose(reply.thought)))
     return card(title, "".join(parts))
 
 
@@ -51,7 +55,9 @@ def compare_replies(before: Answer | None, after: Answer | None, language: str) 
             show_reply(before, say("base_answer", language), language),
             show_reply(after, say("tuned_answer", language), language),
         )
-    left, right = mark_differences(_main_text(before), _main_text(after))
+    left, right = mark_differences(
+        without_marks(_main_text(before)), without_marks(_main_text(after))
+    )
     return columns(
         card(say("base_answer", language), _state(before, language) + left),
         card(say("tuned_answer", language), _state(after, language) + right),
@@ -86,12 +92,25 @@ def show_fixed_question(report: Report, language: str, *, base_only: bool = Fals
         parts.append(show_reply(fixed.before, say("base_answer", language), language))
         return join(*parts, disclaimer(language))
     parts.append(compare_replies(fixed.before, fixed.after, language))
-    parts.append(card(say("reference", language), paragraphs(fixed.reference), "mc-reference"))
+    parts.append(card(say("reference", language), prose(fixed.reference), "mc-reference"))
     parts.append(small(say("marked", language)))
     claims = fixed.claims
     if claims.after:
         parts.append(_claims(claims, language))
     return join(*parts, disclaimer(language))
+
+
+def show_pair(pair: Sequence[Generation], question: str, language: str) -> str:
+    """Show what the base and the tuned model made of one question."""
+    asked = card(say("question", language), paragraphs(question))
+    return join(
+        asked, compare_replies(*map(_from_generation, pair), language), disclaimer(language)
+    )
+
+
+def _from_generation(generation: Generation) -> Answer:
+    reply = parse(generation.text)
+    return Answer(reply.thought, reply.answer, reply.closed, generation.finished, generation.tokens)
 
 
 def show_own_answer(reply: Mapping[str, Any], language: str) -> str:

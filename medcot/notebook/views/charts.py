@@ -12,14 +12,16 @@ from medcot.catalog import say
 from medcot.notebook.views.markup import figure
 from medcot.reporting.figures import ChartTheme, accuracy_chart, difference_chart, loss_chart
 from medcot.reporting.schema import Report
+from medcot.stats.paired import PairedDifference
 
 INK = "currentColor"
 HUES = ("#3b82c4", "#d9822b", "#3a9d6e", "#b45fb0", "#8a8f98", "#c9514b")
 PAGE = ChartTheme(better=HUES[0], worse="#c05621", line=INK)
 """Colours that can be read on white and on black."""
 
-WIDTH, HEIGHT = 380, 180
-"""Small, so that its letters can be read when a phone scales the figure down."""
+SIZES = {"mc-chart mc-wide": (960, 210), "mc-chart mc-narrow": (300, 180)}
+"""Class, width and height of each drawing of a chart: the page shows the one for its width, so that
+the letters are as large as the text's."""
 
 POINTS = 300
 """Points of one curve; more of them cannot be told apart."""
@@ -29,9 +31,14 @@ def draw(chart: Any, alt: str, caption: str = "") -> str:
     """Draw an altair chart as a figure; the same one is drawn once."""
     # Without altair's check against its schema, which takes longer than all the rest.
     given: dict[str, Any] = chart.to_dict(validate=False)
-    sized = {"height": HEIGHT} | given | {"width": WIDTH, "background": "transparent"}
-    specification = json.dumps(_with_ink(sized), sort_keys=True)
-    return figure(_svg(specification), alt, caption)
+    drawings: list[str] = []
+    for kind, (width, height) in SIZES.items():
+        sized = {"height": height} | given | {"width": width, "background": "transparent"}
+        sized["autosize"] = {"type": "fit", "contains": "padding"}
+        specification = json.dumps(_with_ink(sized), sort_keys=True)
+        # Two charts of one page must not share ids, and the page scales them by itself.
+        drawings.append(_svg(specification).replace("<svg ", f'<svg class="{kind}" ', 1))
+    return figure("".join(drawings), alt, caption)
 
 
 @lru_cache(maxsize=1)
@@ -45,9 +52,7 @@ def warm_up() -> None:
 def _svg(specification: str) -> str:
     import vl_convert
 
-    drawn = vl_convert.vegalite_to_svg(specification)
-    # Two charts of one page must not share ids, and the page scales them by itself.
-    return drawn.replace("<svg ", '<svg class="mc-chart" ', 1)
+    return vl_convert.vegalite_to_svg(specification)
 
 
 def _with_ink(specification: dict[str, Any]) -> dict[str, Any]:
@@ -58,22 +63,31 @@ def _with_ink(specification: dict[str, Any]) -> dict[str, Any]:
         "domainColor": INK,
         "gridColor": INK,
         "gridOpacity": 0.15,
-        "labelFontSize": 13,
-        "titleFontSize": 13,
+        "labelFontSize": 14,
+        "titleFontSize": 14,
         "titleFontWeight": "normal",
         "titlePadding": 10,
         "labelFlush": False,
         "labelOverlap": True,
         "labelSeparation": 6,
     }
-    legend = {"labelColor": INK, "titleColor": INK, "labelFontSize": 13, "orient": "top"}
+    legend = {"labelColor": INK, "titleColor": INK, "labelFontSize": 14, "orient": "top"}
     own = {
         "axis": axis,
         "legend": legend,
         "view": {"stroke": None},
         "font": "system-ui, sans-serif",
         # The page's own font may be wider than the one that the labels were measured with.
-        "padding": {"left": 14, "right": 8, "top": 5, "bottom": 5},
+        "padding": {"left": 14, "right": 14, "top": 26, "bottom": 5},
+        # Upright above the axis: turned, a long title is longer than the chart is high.
+        "axisY": {
+            "titleAngle": 0,
+            "titleAnchor": "end",
+            "titleAlign": "left",
+            "titleBaseline": "bottom",
+            "titleX": 0,
+            "titleY": -8,
+        },
     }
     return specification | {"config": specification.get("config", {}) | own}
 
@@ -176,6 +190,42 @@ def draw_differences(report: Report, language: str) -> str:
     worse = sum(row.after > row.before for row in report.differences)
     alt_text = say("differences_alt", language, better=better, worse=worse)
     return draw(chart, alt_text, say("differences_caption", language))
+
+
+def draw_interval(curve: Sequence[PairedDifference], chosen: int, language: str) -> str:
+    """Draw the change and its interval by the number of test rows, with the chosen number."""
+    import altair as alt
+
+    points = [
+        {"rows": one.n, "change": one.difference, "low": one.low, "high": one.high}
+        for one in curve
+        if one.low is not None
+    ]
+    if not points:
+        return ""
+    axis = alt.X("rows:Q", title=say("test_rows", language), axis=alt.Axis(tickMinStep=1))
+    base = alt.Chart(alt.Data(values=points))
+    # Two rows give an interval so wide that no other could be seen beside it.
+    widths = sorted(one["high"] - one["low"] for one in points)
+    reach = 3 * widths[len(widths) // 2] / 2
+    middle = points[-1]["change"]
+    scale = alt.Scale(domain=[min(middle - reach, 0), max(middle + reach, 0)], clamp=True)
+    y_axis = alt.Y("low:Q", title=say("loss_change_axis", language), scale=scale)
+    band = base.mark_area(color=HUES[0], opacity=0.25).encode(x=axis, y=y_axis, y2="high:Q")
+    line = base.mark_line(color=HUES[0], strokeWidth=2).encode(x=axis, y="change:Q")
+    zero = alt.Chart(alt.Data(values=[{"y": 0}])).mark_rule(color=INK, strokeDash=[4, 3])
+    here = alt.Chart(alt.Data(values=[{"x": chosen}])).mark_rule(color=HUES[1], strokeWidth=2)
+    first, last = points[0], points[-1]
+    alt_text = say(
+        "interval_alt",
+        language,
+        few=first["rows"],
+        many=last["rows"],
+        wide=f"{first['high'] - first['low']:.2f}",
+        narrow=f"{last['high'] - last['low']:.2f}",
+    )
+    chart = alt.layer(band, line, zero.encode(y="y:Q"), here.encode(x="x:Q"))
+    return draw(chart, alt_text, say("interval_caption", language, n=chosen))
 
 
 def draw_accuracy(report: Report, language: str) -> str:

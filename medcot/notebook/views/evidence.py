@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from medcot.catalog import Message, say
 from medcot.errors import InputError
 from medcot.notebook.views.answers import compare_replies, disclaimer
-from medcot.notebook.views.charts import draw_accuracy, draw_differences, draw_losses
+from medcot.notebook.views.charts import (
+    draw_accuracy,
+    draw_differences,
+    draw_loss,
+    draw_losses,
+)
 from medcot.notebook.views.comparison import show_paired
 from medcot.notebook.views.markup import (
     callout,
@@ -18,6 +23,7 @@ from medcot.notebook.views.markup import (
     join,
     paragraph,
     paragraphs,
+    prose,
     small,
     table,
     text,
@@ -38,6 +44,21 @@ def report_to_show(run: RunRecord) -> Report | None:
     except InputError as error:
         _log.warning("%s", error)
         return None
+
+
+def show_outcome(report: Report, run: RunRecord, language: str) -> str:
+    """Show a run at a glance: the same question before and after, and the verdict."""
+    fixed = report.fixed_question
+    parts: list[str] = []
+    if fixed:
+        parts.append(card(say("question", language), paragraphs(fixed.question)))
+        parts.append(compare_replies(fixed.before, fixed.after, language))
+        reference = prose(fixed.reference)
+        parts.append(details(say("reference", language), reference))
+    parts.append(show_verdict(report, language))
+    if run.events:
+        parts.append(details(say("loss_of_run", language), draw_loss(run.events, language)))
+    return join(*parts, disclaimer(language))
 
 
 def show_verdict(report: Report, language: str) -> str:
@@ -66,28 +87,34 @@ def _word(messages: Sequence[Message], language: str) -> str:
 
 def show_comparison(report: Report, language: str) -> str:
     """Before, after, their difference with its interval and p-value, measure by measure."""
-    rows: list[Sequence[str]] = []
+    chosen: list[Sequence[str]] = []
+    others: list[Sequence[str]] = []
     for name in MEASURES:
         paired = report.paired.of(name)
         if paired is None:
             continue
         cells = compare_values(report, name, paired, language)
         numbers = (f'<span class="mc-number">{text(cell)}</span>' for cell in cells)
-        rows.append((text(_begin(say(f"measure_{name}", language))), *numbers))
+        row = (text(_begin(say(f"measure_{name}", language))), *numbers)
+        (chosen if name in report.paired.endpoints() else others).append(row)
     keys = ("measure", "before", "after", "difference", "interval", "p_value", "n")
     # Backticks are Markdown's, in which the report words the same cautions.
     cautions = [one.text(language).replace("`", "") for one in report.cautions]
+    heads = [say(key, language) for key in keys]
+    rest = details(say("other_measures", language, n=len(others)), table(heads, others))
     return join(
-        table([say(key, language) for key in keys], rows),
+        table(heads, chosen) if chosen else "",
+        rest if others else "",
         small(say("comparison_note", language)),
-        items(cautions) if cautions else "",
+        details(say("cautions", language, n=len(cautions)), items(cautions)) if cautions else "",
     )
 
 
 def show_power(report: Report, language: str) -> str:
     """What a run of this size could have shown, whatever it did show."""
     lines = (one.text(language) for one in state_power(report, language))
-    return join(*(paragraph(_begin(line)) for line in lines))
+    shown = join(*(paragraph(_begin(line)) for line in lines))
+    return details(say("report_power", language), shown)
 
 
 def _begin(words: str) -> str:
@@ -97,7 +124,9 @@ def _begin(words: str) -> str:
 
 def show_figures(report: Report, language: str) -> str:
     """The pairs as figures."""
-    return join(draw_differences(report, language), draw_accuracy(report, language))
+    answered = draw_accuracy(report, language)
+    title = say("by_question_set", language)
+    return join(draw_differences(report, language), details(title, answered) if answered else "")
 
 
 def show_changed_rows(report: Report, language: str) -> str:
@@ -105,7 +134,7 @@ def show_changed_rows(report: Report, language: str) -> str:
     parts: list[str] = []
     for key, rows in (("worse_rows", report.worse_rows), ("better_rows", report.better_rows)):
         shown = "".join(_row(row, language) for row in rows) or paragraph(say("none", language))
-        parts.append(card(say(key, language), shown))
+        parts.append(details(say(key, language), shown))
     return join(*parts, disclaimer(language))
 
 
@@ -122,7 +151,7 @@ def _row(row: ChangedRow, language: str) -> str:
         body.append(small(say("not_answered", language)))
     else:
         body.append(compare_replies(row.before, row.after, language))
-    body.append(card(say("reference", language), paragraphs(row.reference), "mc-reference"))
+    body.append(card(say("reference", language), prose(row.reference), "mc-reference"))
     return details(title, "".join(body))
 
 

@@ -20,6 +20,31 @@ def paragraphs(value: str) -> str:
     return f'<div class="mc-text">{text(value.strip())}</div>'
 
 
+_MARKS = (
+    (re.compile(r"^\s{0,3}#{1,6}\s+(.+?)\s*$", re.MULTILINE), r"<b>\1</b>"),
+    (re.compile(r"\*\*(?=\S)([^*\n<>]+?)(?<=\S)\*\*"), r"<b>\1</b>"),
+    (re.compile(r"(?<![\w*])\*(?=\S)([^*\n<>]+?)(?<=\S)\*(?![\w*])"), r"<em>\1</em>"),
+    (re.compile(r"`([^`\n<>]+)`"), r"<code>\1</code>"),
+    (re.compile(r"^(\s*)[-*] (?=\S)", re.MULTILINE), "\\1\u2022 "),
+)
+"""The Markdown that answers use: headings, strong and stressed words, code, lists."""
+
+
+def prose(value: str) -> str:
+    """Return an untrusted Markdown text: it is escaped first, so only the marks become tags."""
+    shown = text(value.strip())
+    for mark, tags in _MARKS:
+        shown = mark.sub(tags, shown)
+    return f'<div class="mc-text">{shown}</div>'
+
+
+def without_marks(value: str) -> str:
+    """Return a Markdown text without its marks, as two texts are compared."""
+    for mark, tags in _MARKS:
+        value = mark.sub(re.sub("<[^>]+>", "", tags), value)
+    return value
+
+
 def join(*parts: str) -> str:
     """Stack pieces of HTML vertically."""
     return f'<div class="mc-stack">{"".join(parts)}</div>'
@@ -60,6 +85,16 @@ def items(lines: Iterable[str]) -> str:
 def code(value: str) -> str:
     """Return a command to copy."""
     return f'<pre class="mc-code" tabindex="0"><code>{text(value)}</code></pre>'
+
+
+def python(value: str) -> str:
+    """Return Python code with its comments, words and numbers told apart."""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    marked = highlight(value, PythonLexer(), HtmlFormatter(nowrap=True, classprefix="mc-py-"))
+    return f'<pre class="mc-code mc-python" tabindex="0"><code>{marked}</code></pre>'
 
 
 def details(title: str, body: str, *, opened: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import marimo as mo
@@ -18,11 +19,12 @@ from medcot.notebook.views.markup import (
     heading,
     localized,
     paragraphs,
+    python,
     small,
     table,
     text,
 )
-from medcot.notebook.views.prose import Prose, list_sections
+from medcot.notebook.views.prose import Prose, cell_sources, list_sections
 from medcot.notebook.views.rows import show_failure
 from medcot.notebook.views.training import describe_sending
 from medcot.planning.plan import Plan
@@ -48,15 +50,43 @@ def section(prose: Prose, key: str, **values: object) -> mo.Html:
     return mo.Html(localized(told, prose.language))
 
 
-def contents(prose: Prose) -> str:
-    """Return links to the sections."""
+def tell(prose: Prose, cells: Mapping[str, str], key: str, *parts: Any, code: str = "") -> mo.Html:
+    """Return a section, its controls, and the code of the cell that follows it.
+
+    Args:
+        cells: The code of cells by name, where the page does not show it itself.
+        code: The name of the cell.
+    """
+    beside = stack(mo.md(prose.body(key)), *parts).text
+    if code in cells:
+        shown = localized(python(cells[code]), "en")
+        beside = f'<div class="mc-beside"><div>{beside}</div>{shown}</div>'
+    return mo.Html(localized(heading(key, prose.title(key)) + beside, prose.language))
+
+
+def fold(prose: Prose, key: str, *parts: Any) -> mo.Html:
+    """Return a section that opens on a click."""
+    body = stack(mo.md(prose.body(key)), *parts).text
+    title = f'<summary><h2 id="{text(key)}">{text(prose.title(key))}</h2></summary>'
+    shown = f'<details class="mc-fold">{title}{body}</details>'
+    return mo.Html(localized(shown, prose.language))
+
+
+def read_cells(folder: Path | None) -> dict[str, str]:
+    """Return the code of every named cell of the notebook in ``folder``, by the cell's name."""
+    return cell_sources(((folder or Path()) / "tutorial.py").read_text(encoding="utf-8"))
+
+
+def contents(prose: Prose, *, aside: bool) -> str:
+    """Return links to the sections; ``aside`` keeps them beside the page where it is wide."""
     links = "".join(
         f'<a href="#{text(key)}">{text(name)}</a>'
         for key, name in list_sections(prose)
         if key != "claim"
     )
     label = text(say("contents", prose.language))
-    return localized(f'<nav class="mc-toc" aria-label="{label}">{links}</nav>', prose.language)
+    kind = "mc-toc mc-side" if aside else "mc-toc"
+    return localized(f'<nav class="{kind}" aria-label="{label}">{links}</nav>', prose.language)
 
 
 def other_language(language: str) -> mo.Html:
@@ -152,7 +182,8 @@ def reason(preset: str, why: str | Message, language: str) -> mo.Html | None:
 def knobs(elements: Mapping[str, Any], names: Sequence[str], language: str) -> mo.Html:
     """Place controls side by side, each with its explanation."""
     cells = [
-        f'<div data-knob="{name}">{elements[name]}{small(explain(name, language))}</div>'
+        f'<div data-knob="{name}" data-label="{text(explain(name, language))}">'
+        f"{elements[name]}{small(explain(name, language))}</div>"
         for name in names
         if name in elements
     ]

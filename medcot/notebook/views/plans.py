@@ -21,6 +21,9 @@ from medcot.notebook.views.markup import (
 from medcot.planning.model_specs import ModelSpec
 from medcot.planning.plan import Plan
 
+LABELLED = 9
+"""Percent of the memory bar from which a part has room for its name."""
+
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "workspace")
 
 
@@ -60,32 +63,51 @@ def show_lora(shape: ModelSpec, config: RunConfig, language: str) -> str:
 
 
 def _picture(shape: ModelSpec, rank: int, language: str) -> str:
-    """W, B and A of one layer, drawn to scale; a rank too thin to see is one pixel wide."""
-    inner, outer = shape.linear_sizes["gate_proj"]
-    unit = 150 / max(inner, outer)
-    width, height, thin = inner * unit, outer * unit, max(1.5, rank * unit)
-    right = width + 46
-    box = f"0 0 {right + thin + width + 40:.0f} {height + 34:.0f}"
-    parts = [
-        f'<svg class="mc-chart mc-lora" viewBox="{box}">',
-        _block(6, 6, width, height, "mc-frozen", "W"),
-        f'<text x="{width + 25:.0f}" y="{height / 2 + 10:.0f}" class="mc-sign">+</text>',
-        _block(right, 6, thin, height, "mc-trained", "B"),
-        _block(right + thin + 14, 6, width, thin, "mc-trained", "A"),
-        "</svg>",
-    ]
-    alt = say("lora_alt", language, outer=f"{outer:,}", inner=f"{inner:,}", rank=rank)
-    return figure(
-        "".join(parts),
-        alt,
-        say("lora_caption", language, outer=f"{outer:,}", inner=f"{inner:,}", rank=rank),
-    )
+    """Draw W + B x A of one layer to scale, with the sizes at their sides."""
+    inner, outer = shape.linear_sizes["down_proj"]
+    wide = _drawing("mc-wide", (300, 20), (inner, outer), rank, beside=True)
+    narrow = _drawing("mc-narrow", (230, 20), (inner, outer), rank, beside=False)
+    sizes = {"outer": f"{outer:,}", "inner": f"{inner:,}", "rank": rank}
+    alt, caption = say("lora_alt", language, **sizes), say("lora_caption", language, **sizes)
+    return figure(wide + narrow, alt, caption)
 
 
-def _block(x: float, y: float, width: float, height: float, kind: str, name: str) -> str:
+def _drawing(
+    kind: str, room: tuple[int, int], size: tuple[int, int], rank: int, *, beside: bool
+) -> str:
+    """Draw W, and B x A to its right or below it; a rank too thin to see is two pixels wide."""
+    longest, margin = room
+    inner, outer = size
+    unit = longest / max(inner, outer)
+    width, height, thin = inner * unit, outer * unit, max(2.0, rank * unit)
+    left, top = 62.0, 24.0
+    parts = [_block(left, top, width, height, "mc-frozen", "W", f"{outer:,}", f"{inner:,}")]
+    x, y = (left + width + 92, top) if beside else (left, top + height + 60)
+    sign_x, sign_y = (left + width + 26, top + height / 2) if beside else (left, y - 24)
+    parts.append(_sign(sign_x, sign_y, "+"))
+    parts.append(_block(x, y, thin, height, "mc-trained", "B", f"{outer:,}", f"{rank:,}"))
+    parts.append(_sign(x + thin + 20, y + height / 2, "×"))
+    right = x + thin + 70
+    parts.append(_block(right, y, width, thin, "mc-trained", "A", f"{rank:,}", f"{inner:,}"))
+    box = f"0 0 {right + width + margin:.0f} {y + height + margin:.0f}"
+    return f'<svg class="mc-chart mc-lora {kind}" viewBox="{box}">{"".join(parts)}</svg>'
+
+
+def _sign(x: float, y: float, sign: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="mc-sign">{sign}</text>'
+
+
+def _block(
+    x: float, y: float, width: float, height: float, kind: str, name: str, rows: str, columns: str
+) -> str:
+    """Draw a matrix with its name, and its sizes at the left and the upper side."""
+    inside = height > 40 and width > 40
+    name_x, name_y = (x + width / 2, y + height / 2) if inside else (x + width / 2, y + height + 17)
     return (
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{kind}"/>'
-        f'<text x="{x + width / 2:.1f}" y="{y + height + 17:.1f}" class="mc-name">{name}</text>'
+        f'<text x="{name_x:.1f}" y="{name_y:.1f}" class="mc-name">{name}</text>'
+        f'<text x="{x - 6:.1f}" y="{y + height / 2 + 5:.1f}" class="mc-rows-of">{rows}</text>'
+        f'<text x="{x + width / 2:.1f}" y="{y - 7:.1f}">{columns}</text>'
     )
 
 
@@ -122,19 +144,24 @@ def show_memory(
 ) -> str:
     """Memory by part as one bar, as long as what the machine has."""
     full = max(limit_gib, peak_gib, 0.001)
-    names = [_part(name, parts, language) for name in PARTS]
+    shares = {name: 100 * parts.get(name, 0) / full for name in PARTS}
+    names = {name: _part(name, parts, language) for name in PARTS}
     bars = "".join(
-        f'<span class="mc-part mc-part-{index}" title="{text(name)}"'
-        f' style="width:{100 * parts.get(PARTS[index], 0) / full:.3f}%"></span>'
-        for index, name in enumerate(names)
+        f'<span class="mc-part mc-part-{index}" title="{text(names[name])}"'
+        f' style="width:{share:.3f}%">'
+        f"{text(say(f'memory_{name}', language)) if share >= LABELLED else ''}</span>"
+        for index, (name, share) in enumerate(shares.items())
     )
     keys = "".join(
-        f'<li><span class="mc-part mc-part-{index}"></span>{text(name)}</li>'
-        for index, name in enumerate(names)
+        f'<li><span class="mc-part mc-part-{index}"></span>{text(names[name])}</li>'
+        for index, name in enumerate(PARTS)
     )
     said = say("memory_of", language, peak=f"{peak_gib:.1f}", limit=f"{limit_gib:.1f}")
-    drawn = f'<div class="mc-bar">{bars}</div>'
-    return figure(drawn, f"{said}: {', '.join(names)}", said) + f'<ul class="mc-keys">{keys}</ul>'
+    free = f"{max(0.0, limit_gib - peak_gib):.1f} GiB"
+    rest = f'<span class="mc-free">{text(say("memory_free", language, free=free))}</span>'
+    drawn = f'<div class="mc-bar">{bars}{rest if limit_gib > 1.2 * peak_gib else ""}</div>'
+    alt = f"{said}: {', '.join(names.values())}"
+    return figure(drawn, alt, said) + f'<ul class="mc-keys">{keys}</ul>'
 
 
 def _part(name: str, parts: Mapping[str, float], language: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,3 +64,17 @@ def read_prose(folder: Path, language: str) -> Prose:
 def list_sections(prose: Prose) -> list[tuple[str, str]]:
     """Return key and title of every section, in order."""
     return [(key, section.title) for key, section in prose.sections.items()]
+
+
+def cell_sources(notebook: str) -> dict[str, str]:
+    """Return the code of each cell of a notebook's source, without its function's frame."""
+    lines = notebook.splitlines()
+    found: dict[str, str] = {}
+    for cell in ast.parse(notebook).body:
+        if not isinstance(cell, ast.FunctionDef):
+            continue
+        start = next(n for n in range(cell.lineno, len(lines) + 1) if lines[n - 1].endswith(":"))
+        last = cell.body[-1]
+        end = last.lineno - 1 if isinstance(last, ast.Return) else last.end_lineno
+        found[cell.name] = textwrap.dedent("\n".join(lines[start:end]))
+    return found

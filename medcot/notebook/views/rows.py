@@ -20,11 +20,12 @@ from medcot.notebook.views.markup import (
     join,
     paragraph,
     paragraphs,
+    prose,
     small,
     table,
     text,
 )
-from medcot.records import Case, Dropped
+from medcot.records import Case, Dropped, Prompt
 
 PAGE = 8
 """Rows of one page of the data table."""
@@ -36,9 +37,17 @@ def show_case(case: Case, language: str) -> str:
     return join(
         card(f"{say('question', language)} ({named})", paragraphs(case.question)),
         columns(
-            card(say("thought", language), paragraphs(case.thought), "mc-thought"),
-            card(say("response", language), paragraphs(case.response), "mc-answer"),
+            card(say("thought", language), prose(case.thought), "mc-thought"),
+            card(say("response", language), prose(case.response), "mc-answer"),
         ),
+    )
+
+
+def show_pair(pair: Prompt, language: str) -> str:
+    """Show the two parts of a row: what is read, and what has to be written."""
+    return columns(
+        card(say("pair_prompt", language), paragraphs(pair.text)),
+        card(say("pair_completion", language), paragraphs(pair.completion), "mc-thought"),
     )
 
 

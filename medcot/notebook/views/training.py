@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from medcot.catalog import duration, in_language, say
@@ -20,6 +21,8 @@ from medcot.notebook.views.markup import (
     text,
 )
 from medcot.notebook.views.rows import show_failure
+from medcot.records import Event
+from medcot.runs.directory import RunDirectory
 from medcot.runs.history import RunRecord
 
 
@@ -42,6 +45,21 @@ def show_job(job: Job, language: str) -> str:
     if job.lines and job.state == "running":
         parts.append(small(in_language(job.lines[-1], language)))
     return f'<div data-job="{job.state}">{join(*parts)}</div>'
+
+
+def show_practice(run: RunDirectory, events: Sequence[Event], language: str) -> str:
+    """Show the steps of a practice, and where its adapter is."""
+    last = events[-1]
+    told = [
+        (say("steps", language), f"{last.step:,}"),
+        (say("loss", language), f"{events[0].loss:.3f} → {last.loss:.3f}"),
+        (say("tokens", language), f"{last.tokens:,}"),
+        (say("tokens_per_second", language), f"{last.tokens_per_second:,.0f}"),
+        (say("memory", language), f"{last.memory_gib:.1f} GiB"),
+    ]
+    kept = say("practice_kept", language, folder=str(run.adapter))
+    curve = draw_loss([asdict(event) for event in events], language) if len(events) > 1 else ""
+    return join(facts(told), curve, small(kept))
 
 
 def show_finished(run: RunRecord, language: str) -> str:
