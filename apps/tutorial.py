@@ -323,20 +323,22 @@ def train_with_fit(chosen, config, few_steps, practise, show):
 
 
 @app.cell(hide_code=True)
-def tell_answers(knobs, tell):
-    tell("answers", knobs("few_tokens"), code="answer_with_and_without")
+def tell_answers(answer_now, knobs, start, tell):
+    _offer = None if start.headless else answer_now
+    tell("answers", knobs("few_tokens"), _offer, code="answer_with_and_without")
     return
 
 
 @app.cell
-def answer_with_and_without(few_tokens, practised, report, show):
-    mo.stop(not practised or not practised.value)
+def answer_with_and_without(answer_now, few_tokens, practised, report, show, shown):
+    # The adapter that was trained here, or else that of the run that is shown.
+    run = practised.value if practised else RunDirectory(shown.path)
+    mo.stop(run is None or not (practised or answer_now.value))
     asked = report.fixed_question.question
 
     def answer_twice():
-        tuned = load_run(practised.value)
-        settings = practised.value.config()
-        prompt = ask(asked, settings.style, settings.language, tuned.chat)
+        tuned = load_run(run)
+        prompt = ask(asked, run.config().style, run.config().language, tuned.chat)
         with tuned.model.disable_adapter():
             before = generate(tuned, [prompt], few_tokens.value)[0]
         after = generate(tuned, [prompt], few_tokens.value)[0]
@@ -750,6 +752,12 @@ def prepare_the_layer(chosen, few_rows, lesson_opened, material, row, source, te
 def make_practice_button(language):
     practise = mo.ui.run_button(kind="success", label=say("practise", language))
     return (practise,)
+
+
+@app.cell(hide_code=True)
+def make_answer_button(language):
+    answer_now = mo.ui.run_button(label=say("ask_both", language))
+    return (answer_now,)
 
 
 @app.cell(hide_code=True)

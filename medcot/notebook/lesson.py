@@ -182,7 +182,9 @@ def _compute(config: RunConfig, rows: Sequence[TokenizedRow], known: TopLayer | 
         parameter.requires_grad_(requires_grad=False)
     done = {} if known is None else known.rows
     done = done | {row.id: _read_row(body, projection, norm, row) for row in rows}
-    return TopLayer(projection.weight.float(), norm.float(), head.float(), done)
+    layer = TopLayer(projection.weight.float(), norm.float(), head.float(), done)
+    models.release(loaded)
+    return layer
 
 
 def _read_row(body: Any, projection: Any, norm: Any, row: TokenizedRow) -> LayerRow:

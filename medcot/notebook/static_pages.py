@@ -40,8 +40,9 @@ def make_served_page(page: str, language: Language) -> str:
         RunFailed: the page is not as marimo's export makes it, or a cell of it failed.
     """
     _require_page(page)
+    head = _SERVED_STYLE + _FROM_DISK.format(file=FILES[language])
     page = page.replace('"showAppCode": true', '"showAppCode": false', 1)
-    page = _PRELOADED_IMAGE.sub("", page).replace("</head>", _SERVED_STYLE + "</head>", 1)
+    page = _PRELOADED_IMAGE.sub("", page).replace("</head>", head + "</head>", 1)
     tag = f'<html lang="{LANGUAGE_TAGS[language]}">'
     return _ASSETS.sub(".", page).replace('<html lang="en">', tag, 1)
 
@@ -120,6 +121,12 @@ def _as_html(data: dict[str, Any]) -> Iterator[str]:
 
 _SERVED_STYLE = '<style>[data-testid="static-notebook-banner"] { display: none }</style>'
 """The page itself says that it is a record, so marimo's banner is hidden."""
+
+_FROM_DISK = """<script>
+if (location.protocol === "file:") location.replace("{file}");
+</script>
+"""
+"""A browser loads no modules from disk, so the page that needs none takes over."""
 
 _SHELL = """<!DOCTYPE html>
 <html lang="{language}">

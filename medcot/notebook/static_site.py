@@ -32,7 +32,7 @@ from medcot.notebook.static_pages import (
 from medcot.paths import expand_home
 from medcot.records import Language
 from medcot.runs.directory import RunDirectory
-from medcot.runs.history import read_run
+from medcot.runs.history import bundled_run, read_run
 from medcot.terminal import say
 
 _CACHES = shutil.ignore_patterns("__marimo__", "__pycache__")
@@ -41,8 +41,9 @@ _CACHES = shutil.ignore_patterns("__marimo__", "__pycache__")
 def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) -> list[Path]:
     """Execute the notebook, write its pages into ``out`` and return them.
 
-    Without ``run`` the first page trains with ``options`` (those of the command line), and the
-    second shows the same run.
+    Without ``run`` each page trains in its own language with ``options`` (those of the command
+    line). Where these name a language, both show the one training; where there are none, the
+    Chinese page shows the run that comes with the package.
 
     Raises:
         InputError: no notebook here, or ``run`` is no run.
@@ -60,16 +61,32 @@ def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) 
         shutil.copytree(NOTEBOOK.parent, Path(folder) / "apps", ignore=_CACHES)
         # Its theme is set there, and marimo looks for it above the notebook.
         shutil.copy2(PROJECT / "pyproject.toml", folder)
-        told = run or Path(folder) / "tutorial"
         exported: dict[Language, str] = {}
         for language in PAGES:
+            told = run or _run_of_page(Path(folder), language, options)
             asked = ["--run", str(told)]
-            if run is None and language == "en":
-                asked = ["--out", str(told), "--preset", "demo", *options]
+            if not told.exists():
+                asked = ["--out", str(told), "--preset", "demo", *_language_of(language, options)]
             exported[language] = _execute(Path(folder), language, asked)
             _require_done(told)
     _copy_assets(out)
     return list(_write_pages(exported, out))
+
+
+def _language_of(language: Language, options: Sequence[str]) -> list[str]:
+    """Return ``options`` with the page's language, unless they name one."""
+    return [*options] if _names_language(options) else ["--language", language, *options]
+
+
+def _names_language(options: Sequence[str]) -> bool:
+    return any(option.partition("=")[0] == "--language" for option in options)
+
+
+def _run_of_page(folder: Path, language: Language, options: Sequence[str]) -> Path:
+    """Return the run that a page shows; it is trained if it does not exist."""
+    if language == "en" or _names_language(options):
+        return folder / "tutorial"
+    return folder / f"tutorial-{language}" if options else bundled_run(language).path
 
 
 def _require_done(run: Path) -> None:
