@@ -94,20 +94,28 @@ class RunClock:
         return left
 
     def _seconds_of_stage(self, elapsed: float) -> float:
-        """Return how long the whole of the stage takes: as seen, once a tenth of it is."""
+        """Return how long the whole of the stage takes: as expected, and more and more as seen.
+
+        Steps are alike, so a tenth of them tells the time of all; the rows of a scoring are not:
+        those that are answered come first and take longest.
+        """
         seen = self._share - self._first_share
-        predicted = self._predicted[self._stage]
+        expected = self._expect(self._stage)
         if seen <= 0:
-            return self._taken.get("before", predicted) if self._stage == "after" else predicted
-        weight = min(1.0, seen / 0.1)
-        return weight * elapsed / seen + (1 - weight) * predicted
+            return expected
+        weight = min(1.0, seen / 0.1) if self._stage == "training" else seen
+        return weight * elapsed / seen + (1 - weight) * expected
 
     def _seconds_to_come(self, name: str, current: float) -> float:
-        if name == "after":
-            if "before" in self._taken:
-                return self._taken["before"]
-            if self._stage == "before":
-                return current
-        predicted = self._predicted[name]
-        known = sum(self._predicted[one] for one in self._taken) + self._predicted[self._stage]
-        return predicted * (sum(self._taken.values()) + current) / known if known else predicted
+        if name == "after" and self._stage == "before":
+            return current
+        slower = current / self._expect(self._stage) if self._expect(self._stage) else 1.0
+        return self._expect(name) if name == "after" else self._expect(name) * slower
+
+    def _expect(self, name: str) -> float:
+        """Return how long a stage takes, by the plan and the stages that are done."""
+        if name == "after" and "before" in self._taken:
+            return self._taken["before"]
+        planned = sum(self._predicted[one] for one in self._taken)
+        speed = sum(self._taken.values()) / planned if planned else 1.0
+        return self._predicted[name] * speed
