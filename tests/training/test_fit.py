@@ -50,7 +50,8 @@ def test_training_lowers_the_loss(whole):
 def test_the_saved_adapter_can_be_loaded_by_peft(whole):
     training, _, result = whole
     written = json.loads((training.directory.adapter / "adapter_config.json").read_text())
-    assert (written["r"], written["lora_alpha"]) == (16, 16)
+    config = training.config
+    assert (written["r"], written["lora_alpha"]) == (config.rank, config.alpha)
     assert (training.directory.adapter / "adapter_model.safetensors").exists()
     assert result.trainable_parameters == training.plan.trainable_parameters
 
