@@ -153,6 +153,7 @@ def _check_architecture(model: RunModel, metadata: Mapping[str, str]) -> Iterato
         "block_count": config.num_hidden_layers,
         "embedding_length": config.hidden_size,
         "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": getattr(config, "num_key_value_heads", None),
         "rope.freq_base": rope.get("rope_theta", getattr(config, "rope_theta", None)),
         "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
     }

@@ -18,6 +18,7 @@ from medcot.exporting import checks, gguf, hub, make
 from medcot.exporting.card import write_card
 from medcot.exporting.converter import find_converter
 from medcot.exporting.formats import QUANTIZATIONS, ROUNDING, TOLERANCES, Format, Quantization
+from medcot.exporting.gguf_weights import check_gguf_weights
 from medcot.exporting.measure import (
     LoadFailed,
     Measured,
@@ -348,6 +349,8 @@ def _prove_file(export: Export, file: Path, name: str, kind: Quantization) -> Co
     try:
         measured, facts = gguf.measure_gguf(file, asked, export.progress())
         findings += gguf.check_gguf(export.model, facts, asked)
+        if not findings:  # what is broken already need not be read once more
+            findings += check_gguf_weights(export.model, file, kind)
     except LoadFailed as error:
         findings.append(Message("proof_not_loaded", {"why": checks.shorten(str(error))}))
     return compare(name, asked, measured, findings, TOLERANCES[kind], export.decode)

@@ -203,6 +203,13 @@ def in_float32(folder, model):
     )
 
 
+def template_in_settings(folder, model):
+    """As older versions of transformers keep it."""
+    path = folder / "chat_template.jinja"
+    edit("tokenizer_config.json", chat_template=path.read_text(encoding="utf-8"))(folder, model)
+    path.unlink()
+
+
 GOOD_VARIANTS = {
     "as made": lambda folder, model: None,
     "in shards": in_shards,
@@ -210,6 +217,18 @@ GOOD_VARIANTS = {
     "in float32": in_float32,
     "more end tokens than the run's": edit("generation_config.json", eos_token_id=[2, 0]),
     "a note in the config": edit("config.json", transformers_version="4.40.0", use_cache=False),
+    "template among the settings": template_in_settings,
+    "answers sampled by default": edit("generation_config.json", do_sample=True, temperature=0.7),
+    "another longest text": edit("tokenizer_config.json", model_max_length=512),
+    "another padding token": edit("config.json", pad_token_id=2),
+}
+GOOD_ADAPTERS = {
+    "as made": lambda folder, model: None,
+    "modules in another order": lambda folder, model: edit(
+        "adapter_config.json", target_modules=model.adapter_config["target_modules"][::-1]
+    )(folder, model),
+    "ready to be trained": edit("adapter_config.json", inference_mode=False),
+    "base in another place": edit("adapter_config.json", base_model_name_or_path="elsewhere"),
 }
 
 
@@ -218,6 +237,13 @@ def test_a_good_merged_model_raises_no_alarm(export, good, tmp_path, name):
     shutil.copytree(good / "merged", tmp_path / "merged")
     GOOD_VARIANTS[name](tmp_path / "merged", export.model)
     assert codes(prove_merged(export, tmp_path / "merged")) == ("same", [])
+
+
+@pytest.mark.parametrize("name", GOOD_ADAPTERS)
+def test_a_good_adapter_raises_no_alarm(export, good, tmp_path, name):
+    shutil.copytree(good / "adapter", tmp_path / "adapter")
+    GOOD_ADAPTERS[name](tmp_path / "adapter", export.model)
+    assert codes(prove_adapter(export, tmp_path / "adapter")) == ("same", [])
 
 
 def made_up(seed, offset=0.0, noise=0.0, ends=True):

@@ -2,12 +2,19 @@
 
 import json
 import shutil
+import struct
+import tempfile
 
+import numpy as np
 import pytest
+from gguf.quants import quantize
 
 from medcot.errors import InputError, RunFailed
-from medcot.exporting import converter, gguf
-from medcot.exporting.workflow import ExportOptions, export_run
+from medcot.exporting import converter, gguf, workflow
+from medcot.exporting.gguf_weights import open_weights
+from medcot.exporting.run_model import RunModel
+from medcot.exporting.workflow import Export, ExportOptions, export_run
+from medcot.listener import Listener
 from medcot.runs.directory import RunDirectory
 from tests.exporting.conftest import make_run
 from tests.support.fakes import make_tiny_model
@@ -24,9 +31,24 @@ def finished_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(finished_run):
+def full_precision(tmp_path_factory):
+    """Where the F16 file is kept that every other file is made from."""
+    return tmp_path_factory.mktemp("kept") / "model-F16.gguf"
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run, full_precision):
     options = ExportOptions(("gguf", "ollama"), ("Q8_0", "Q4_K_M"), answers=0)
-    records = export_run(finished_run, options)
+    with pytest.MonkeyPatch.context() as patch:
+        drop = workflow._drop_unasked
+
+        def keep_and_drop(folder, quantizations):
+            if (folder / full_precision.name).exists():
+                shutil.copy(folder / full_precision.name, full_precision)
+            drop(folder, quantizations)
+
+        patch.setattr(workflow, "_drop_unasked", keep_and_drop)
+        records = export_run(finished_run, options)
     return finished_run.path / "export", {record.format: record for record in records}
 
 
@@ -72,7 +94,6 @@ def test_a_modelfile_has_the_prompt_of_the_run_its_stop_and_its_settings(exporte
 )
 def test_a_wrong_modelfile_is_found(exported, finished_run, tmp_path, change, code):
     from medcot.exporting.proof_set import load_proof_set
-    from medcot.exporting.run_model import RunModel
 
     shutil.copytree(exported[0] / "ollama", tmp_path / "ollama")
     path = tmp_path / "ollama" / "Modelfile"
@@ -81,6 +102,131 @@ def test_a_wrong_modelfile_is_found(exported, finished_run, tmp_path, change, co
     asked = load_proof_set(finished_run, model.tokenizer, model.end_ids, 2)
     found = list(gguf.check_modelfile(model, tmp_path / "ollama", asked))
     assert [one.code for one in found] == [code]
+
+
+def number(key, value, kind="<f"):
+    """A fault in a number that the file says of itself."""
+
+    def plant(data, _model):
+        place = data.index(key.encode()) + len(key) + 4  # after the number of its type
+        struct.pack_into(kind, data, place, value)
+
+    return plant
+
+
+def text(key, before, after):
+    """A fault in the bytes after a key, of the same length."""
+    before, after = before.encode(), after.encode()
+
+    def plant(data, _model):
+        assert len(before) == len(after)
+        place = data.index(before, data.index(key.encode()))
+        data[place : place + len(before)] = after
+
+    return plant
+
+
+def swap(key, first, second):
+    """A fault in a list of texts: two entries change places."""
+    entries = [struct.pack("<Q", len(one.encode())) + one.encode() for one in (first, second)]
+
+    def plant(data, _model):
+        start = data.index(key.encode())
+        places = [data.index(one, start) for one in entries]
+        for place, entry in zip(places, reversed(entries), strict=True):
+            data[place : place + len(entry)] = entry
+
+    return plant
+
+
+def weight(change, name="blk.1.attn_v.weight"):
+    """A fault in one weight: ``change`` gets the base's and the adapter's product."""
+
+    def plant(data, model):
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            [found] = [one for one in open_weights(file.name).tensors if one.name == name]
+        value = change(
+            model.base_tensors().read(TRAINED).numpy(), model.deltas()[TRAINED]().numpy()
+        )
+        stored = quantize(value.astype(np.float32), found.tensor_type).tobytes()
+        data[found.data_offset : found.data_offset + len(stored)] = stored
+
+    return plant
+
+
+def cut(data, _model):
+    del data[100_000:]
+
+
+TRAINED = "model.layers.1.self_attn.v_proj.weight"
+GGUF_FAULTS = {
+    "other end token": (number("tokenizer.ggml.eos_token_id", 0, "<I"), "proof_end_differs"),
+    "lost end token": (text("", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.xos_token_id"),
+                       "proof_end_differs"),
+    "other template": (text("tokenizer.chat_template", "assistant", "physician"),
+                       "proof_template_differs"),
+    "lost template": (text("", "tokenizer.chat_template", "tokenizer.chat_tamplete"),
+                      "proof_template_differs"),
+    "other rope base": (number("llama.rope.freq_base", 5e5), "proof_setting_differs"),
+    "other norm": (number("llama.attention.layer_norm_rms_epsilon", 1e-3),
+                   "proof_setting_differs"),
+    "tokens of another vocabulary": (swap("tokenizer.ggml.tokens", "\u0120the", "\u0120and"),
+                                     "proof_tokens_differ"),
+    "merges of another tokenizer": (text("tokenizer.ggml.merges", "\u0120 t", "\u0120 ~"),
+                                    "proof_tokens_differ"),
+    "a layer not merged": (weight(lambda base, _delta: base), "proof_not_merged"),
+    "a layer merged twice": (weight(lambda base, delta: base + 2 * delta), "proof_scaled"),
+    "a layer of zeros": (weight(lambda base, _delta: 0 * base), "proof_weight_differs"),
+    "a weight not finite": (weight(lambda base, _delta: base * np.nan), "proof_not_finite"),
+    "cut": (cut, "proof_not_loaded"),
+}  # fmt: skip
+
+
+def spoil(source, target, plant, model):
+    data = bytearray(source.read_bytes())
+    plant(data, model)
+    target.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def export(finished_run):
+    return Export(RunModel.of(finished_run), ExportOptions(("gguf",), answers=0), Listener())
+
+
+def findings_of(export, file, kind):
+    found = workflow._prove_file(export, file, f"gguf {kind}", kind)
+    return found.outcome, [one.code for one in found.findings]
+
+
+@pytest.mark.parametrize("name", GGUF_FAULTS)
+@pytest.mark.usefixtures("exported")
+def test_a_fault_in_a_gguf_file_is_caught_and_named(export, full_precision, tmp_path, name):
+    plant, code = GGUF_FAULTS[name]
+    file = tmp_path / full_precision.name
+    spoil(full_precision, file, plant, export.model)
+    outcome, found = findings_of(export, file, "F16")
+    assert outcome == "broken"
+    assert code in found
+
+
+def test_a_layer_not_merged_is_found_in_a_quantised_file(exported, export, tmp_path):
+    file = tmp_path / "model-Q8_0.gguf"
+    plant, code = GGUF_FAULTS["a layer not merged"]
+    spoil(exported[0] / "gguf" / file.name, file, plant, export.model)
+    assert findings_of(export, file, "Q8_0") == ("broken", [code])
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q6_K", "Q5_K_M"])
+@pytest.mark.usefixtures("exported")
+def test_a_good_gguf_file_raises_no_alarm(export, full_precision, tmp_path, kind):
+    file = tmp_path / f"model-{kind}.gguf"
+    if kind == "F16":
+        spoil(full_precision, file, text("", "general.name", "general.nome"), export.model)
+    else:
+        gguf.quantize(full_precision, file, kind)
+    assert findings_of(export, file, kind) == ("same", [])
 
 
 def test_a_file_that_ends_llama_cpp_is_named_and_ends_nothing_else(
