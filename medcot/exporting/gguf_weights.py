@@ -69,7 +69,7 @@ def check_gguf_weights(model: RunModel, file: Path, kind: Quantization) -> Itera
 
 
 def open_weights(file: Path) -> Any:
-    """Return a ``gguf.GGUFReader`` that steps over lists: it makes an array of each token."""
+    """Return the gguf package's reader, but stepping over lists: it makes an array of each token."""
     import struct
 
     import numpy as np
