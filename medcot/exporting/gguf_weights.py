@@ -69,7 +69,7 @@ def check_gguf_weights(model: RunModel, file: Path, kind: Quantization) -> Itera
 
 
 def open_weights(file: Path) -> Any:
-    """Return the gguf package's reader, but stepping over lists: it makes an array of each token."""
+    """Return a reader of the gguf package that steps over lists: each token costs it an array."""
     import struct
 
     import numpy as np
