@@ -201,6 +201,7 @@ def test_a_slider_says_its_name_and_its_value_and_not_the_place_of_its_mark(page
     assert thumb.get_attribute("aria-label") == "LoRA rank: the width of the update."
     assert thumb.get_attribute("aria-valuetext") == "6", "one mark above the start's 4"
     assert thumb.get_attribute("aria-valuenow") != "6"
+    assert knob(page, "few_steps").get_attribute("aria-valuetext") == "4"
 
 
 def test_a_slider_move_takes_little_of_the_server(page, server):
