@@ -45,7 +45,7 @@ def test_the_loss_of_two_runs_is_compared_in_pairs(make_run):
     assert ("rank", 16, 4) in found.settings
     text = "\n".join(describe_comparison(found))
     assert "a against b, over 12 shared test rows and 0 shared questions" in text
-    assert "By test loss (nats per token), b is better than a." in text
+    assert "Test loss (nats per token): b is better than a." in text
     assert "rank: 16, and 4" in text
     assert "another seed" in text
 
@@ -54,7 +54,7 @@ def test_the_better_one_is_named_whichever_comes_first(make_run):
     found = compare(make_run("a", LOWER), make_run("b", CASES))
     assert "a is better than b" in "\n".join(describe_comparison(found))
     same = compare(make_run("c", CASES), make_run("d", CASES))
-    assert "there is no evidence that d and c differ" in "\n".join(describe_comparison(same))
+    assert "no evidence that d and c differ" in "\n".join(describe_comparison(same))
     assert "没有证据表明 d 与 c 有差别" in "\n".join(describe_comparison(same, "zh"))
 
 
