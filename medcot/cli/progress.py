@@ -143,8 +143,8 @@ class TerminalListener(Listener):
         fraction, left = self._clock.fraction(), self._clock.seconds_left()
         if self._bars is None or self._whole is None or fraction is None or left is None:
             return
-        shown = {"completed": fraction, "count": f"{100 * fraction:.0f} %"}
-        self._bars.update(self._whole, **shown, facts=f"about {_duration(left)} left")
+        share, facts = f"{100 * fraction:.0f} %", f"about {_duration(left)} left"
+        self._bars.update(self._whole, completed=fraction, count=share, facts=facts)
 
     def _describe_whole(self) -> str:
         fraction, left = self._clock.fraction(), self._clock.seconds_left()

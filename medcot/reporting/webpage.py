@@ -73,12 +73,12 @@ def _parser() -> Any:
     """Return a parser of Markdown whose only tag from the source is a line break in a cell."""
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark", {"html": True}).enable("table")
-    rules = parser.renderer.rules
+    parser: Any = MarkdownIt("commonmark", {"html": True}).enable("table")
+    rules: dict[str, Any] = parser.renderer.rules
     rules["html_inline"] = rules["html_block"] = _render_tag
     rules["image"] = _render_image
     rules["table_open"] = _open_table
-    rules["table_close"] = lambda *_: "</table></div>\n"
+    rules["table_close"] = _close_table
     return parser
 
 
@@ -99,6 +99,10 @@ def _render_image(tokens: Sequence[Any], index: int, _options: Any, env: Any) ->
 
 def _open_table(tokens: Sequence[Any], index: int, _options: Any, _env: Any) -> str:
     return f'<div class="table"><table class="{tokens[index].meta["kind"]}">\n'
+
+
+def _close_table(_tokens: Sequence[Any], _index: int, _options: Any, _env: Any) -> str:
+    return "</table></div>\n"
 
 
 def _label_cells(tokens: Sequence[Any]) -> None:
