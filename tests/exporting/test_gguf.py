@@ -211,13 +211,6 @@ def test_a_fault_in_a_gguf_file_is_caught_and_named(export, full_precision, tmp_
     assert code in found
 
 
-def test_a_layer_not_merged_is_found_in_a_quantised_file(exported, export, tmp_path):
-    file = tmp_path / "model-Q8_0.gguf"
-    plant, code = GGUF_FAULTS["a layer not merged"]
-    spoil(exported[0] / "gguf" / file.name, file, plant, export.model)
-    assert findings_of(export, file, "Q8_0") == ("broken", [code])
-
-
 @pytest.mark.parametrize("kind", ["F16", "Q6_K", "Q5_K_M"])
 @pytest.mark.usefixtures("exported")
 def test_a_good_gguf_file_raises_no_alarm(export, full_precision, tmp_path, kind):
