@@ -352,7 +352,7 @@ def _prove_file(export: Export, file: Path, name: str, kind: Quantization) -> Co
         # What is broken already need not be read once more. Rounding to fewer bits may take a small
         # adapter back to the base's own values: there the loss says what it cost.
         if kind == "F16" and not findings:
-            findings += check_gguf_weights(export.model, file, kind)
+            findings += check_gguf_weights(export.model, file)
     except LoadFailed as error:
         findings.append(Message("proof_not_loaded", {"why": checks.shorten(str(error))}))
     return compare(name, asked, measured, findings, TOLERANCES[kind], export.decode)
