@@ -77,13 +77,14 @@ def open_weights(file: Path) -> Any:
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
             if GGUFValueType(raw_type) != GGUFValueType.ARRAY:
                 return super()._get_field_parts(orig_offs, raw_type)
-            kind, length = struct.unpack_from("<IQ", memoryview(self.data), orig_offs)
+            file: Any = self.data
+            kind, length = struct.unpack_from("<IQ", file, orig_offs)
             end, scalar = orig_offs + 12, self.gguf_scalar_to_np.get(GGUFValueType(kind))
             if scalar is not None:
                 end += length * np.dtype(scalar).itemsize
             elif kind == GGUFValueType.STRING:
                 for _ in range(length):
-                    end += 8 + struct.unpack_from("<Q", memoryview(self.data), end)[0]
+                    end += 8 + struct.unpack_from("<Q", file, end)[0]
             else:
                 return super()._get_field_parts(orig_offs, raw_type)
             return end - orig_offs, [], [], [GGUFValueType.ARRAY]

@@ -80,7 +80,8 @@ class WandbRun:
         if report is not None:
             scores = {f"{part}/nll": report[part]["nll"] for part in ("before", "after")}
             self._run.summary.update({"verdict": report["verdict"], **scores})
-            if rows := list(paired_rows(directory)):
+            rows: list[Any] = list(paired_rows(directory))
+            if rows:
                 self._run.log({"rows": wandb.Table(columns=list(COLUMNS), data=rows)})
             self._send_files("report", [directory.path / name for name in REPORT_FILES])
         self._send_files("adapter", sorted(directory.adapter.glob("*")))

@@ -4,6 +4,7 @@ import re
 import string
 import threading
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,16 @@ def test_the_evidence_shows_worse_rows_before_better_ones_and_the_disclaimer(lan
     page = evidence.show_changed_rows(replace(report, worse_rows=(worse,)), language)
     assert page.index(say("worse_rows", language)) < page.index(say("better_rows", language))
     assert say("not_medical_advice", language) in page
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_outcome_tells_what_the_answer_must_say_and_whether_it_does(language):
+    run = history.bundled_run(language)
+    report = evidence.report_to_show(run)
+    page = evidence.show_outcome(report, run, language)
+    for finding in report.fixed_question.claims.after:
+        assert escape(finding.claim) in page
+        assert say(f"finding_{finding.finding}", language) in page
 
 
 @pytest.mark.parametrize("verdict", ["improved", "no evidence", "worse"])

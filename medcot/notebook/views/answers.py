@@ -18,13 +18,12 @@ from medcot.notebook.views.markup import (
     paragraph,
     paragraphs,
     prose,
-    small,
     table,
     text,
     without_marks,
 )
 from medcot.records import Generation
-from medcot.reporting.schema import Answer, ClaimFindings, Report
+from medcot.reporting.schema import Answer, ClaimFindings
 
 LONGEST_DIFF = 1200
 """Words compared of each answer: the work grows with the square of it."""
@@ -82,30 +81,11 @@ def mark_differences(one: str, other: str) -> tuple[str, str]:
     return next(shown), next(shown)
 
 
-def show_fixed_question(report: Report, language: str, *, base_only: bool = False) -> str:
-    """The question asked before and after, its reference, and what the answer must say."""
-    fixed = report.fixed_question
-    if not fixed:
-        return ""
-    parts = [card(say("question", language), paragraphs(fixed.question))]
-    if base_only:
-        parts.append(show_reply(fixed.before, say("base_answer", language), language))
-        return join(*parts, disclaimer(language))
-    parts.append(compare_replies(fixed.before, fixed.after, language))
-    parts.append(card(say("reference", language), prose(fixed.reference), "mc-reference"))
-    parts.append(small(say("marked", language)))
-    claims = fixed.claims
-    if claims.after:
-        parts.append(_claims(claims, language))
-    return join(*parts, disclaimer(language))
-
-
 def show_pair(pair: Sequence[Generation], question: str, language: str) -> str:
     """Show what the base and the tuned model made of one question."""
     asked = card(say("question", language), paragraphs(question))
-    return join(
-        asked, compare_replies(*map(_from_generation, pair), language), disclaimer(language)
-    )
+    before, after = map(_from_generation, pair)
+    return join(asked, compare_replies(before, after, language), disclaimer(language))
 
 
 def _from_generation(generation: Generation) -> Answer:
@@ -117,7 +97,8 @@ def show_own_answer(reply: Mapping[str, Any], language: str) -> str:
     """Show the answer to a question of the reader's own, or under ``pair`` those of both models."""
     asked = card(say("question", language), paragraphs(reply["question"]))
     if "pair" in reply:
-        shown = compare_replies(*map(_as_answer, reply["pair"]), language)
+        before, after = map(_as_answer, reply["pair"])
+        shown = compare_replies(before, after, language)
     else:
         title = say("base_answer" if reply["base"] else "tuned_answer", language)
         shown = show_reply(_as_answer(reply), title, language)
@@ -126,10 +107,13 @@ def show_own_answer(reply: Mapping[str, Any], language: str) -> str:
 
 def _as_answer(reply: Mapping[str, Any] | None) -> Answer | None:
     """Return a reply of a model as the record that pages show."""
-    return reply and Answer(**{field.name: reply[field.name] for field in fields(Answer)})
+    if reply is None:
+        return None
+    return Answer(**{field.name: reply[field.name] for field in fields(Answer)})
 
 
-def _claims(claims: ClaimFindings, language: str) -> str:
+def show_claims(claims: ClaimFindings, language: str) -> str:
+    """Tabulate what an answer must say, and what both answers say of it."""
     rows = [
         (text(b.claim), *(text(say(f"finding_{one.finding}", language)) for one in (b, a)))
         for b, a in zip(claims.before, claims.after, strict=True)

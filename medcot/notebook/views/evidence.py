@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from medcot.catalog import Message, say
 from medcot.errors import InputError
-from medcot.notebook.views.answers import compare_replies, disclaimer
+from medcot.notebook.views.answers import compare_replies, disclaimer, show_claims
 from medcot.notebook.views.charts import (
     draw_accuracy,
     draw_differences,
@@ -55,6 +55,9 @@ def show_outcome(report: Report, run: RunRecord, language: str) -> str:
         parts.append(compare_replies(fixed.before, fixed.after, language))
         reference = prose(fixed.reference)
         parts.append(details(say("reference", language), reference))
+        if fixed.claims.after:
+            claims = show_claims(fixed.claims, language)
+            parts.append(details(say("claim", language), claims))
     parts.append(show_verdict(report, language))
     if run.events:
         parts.append(details(say("loss_of_run", language), draw_loss(run.events, language)))
