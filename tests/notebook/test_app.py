@@ -197,7 +197,7 @@ def test_a_set_on_the_hub_is_planned_for_without_being_asked_for():
 
 
 def test_filters_find_every_word_in_any_case():
-    cases = preview.load_material(make_config("demo")).dataset.cases
+    cases = preview.load_material(make_config("demo", {"dataset": "sample"})).dataset.cases
     found = preview.find_cases(cases, "TAMPONADE diuretics")
     assert found
     assert all("tamponade" in f"{c.question}{c.thought}{c.response}".lower() for c in found)
