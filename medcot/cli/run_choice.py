@@ -10,6 +10,7 @@ from medcot.config.resolve import Resolved, check_path
 from medcot.config.schema import RunConfig, option_name
 from medcot.errors import InputError
 from medcot.runs.directory import RunDirectory, new_run_path, newest_run
+from medcot.runs.local_paths import resolve_local_paths
 
 RESUMABLE = ("micro_batch", "checkpointing")
 """Fields that a resumed run may change: they affect memory and time, never the result."""
@@ -47,6 +48,8 @@ def config_of_run(
         InputError: any other option was given a value that the run does not have.
     """
     config = directory.config()
+    # The same relative path as the run's own means the same file, from whatever folder.
+    given = resolve_local_paths(resolved.config, directory.working_directory())
     changed: dict[str, Any] = {}
     for name in resolved.given:
         if name not in RunConfig.model_fields or name in ignored:
@@ -54,7 +57,7 @@ def config_of_run(
         kept, asked = getattr(config, name), getattr(resolved.config, name)
         if name in changeable:
             changed[name] = asked
-        elif kept != asked:
+        elif kept not in (asked, getattr(given, name)):
             raise InputError(
                 f"{option_name(name)} {asked}",
                 f"the run in {directory.path} has {kept}",

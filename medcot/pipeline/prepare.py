@@ -237,7 +237,9 @@ def _write_decisions(prepared: Prepared, machine: Machine) -> None:
     directory.write_json("plan.json", prepared.plan.to_json())
     config = prepared.config
     revision = models.locate(config.model, config.model_revision).revision or ""
-    environment = describe_environment(config, dataset, machine, revision)
+    shown = directory.as_recorded(config)
+    dataset = replace(dataset, name=shown.dataset)
+    environment = describe_environment(shown, dataset, machine, revision)
     directory.write_json("environment.json", environment | kept_facts)
     keep_fallbacks(directory)
     directory.set_stage("planned")

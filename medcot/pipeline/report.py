@@ -49,7 +49,7 @@ def write_report(prepared: Prepared, listener: Listener) -> Report:
         before,
         after,
         prepared.suite,
-        config,
+        directory.as_recorded(config),
         facts,
         leaks=prepared.overlaps,
         withheld=(*prepared.withheld, *withheld),
@@ -88,12 +88,12 @@ def _judge(
 
 def _facts(prepared: Prepared) -> Facts:
     """Collect what the report says about the run. Two runs with one seed have the same facts."""
-    dataset = prepared.dataset
+    dataset, shown = prepared.dataset, prepared.directory.as_recorded(prepared.config)
     environment = prepared.directory.read_json("environment.json")
     fallbacks = tuple(FallbackFact(**one) for one in environment.get("fallbacks", []))
     return Facts(
         dataset=DatasetFacts(
-            dataset.name, dataset.revision, dataset.fingerprint, dataset.synthetic
+            shown.dataset, dataset.revision, dataset.fingerprint, dataset.synthetic
         ),
         rows=len(prepared.rows),
         dropped=tuple(row.in_english() for row in prepared.dropped),

@@ -17,7 +17,7 @@ from medcot.config.schema import RunConfig, build_config
 from medcot.credentials import redact_values
 from medcot.errors import InputError, one_line
 from medcot.runs.checkpoints import STATE, list_checkpoints
-from medcot.runs.local_paths import resolve_local_paths
+from medcot.runs.local_paths import PATH_FIELDS, resolve_local_paths
 from medcot.runs.lock import LOCK_FILE, RunLock
 from medcot.runs.shapes import check_shape
 
@@ -148,13 +148,22 @@ class RunDirectory:
         Raises:
             InputError: no run there, or a config that was damaged.
         """
+        return resolve_local_paths(self._recorded_config(), self.working_directory())
+
+    def as_recorded(self, config: RunConfig) -> RunConfig:
+        """Return ``config`` with its local paths as the run was given them, to be shown."""
+        recorded = self._recorded_config()
+        found = resolve_local_paths(recorded, self.working_directory())
+        unchanged = [name for name in PATH_FIELDS if getattr(config, name) == getattr(found, name)]
+        return config.model_copy(update={name: getattr(recorded, name) for name in unchanged})
+
+    def _recorded_config(self) -> RunConfig:
         path = self.path / "config.json"
         if not path.exists():
             raise InputError(
                 f"--run {self.path}", "no config.json in it", "expected a run directory"
             )
-        config = build_config(self.read_json("config.json"), where=str(path))
-        return resolve_local_paths(config, self.working_directory())
+        return build_config(self.read_json("config.json"), where=str(path))
 
     def working_directory(self) -> str | None:
         """Return the folder that the config's relative paths start from, None if not recorded."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from medcot.config.schema import RunConfig
 
-FIELDS = ("model", "dataset", "mcq")
+PATH_FIELDS = ("model", "dataset", "mcq")
 """The options that may name a file or folder."""
 
 
@@ -19,7 +19,7 @@ def resolve_local_paths(config: RunConfig, origin: str | None) -> RunConfig:
         origin: The working directory that the paths are relative to. Nothing changes where it is
             the present one, unknown, or on another machine.
     """
-    given = {name: getattr(config, name) for name in FIELDS}
+    given = {name: getattr(config, name) for name in PATH_FIELDS}
     return config.model_copy(update=resolve_values(given, origin))
 
 
@@ -28,7 +28,7 @@ def resolve_values(values: Mapping[str, Any], origin: str | None) -> dict[str, A
     found = dict(values)
     if not origin or not Path(origin).is_dir() or Path(origin).samefile(Path.cwd()):
         return found
-    for name in FIELDS:
+    for name in PATH_FIELDS:
         value = found.get(name)
         if isinstance(value, str):
             found[name] = _resolve(value, origin)

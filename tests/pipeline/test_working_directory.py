@@ -11,6 +11,7 @@ from medcot.errors import InputError
 from medcot.inference.ask import ask
 from medcot.listener import Listener
 from medcot.pipeline.run import evaluate_only, report_only, run
+from medcot.reporting.storage import report_from_json
 from medcot.runs.directory import RunDirectory
 
 QUESTION = {
@@ -71,6 +72,7 @@ def test_a_run_is_reported_asked_and_scored_again_from_another_folder(place, dir
     assert list(ask(directory, "What now?"))
     directory.remove("evaluation/after.jsonl")
     assert evaluate_only(directory, Listener()) == first
+    assert first == report_from_json(json.loads((place / "run" / "report.json").read_text()))
     assert directory.config().dataset == str(place / "rows.jsonl")
 
 

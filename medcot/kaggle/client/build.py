@@ -25,6 +25,7 @@ from medcot.kaggle.client.metadata import (
 from medcot.kaggle.client.sources import PROJECT
 from medcot.kaggle.session.job import JobSpec
 from medcot.runs.directory import RunDirectory
+from medcot.runs.local_paths import resolve_local_paths
 
 FOLDER = "kaggle"
 """The folder of a run directory for everything about Kaggle."""
@@ -141,7 +142,7 @@ def _complete_job(options: KernelOptions, *, gpu: bool) -> JobSpec:
 def _claim(run: RunDirectory, config: RunConfig) -> None:
     if not run.exists():
         run.create(config)
-    elif run.config() != config:
+    elif run.config() != resolve_local_paths(config, run.working_directory()):
         raise InputError(
             f"--out {run.path}", "it holds a run of another config", "use another folder"
         )
