@@ -6,6 +6,7 @@ decides who is answered. Trainings run in this process, one at a time.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -152,6 +153,14 @@ def command(
             bound.listen()
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         serve(application, bound)
+    _leave()
+
+
+def _leave() -> None:
+    """End the process at once: the session of an open page is a thread that never ends."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _address(host: str, port: int) -> str:

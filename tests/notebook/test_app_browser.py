@@ -101,6 +101,11 @@ def serve(folder, mode, notebook):
             yield f"http://127.0.0.1:{port}", process.pid
         finally:
             process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                pytest.fail("the server of open pages did not end")
 
 
 def answers(port):
