@@ -356,7 +356,8 @@ def tell_pairs(knobs, language, shown, tell):
 
 
 @app.cell
-def compare_by_hand(pairs, show, tests):
+def compare_by_hand(language, pairs, show, tests):
+    mo.stop(not pairs, say("no_pairs", language))
     # Each row twice: what its reference cost the model before, and after, in nats.
     few = pairs[: tests.value]
     change = sum(pair.after - pair.before for pair in few) / sum(pair.tokens for pair in few)

@@ -22,8 +22,9 @@ from rich.progress import (
 )
 
 from medcot.catalog import Message
-from medcot.listener import Listener, RunClock
+from medcot.listener import Listener
 from medcot.records import Event
+from medcot.run_clock import RunClock
 from medcot.terminal import show_line, tolerate_encodings
 
 TITLES = {

@@ -33,6 +33,8 @@ _ON_A_GPU: dict[str, Any] = {
     "wandb_project": "Fine-tune-DeepSeek-R1-Distill-Llama-8B on Medical COT Dataset",
 }
 
+_ON_KAGGLE = _ON_A_GPU | {"quantization": "4bit", "precision": "fp16", "wandb": "online"}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # As few steps as show the form of an answer learnt, by about 10,000 tokens of short cases:
     # docs/experiments.md. The longer bundled Chinese cases take up to 2,742 tokens, since the
@@ -58,9 +60,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpointing": "on",
         "wandb": "online",
     },
-    "kaggle-t4": _ON_A_GPU | {"quantization": "4bit", "precision": "fp16", "wandb": "online"},
+    "kaggle-t4": _ON_KAGGLE,
     # The same by an older name: every T4 session on Kaggle has two, and both are used.
-    "kaggle-t4x2": _ON_A_GPU | {"quantization": "4bit", "precision": "fp16", "wandb": "online"},
+    "kaggle-t4x2": _ON_KAGGLE,
     "gpu-24g": _ON_A_GPU | {"samples": 2000, "steps": None, "epochs": 1.0},
     "gpu-80g": _ON_A_GPU
     | {"samples": 10_000, "steps": None, "epochs": 1.0, "batch": 16, "test_samples": 400},

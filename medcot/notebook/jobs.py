@@ -21,10 +21,11 @@ from medcot.config.schema import RunConfig
 from medcot.credentials import redact
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.hardware.host_memory import return_free_memory
-from medcot.listener import Listener, RunClock
+from medcot.listener import Listener
 from medcot.notebook.results import ErrorText, describe_error
 from medcot.pipeline.run import run
 from medcot.records import Event
+from medcot.run_clock import RunClock
 from medcot.runs.directory import RunDirectory
 
 LONGEST_QUESTION = 8_000

@@ -128,7 +128,7 @@ def read_pairs(run: RunRecord, report: Report | None) -> list[PairedLoss]:
     """Return the test rows of a run, from its scored rows or else from its report.
 
     A report has each row's mean loss; its tokens are then counted in the data set. Where that has
-    changed since, every row counts as one token.
+    other rows now there are no pairs, since the mean over the rows could not be the report's.
     """
     directory = RunDirectory(run.path)
     sides = [
@@ -148,10 +148,11 @@ def read_pairs(run: RunRecord, report: Report | None) -> list[PairedLoss]:
     if report is None:
         return []
     known = load_material(report.config).rows
-    counted = all(row.id in known for row in report.differences)
+    if not all(row.id in known for row in report.differences):
+        return []
     pairs: list[PairedLoss] = []
     for row in report.differences:
-        tokens = len(known[row.id].completion_ids) if counted else 1
+        tokens = len(known[row.id].completion_ids)
         pairs.append(PairedLoss(row.id, row.before * tokens, row.after * tokens, tokens))
     return pairs
 

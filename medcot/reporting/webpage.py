@@ -1,7 +1,8 @@
 """``report.html``: the report as one file for a browser, in both languages, without a request.
 
 The Markdown of :mod:`medcot.reporting.markdown`, which has all texts of models and data escaped,
-is rendered by markdown-it with HTML switched off; the figures are put into the file.
+is rendered by markdown-it; of its HTML nothing but a line break stays a tag. The figures are put
+into the file.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from medcot.config.schema import RunConfig
 from medcot.errors import one_line
 from medcot.records import Event
 from medcot.runs.directory import RunDirectory
-from medcot.training.wandb_run import WandbRun, open_wandb
+from medcot.training.wandb_run import WandbRun, open_wandb, report_scores
 
 Say = Callable[[str], None]
 """Shows one line to the user."""
@@ -90,11 +90,6 @@ def event_values(event: Event) -> dict[str, float]:
     values = asdict(event)
     del values["step"]
     return {f"train/{name}": value for name, value in values.items() if value is not None}
-
-
-def report_scores(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return the report's mean test losses, in nats per token."""
-    return {f"{part}/nll": report[part]["nll"] for part in ("before", "after")}
 
 
 class TensorBoard:

@@ -78,8 +78,7 @@ class WandbRun:
 
         directory = self._directory
         if report is not None:
-            scores = {f"{part}/nll": report[part]["nll"] for part in ("before", "after")}
-            self._run.summary.update({"verdict": report["verdict"], **scores})
+            self._run.summary.update({"verdict": report["verdict"], **report_scores(report)})
             rows: list[Any] = list(paired_rows(directory))
             if rows:
                 self._run.log({"rows": wandb.Table(columns=list(COLUMNS), data=rows)})
@@ -100,6 +99,11 @@ class WandbRun:
         logged = self._run.log_artifact(artifact)
         if not self._run.offline:
             logged.wait(timeout=int(FINISH_S) or 1)
+
+
+def report_scores(report: Mapping[str, Any]) -> dict[str, float]:
+    """Return the report's mean test losses, in nats per token, as every sink names them."""
+    return {f"{part}/nll": report[part]["nll"] for part in ("before", "after")}
 
 
 def paired_rows(directory: RunDirectory) -> Iterator[list[Any]]:

@@ -1,5 +1,6 @@
 """The layer that a page trains by hand: its numbers are the library's own."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -51,6 +52,15 @@ def test_the_pairs_of_a_run_give_the_difference_of_its_report(language):
     tokens = sum(pair.tokens for pair in pairs)
     change = sum(pair.after - pair.before for pair in pairs) / tokens
     assert change == pytest.approx(report.paired.nll.difference, abs=2e-3)
+
+
+def test_a_run_whose_test_rows_are_not_known_any_more_has_no_pairs():
+    """Any other mean over its rows would not be the one that its report states."""
+    run = bundled_run("en")
+    report = report_to_show(run)
+    lost, *others = report.differences
+    changed = replace(report, differences=(replace(lost, id="lost"), *others))
+    assert lesson.read_pairs(run, changed) == []
 
 
 def test_the_interval_shrinks_with_the_number_of_rows():

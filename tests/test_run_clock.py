@@ -2,7 +2,7 @@
 
 import pytest
 
-from medcot.listener import RunClock
+from medcot.run_clock import RunClock
 
 PLAN = {"before": 40.0, "training": 60.0, "after": 40.0}
 
