@@ -130,6 +130,13 @@ def open_socket(host: str, port: int, *, served: str, has_token: bool) -> socket
     return bound
 
 
+def http_address(host: str, port: int) -> str:
+    """Return the address at which this machine reaches a server that listens on ``host``."""
+    bare = host.strip("[]")
+    named = "127.0.0.1" if bare in ("0.0.0.0", "::", "") else bare
+    return f"http://{f'[{named}]' if ':' in named else named}:{port}"
+
+
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 

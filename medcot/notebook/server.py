@@ -21,7 +21,7 @@ import click
 from medcot.credentials import prepare_credentials, read_token_file, redacted_output
 from medcot.errors import InputError, RunFailed
 from medcot.hardware.host_memory import keep_heap_small
-from medcot.network import open_socket
+from medcot.network import http_address, open_socket
 from medcot.notebook.controls import read_start
 from medcot.notebook.jobs import RUNNER
 from medcot.notebook.request_guard import Application, RequestGuard
@@ -146,7 +146,7 @@ def command(
     token = read_token_file(token_file) if token_file else None
     application = make_application(options, names, token)
     with open_socket(host, port, served="the notebook", has_token=token is not None) as bound:
-        address = _address(host, int(bound.getsockname()[1]))
+        address = http_address(host, int(bound.getsockname()[1]))
         say(f"medcot: the notebook is at {address} (Ctrl-C stops it)")
         if not headless:
             # The socket holds the browser's request until the server answers it.
@@ -161,12 +161,6 @@ def _leave() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-def _address(host: str, port: int) -> str:
-    bare = host.strip("[]")
-    named = "127.0.0.1" if bare in ("0.0.0.0", "::", "") else bare
-    return f"http://{f'[{named}]' if ':' in named else named}:{port}"
 
 
 def main(arguments: Iterable[str] | None = None) -> None:

@@ -368,4 +368,6 @@ async def _events(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
 def _server_failed(why: str) -> Refusal:
     """Log what a model server said; clients learn only that it failed."""
     log.error("the model server failed: %s", one_line(why, 400))
-    return Refusal(502, "The model server failed; its own terminal says why.", code="server_failed")
+    return Refusal(
+        502, "The model server failed; the terminal of medcot serve says why.", code="server_failed"
+    )

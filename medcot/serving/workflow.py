@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from medcot.catalog import Message
 from medcot.credentials import SERVE_TOKEN
 from medcot.errors import InputError
-from medcot.network import OFFLINE, is_loopback, is_offline, open_socket
+from medcot.network import OFFLINE, http_address, is_loopback, is_offline, open_socket
 from medcot.runs.environment import NOT_MEDICAL_ADVICE
 from medcot.serving.access import Access, decide_access
 from medcot.serving.backends import (
@@ -74,7 +74,7 @@ def serve(target: Target, options: ServeOptions, say: Say) -> None:
 
 
 def _introduce(target: Target, options: ServeOptions, access: Access, port: int, say: Say) -> None:
-    values = {"address": f"http://{_address(options.host)}:{port}/v1", "model": target.name}
+    values = {"address": f"{http_address(options.host, port)}/v1", "model": target.name}
     say(str(Message("serve_ready", values)))
     if options.token_file is not None:
         say(str(Message("serve_token_file", {"file": str(options.token_file)})))
@@ -83,12 +83,6 @@ def _introduce(target: Target, options: ServeOptions, access: Access, port: int,
     else:
         say(str(Message("serve_token_made", {"token": access.token})))
     say(NOT_MEDICAL_ADVICE)
-
-
-def _address(host: str) -> str:
-    bare = host.strip("[]")
-    named = "127.0.0.1" if bare in ("0.0.0.0", "::", "") else bare
-    return f"[{named}]" if ":" in named else named
 
 
 def _answer(
