@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 MANIFEST = "manifest.json"
+_UNFINISHED = f".{MANIFEST}"
+"""The manifest while it is written."""
 STATE = "trainer_state.json"
 """The file that the trainer writes last."""
 
@@ -28,12 +30,18 @@ def write_manifest(checkpoint: Path) -> None:
         for path in sorted(checkpoint.iterdir())
         if path.is_file() and path.name != MANIFEST
     }
-    temporary = checkpoint / f".{MANIFEST}"
+    temporary = checkpoint / _UNFINISHED
     with temporary.open("w", encoding="utf-8") as file:
         json.dump({"files": marks}, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(checkpoint / MANIFEST)
+
+
+def remove_unfinished_manifests(folder: Path) -> None:
+    """Remove the manifests that a killed process was writing for the checkpoints in ``folder``."""
+    for checkpoint in list_checkpoints(folder):
+        (checkpoint / _UNFINISHED).unlink(missing_ok=True)
 
 
 def find_damage(checkpoint: Path) -> str | None:

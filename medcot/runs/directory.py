@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 from medcot.config.schema import RunConfig, build_config
 from medcot.credentials import redact_values
 from medcot.errors import InputError, one_line
-from medcot.runs.checkpoints import STATE, list_checkpoints
+from medcot.runs.checkpoints import STATE, list_checkpoints, remove_unfinished_manifests
 from medcot.runs.local_paths import PATH_FIELDS, resolve_local_paths
 from medcot.runs.lock import LOCK_FILE, RunLock
 from medcot.runs.shapes import check_shape
@@ -125,6 +125,7 @@ class RunDirectory:
                 asking = one.name.startswith(f".{LOCK_FILE}")
                 if _UNFINISHED.fullmatch(one.name) and not asking:
                     one.unlink(missing_ok=True)
+        remove_unfinished_manifests(self.checkpoints)
 
     def require(self) -> None:
         """Check that the directory is still the one that this process works on.

@@ -61,6 +61,17 @@ def test_an_unfinished_checkpoint_is_not_resumed_from(directory):
     assert directory.last_checkpoint().name == "checkpoint-10"
 
 
+def test_what_a_killed_process_was_writing_is_removed(directory):
+    checkpoint = directory.checkpoints / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    kept = {checkpoint / "trainer_state.json", checkpoint / "manifest.json"}
+    for one in kept | {checkpoint / ".manifest.json", directory.path / ".report.md.k2x8_a1b"}:
+        one.write_text("{}")
+    directory.remove_unfinished()
+    assert kept == set(checkpoint.iterdir())
+    assert not list(directory.path.glob(".report*"))
+
+
 def test_a_damaged_config_names_the_file(directory):
     (directory.path / "config.json").write_text('{"rank": ')
     with pytest.raises(InputError, match=r"config\.json"):
