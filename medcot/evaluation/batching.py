@@ -11,11 +11,15 @@ from functools import partial
 from typing import TypeVar
 
 from medcot.data import prompts
-from medcot.evaluation.interface import EvaluationSuite, Kind, ModelTools, RowKey, ScoredRow
-from medcot.evaluation.scorers import score_by_likelihood, score_by_reasoning, score_cases
-from medcot.records import Case, Question
+from medcot.evaluation.interface import EvaluationSuite, ModelTools, RowKey, ScoredRow
+from medcot.evaluation.scorers import (
+    CaseOfKind,
+    score_by_likelihood,
+    score_by_reasoning,
+    score_cases,
+)
 
-Item = TypeVar("Item", Case, Question)
+Item = TypeVar("Item")
 
 SCORED_AT_ONCE = 32
 """Rows per batch when nothing is generated; a kill loses at most one batch."""
@@ -44,16 +48,17 @@ def make_batches(suite: EvaluationSuite, tools: ModelTools) -> list[Batch]:
 
 
 def _case_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
+    """Split the cases. The fixed one is answered with others: alone it takes as long as they do."""
     in_full = {case.id for case in suite.generated}
-    full = [case for case in suite.cases if case.id in in_full]
-    rest = [case for case in suite.cases if case.id not in in_full]
-    score = partial(score_cases, style=suite.style, tools=tools)
-    for cases in _by_length(full, _case_length, max(1, tools.answers_at_once)):
-        yield _batch(cases, ("case", ""), partial(score, cases, "case", answered=True))
-    for cases in _by_length(rest, _case_length, SCORED_AT_ONCE):
-        yield _batch(cases, ("case", ""), partial(score, cases, "case", answered=False))
+    full: list[CaseOfKind] = [("case", case) for case in suite.cases if case.id in in_full]
+    rest: list[CaseOfKind] = [("case", case) for case in suite.cases if case.id not in in_full]
     if suite.fixed:
-        yield _batch([suite.fixed], ("fixed", ""), partial(score, [suite.fixed], "fixed"))
+        full.append(("fixed", suite.fixed))
+    for group, size in ((full, max(1, tools.answers_at_once)), (rest, SCORED_AT_ONCE)):
+        for cases in _by_length(group, _case_length, size):
+            keys = tuple((kind, "", case.id) for kind, case in cases)
+            score = partial(score_cases, cases, suite.style, tools, answered=group is full)
+            yield Batch(keys, score)
 
 
 def _question_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
@@ -66,15 +71,8 @@ def _question_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Bat
                 if likely
                 else partial(score_by_reasoning, questions, name, suite.style, tools)
             )
-            yield _batch(questions, ("mcq", name), score)
-
-
-def _batch(
-    items: Sequence[Case] | Sequence[Question],
-    kind_and_set: tuple[Kind, str],
-    score: Callable[[], Iterator[ScoredRow]],
-) -> Batch:
-    return Batch(tuple((*kind_and_set, item.id) for item in items), score)
+            keys: tuple[RowKey, ...] = tuple(("mcq", name, one.id) for one in questions)
+            yield Batch(keys, score)
 
 
 def _by_length(
@@ -86,5 +84,6 @@ def _by_length(
         yield ordered[start : start + size]
 
 
-def _case_length(case: Case) -> int:
+def _case_length(of_kind: CaseOfKind) -> int:
+    case = of_kind[1]
     return len(case.question) + len(case.thought) + len(case.response)

@@ -10,17 +10,20 @@ from medcot.evaluation import answer_extraction, output_checks, rubric
 from medcot.evaluation.interface import Kind, ModelTools, ScoredRow
 from medcot.records import Case, Generation, Language, Question, Style, TokenLoss
 
+CaseOfKind = tuple[Kind, Case]
+"""A case, and whether it is a test row (``case``) or the ``fixed`` one."""
+
 
 def score_cases(
-    cases: Sequence[Case], kind: Kind, *, style: Style, tools: ModelTools, answered: bool = True
+    cases: Sequence[CaseOfKind], style: Style, tools: ModelTools, *, answered: bool
 ) -> Iterator[ScoredRow]:
     """Score cases by the loss of their reference and, if ``answered``, by a generated answer."""
-    asked = [prompts.render(case, style, tools.chat) for case in cases]
+    asked = [prompts.render(case, style, tools.chat) for _, case in cases]
     losses = tools.score(asked)
     texts: Sequence[Generation | None] = [None] * len(cases)
     if answered:
         texts = tools.generate([prompt.text for prompt in asked])
-    for case, prompt, loss, text in zip(cases, asked, losses, texts, strict=True):
+    for (kind, case), prompt, loss, text in zip(cases, asked, losses, texts, strict=True):
         row = make_row(kind, "", case.id, prompt.text, loss, text, case.language)
         if case.claims and row.answer is not None:
             checked = rubric.check_claims(row.answer, case.claims)

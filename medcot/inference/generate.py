@@ -13,6 +13,7 @@ from medcot.config.schema import RunConfig
 from medcot.data.tokenization import encode_text
 from medcot.engines.base import LoadedModel, end_token_ids
 from medcot.engines.fallbacks import report_fallback
+from medcot.engines.interruption import interruptible
 from medcot.errors import Cancelled, one_line
 from medcot.evaluation.interface import ModelTools
 from medcot.inference.loglikelihood import (
@@ -50,19 +51,26 @@ def model_tools(
     """Return the callables by which evaluation knows the model.
 
     They raise Cancelled as soon as ``should_stop`` returns True, which is asked between tokens
-    and between batches. ``on_answering`` is called between tokens.
+    and between batches, on a CPU at every layer. ``on_answering`` is called between tokens.
     """
 
     def poll() -> None:
         if should_stop():
             raise Cancelled
 
+    def polled(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def with_poll(argument: Any) -> Any:
+            with interruptible(loaded, poll):
+                return call(argument)
+
+        return with_poll
+
     return ModelTools(
-        generate=lambda prompts: generate(
-            loaded, prompts, config.max_new_tokens, poll, on_answering
+        generate=polled(
+            lambda prompts: generate(loaded, prompts, config.max_new_tokens, poll, on_answering)
         ),
-        score=lambda pairs: score(loaded, pairs, poll),
-        score_options=lambda items: score_options(loaded, items, poll),
+        score=polled(lambda pairs: score(loaded, pairs, poll)),
+        score_options=polled(lambda items: score_options(loaded, items, poll)),
         chat=loaded.chat,
         answers_at_once=loaded.answer_rows * ROUNDS.get(loaded.device, 1),
     )

@@ -74,6 +74,29 @@ def manifest_callback() -> Any:
     return Callback()
 
 
+def last_step_kept() -> Any:
+    """Return the trainer callback that can save the last whole step after a step was abandoned."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Callback(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # The abandoned step will have drawn dropout, which resuming draws again.
+            self._random = torch.get_rng_state()
+
+        def save(self, trainer: Any) -> None:
+            """Save a checkpoint of the trainer's last whole step, if it is not saved yet."""
+            step = trainer.state.global_step
+            if step and not (Path(trainer.args.output_dir) / f"checkpoint-{step}").exists():
+                torch.set_rng_state(self._random)
+                check_before_saving(trainer.optimizer, step)
+                # As the trainer itself does after a step.
+                trainer._save_checkpoint(trainer.model, None)
+                trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+
+    return Callback()
+
+
 def _find_unreadable(checkpoint: Path) -> str:
     """Return what is wrong with a checkpoint that has no manifest, "" where nothing is."""
     import torch

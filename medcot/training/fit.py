@@ -16,16 +16,17 @@ from medcot.distributed import comm
 from medcot.engines.base import LoadedModel
 from medcot.engines.compat import known_messages_silenced
 from medcot.engines.fallbacks import report_fallback
+from medcot.engines.interruption import interruptible
 from medcot.engines.loading import (
     engine_for,
     find_weight_not_finite,
     trainable_parameters,
 )
-from medcot.errors import InputError, RunFailed
+from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.planning.plan import Plan
 from medcot.records import OnEvent
 from medcot.runs.directory import RunDirectory
-from medcot.training.checkpoints import newest_whole_checkpoint
+from medcot.training.checkpoints import last_step_kept, newest_whole_checkpoint
 from medcot.training.recorder import Recorder
 from medcot.training.trainers.choose import make_arguments, make_trainer
 
@@ -123,11 +124,30 @@ class _Training:
             trainer = make_trainer(loaded, adapters, arguments, data, lengths, recorder)
             _keep_adapters_in_float32(loaded.model)
             _check_gate(trainer, loaded, rows)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            self._train(trainer, checkpoint)
         loaded.model = trainer.model
         loaded.model.config.use_cache = True
         loaded.model.eval()
         return recorder
+
+    def _train(self, trainer: Any, checkpoint: Path | None) -> None:
+        """Train to the end of the run, or stop after a step or, in a single process, within it."""
+        resumed = str(checkpoint) if checkpoint else None
+        if comm.world_size() > 1:
+            trainer.train(resume_from_checkpoint=resumed)
+            return
+        kept = last_step_kept()
+        trainer.add_callback(kept)
+
+        def poll() -> None:
+            if self.should_stop():
+                raise Cancelled
+
+        try:
+            with interruptible(self.loaded, poll):
+                trainer.train(resume_from_checkpoint=resumed)
+        except Cancelled:
+            kept.save(trainer)
 
     def _recorder(self, checkpoint: Path | None) -> Recorder:
         """Return a recorder that continues the events up to ``checkpoint``."""

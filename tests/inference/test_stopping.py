@@ -49,6 +49,23 @@ def test_a_stop_is_heard_before_the_next_pass(loaded, call, continuous):
     assert model.batches_continuously.get(model.model) is (None if continuous else False)
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_a_stop_is_heard_within_a_pass(loaded, call):
+    config, model = loaded
+    begun, ended = [], []
+    hooks = [
+        model.model.register_forward_pre_hook(lambda *_: begun.append(1)),
+        model.model.register_forward_hook(lambda *_: ended.append(1)),
+    ]
+    try:
+        with pytest.raises(Cancelled):
+            CALLS[call](model_tools(model, config, lambda: len(begun) > 0))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert (len(begun), len(ended)) == (1, 0)
+
+
 def test_padded_answers_are_the_same_with_and_without_polling(loaded):
     config, model = loaded
     model.batches_continuously[model.model] = False

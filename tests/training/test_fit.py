@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from medcot.errors import RunFailed
+from medcot.runs.checkpoints import find_damage, list_checkpoints
 from medcot.training.fit import _with_less_memory
 from tests.support.training_run import Training, make_rows
 
@@ -78,6 +79,25 @@ def test_a_cancelled_training_resumes_to_the_same_losses(whole, tmp_path, tiny_m
     second = Training(tmp_path / "run", tiny_model, rows)
     assert second.fit().steps == 6
     assert second.losses() == pytest.approx(whole[0].losses(), abs=1e-6)
+
+
+def test_a_stop_within_a_step_abandons_it_and_loses_nothing_else(tmp_path, tiny_model, rows):
+    uninterrupted = Training(tmp_path / "whole", tiny_model, rows, dropout=0.3)
+    uninterrupted.fit()
+    for polls in (1, 2, 3):  # Before either layer, and between the backward passes of the two.
+        seen, asked = [], []
+
+        def should_stop(seen=seen, asked=asked, polls=polls):
+            asked.extend([1] * (len(seen) == 3))
+            return len(asked) >= polls
+
+        first = Training(tmp_path / f"run-{polls}", tiny_model, rows, dropout=0.3)
+        result = first.fit(seen.append, should_stop)
+        assert (result.cancelled, result.steps, len(asked)) == (True, 3, polls)
+        assert find_damage(list_checkpoints(first.directory.checkpoints)[0]) == ""
+        second = Training(tmp_path / f"run-{polls}", tiny_model, rows, dropout=0.3)
+        assert second.fit().steps == 6
+        assert second.losses() == uninterrupted.losses()
 
 
 def test_no_steps_leave_the_model_exactly_as_it_was(tmp_path, tiny_model, rows):
