@@ -1,8 +1,9 @@
 """How often the verdict is wrong without an effect, and finds one that the report calls detectable.
 
-    python bench/verdicts.py            # both tables of docs/experiments.md, about ten minutes
+    python bench/verdicts.py            # all tables of docs/experiments.md, about ten minutes
     python bench/verdicts.py --runs 200 # a quick look
     python bench/verdicts.py --rows 8   # some of the lines: each has a seed of its own
+    python bench/verdicts.py --only cost     # one table; others: loss, answers
 
 Each simulated run draws the change of its test rows' loss, and is judged by the library's own
 functions. ``even`` is normal, ``heavy`` has outliers (Student's t, 3 degrees of freedom) and
@@ -128,22 +129,93 @@ def judge_answers(n: int, churn: float, runs: int) -> tuple[float, float]:
     return false / runs, found / runs
 
 
+COST = ((72, 0.3), (72, 0.6), (72, 0.9), (48, 0.6), (24, 0.6))
+CHURN = (0.05, 0.15, 0.3)
+
+
+def verdict_table(n: int) -> np.ndarray:
+    """The library's verdict for every number of gained and lost items: 1 improved, -1 worse."""
+    signs = {"improved": 1, "worse": -1, "no evidence": 0}
+    table = np.zeros((n + 1, n + 1), int)
+    for gained in range(n + 1):
+        for lost in range(n + 1 - gained):
+            before = [False] * gained + [True] * lost + [True] * (n - gained - lost)
+            after = [True] * gained + [False] * lost + [True] * (n - gained - lost)
+            found = compare_rates(before, after)
+            table[gained, lost] = signs[found.verdict("higher")] if found else 0
+    return table
+
+
+def cost_of_training(
+    n: int, passed: float, churn: float, runs: int, table: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Shares of false alarms, of damage found, and the mean size that is called detectable.
+
+    Items differ in difficulty: each has its own chance to be passed, around ``passed``. Without
+    an effect a share ``churn`` of the items is answered anew, as a hardly changed model does.
+    Damage: a quarter of all items, or half, are lost where they were passed.
+    """
+    rng = np.random.default_rng([n, round(100 * passed), round(100 * churn)])
+    skill = rng.beta(2 * passed, 2 * (1 - passed), (runs, n))
+    before = rng.random((runs, n)) < skill
+    anew = rng.random((runs, n)) < churn
+    after = np.where(anew, rng.random((runs, n)) < skill, before)
+
+    def judge(after: np.ndarray) -> np.ndarray:
+        return table[(~before & after).sum(axis=1), (before & ~after).sum(axis=1)]
+
+    quarter, half = (judge(after & (rng.random((runs, n)) >= share)) for share in (0.25, 0.5))
+    detectable = [
+        power.detectable_rate(before[run].tolist(), after[run].tolist()) or 1.0
+        for run in range(min(runs, 50))
+    ]
+    return (
+        float((judge(after) != 0).mean()),
+        float((quarter == -1).mean()),
+        float((half == -1).mean()),
+        float(np.mean(detectable)),
+    )
+
+
+def print_cost(runs: int) -> None:
+    heads = "false alarms | a quarter lost: worse | half lost: worse | called detectable (points)"
+    print(f"\n| items | passed before | answered anew | {heads} |\n|{' --: |' * 7}")
+    for n, passed in COST:
+        table = verdict_table(n)
+        for churn in CHURN:
+            false, quarter, half, size = cost_of_training(n, passed, churn, runs, table)
+            shares = " | ".join(f"{100 * one:.1f}" for one in (false, quarter, half, size))
+            print(f"| {n} | {passed:.0%} | {churn:.0%} | {shares} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1_000)
     parser.add_argument("--rows", type=int, nargs="*", default=[*ROWS, 1_000])
+    parser.add_argument("--only", choices=("loss", "answers", "cost"))
     given = parser.parse_args()
-    runs = given.runs
+    if given.only in (None, "loss"):
+        print_losses(given.runs, given.rows)
+    if given.only in (None, "answers"):
+        print_answers(given.runs, given.rows)
+    if given.only in (None, "cost"):
+        print_cost(given.runs)
+
+
+def print_losses(runs: int, rows: list[int]) -> None:
     print(f"| rows | changes | {' | '.join(HEADINGS)} | detectable is found |")
     print(f"| --: | :-- |{' --: |' * (len(HEADINGS) + 1)}")
-    for n in (n for n in ROWS if n in given.rows):
+    for n in (n for n in ROWS if n in rows):
         for kind in CHANGES:
             shares = without_effect(kind, n, runs)
             cells = [f"{100 * shares[name]:.1f}" for name in HEADINGS]
             print(f"| {n} | {kind} | {' | '.join(cells)} | {100 * found_loss(kind, n, runs):.0f} |")
+
+
+def print_answers(runs: int, rows: list[int]) -> None:
     print("\n| questions | answers that change | falsely improved | detectable is found |")
     print("| --: | --: | --: | --: |")
-    for n, churn in (one for one in ANSWERS if one[0] in given.rows):
+    for n, churn in (one for one in ANSWERS if one[0] in rows):
         false, found = judge_answers(n, churn, runs)
         print(f"| {n} | {churn:.0%} | {100 * false:.1f} | {100 * found:.0f} |")
 

@@ -136,9 +136,27 @@ JSON = click.option("--json", "as_json", is_flag=True, help="print facts as JSON
     metavar="TASK",
     help="tasks of the installed lm_eval, or question files for it",
 )
+@click.option(
+    "--ability-samples",
+    type=click.IntRange(1, 100_000),
+    metavar="INTEGER",
+    help="general items to add, which show what training cost",
+)
+@click.option(
+    "--ability-task",
+    multiple=True,
+    metavar="TASK",
+    help="lm_eval tasks that show what training cost, apart from the exam",
+)
 @JSON
 def evaluate_command(
-    *, run_path: str | None, mcq: tuple[str, ...], lm_eval: tuple[str, ...], as_json: bool
+    *,
+    run_path: str | None,
+    mcq: tuple[str, ...],
+    lm_eval: tuple[str, ...],
+    ability_samples: int | None,
+    ability_task: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Score base and tuned model on the run's test rows; write the report."""
     directory = existing_run(run_path)
@@ -146,7 +164,14 @@ def evaluate_command(
 
     with _terminal(as_json=as_json) as listener:
         sets, tasks = tuple(map(expand_home, mcq)), tuple(map(expand_home, lm_eval))
-        report = evaluate_only(directory, listener, mcq=sets, lm_eval=tasks)
+        report = evaluate_only(
+            directory,
+            listener,
+            mcq=sets,
+            lm_eval=tasks,
+            ability_samples=ability_samples,
+            ability_tasks=ability_task,
+        )
     _print_report(report, directory, as_json=as_json)
 
 

@@ -64,6 +64,29 @@ def ask(question: str, style: Style, language: Language, chat: ChatTemplate | No
     return turn if turn.rstrip().endswith(OPEN) else f"{turn}{OPEN}\n"
 
 
+def ask_plainly(question: str, language: Language, chat: ChatTemplate | None = None) -> str:
+    """Return the prompt of a question asked in the model's own way, without a word about thoughts.
+
+    A thought that the model's template opens is closed at once. A model without a template is asked
+    in the tutorial's style.
+    """
+    if chat is None:
+        return close_thought(ask(question, "tutorial", language))
+    turn = chat(question.strip())
+    return close_thought(turn) if turn.rstrip().endswith(OPEN) else turn
+
+
+def ask_choice_plainly(question: Question, chat: ChatTemplate | None = None) -> str:
+    """Return the prompt that asks for the letter of one option, as :func:`ask_plainly` asks."""
+    stem = f"{choice_stem(question)}\n\n{_LETTER[question.language]}"
+    return ask_plainly(stem, question.language, chat)
+
+
+def close_thought(prompt: str, thought: str = "") -> str:
+    """Return a prompt of :func:`ask` with ``thought``, or an empty one, written and closed."""
+    return f"{prompt.rstrip()}\n{thought.strip()}\n{CLOSE}"
+
+
 def parse(output: str) -> Reply:
     """Parse a continuation of :func:`ask`.
 

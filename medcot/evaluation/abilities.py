@@ -7,17 +7,18 @@ premise. Each item carries its check (:mod:`.ability_checks`) as data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from medcot.data.cases import check_text, read_id, read_language
-from medcot.data.prompts import CLOSE, OPEN, ChatTemplate, ask, ask_choice
+from medcot.data.prompts import CLOSE, OPEN, ChatTemplate, ask_choice_plainly, ask_plainly
 from medcot.data.readers import Fault, SourceRow
 from medcot.data.sources import read_files, sample_files
 from medcot.data.text import printable
 from medcot.evaluation.ability_checks import Check, Choice, InvalidCheck, parse_check
-from medcot.records import Language, Question, Style
+from medcot.records import Language, Question
 
 AbilityKind = Literal["knowledge", "instruction", "refusal", "false_premise"]
 
@@ -61,27 +62,55 @@ def parse_abilities(rows: Iterable[SourceRow], language: Language) -> tuple[Abil
     return tuple(items.values())
 
 
-def ask_ability(item: Ability, style: Style, chat: ChatTemplate | None = None) -> str:
-    """Return the inference prompt, up to and including the opened thought."""
+def choose_abilities(items: Sequence[Ability], count: int, seed: int) -> tuple[Ability, ...]:
+    """Choose ``count`` items, of each kind as many as of the others, in the given order.
+
+    They are chosen by a hash of their id, so that a larger number contains every smaller one.
+    """
+
+    def place(item: Ability) -> str:
+        return hashlib.sha256(f"{seed}:{item.id}".encode()).hexdigest()
+
+    kinds = [
+        sorted((one for one in items if one.kind == kind), key=place)
+        for kind in get_args(AbilityKind)
+    ]
+    longest = max(map(len, kinds), default=0)
+    in_turn = [kind[turn] for turn in range(longest) for kind in kinds if turn < len(kind)]
+    chosen = {item.id for item in in_turn[:count]}
+    return tuple(item for item in items if item.id in chosen)
+
+
+def ask_ability(item: Ability, chat: ChatTemplate | None = None) -> str:
+    """Return the prompt: the item alone, as the model's own chat template puts it.
+
+    Nothing asks for a thought. A base model that never learnt to close one would fail every item,
+    before training alone, and hide what the training cost.
+    """
     if isinstance(item.check, Choice):
         question = Question(
             item.id, item.prompt, item.check.options, item.check.answer, item.language
         )
-        return ask_choice(question, style, chat)
-    return ask(item.prompt, style, item.language, chat)
+        return ask_choice_plainly(question, chat)
+    return ask_plainly(item.prompt, item.language, chat)
 
 
-def is_passed(item: Ability, answer: str) -> bool:
-    """Tell whether ``answer`` passes the item's check.
+def read_answer(output: str) -> str:
+    """Return what ``output`` says after its thought, where it has one.
 
-    A thought that is still there is dropped; one that never closes leaves no answer, and no
-    answer passes nothing.
+    A thought that never closes leaves no answer.
     """
-    if CLOSE in answer:
-        answer = answer.partition(CLOSE)[2]
-    elif OPEN in answer:
-        return False
-    return bool(answer.strip()) and item.check.passes(answer, item.language)
+    if CLOSE in output:
+        output = output.partition(CLOSE)[2]
+    elif OPEN in output:
+        return ""
+    return output.strip()
+
+
+def is_passed(item: Ability, output: str) -> bool:
+    """Tell whether ``output`` passes the item's check. No answer passes nothing."""
+    answer = read_answer(output)
+    return bool(answer) and item.check.passes(answer, item.language)
 
 
 def _parse_row(row: SourceRow, default: Language) -> Ability:

@@ -14,6 +14,7 @@ from medcot.data import prompts
 from medcot.evaluation.interface import EvaluationSuite, ModelTools, RowKey, ScoredRow
 from medcot.evaluation.scorers import (
     CaseOfKind,
+    score_abilities,
     score_by_likelihood,
     score_by_reasoning,
     score_cases,
@@ -44,7 +45,11 @@ def answer_batches(
 
 def make_batches(suite: EvaluationSuite, tools: ModelTools) -> list[Batch]:
     """Split ``suite`` into batches. The same suite and batch size give the same batches."""
-    return [*_case_batches(suite, tools), *_question_batches(suite, tools)]
+    return [
+        *_case_batches(suite, tools),
+        *_question_batches(suite, tools),
+        *_ability_batches(suite, tools),
+    ]
 
 
 def _case_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
@@ -73,6 +78,13 @@ def _question_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Bat
             )
             keys: tuple[RowKey, ...] = tuple(("mcq", name, one.id) for one in questions)
             yield Batch(keys, score)
+
+
+def _ability_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
+    size = max(1, tools.answers_at_once)
+    for items in _by_length(suite.abilities, lambda one: len(one.prompt), size):
+        keys: tuple[RowKey, ...] = tuple(("ability", item.kind, item.id) for item in items)
+        yield Batch(keys, partial(score_abilities, items, tools))
 
 
 def _by_length(

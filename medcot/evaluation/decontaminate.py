@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from medcot.data.contamination import Overlap, find_overlaps
-from medcot.evaluation.interface import CASES, FIXED, EvaluationSuite, ScoredRow
+from medcot.evaluation.interface import ABILITIES, CASES, FIXED, EvaluationSuite, ScoredRow
 from medcot.records import Case
 
 Texts = Mapping[str, Sequence[tuple[str, str]]]
@@ -22,6 +22,8 @@ def collect_texts(suite: EvaluationSuite) -> dict[str, list[tuple[str, str]]]:
     texts = {CASES: [(case.id, case.question) for case in suite.cases]}
     if suite.fixed:
         texts[FIXED] = [(suite.fixed.id, suite.fixed.question)]
+    if suite.abilities:
+        texts[ABILITIES] = [(item.id, item.prompt) for item in suite.abilities]
     for name, questions in suite.questions.items():
         texts[name] = [(question.id, question.question) for question in questions]
     return texts

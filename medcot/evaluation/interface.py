@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from medcot.data.prompts import ChatTemplate
 from medcot.errors import InputError, one_line
+from medcot.evaluation.abilities import Ability
 from medcot.evaluation.rubric import ClaimFinding
 from medcot.records import Case, Generate, OptionScore, Question, Score, Style
 
 Method = Literal["likelihood", "generate"]
-Kind = Literal["case", "fixed", "mcq"]
+Kind = Literal["case", "fixed", "mcq", "ability"]
 
-CASES, FIXED = "test rows", "fixed question"
+CASES, FIXED, ABILITIES = "test rows", "fixed question", "general items"
 """Set names, in reports, of rows that belong to no question set."""
 
 BY_LM_EVAL = "lm_eval/"
@@ -32,7 +33,8 @@ ROW_SCHEMA_VERSION = 1
 class ScoredRow:
     """One line of ``evaluation/*.jsonl``. A field that does not apply to the row is None.
 
-    ``set`` is the question set's short name, "" for a ``case`` and the ``fixed`` question.
+    ``set`` is the question set's short name, the kind of an ``ability``, "" for a ``case`` and the
+    ``fixed`` question.
     ``nll`` is in nats per token, ``nll_sum`` in nats over ``completion_tokens`` tokens of the
     reference; ``tokens`` counts the generated ones, of thought and answer together. ``finished``
     is False where generation stopped at the token limit; ``repeats`` is True where the output
@@ -141,7 +143,8 @@ class EvaluationSuite:
 
     ``cases`` are the test rows scored by loss; ``generated``, the first of them, are also answered
     in full. ``fixed`` is one question with a reference and key facts. ``questions`` maps the short
-    name of a multiple-choice set to its questions.
+    name of a multiple-choice set to its questions. ``abilities`` are general items, which show
+    what the training cost.
     """
 
     cases: tuple[Case, ...]
@@ -150,6 +153,7 @@ class EvaluationSuite:
     questions: Mapping[str, tuple[Question, ...]]
     style: Style
     mcq_method: Method
+    abilities: tuple[Ability, ...] = ()
 
 
 AnswerBatches = Callable[[EvaluationSuite, ModelTools, Sequence[int]], Iterable[list[ScoredRow]]]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from medcot.data import prompts
 from medcot.evaluation import answer_extraction, output_checks, rubric
+from medcot.evaluation.abilities import Ability, ask_ability, is_passed, read_answer
 from medcot.evaluation.interface import Kind, ModelTools, ScoredRow
 from medcot.records import Case, Generation, Language, Question, Style, TokenLoss
 
@@ -56,6 +57,25 @@ def score_by_reasoning(
             row.answer or "", question.options, question.language
         )
         yield _grade(row, question, letter, finished=text.finished)
+
+
+def score_abilities(items: Sequence[Ability], tools: ModelTools) -> Iterator[ScoredRow]:
+    """Let the model answer general items, and check each answer by the item's rule.
+
+    A truncated answer fails, whatever it says: it was not done.
+    """
+    asked = [ask_ability(item, tools.chat) for item in items]
+    for item, prompt, text in zip(items, asked, tools.generate(asked), strict=True):
+        yield replace(
+            make_row("ability", item.kind, item.id, prompt),
+            output=text.text,
+            answer=read_answer(text.text),
+            tokens=text.tokens,
+            finished=text.finished,
+            repeats=output_checks.has_loop(text.text),
+            unfinished=not text.finished,
+            correct=text.finished and is_passed(item, text.text),
+        )
 
 
 def _grade(row: ScoredRow, question: Question, letter: str | None, *, finished: bool) -> ScoredRow:

@@ -13,8 +13,10 @@ from typing import cast
 
 from medcot.config.schema import RunConfig
 from medcot.data.mcq_catalog import label_sets
+from medcot.evaluation.abilities import choose_abilities, load_abilities
 from medcot.evaluation.batching import answer_batches, make_batches
 from medcot.evaluation.interface import (
+    ABILITIES,
     BY_LM_EVAL,
     CASES,
     FIXED,
@@ -31,7 +33,7 @@ from medcot.stats.paired import rate_interval
 
 @dataclass(frozen=True, slots=True)
 class SetAccuracy:
-    """Right answers to a question set, with Wilson's 95 % interval; None without questions.
+    """Right answers to a set of items, with Wilson's 95 % interval; None without items.
 
     ``unparsed`` answers state no clear letter, ``unfinished`` ones were truncated: both are wrong.
     """
@@ -73,11 +75,13 @@ class Summary:
     generated: int
     claims: tuple[ClaimFinding, ...] = ()
     mcq: Accuracy | None = None
+    abilities: Accuracy | None = None
 
     def value(self, measure: str) -> float | None:
-        """Return the value of ``measure``, a field's name; for ``mcq`` it is the accuracy."""
-        if measure == "mcq":
-            return self.mcq and self.mcq.accuracy
+        """Return the value of ``measure``, a field's name; of right answers, the accuracy."""
+        if measure in ("mcq", "abilities"):
+            found = cast("Accuracy | None", getattr(self, measure))
+            return found and found.accuracy
         return cast("float | None", getattr(self, measure))
 
 
@@ -87,13 +91,13 @@ def make_suite(
     fixed: Case | None,
     questions: Mapping[str, Sequence[Question]],
 ) -> EvaluationSuite:
-    """Make the suite that ``config`` asks for from the test rows and the question sets.
+    """Make the suite that ``config`` asks for from test rows, question sets and bundled items.
 
     If fewer questions are asked than a set has, they are chosen by a hash of their id, so that
     a larger sample contains every smaller one.
     """
     kept = tuple(cases)[: config.test_samples]
-    labels = label_sets(questions, taken=(CASES, FIXED))
+    labels = label_sets(questions, taken=(CASES, FIXED, ABILITIES))
     return EvaluationSuite(
         cases=kept,
         generated=kept[: config.generate_samples],
@@ -105,6 +109,9 @@ def make_suite(
         },
         style=config.style,
         mcq_method=config.mcq_method,
+        abilities=choose_abilities(load_abilities(config.language), asked, config.seed)
+        if (asked := config.ability_samples)
+        else (),
     )
 
 
@@ -162,6 +169,7 @@ def summarise(rows: Sequence[ScoredRow], suite: EvaluationSuite) -> Summary:
         generated=len(spoken),
         claims=fixed.claims if fixed else (),
         mcq=_sum_up_sets(rows, suite),
+        abilities=_sum_up_abilities(rows),
     )
 
 
@@ -212,6 +220,8 @@ def _list_keys(suite: EvaluationSuite) -> Iterator[RowKey]:
     for name, asked in suite.questions.items():
         for question in asked:
             yield ("mcq", name, question.id)
+    for item in suite.abilities:
+        yield ("ability", item.kind, item.id)
 
 
 def _sum_up_sets(rows: Sequence[ScoredRow], suite: EvaluationSuite) -> Accuracy | None:
@@ -222,6 +232,15 @@ def _sum_up_sets(rows: Sequence[ScoredRow], suite: EvaluationSuite) -> Accuracy 
     together = _count_right([row for row in asked if is_counted(row, suite)])
     sets = {name: _count_right([row for row in asked if row.set == name]) for name in names}
     return Accuracy(*astuple(together), sets=sets)
+
+
+def _sum_up_abilities(rows: Sequence[ScoredRow]) -> Accuracy | None:
+    items = [row for row in rows if row.kind == "ability"]
+    if not items:
+        return None
+    kinds = dict.fromkeys(row.set for row in items)
+    sets = {kind: _count_right([row for row in items if row.set == kind]) for kind in kinds}
+    return Accuracy(*astuple(_count_right(items)), sets=sets)
 
 
 def _count_right(rows: Sequence[ScoredRow]) -> SetAccuracy:

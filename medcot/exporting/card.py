@@ -182,8 +182,7 @@ def _precision(model: RunModel, name: Format, language: Language) -> str:
 def _verdict(report: Report | None, language: Language) -> str:
     if report is None:
         return say("card_not_scored", language)
-    messages = report.verdict.messages
-    return f"**{' '.join(one.text(language) for one in (*messages.nll, *messages.mcq))}**"
+    return f"**{' '.join(one.text(language) for one in report.verdict.messages.all())}**"
 
 
 def _evaluation(report: Report | None, language: Language) -> str:

@@ -22,7 +22,7 @@ FIXED = 16 << 20
 def estimate_bytes(config: RunConfig, plan: Plan) -> int:
     """Return about how many bytes a new run writes to its directory."""
     trained = plan.trainable_parameters
-    answers = config.generate_samples + 1
+    answers = config.generate_samples + 1 + config.ability_samples
     return (
         CHECKPOINTS * BYTES_PER_PARAMETER * trained
         + 4 * trained

@@ -16,7 +16,8 @@ from typing import Any
 
 from medcot.config.schema import BUNDLED_MODEL, RunConfig
 from medcot.errors import InputError
-from medcot.evaluation.interface import CASES, FIXED, EvaluationSuite
+from medcot.evaluation.abilities import Ability
+from medcot.evaluation.interface import ABILITIES, CASES, FIXED, EvaluationSuite
 from medcot.records import Case, Question
 from medcot.runs.directory import RunDirectory
 from medcot.runs.local_paths import resolve_values
@@ -24,11 +25,11 @@ from medcot.runs.local_paths import resolve_values
 FILE = "fingerprints.json"
 
 CHANGEABLE = (
-    "micro_batch", "checkpointing", "mcq", "judge_url", "judge_model",
+    "micro_batch", "checkpointing", "mcq", "ability_samples", "judge_url", "judge_model",
     "wandb", "wandb_project", "wandb_job_type", "track",
 )  # fmt: skip
 """Settings that may change while a run continues. They cost memory or time, or add what is looked
-at; no score that is there already depends on them. Sets in ``mcq`` are compared one by one."""
+at; no score that is there already depends on them. Their items are compared one by one."""
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 """Weights, config, tokenizer and chat template of a local model."""
@@ -176,10 +177,12 @@ def _mark_items(suite: EvaluationSuite) -> dict[str, dict[str, str]]:
     marks = {CASES: _mark(suite.cases)}
     if suite.fixed:
         marks[FIXED] = _mark([suite.fixed])
+    if suite.abilities:
+        marks[ABILITIES] = _mark(suite.abilities)
     return marks | {name: _mark(asked) for name, asked in suite.questions.items()}
 
 
-def _mark(items: Iterable[Case | Question]) -> dict[str, str]:
+def _mark(items: Iterable[Case | Question | Ability]) -> dict[str, str]:
     return {item.id: _digest(json.dumps(asdict(item), sort_keys=True))[:16] for item in items}
 
 

@@ -20,10 +20,14 @@ from medcot.runs.directory import Phase, RunDirectory
 
 @dataclass(frozen=True, slots=True)
 class LmEvalTask:
-    """A task by the ``name`` that lm_eval knows; ``local`` if it was made of a question file."""
+    """A task by the ``name`` that lm_eval knows; ``local`` if it was made of a question file.
+
+    ``general`` tasks show what training cost, and are no part of the exam.
+    """
 
     name: str
     local: bool = False
+    general: bool = False
 
 
 def task_folder(directory: RunDirectory) -> Path:
@@ -32,9 +36,11 @@ def task_folder(directory: RunDirectory) -> Path:
 
 
 def ready_tasks(
-    given: Sequence[str], config: RunConfig, directory: RunDirectory
+    given: Sequence[str], config: RunConfig, directory: RunDirectory, general: Sequence[str] = ()
 ) -> list[LmEvalTask]:
     """Check what ``--lm-eval`` names, and make question files into tasks in :func:`task_folder`.
+
+    ``general`` are the tasks of ``--ability-task``.
 
     Raises:
         InputError: lm_eval is not installed or has no such task, or a file holds no questions.
@@ -47,6 +53,7 @@ def ready_tasks(
         if local:
             found = load_questions(name, config.language, option="--lm-eval")
             bridge.export_task(found.questions, folder, label)
+    tasks += [LmEvalTask(name, general=True) for name in dict.fromkeys(general)]
     if tasks:
         bridge.check_tasks([task.name for task in tasks], folder)
     return tasks
@@ -73,12 +80,13 @@ def score_tasks(
         listener.stage(f"lm_eval {phase}")
         cache = folder / f"{phase}-{number}-{task.name.replace('/', '-')}"
         rows = bridge.run_lm_eval(loaded.model, loaded.tokenizer, [task.name], folder, cache=cache)
-        there = {row.row_key for row in known}
+        there = {(row.set, row.id) for row in known}
         for scored in rows:
             name = BY_LM_EVAL + task.name if task.local else scored.set
             # ``of`` tells an incomplete task from a complete one.
-            row = replace(scored, set=name, task=task.name, of=len(rows))
-            if row.row_key not in there:
+            kind = "ability" if task.general else scored.kind
+            row = replace(scored, kind=kind, set=name, task=task.name, of=len(rows))
+            if (row.set, row.id) not in there:
                 directory.append(path, row_to_json(row))
         for left in folder.iterdir():
             if left.name.startswith(cache.name):

@@ -95,12 +95,16 @@ def evaluate_only(
     listener: Listener,
     mcq: tuple[str, ...] = (),
     lm_eval: tuple[str, ...] = (),
+    ability_samples: int | None = None,
+    ability_tasks: tuple[str, ...] = (),
 ) -> Report:
     """Score what is missing of the base and the tuned model, and return the report.
 
     Args:
         mcq: Multiple-choice sets to add to those of the run.
         lm_eval: Tasks of lm-evaluation-harness, or files of questions for it to score.
+        ability_samples: General items to ask, if the run has none yet.
+        ability_tasks: Tasks of lm-evaluation-harness that count as what training cost.
 
     Raises:
         InputError: The run is not trained, or a set or task cannot be scored.
@@ -111,14 +115,19 @@ def evaluate_only(
     added = tuple(name for name in mcq if name not in config.mcq)
     if added:
         config = config.model_copy(update={"mcq": (*config.mcq, *added)})
+    if ability_samples:
+        config = config.model_copy(update={"ability_samples": ability_samples})
     if not directory.has("training.json"):
         raise InputError(f"--run {directory.path}", "the run is not trained yet", "train it first")
     with recorded(directory, listener, resume=True):
-        tasks = ready_tasks(lm_eval, config, directory)
+        tasks = ready_tasks(lm_eval, config, directory, ability_tasks)
         prepared = prepare(config, directory, listener, resume=True)
         if added:
             kept = directory.read_json("config.json")
             directory.write_json("config.json", kept | {"mcq": [*kept.get("mcq", ()), *added]})
+        if ability_samples:
+            kept = directory.read_json("config.json")
+            directory.write_json("config.json", kept | {"ability_samples": ability_samples})
         if tasks and prepared.plan.split:
             got = "the harness cannot use weights that are split over processes (FSDP)"
             needs = "evaluate without FSDP"

@@ -181,7 +181,8 @@ def evaluation_s(
     tokens = config.test_samples * mean_tokens + choices * OPTIONS_TOKENS
     score = tokens * 2 * spec.computed_parameters / throughput.rate
     on_cpu = step.device != "cuda"
-    rounds = math.ceil((config.generate_samples + 1) / (8 if on_cpu else 64))
+    answers = config.generate_samples + 1 + config.ability_samples
+    rounds = math.ceil(answers / (8 if on_cpu else 64))
     read = weight_bytes(spec, step.quantization, 4.0 if on_cpu else 2.0)
     one_token = spec.layers * throughput.layer_pass_s / 2
     one_token += read / (CPU_BANDWIDTH if on_cpu else GPU_BANDWIDTH) + gather_s(step, spec)

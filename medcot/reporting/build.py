@@ -17,6 +17,7 @@ from medcot.reporting.examples import (
     Pairs,
     compare_fixed_question,
     select_changed_questions,
+    select_lost_abilities,
     select_rows,
 )
 from medcot.reporting.schema import (
@@ -67,18 +68,23 @@ def build_report(
     compared = _compare(pairs, before, suite, config.seed)
     verdict = _reach_verdicts(compared)
     compared = _drop_needless_sizes(compared, verdict)
-    loss, mcq = compared.nll, compared.mcq
+    loss, mcq, abilities = compared.nll, compared.mcq, compared.abilities
     better, worse = select_rows(pairs, suite)
     report = Report(
         verdict=verdict,
         before=summarise(before, suite),
         after=summarise(after, suite),
         paired=compared,
-        detectable=Detectable(loss and loss.detectable, mcq and mcq.detectable),
-        needed_rows=NeededRows(loss and loss.needed_rows, mcq and mcq.needed_rows),
+        detectable=Detectable(
+            loss and loss.detectable, mcq and mcq.detectable, abilities and abilities.detectable
+        ),
+        needed_rows=NeededRows(
+            loss and loss.needed_rows, mcq and mcq.needed_rows, abilities and abilities.needed_rows
+        ),
         better_rows=better,
         worse_rows=worse,
         changed_questions=select_changed_questions(pairs, suite),
+        lost_abilities=select_lost_abilities(pairs, suite),
         fixed_question=compare_fixed_question(pairs, suite),
         lm_eval_agreement=_compare_with_lm_eval(before, after, suite),
         truncated=_count_truncated(before, after, config),
@@ -92,7 +98,7 @@ def build_report(
         facts=facts,
     )
     messages = state_verdict(report)
-    sentence = " ".join(str(one) for one in (*messages.nll, *messages.mcq))
+    sentence = " ".join(map(str, messages.all()))
     return replace(
         report,
         verdict=replace(verdict, sentence=sentence, messages=messages),
@@ -151,6 +157,9 @@ def _compare(
         return paired.compare_means(*_sides(answered, lambda row: read(row) or 0), seed=seed)
 
     names = list_sets(before, suite)
+    asked = [pair for pair in pairs if pair[0].kind == "mcq"]
+    items = [pair for pair in pairs if pair[0].kind == "ability"]
+    kinds = list(dict.fromkeys(before.set for before, _ in items))
     return Comparisons(
         nll=_compare_losses(cases, seed),
         closed_rate=rate(lambda row: row.closed),
@@ -159,7 +168,10 @@ def _compare(
         language_match_rate=rate(lambda row: row.language_match),
         answer_tokens=mean(lambda row: row.answer_tokens),
         thought_tokens=mean(lambda row: row.thought_tokens),
-        mcq=_compare_sets(pairs, names, suite) if names else None,
+        mcq=_compare_sets(asked, [pair for pair in asked if is_counted(pair[0], suite)], names)
+        if names
+        else None,
+        abilities=_compare_sets(items, items, kinds) if items else None,
     )
 
 
@@ -174,16 +186,16 @@ def _compare_losses(cases: Pairs, seed: int) -> Endpoint | None:
     )
 
 
-def _compare_sets(pairs: Pairs, names: list[str], suite: EvaluationSuite) -> ChoiceEndpoint:
-    """Compare all questions together, decided on beforehand, and each set, corrected for number."""
-    asked = [(b, a) for b, a in pairs if b.kind == "mcq"]
+def _compare_sets(asked: Pairs, counted: Pairs, names: list[str]) -> ChoiceEndpoint:
+    """Compare all ``counted`` items together, decided on beforehand, and each set of ``asked``,
+    corrected for number."""
     level = paired.corrected_level(len(names))
     per_set = {
         name: paired.compare_rates(*_grades([p for p in asked if p[0].set == name]), level)
         for name in names
     }
     sets = paired.correct_p_values({name: one for name, one in per_set.items() if one})
-    before, after = _grades([pair for pair in asked if is_counted(pair[0], suite)])
+    before, after = _grades(counted)
     together = paired.compare_rates(before, after)
     if together is None:
         return ChoiceEndpoint(0.0, None, None, 1.0, 0, sets=sets)
@@ -205,12 +217,15 @@ def _grades(pairs: Pairs) -> tuple[list[bool], list[bool]]:
 
 
 def _reach_verdicts(compared: Comparisons) -> Verdicts:
-    loss, mcq = compared.nll, compared.mcq
-    verdict = Verdicts(nll=_reach_verdict(loss, "lower"))
-    if mcq is None:
-        return verdict
-    sets = {name: _reach_verdict(one, "higher") for name, one in mcq.sets.items()}
-    return replace(verdict, mcq=_reach_verdict(mcq, "higher"), mcq_sets=sets)
+    verdict = Verdicts(nll=_reach_verdict(compared.nll, "lower"))
+    if mcq := compared.mcq:
+        sets = {name: _reach_verdict(one, "higher") for name, one in mcq.sets.items()}
+        verdict = replace(verdict, mcq=_reach_verdict(mcq, "higher"), mcq_sets=sets)
+    if items := compared.abilities:
+        kinds = {name: _reach_verdict(one, "higher") for name, one in items.sets.items()}
+        found = _reach_verdict(items, "higher")
+        verdict = replace(verdict, abilities=found, ability_kinds=kinds)
+    return verdict
 
 
 def _reach_verdict(found: PairedDifference | None, better: Better) -> Verdict:
@@ -223,6 +238,8 @@ def _drop_needless_sizes(compared: Comparisons, verdict: Verdicts) -> Comparison
         compared = replace(compared, nll=replace(compared.nll, needed_rows=None))
     if compared.mcq and verdict.mcq != "no evidence":
         compared = replace(compared, mcq=replace(compared.mcq, needed_rows=None))
+    if compared.abilities and verdict.abilities != "no evidence":
+        compared = replace(compared, abilities=replace(compared.abilities, needed_rows=None))
     return compared
 
 

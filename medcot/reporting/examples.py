@@ -13,6 +13,7 @@ from medcot.reporting.schema import (
     ChangedRow,
     ClaimFindings,
     FixedQuestion,
+    LostAbility,
     Passed,
 )
 
@@ -75,6 +76,18 @@ def select_changed_questions(pairs: Pairs, suite: EvaluationSuite) -> ChangedQue
     return ChangedQuestions(
         ChangedList(len(right), tuple(right[:SHOWN_ROWS])),
         ChangedList(len(wrong), tuple(wrong[:SHOWN_ROWS])),
+    )
+
+
+def select_lost_abilities(pairs: Pairs, suite: EvaluationSuite) -> tuple[LostAbility, ...]:
+    """Select the general items that passed before and fail after, all of them."""
+    asked = {item.id: item for item in suite.abilities}
+    return tuple(
+        LostAbility(
+            before.set, before.id, asked[before.id].prompt, before.answer or "", after.answer or ""
+        )
+        for before, after in pairs
+        if before.kind == "ability" and before.id in asked and before.correct and not after.correct
     )
 
 

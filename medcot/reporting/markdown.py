@@ -20,8 +20,10 @@ from medcot.reporting.schema import (
 )
 from medcot.reporting.wording import (
     compare_values,
+    cost_by_kind,
     count_things,
     format_percent,
+    name_kind,
     state_power,
     word_opening,
     word_verdict,
@@ -32,6 +34,9 @@ LONGEST_LIST = 10
 
 LONGEST_TEXT = 900
 """Characters of one answer; ``evaluation/*.jsonl`` has all of it."""
+
+SHOWN_ITEMS = 5
+"""Lost items of the table; ``report.json`` has them all."""
 
 SHORT_TEXT = 200
 """Characters of a question in a table, and of the end of an unclosed thought."""
@@ -49,6 +54,7 @@ def render_markdown(report: Report, language: str = "en") -> str:
         *_comparison(report, language),
         *_cautions(report, language),
         *_sets(report, language),
+        *_cost(report, language),
         *_power(report, language),
         *_figures(report, language),
         *_fixed_question(report.fixed_question, language),
@@ -139,6 +145,32 @@ def _method(report: Report, before: SetAccuracy, after: SetAccuracy, language: s
         unparsed_after=after.unparsed,
         unfinished_after=after.unfinished,
     )
+
+
+def _cost(report: Report, language: str) -> Iterator[str]:
+    """Render what the training cost, by kind of item; nothing without general items."""
+    items, before, after = report.paired.abilities, report.before.abilities, report.after.abilities
+    if not items or not before or not after:
+        return
+    yield f"## {say('report_cost', language)}"
+    rows = [[escape(kind), *cells] for kind, *cells in cost_by_kind(report, language)]
+    yield _table("heads_cost", ":-- --: --: --: :-: --: --: :--", rows, language)
+    yield from _correction(items, language)
+    cut = {"before": before.unfinished, "after": after.unfinished}
+    yield say("report_cost_note", language, **cut)
+    if lost := report.lost_abilities:
+        yield say("report_lost", language, n=len(lost))
+        shown = [
+            [
+                escape(name_kind(one.kind, language)),
+                *(
+                    escape(_shorten(text, SHORT_TEXT)) or say("answer_empty", language)
+                    for text in (one.prompt, one.before, one.after)
+                ),
+            ]
+            for one in lost[:SHOWN_ITEMS]
+        ]
+        yield _table("heads_lost", ":-- :-- :-- :--", shown, language)
 
 
 def _power(report: Report, language: str) -> Iterator[str]:

@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 Measure = Literal[
     "nll",
     "mcq",
+    "abilities",
     "closed_rate",
     "finished_rate",
     "repetition_rate",
@@ -35,6 +36,7 @@ Measure = Literal[
 MEASURES: tuple[Measure, ...] = (
     "nll",
     "mcq",
+    "abilities",
     "closed_rate",
     "finished_rate",
     "repetition_rate",
@@ -44,26 +46,37 @@ MEASURES: tuple[Measure, ...] = (
 )
 """What is compared, in the order of a report's table."""
 
+Endpoints = Literal["nll", "mcq", "abilities"]
+"""Measures that have a verdict."""
+
 
 @dataclass(frozen=True, slots=True)
 class VerdictMessages:
-    """What may be said of the test loss and of the right answers, as codes of the catalog."""
+    """What may be said of each measure that has a verdict, as codes of the catalog."""
 
     nll: tuple[Message, ...] = ()
     mcq: tuple[Message, ...] = ()
+    abilities: tuple[Message, ...] = ()
+
+    def all(self) -> tuple[Message, ...]:
+        """Return everything that may be said, measure by measure."""
+        return (*self.nll, *self.mcq, *self.abilities)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
     """What may be said of the test loss, of all questions together, and of each set.
 
-    ``messages`` say it in either language, ``sentence`` in English. ``mcq`` is None if no question
-    was asked.
+    ``abilities`` is what training cost: the verdict on all general items together, and on each
+    kind. ``messages`` say it in either language, ``sentence`` in English. ``mcq`` and ``abilities``
+    are None if nothing was asked for them.
     """
 
     nll: Verdict
     mcq: Verdict | None = None
     mcq_sets: Mapping[str, Verdict] | None = None
+    abilities: Verdict | None = None
+    ability_kinds: Mapping[str, Verdict] | None = None
     sentence: str = ""
     messages: VerdictMessages = VerdictMessages()
 
@@ -82,7 +95,7 @@ class Endpoint(PairedDifference):
 
 @dataclass(frozen=True, slots=True)
 class ChoiceEndpoint(Endpoint):
-    """The comparison of right answers: all questions together, and each set corrected for number.
+    """The comparison of right answers: all items together, and each set corrected for number.
 
     Without a question that both sides answered, ``n`` is 0 and nothing else has a meaning.
     """
@@ -103,15 +116,20 @@ class Comparisons:
     answer_tokens: PairedDifference | None = None
     thought_tokens: PairedDifference | None = None
     mcq: ChoiceEndpoint | None = None
+    abilities: ChoiceEndpoint | None = None
 
     def of(self, measure: Measure) -> PairedDifference | None:
         """Return the comparison of ``measure``; None without a row to compare."""
         found = cast("PairedDifference | None", getattr(self, measure))
         return found if found and found.n else None
 
-    def endpoints(self) -> dict[Literal["nll", "mcq"], Endpoint]:
+    def endpoints(self) -> dict[Endpoints, Endpoint]:
         """Return the comparisons that have a verdict and rows to carry it."""
-        found: dict[Literal["nll", "mcq"], Endpoint | None] = {"nll": self.nll, "mcq": self.mcq}
+        found: dict[Endpoints, Endpoint | None] = {
+            "nll": self.nll,
+            "mcq": self.mcq,
+            "abilities": self.abilities,
+        }
         return {name: one for name, one in found.items() if one and one.n}
 
 
@@ -150,6 +168,17 @@ class ChangedQuestion:
     reference: str
     before: str | None
     after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LostAbility:
+    """A general item that passed before and fails after, with both answers."""
+
+    kind: str
+    id: str
+    prompt: str
+    before: str
+    after: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +259,7 @@ class Detectable:
 
     nll: float | None = None
     mcq: float | None = None
+    abilities: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +268,7 @@ class NeededRows:
 
     nll: int | None = None
     mcq: int | None = None
+    abilities: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +354,7 @@ class Report:
     leaks: tuple[Overlap, ...] = ()
     withheld: tuple[Overlap, ...] = ()
     changed_questions: ChangedQuestions = ChangedQuestions()
+    lost_abilities: tuple[LostAbility, ...] = ()
     lm_eval_agreement: Mapping[str, Agreement] = field(default_factory=dict[str, Agreement])
     facts: Facts = Facts()
     figures: tuple[Figure, ...] = ()

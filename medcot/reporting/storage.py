@@ -25,6 +25,7 @@ _ORDER = (
     "better_rows",
     "worse_rows",
     "changed_questions",
+    "lost_abilities",
     "fixed_question",
     "lm_eval_agreement",
     "truncated",
@@ -46,6 +47,11 @@ def report_to_json(report: Report) -> dict[str, Any]:
         for part in ("verdict", "before", "after", "paired", "detectable", "needed_rows"):
             del found[part]["mcq"]
         del found["verdict"]["mcq_sets"]
+    if report.paired.abilities is None:
+        for part in ("verdict", "before", "after", "paired", "detectable", "needed_rows"):
+            del found[part]["abilities"]
+        del found["verdict"]["ability_kinds"], found["verdict"]["messages"]["abilities"]
+        del found["lost_abilities"]
     if report.paired.nll is None:
         for part in ("detectable", "needed_rows"):
             del found[part]["nll"]

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import reduce
+from typing import get_args
 
 from medcot.catalog import Message, say
-from medcot.evaluation.suite import SetAccuracy
+from medcot.evaluation.abilities import AbilityKind
+from medcot.evaluation.suite import SetAccuracy, Summary
 from medcot.reporting.schema import ChoiceEndpoint, Endpoint, Measure, Report, VerdictMessages
 from medcot.stats.paired import PairedDifference
 
@@ -20,11 +22,15 @@ TINY_SHARE = 0.005
 
 
 def state_verdict(report: Report) -> VerdictMessages:
-    """State what may be said of the loss and, if questions were asked, of the right answers."""
-    mcq = report.paired.mcq
+    """State what may be said of the loss, of right answers, and of what the training cost.
+
+    The last two are said only if there were questions or general items.
+    """
+    mcq, abilities = report.paired.mcq, report.paired.abilities
     return VerdictMessages(
         nll=(_state_loss(report),),
         mcq=tuple(_state_choice(report, mcq)) if mcq else (),
+        abilities=tuple(_state_cost(report, abilities)) if abilities else (),
     )
 
 
@@ -42,8 +48,7 @@ def word_verdict(report: Report, language: str) -> str:
     """Word the verdict: in English the sentence that ``report.json`` holds."""
     if language == "en":
         return report.verdict.sentence
-    messages = report.verdict.messages
-    return "".join(one.text(language) for one in (*messages.nll, *messages.mcq))
+    return "".join(one.text(language) for one in report.verdict.messages.all())
 
 
 def word_opening(report: Report, language: str) -> str:
@@ -141,6 +146,20 @@ def _state_choice(report: Report, mcq: ChoiceEndpoint) -> Iterator[Message]:
         yield Message("choice_shows", {"least": 100 * mcq.detectable})
 
 
+def _state_cost(report: Report, abilities: ChoiceEndpoint) -> Iterator[Message]:
+    """State whether the general items that pass became fewer."""
+    before, after = (
+        round((side.value("abilities") or 0.0) * abilities.n)
+        for side in (report.before, report.after)
+    )
+    counts = {"before": before, "after": after, "n": abilities.n}
+    verdict = (report.verdict.abilities or "no evidence").replace(" ", "_")
+    same = abilities.difference == 0
+    yield Message("cost_same" if same else f"cost_{verdict}", counts)
+    if verdict == "no_evidence" and abilities.detectable is not None:
+        yield Message("cost_shows", {"least": 100 * abilities.detectable})
+
+
 def _size_cautions(report: Report) -> Iterator[Message]:
     """Say how small a change is that is shown and yet tiny beside the loss itself."""
     nll, before = report.paired.nll, report.before.nll
@@ -210,10 +229,10 @@ def compare_values(
 ) -> tuple[str, str, str, str, str, str]:
     """Format a row of the comparison: before, after, difference, interval, p and n.
 
-    ``of_set`` names the question set whose accuracies are meant instead of the whole's.
+    ``of_set`` names the question set, or kind of item, that is meant instead of the whole.
     """
     before, after = (
-        side.mcq.sets[of_set].accuracy if of_set and side.mcq else side.value(measure)
+        _set_value(side, measure, of_set) if of_set else side.value(measure)
         for side in (report.before, report.after)
     )
     return (
@@ -224,6 +243,30 @@ def compare_values(
         format_p(paired.p_value),
         str(paired.n),
     )
+
+
+def cost_by_kind(report: Report, language: str) -> list[list[str]]:
+    """Format what the training cost as rows: kind, the comparison's cells, verdict."""
+    items = report.paired.abilities
+    if items is None:
+        return []
+    rows: list[list[str]] = []
+    for kind, paired in items.sets.items():
+        found = (report.verdict.ability_kinds or {})[kind].replace(" ", "_")
+        values = compare_values(report, "abilities", paired, language, of_set=kind)
+        called = say(f"called_{found}", language)
+        rows.append([name_kind(kind, language), *values, called])
+    return rows
+
+
+def name_kind(kind: str, language: str) -> str:
+    """Name a kind of general item; a task of lm_eval keeps its own name."""
+    return say(f"ability_{kind}", language) if kind in get_args(AbilityKind) else kind
+
+
+def _set_value(side: Summary, measure: Measure, of_set: str) -> float | None:
+    found = side.abilities if measure == "abilities" else side.mcq
+    return found.sets[of_set].accuracy if found else None
 
 
 def format_value(measure: Measure, value: float | None) -> str:

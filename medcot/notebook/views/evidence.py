@@ -30,7 +30,7 @@ from medcot.notebook.views.markup import (
 )
 from medcot.reporting.schema import MEASURES, ChangedRow, Report
 from medcot.reporting.storage import read_report
-from medcot.reporting.wording import compare_values, format_percent, state_power
+from medcot.reporting.wording import compare_values, cost_by_kind, format_percent, state_power
 from medcot.runs.history import RunRecord, differing_fields
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def show_outcome(report: Report, run: RunRecord, language: str) -> str:
 
 
 def show_verdict(report: Report, language: str) -> str:
-    """Show the verdict by test loss and, if questions were asked, by right answers."""
+    """Show the verdict by test loss, by right answers and by what the training cost, if asked."""
     verdict, messages = report.verdict, report.verdict.messages
     parts = [_verdict("nll", verdict.nll, _word(messages.nll, language), language)]
     if verdict.mcq:
@@ -74,6 +74,14 @@ def show_verdict(report: Report, language: str) -> str:
             guess = format_percent(sum(chance) / len(chance))
             sentences += f" {say('choice_guess', language, guess=guess)}"
         parts.append(_verdict("mcq", verdict.mcq, sentences, language))
+    if verdict.abilities:
+        sentences = _word(messages.abilities, language)
+        parts.append(_verdict("abilities", verdict.abilities, sentences, language))
+        heads = say("heads_cost", language).split(" | ")
+        shown = table(
+            heads, [[text(cell) for cell in row] for row in cost_by_kind(report, language)]
+        )
+        parts.append(details(say("report_cost", language), shown))
     return join(*parts)
 
 
