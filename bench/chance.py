@@ -4,8 +4,9 @@
     python bench/chance.py my_exam.jsonl --questions 200
 
 Prints a Markdown table: Wilson's 95 % interval, the accuracy of guessing, whether the interval
-holds it, how often each letter was chosen, and the seconds of the clock and of the processor
-(loading the model is not counted). Without a GPU the bundled SmolLM2-135M answers in float32.
+holds it, how often each letter was chosen in all orders, and the seconds of the clock and of the
+processor (loading the model is not counted). Without a GPU the bundled SmolLM2-135M answers in
+float32.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def load(model: str) -> ModelTools:
     return model_tools(load_base(config, plan), config)
 
 
-def line(name: str, count: int, language: str, tools: ModelTools) -> str:
-    config = make_config("demo", {"mcq_samples": count})
+def line(name: str, count: int, language: str, tools: ModelTools, orders: int) -> str:
+    config = make_config("demo", {"mcq_samples": count, "mcq_orders": orders})
     asked = {Path(name).stem: load_questions(name, language)}  # type: ignore[arg-type]
     suite = make_suite(config, [], None, asked)
     clock, processor = time.perf_counter(), time.process_time()
@@ -48,9 +49,8 @@ def line(name: str, count: int, language: str, tools: ModelTools) -> str:
     (questions,) = suite.questions.values()
     chance = sum(1 / len(one.options) for one in questions) / len(questions)
     low, high = found.low or 0.0, found.high or 0.0
-    letters = ", ".join(
-        f"{k} {n}" for k, n in sorted(Counter(row.choice or "none" for row in rows).items())
-    )
+    chosen = Counter(letter for row in rows for letter in row.letters)
+    letters = ", ".join(f"{k} {n}" for k, n in sorted(chosen.items()))
     cells = [Path(name).stem, str(found.n), f"{100 * (found.accuracy or 0.0):.1f} %"]
     cells += [f"{100 * low:.1f} to {100 * high:.1f} %", f"{100 * chance:.1f} %"]
     cells += ["yes" if low <= chance <= high else "no", letters]
@@ -62,13 +62,14 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", help="question files or known sets")
     parser.add_argument("--questions", type=int, default=200, help="of each set; 0 takes all")
     parser.add_argument("--model", default=make_config("demo").model)
+    parser.add_argument("--orders", type=int, default=0, help="of the options; 0 takes all")
     parser.add_argument("--language", choices=("en", "zh"), default="en")
     given = parser.parse_args()
     tools = load(given.model)
     print(f"| {' | '.join(HEADINGS)} |")
     print("| --- | --: | --: | :-: | --: | :-: | --- | --: | --: |")
     for name in given.sets:
-        print(line(name, given.questions, given.language, tools), flush=True)
+        print(line(name, given.questions, given.language, tools, given.orders), flush=True)
 
 
 if __name__ == "__main__":

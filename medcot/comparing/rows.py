@@ -165,6 +165,9 @@ def _compare(pairs: Pairs, first: Side, second: Side) -> Iterator[Compared | Mes
     if asked and one.mcq_method != other.mcq_method:
         values = {"first": one.mcq_method, "second": other.mcq_method}
         yield Message("compare_other_method", values)
+    elif any(len(a.letters) != len(b.letters) for a, b in asked):
+        yield Message("compare_other_orders")
+        yield from _compare_rates("mcq", asked, lambda row: row.correct_as_given)
     elif asked:
         yield from _compare_rates("mcq", asked, lambda row: row.correct)
     answered = [(a, b) for a, b in cases if a.output is not None and b.output is not None]

@@ -99,6 +99,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     mcq_samples: int = _field(
         0, "questions per multiple-choice set; 0 takes all", shown=False, ge=0, le=100_000
     )
+    mcq_orders: int = _field(
+        0, "cyclic orders of the options to average over; 0 takes all", shown=False, ge=0, le=100
+    )
     ability_samples: int = _field(
         0, "general items that show what training cost; 0: none", shown=False, ge=0, le=100_000
     )

@@ -72,7 +72,7 @@ def _question_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Bat
     for name, asked in suite.questions.items():
         for questions in _by_length(asked, lambda one: len(prompts.choice_cue(one)), size):
             score = (
-                partial(score_by_likelihood, questions, name, tools)
+                partial(score_by_likelihood, questions, name, tools, suite.mcq_orders)
                 if likely
                 else partial(score_by_reasoning, questions, name, suite.style, tools)
             )

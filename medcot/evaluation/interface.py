@@ -34,13 +34,14 @@ class ScoredRow:
     """One line of ``evaluation/*.jsonl``. A field that does not apply to the row is None.
 
     ``set`` is the question set's short name, the kind of an ``ability``, "" for a ``case`` and the
-    ``fixed`` question.
-    ``nll`` is in nats per token, ``nll_sum`` in nats over ``completion_tokens`` tokens of the
-    reference; ``tokens`` counts the generated ones, of thought and answer together. ``finished``
-    is False where generation stopped at the token limit; ``repeats`` is True where the output
-    loops. Only multiple-choice rows have ``choice`` (the letter read from the answer) to
-    ``option_losses`` (nats by letter). ``metric`` (lm_eval's), ``task`` and ``of`` (the task's
-    number of rows) are set on rows that lm-evaluation-harness scored.
+    ``fixed`` question. ``nll`` is in nats per token, ``nll_sum`` in nats over ``completion_tokens``
+    tokens of the reference; ``tokens`` counts the generated ones, of thought and answer together.
+    ``finished`` is False where generation stopped at the token limit; ``repeats`` is True where the
+    output loops. Only multiple-choice rows have ``choice`` (the letter read from the answer) to
+    ``option_losses`` (nats by letter). ``letters`` are those that stood before the likeliest
+    option, one for each order of the options; ``choice`` rests on all orders. ``metric``
+    (lm_eval's), ``task`` and ``of`` (the task's number of rows) are set on rows that lm-evaluation-
+    harness scored.
     """
 
     kind: Kind
@@ -67,6 +68,7 @@ class ScoredRow:
     unparsed: bool | None = None
     unfinished: bool | None = None
     option_losses: Mapping[str, float] | None = None
+    letters: tuple[str, ...] = ()
     metric: str | None = None
     task: str | None = None
     of: int | None = None
@@ -76,6 +78,11 @@ class ScoredRow:
     def row_key(self) -> RowKey:
         """Identifies the row within an evaluation."""
         return (self.kind, self.set, self.id)
+
+    @property
+    def correct_as_given(self) -> bool:
+        """Tell whether the answer is right with the options in their given order alone."""
+        return self.letters[0] == self.key if self.letters else bool(self.correct)
 
 
 def row_to_json(row: ScoredRow) -> dict[str, Any]:
@@ -143,8 +150,9 @@ class EvaluationSuite:
 
     ``cases`` are the test rows scored by loss; ``generated``, the first of them, are also answered
     in full. ``fixed`` is one question with a reference and key facts. ``questions`` maps the short
-    name of a multiple-choice set to its questions. ``abilities`` are general items, which show
-    what the training cost.
+    name of a multiple-choice set to its questions; their likelihoods are averaged over
+    ``mcq_orders`` cyclic orders of the options, 0 meaning all. ``abilities`` are general items,
+    which show what the training cost.
     """
 
     cases: tuple[Case, ...]
@@ -153,6 +161,7 @@ class EvaluationSuite:
     questions: Mapping[str, tuple[Question, ...]]
     style: Style
     mcq_method: Method
+    mcq_orders: int = 1
     abilities: tuple[Ability, ...] = ()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from medcot.data import prompts
-from medcot.evaluation import answer_extraction, output_checks, rubric
+from medcot.evaluation import answer_extraction, option_orders, output_checks, rubric
 from medcot.evaluation.abilities import Ability, ask_ability, is_passed, read_answer
 from medcot.evaluation.interface import Kind, ModelTools, ScoredRow
 from medcot.records import Case, Generation, Language, Question, Style, TokenLoss
@@ -33,17 +33,28 @@ def score_cases(
 
 
 def score_by_likelihood(
-    questions: Sequence[Question], name: str, tools: ModelTools
+    questions: Sequence[Question], name: str, tools: ModelTools, orders: int = 1
 ) -> Iterator[ScoredRow]:
-    """Choose the letter with the lowest loss after the cue; of equals, the first."""
-    cues = [prompts.choice_cue(question) for question in questions]
-    offered = [answer_extraction.option_continuations(question) for question in questions]
-    scored = tools.score_options(list(zip(cues, offered, strict=True)))
-    for question, cue, losses in zip(questions, cues, scored, strict=True):
-        by_letter = dict(zip(question.options, (loss.total for loss in losses), strict=True))
-        letter = min(by_letter, key=by_letter.__getitem__)
-        row = make_row("mcq", name, question.id, cue)
-        yield replace(_grade(row, question, letter, finished=True), option_losses=by_letter)
+    """Choose the option whose letter has the lowest loss after the cue; of equals, the first.
+
+    The loss is averaged over cyclic orders of the options, as many as ``orders`` says (0: all). In
+    all of them each option stands once at each letter, so that a preference for a letter drops out.
+    """
+    turns = [option_orders.list_orders(question, orders) for question in questions]
+    flat = [turned for turned_ones in turns for turned in turned_ones]
+    cues = [prompts.choice_cue(turned) for turned in flat]
+    offered = [answer_extraction.option_continuations(turned) for turned in flat]
+    scored = iter(tools.score_options(list(zip(cues, offered, strict=True))))
+    for question, turned_ones in zip(questions, turns, strict=True):
+        readings = [[loss.total for loss in next(scored)] for _ in turned_ones]
+        by_letter = option_orders.average_losses(list(question.options), readings)
+        letter = min(by_letter, key=lambda one: round(by_letter[one], 9))
+        row = make_row("mcq", name, question.id, prompts.choice_cue(question))
+        yield replace(
+            _grade(row, question, letter, finished=True),
+            option_losses=by_letter,
+            letters=option_orders.list_letters(list(question.options), readings),
+        )
 
 
 def score_by_reasoning(

@@ -109,6 +109,7 @@ def make_suite(
         },
         style=config.style,
         mcq_method=config.mcq_method,
+        mcq_orders=config.mcq_orders,
         abilities=choose_abilities(load_abilities(config.language), asked, config.seed)
         if (asked := config.ability_samples)
         else (),

@@ -13,6 +13,9 @@ from medcot.records import Prompt, TokenLoss
 LOGIT_TOKENS = {"cpu": 1024, "cuda": 4096}
 """Positions whose logits are held at once: 49,152 (SmolLM2) to 128,256 (Llama) floats each."""
 
+SHARED_TOKENS = 16
+"""Fewest tokens at the beginning of consecutive prompts for which one pass is shared."""
+
 
 Poll = Callable[[], None]
 """Called between passes of a model; raises Cancelled where the user asked to stop."""
@@ -34,7 +37,9 @@ def score_options(
     """Return the loss of each continuation after its prompt, without end-of-sequence.
 
     If every continuation is one token, as letters are, one forward pass of the prompt scores them
-    all. Otherwise the prompt is read once and its KV cache is extended by each continuation.
+    all; consecutive prompts that begin alike, such as a question in several orders of its options,
+    share the pass over their beginning. Otherwise the prompt is read once and its KV cache is
+    extended by each continuation.
     """
     prompts = [encode_text(loaded.tokenizer, prompt) for prompt, _ in items]
     options = [
@@ -42,6 +47,10 @@ def score_options(
         for _, texts in items
     ]
     if all(len(ids) == 1 for texts in options for ids in texts):
+        families = _list_families(prompts)
+        shared = loaded.engine.traits.extends_cache and len(families) < len(prompts)
+        if shared and min(map(len, prompts)) > 1:
+            return _score_families(loaded, families, prompts, options, poll)
         return _score_next_token(loaded, prompts, options, poll)
     if loaded.engine.traits.extends_cache and all(ids for texts in options for ids in texts):
         return _score_after_prompt(loaded, prompts, options, poll)
@@ -70,6 +79,84 @@ def _score_next_token(
                 TokenLoss(-log_probs[row, ids[0]].item(), 1) for ids in options[index]
             ]
     return results
+
+
+Family = tuple[int, list[int]]
+"""Tokens that consecutive prompts have in common at their beginning, and their indices."""
+
+
+def _list_families(prompts: Sequence[list[int]]) -> list[Family]:
+    """Group consecutive prompts that begin with the same tokens, ``SHARED_TOKENS`` or more."""
+    families: list[Family] = []
+    for index, prompt in enumerate(prompts):
+        if families:
+            length, members = families[-1]
+            shared = _count_shared(prompts[members[0]][:length], prompt)
+            if shared >= SHARED_TOKENS:
+                families[-1] = (shared, [*members, index])
+                continue
+        # The last token is left to the second pass, which each prompt needs for its logits.
+        families.append((len(prompt) - 1, [index]))
+    return families
+
+
+def _count_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    pairs = zip(one, other[:-1], strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other) - 1))
+
+
+def _score_families(
+    loaded: LoadedModel,
+    families: Sequence[Family],
+    prompts: Sequence[list[int]],
+    options: Sequence[Sequence[list[int]]],
+    poll: Poll,
+) -> list[list[TokenLoss]]:
+    """Score one-token options after prompts, each family's beginning being read once."""
+    results: list[list[TokenLoss]] = [[] for _ in prompts]
+    limit = LOGIT_TOKENS.get(loaded.device, 1024)
+    sizes = [
+        1 + int(1000 * len(members) * max(len(prompts[one]) for one in members) / (4 * limit))
+        for _, members in families
+    ]
+    for chosen in _batches(sizes, 1000, 16):
+        poll()
+        batch = [families[index] for index in chosen]
+        members = [one for _, found in batch for one in found]
+        for index, row in zip(members, _read_families(loaded, batch, prompts), strict=True):
+            results[index] = [TokenLoss(-row[ids[0]].item(), 1) for ids in options[index]]
+    return results
+
+
+def _read_families(
+    loaded: LoadedModel, families: Sequence[Family], prompts: Sequence[list[int]]
+) -> Any:
+    """Return the log-probabilities [prompts, vocabulary] of the token after each prompt."""
+    import torch
+
+    owners = [row for row, (_, members) in enumerate(families) for _ in members]
+    tails = [prompts[one][length:] for length, members in families for one in members]
+    width = max(map(len, tails))
+    batch = left_padded(loaded, [prompts[members[0]][:length] for length, members in families])
+    device = batch["input_ids"].device
+    chosen = torch.tensor(owners, device=device)
+    padded = torch.tensor([(ids + [ids[0]] * width)[:width] for ids in tails], device=device)
+    ends = torch.tensor([len(ids) - 1 for ids in tails], device=device)
+    with inference(loaded):
+        known = loaded.model(**batch, logits_to_keep=1, use_cache=True).past_key_values
+        known.batch_select_indices(chosen)
+        mask = torch.cat([batch["attention_mask"][chosen], torch.ones_like(padded)], dim=1)
+        # The logits of the shortest tail's end are the first that are needed.
+        kept = width - int(ends.min())
+        logits = loaded.model(
+            input_ids=padded,
+            attention_mask=mask,
+            past_key_values=known,
+            use_cache=True,
+            logits_to_keep=kept,
+        ).logits
+        last = logits[torch.arange(len(tails), device=device), ends - (width - kept)]
+        return torch.log_softmax(last.float(), dim=-1)
 
 
 def _score_after_prompt(

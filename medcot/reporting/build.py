@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from math import isfinite
@@ -27,6 +28,8 @@ from medcot.reporting.schema import (
     Detectable,
     Endpoint,
     Facts,
+    LetterBias,
+    LetterShare,
     NeededRows,
     Report,
     RowLoss,
@@ -85,6 +88,7 @@ def build_report(
         worse_rows=worse,
         changed_questions=select_changed_questions(pairs, suite),
         lost_abilities=select_lost_abilities(pairs, suite),
+        letter_bias=_find_letter_bias(pairs),
         fixed_question=compare_fixed_question(pairs, suite),
         lm_eval_agreement=_compare_with_lm_eval(before, after, suite),
         truncated=_count_truncated(before, after, config),
@@ -133,6 +137,13 @@ def _require_comparable(pairs: Pairs) -> None:
                     f"its {name} is not the one of evaluation/before.jsonl",
                     "score both again in a new run with the same questions and chat template",
                 )
+        if len(before.letters) != len(after.letters):
+            raise InputError(
+                f"evaluation/after.jsonl, {before.kind} {before.id!r}",
+                f"read in {len(after.letters)} orders of its options, before in"
+                f" {len(before.letters)}",
+                "score both again in a new run, or set mcq_orders as it was",
+            )
         for side, row in (("before", before), ("after", after)):
             losses = (row.nll, row.nll_sum, *(row.option_losses or {}).values())
             if not all(loss is None or isfinite(loss) for loss in losses):
@@ -257,9 +268,37 @@ def _compare_with_lm_eval(
 
 def _agree(rows: Sequence[ScoredRow], name: str) -> list[bool]:
     """List, for each question of a set that both graded, whether the grades are equal."""
-    ours = {row.id: row.correct for row in rows if row.kind == "mcq" and row.set == name}
+    ours = {row.id: row.correct_as_given for row in rows if row.kind == "mcq" and row.set == name}
     theirs = [row for row in rows if row.kind == "mcq" and row.set == BY_LM_EVAL + name]
     return [row.correct == ours[row.id] for row in theirs if row.id in ours]
+
+
+def _find_letter_bias(pairs: Pairs) -> LetterBias | None:
+    """Find how often each letter was chosen; None if no question was read in several orders."""
+    read = [(b, a) for b, a in pairs if len(b.letters) > 1]
+    if not read:
+        return None
+    before, after = _sides(read, lambda row: row.correct_as_given)
+    as_given = paired.compare_rates(before, after)
+    assert as_given is not None
+    letters = {letter for b, _ in read for letter in b.option_losses or {}}
+    shares = [1 / len(b.option_losses or letters) for b, _ in read for _ in b.letters]
+    most_before, most_after = (_count_letters(side) for side in zip(*read, strict=True))
+    return LetterBias(
+        before=most_before,
+        after=most_after,
+        expected=sum(shares) / len(shares),
+        rate_before=sum(before) / len(before),
+        rate_after=sum(after) / len(after),
+        as_given=as_given,
+        verdict_as_given=as_given.verdict("higher"),
+    )
+
+
+def _count_letters(rows: Sequence[ScoredRow]) -> LetterShare:
+    found = Counter(letter for row in rows for letter in row.letters)
+    letter, count = max(sorted(found.items()), key=lambda one: one[1])
+    return LetterShare(letter, count / found.total(), found.total())
 
 
 def _count_truncated(

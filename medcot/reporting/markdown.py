@@ -24,6 +24,7 @@ from medcot.reporting.wording import (
     count_things,
     format_percent,
     name_kind,
+    state_letter_bias,
     state_power,
     word_opening,
     word_verdict,
@@ -123,6 +124,7 @@ def _sets(report: Report, language: str) -> Iterator[str]:
     yield _table("heads_sets", ":-- --: --: --: :-: --: --: --: :--", rows, language)
     yield from _correction(mcq, language)
     yield _method(report, before, after, language)
+    yield from state_letter_bias(report, language)
     for name, alike in report.lm_eval_agreement.items():
         counts = {"before": alike.before, "after": alike.after, "n": alike.n}
         yield say("report_agreement", language, set=escape(name), **counts)

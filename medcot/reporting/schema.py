@@ -235,6 +235,33 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
+class LetterShare:
+    """The letter that a model chose most often, and its share of all ``readings``."""
+
+    letter: str
+    share: float
+    readings: int
+
+
+@dataclass(frozen=True, slots=True)
+class LetterBias:
+    """What the letters of the options did to the exam, where questions were read in several orders.
+
+    ``expected`` is the share of a letter without a preference. ``as_given`` compares the answers to
+    the options in their given order alone, whose rates are ``rate_before`` and ``rate_after``;
+    the report's verdict rests on all orders.
+    """
+
+    before: LetterShare
+    after: LetterShare
+    expected: float
+    rate_before: float
+    rate_after: float
+    as_given: PairedDifference
+    verdict_as_given: Verdict
+
+
+@dataclass(frozen=True, slots=True)
 class Truncated:
     """Outputs that reached ``max_new_tokens``, before and after, ``of`` outputs on each side."""
 
@@ -355,6 +382,7 @@ class Report:
     withheld: tuple[Overlap, ...] = ()
     changed_questions: ChangedQuestions = ChangedQuestions()
     lost_abilities: tuple[LostAbility, ...] = ()
+    letter_bias: LetterBias | None = None
     lm_eval_agreement: Mapping[str, Agreement] = field(default_factory=dict[str, Agreement])
     facts: Facts = Facts()
     figures: tuple[Figure, ...] = ()

@@ -26,6 +26,7 @@ _ORDER = (
     "worse_rows",
     "changed_questions",
     "lost_abilities",
+    "letter_bias",
     "fixed_question",
     "lm_eval_agreement",
     "truncated",
@@ -52,6 +53,8 @@ def report_to_json(report: Report) -> dict[str, Any]:
             del found[part]["abilities"]
         del found["verdict"]["ability_kinds"], found["verdict"]["messages"]["abilities"]
         del found["lost_abilities"]
+    if report.letter_bias is None:
+        del found["letter_bias"]
     if report.paired.nll is None:
         for part in ("detectable", "needed_rows"):
             del found[part]["nll"]

@@ -41,6 +41,7 @@ def find_cautions(report: Report) -> tuple[Message, ...]:
         *_length_cautions(report),
         *_data_cautions(report),
         *_chance_cautions(report),
+        *_letter_cautions(report),
     )
 
 
@@ -203,6 +204,33 @@ def _chance_cautions(report: Report) -> Iterator[Message]:
             values |= {"before_low": _percent(before.low), "before_high": _percent(before.high)}
             values |= {"after_low": _percent(after.low), "after_high": _percent(after.high)}
             yield Message("caution_chance", values)
+
+
+def _letter_cautions(report: Report) -> Iterator[Message]:
+    """Say that the letters alone would have given another verdict."""
+    found = report.letter_bias
+    if found and found.verdict_as_given != "no evidence" == report.verdict.mcq:
+        values = {"before": 100 * found.rate_before, "after": 100 * found.rate_after}
+        yield Message("caution_letters", values)
+
+
+def state_letter_bias(report: Report, language: str) -> Iterator[str]:
+    """State how often the model chose its favourite letter, and what that did to the exam."""
+    if not (found := report.letter_bias):
+        return
+    yield say(
+        "letter_bias",
+        language,
+        letter_before=found.before.letter,
+        letter_after=found.after.letter,
+        before=100 * found.before.share,
+        after=100 * found.after.share,
+        n=found.before.readings,
+        expected=100 * found.expected,
+        right_before=100 * found.rate_before,
+        right_after=100 * found.rate_after,
+        verdict=Message(f"called_{found.verdict_as_given.replace(' ', '_')}"),
+    )
 
 
 def _holds(accuracy: SetAccuracy, chance: float) -> bool:

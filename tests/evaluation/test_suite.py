@@ -65,7 +65,12 @@ def suite_of(
 ) -> EvaluationSuite:
     config = make_config(
         "demo",
-        {"test_samples": max(1, cases), "generate_samples": generated, "mcq_method": method},
+        {
+            "test_samples": max(1, cases),
+            "generate_samples": generated,
+            "mcq_method": method,
+            "mcq_orders": more.get("orders", 1),
+        },
     )
     asked = {"set": [question(n) for n in range(questions)]} if questions else {}
     fixed = more.get("fixed")

@@ -85,6 +85,17 @@ def test_letters_score_as_they_do_as_continuations(loaded, pairs):
             assert a.total == pytest.approx(b.total, rel=1e-4)
 
 
+def test_prompts_that_begin_alike_share_a_pass_and_score_as_each_alone(loaded, pairs):
+    letters = [" A", " B", " C"]
+    stem = f"{pairs[1].text} Which of these treatments is the right one for this patient?"
+    prompts = [f"{stem} {tail}\nAnswer:" for tail in ("A. rest B. ice", "A. ice B. a rest", "A")]
+    prompts += [f"Something quite different. {pairs[0].text}", pairs[2].text, prompts[0]]
+    together = score_options(loaded, [(prompt, letters) for prompt in prompts])
+    alone = [score_options(loaded, [(prompt, letters)])[0] for prompt in prompts]
+    for one, other in zip(together, alone, strict=True):
+        assert [loss.total for loss in one] == pytest.approx([loss.total for loss in other])
+
+
 def test_options_after_a_prompt_read_once_score_as_whole_rows(loaded, pairs):
     items = [
         (pairs[0].text, [" yes", " no, it is not", " perhaps in some of them"]),
