@@ -83,12 +83,15 @@ def test_a_set_added_after_training_loses_its_trained_questions_and_changes_no_t
     assert report_only(trained, Listener()) == report
 
 
-def test_no_folder_of_this_machine_is_in_what_was_scored(
+def test_items_added_later_are_scored_on_both_sides_and_name_no_folder_of_this_machine(
     trained: RunDirectory, tmp_path: Path
 ) -> None:
     added = exam(tmp_path / "late.jsonl", PLAIN)
-    report = evaluate_only(trained, Listener(), mcq=(added,))
+    report = evaluate_only(trained, Listener(), mcq=(added,), ability_samples=8)
     assert list(report.paired.mcq.sets) == ["sample", "late"]
+    assert trained.config().ability_samples == report.paired.abilities.n == 8
+    assert len(report.paired.abilities.sets) == 4
+    assert report_only(trained, Listener()) == report
     for phase in ("before", "after"):
         assert str(tmp_path) not in trained.evaluation(phase).read_text()
 
