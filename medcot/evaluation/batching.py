@@ -61,9 +61,9 @@ def _case_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
         full.append(("fixed", suite.fixed))
     for group, size in ((full, max(1, tools.answers_at_once)), (rest, SCORED_AT_ONCE)):
         for cases in _by_length(group, _case_length, size):
-            keys = tuple((kind, "", case.id) for kind, case in cases)
+            keys: list[RowKey] = [(kind, "", case.id) for kind, case in cases]
             score = partial(score_cases, cases, suite.style, tools, answered=group is full)
-            yield Batch(keys, score)
+            yield Batch(tuple(keys), score)
 
 
 def _question_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
@@ -76,8 +76,8 @@ def _question_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Bat
                 if likely
                 else partial(score_by_reasoning, questions, name, suite.style, tools)
             )
-            keys: tuple[RowKey, ...] = tuple(("mcq", name, one.id) for one in questions)
-            yield Batch(keys, score)
+            keys: list[RowKey] = [("mcq", name, one.id) for one in questions]
+            yield Batch(tuple(keys), score)
 
 
 def _ability_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
