@@ -57,6 +57,15 @@ def resolve_flags(values: dict[str, Any], machine: Machine | None = None) -> Res
 def _flag(name: str) -> click.Option:
     field = RunConfig.model_fields[name]
     extra = cast("dict[str, Any]", field.json_schema_extra or {})
+    if value_type(name) is bool:
+        shown = extra.get("shown", True)
+        return click.Option(
+            [option_name(name)],
+            is_flag=True,
+            default=None,
+            help=field.description,
+            hidden=not shown,
+        )
     return click.Option(
         [option_name(name)],
         metavar=_metavar(name),

@@ -169,13 +169,18 @@ def check_path(option: str, path: str) -> Path:
     return Path(expanded)
 
 
+TRUE_WORDS, FALSE_WORDS = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
 def from_text(name: str, text: str) -> Any:
     """Convert text to the option's type; text that is no number stays text, to be refused later."""
     if name in ("resume", "json"):
-        return text.strip().lower() in ("1", "true", "yes", "on")
+        return text.strip().lower() in TRUE_WORDS
     if name == "mcq":
         return tuple(part for part in text.split(os.pathsep) if part)
     kind = value_type(name)
+    if kind is bool and (word := text.strip().lower()) in TRUE_WORDS + FALSE_WORDS:
+        return word in TRUE_WORDS
     if kind in (int, float):
         try:
             return kind(text)
@@ -185,13 +190,13 @@ def from_text(name: str, text: str) -> Any:
 
 
 def value_type(name: str) -> type:
-    """Return the type of a field, besides None: int, float, str or tuple."""
+    """Return the type of a field, besides None: bool, int, float, str or tuple."""
     annotation = RunConfig.model_fields[name].annotation if name in RunConfig.model_fields else str
     if get_origin(annotation) in (Union, UnionType):
         annotation = next(part for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is tuple:
         return tuple
-    return annotation if annotation in (int, float) else str
+    return annotation if annotation in (bool, int, float) else str
 
 
 def _check_values(values: Mapping[str, Any], where: str) -> None:

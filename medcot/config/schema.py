@@ -75,6 +75,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         "auto", "recompute activations to save memory", shown=False
     )
     dropout: float = _field(0.0, "LoRA dropout", shown=False, ge=0, lt=1)
+    deterministic: bool = _field(
+        default=False, description="the same bits each time on one GPU; slower", shown=False
+    )
     warmup_steps: int = _field(2, "steps of rising learning rate", shown=False, ge=0, le=100_000)
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = _field(
         "linear", "learning rate after the warm-up", shown=False
@@ -219,6 +222,8 @@ def describe_values(field: str) -> str:
     """Describe the values of a field, such as ``a whole number from 1 to 256``."""
     if words := choices(field):
         return f"one of {', '.join(words)}"
+    if RunConfig.model_fields[field].annotation is bool:
+        return "true or false"
     annotation = str(RunConfig.model_fields[field].annotation)
     low, high = bounds(field)
     if "int" in annotation:

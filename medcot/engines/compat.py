@@ -163,6 +163,35 @@ def let_allocator_grow() -> None:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
+def fix_cublas_workspace() -> None:
+    """Let cuBLAS reuse one workspace, without which its sums may differ from call to call.
+
+    The variable is read when cuBLAS is first used. A value of the user's own wins.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def deterministic_kernels() -> Iterator[None]:
+    """Make PyTorch choose kernels that give the same bits each time, or refuse where it has none.
+
+    What changes in a training pass is the backward pass of attention, which otherwise adds up the
+    gradients of the queries in any order (seen with torch 2.11 on an H100).
+    """
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(mode=True)
+    # Filling new memory shows reads of what nobody wrote; it costs time and changes no result here.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=before)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
 def keep_accelerate_from_splitting() -> None:
     """Keep accelerate from sharding a model that is sharded already (accelerate 1.13 to 1.15).
 

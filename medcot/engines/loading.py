@@ -16,7 +16,7 @@ from medcot.config.schema import BUNDLED_MODEL, RunConfig
 from medcot.data.hub import explain_hub_error, find_commit, no_connection
 from medcot.engines.base import Engine, LoadedModel, Location, settle_pad_token
 from medcot.engines.bundled_model import bundled_model
-from medcot.engines.compat import deny_jupyter, ignore_old_torchao
+from medcot.engines.compat import deny_jupyter, fix_cublas_workspace, ignore_old_torchao
 from medcot.engines.hf import HfEngine
 from medcot.engines.model_files import check_model_files
 from medcot.errors import InputError, RunFailed, one_line
@@ -105,6 +105,8 @@ def _engine_named(name: str) -> Engine:
 
 def prepare_engine(config: RunConfig, machine: Machine) -> None:
     """Prepare this process for the engine of ``config``, before transformers is imported."""
+    if config.deterministic:
+        fix_cublas_workspace()
     ground = find_constraints(config, machine, find_model_spec(config))
     _engine_named("fsdp" if ground.split else ground.engine).prepare_process()
 

@@ -71,7 +71,7 @@ def find_constraints(config: RunConfig, machine: Machine, spec: ModelSpec) -> Co
     device = _choose_device(config, machine)
     engine = _choose_engine(config, machine, spec, device.value)
     precision = _choose_precision(config, machine, device.value)
-    attention = _choose_attention(machine, device.value, engine.value)
+    attention = _choose_attention(config, machine, device.value, engine.value)
     processes = _share_batch(config, machine, device.value)
     _require_8bit_optimizer(config, machine, device.value)
     if machine.split and config.quantization == "8bit":
@@ -198,12 +198,15 @@ def _has_bf16(machine: Machine, device: Device) -> bool:
     return device == "cuda" and supports_bf16(usable_gpus(machine)[0])
 
 
-def _choose_attention(machine: Machine, device: Device, engine: EngineName) -> _Decision[str]:
+def _choose_attention(
+    config: RunConfig, machine: Machine, device: Device, engine: EngineName
+) -> _Decision[str]:
     """Choose transformers' ``attn_implementation``; some engines bring their own attention."""
+    ordered = (Reason("reason_deterministic"),) if config.deterministic and device == "cuda" else ()
     installed = "flash_attn" in machine.packages
     if not TRAITS[engine].brings_attention and installed and _has_bf16(machine, device):
-        return _Decision("flash_attention_2", (Reason("reason_attention_flash"),))
-    return _Decision("sdpa", (Reason("reason_attention_sdpa"),))
+        return _Decision("flash_attention_2", (Reason("reason_attention_flash"), *ordered))
+    return _Decision("sdpa", (Reason("reason_attention_sdpa"), *ordered))
 
 
 def _choose_packing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from medcot.data.tokenization import IGNORED, TokenizedRow, check_labels, gate_r
 from medcot.data.tokenized import list_row_lengths, to_training_dataset
 from medcot.distributed import comm
 from medcot.engines.base import LoadedModel
-from medcot.engines.compat import known_messages_silenced
+from medcot.engines.compat import deterministic_kernels, known_messages_silenced
 from medcot.engines.fallbacks import report_fallback
 from medcot.engines.interruption import interruptible
 from medcot.engines.loading import (
@@ -119,7 +120,12 @@ class _Training:
         loaded.model.config.use_cache = False
         arguments = make_arguments(self.config, plan, self.steps, self.directory.checkpoints)
         data = to_training_dataset(rows)
-        with loaded.engine.training_pass(loaded, plan) as adapters, known_messages_silenced():
+        deterministic = self.config.deterministic and plan.device == "cuda"
+        with (
+            loaded.engine.training_pass(loaded, plan) as adapters,
+            known_messages_silenced(),
+            deterministic_kernels() if deterministic else nullcontext(),
+        ):
             lengths = list_row_lengths(rows)
             trainer = make_trainer(loaded, adapters, arguments, data, lengths, recorder)
             _keep_adapters_in_float32(loaded.model)

@@ -55,6 +55,12 @@ def test_mcq_in_the_environment_is_a_list_of_paths(tmp_path):
     assert config.mcq == ("a.jsonl", "sample")
 
 
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("Yes", True), ("off", False)])
+def test_a_flag_in_the_environment_is_a_word(tmp_path, text, value):
+    config = resolve_with(tmp_path, environment={"MEDCOT_DETERMINISTIC": text}).config
+    assert config.deterministic is value
+
+
 def test_out_and_resume_may_come_from_anywhere_but_are_not_part_of_the_config(tmp_path):
     resolved = resolve_with(tmp_path, environment={"MEDCOT_RESUME": "1"}, toml='out = "there"')
     assert resolved.out == Path("there")
@@ -67,6 +73,7 @@ def test_out_and_resume_may_come_from_anywhere_but_are_not_part_of_the_config(tm
     [
         ({"MEDCOT_RNK": "4"}, None, ["MEDCOT_RNK", "MEDCOT_RANK"]),
         ({"MEDCOT_RANK": "many"}, None, ["MEDCOT_RANK", "'many'", "1 to 256"]),
+        ({"MEDCOT_DETERMINISTIC": "perhaps"}, None, ["MEDCOT_DETERMINISTIC", "true or false"]),
         ({"MEDCOT_LANGUAGE": "fr"}, None, ["MEDCOT_LANGUAGE", "en, zh"]),
         ({"MEDCOT_PRESET": "demoo"}, None, ["MEDCOT_PRESET", "'demo'"]),
         ({}, "rnk = 4", ["run.toml", "'rnk'", "'rank'"]),

@@ -140,6 +140,7 @@ def test_private_names_of_transformers_that_engines_set_are_read_there():
     [
         (compat.disable_unsloth_statistics, "UNSLOTH_DISABLE_STATISTICS"),
         (compat.let_allocator_grow, "PYTORCH_CUDA_ALLOC_CONF"),
+        (compat.fix_cublas_workspace, "CUBLAS_WORKSPACE_CONFIG"),
     ],
 )
 def test_a_variable_that_the_user_set_wins(monkeypatch, change, variable):

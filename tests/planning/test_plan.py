@@ -413,6 +413,16 @@ def test_the_description_says_counts_memory_time_and_reasons() -> None:
     assert json.dumps(lines)
 
 
+def test_a_deterministic_run_says_what_it_changes_on_a_gpu_and_nothing_elsewhere() -> None:
+    codes = {
+        machine: [one.code for one in plan_for("demo", machine, deterministic=True).reasons]
+        for machine in (LAPTOP, named_machine("H100"))
+    }
+    assert [machine for machine in codes if "reason_deterministic" in codes[machine]] == [
+        named_machine("H100")
+    ]
+
+
 def test_presets_name_only_things_that_some_machine_can_do() -> None:
     for preset in PRESETS:
         machine = LAPTOP if preset == "demo" else named_machine("H100")
