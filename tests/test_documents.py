@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import io
+import json
 import re
+import shlex
 import tokenize
 import tomllib
 from collections.abc import Iterator
@@ -14,9 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from medcot.config.schema import RunConfig
+from medcot.catalog import words
+from medcot.cli.exit_codes import ExitCode
+from medcot.cli.kaggle import cli as kaggle_commands
+from medcot.cli.main import cli
+from medcot.config.schema import RunConfig, build_config, option_name
+from medcot.notebook.server import command as serve_notebook
 from tests.support.paths import ROOT
 
+READMES = ("README.md", "README.zh-CN.md")
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "kaggle" / "README.md")
@@ -37,6 +45,7 @@ PATH = re.compile(
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
+@cache
 def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
@@ -188,11 +197,11 @@ def test_a_glossary_term_is_explained_once():
 
 
 def test_both_readmes_have_the_same_sections():
-    english, chinese = (headings(name) for name in ("README.md", "README.zh-CN.md"))
+    english, chinese = (headings(name) for name in READMES)
     assert [level for level, _ in english] == [level for level, _ in chinese]
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+@pytest.mark.parametrize("name", READMES)
 def test_the_file_tree_names_every_package_and_nothing_else(name: str):
     tree = read(name).rpartition("## ")[2].partition("```\n")[2].partition("```")[0]
     folders: list[str] = []
@@ -217,7 +226,7 @@ def test_both_readmes_have_the_same_file_tree():
             line[: len(line) - len(line.lstrip())] + line.split()[0] for line in tree.splitlines()
         ]
 
-    assert entries("README.md") == entries("README.zh-CN.md")
+    assert entries(READMES[0]) == entries(READMES[1])
 
 
 def test_a_name_that_does_not_exist_is_found():
@@ -294,7 +303,8 @@ def test_docstrings_and_comments_name_what_exists(folder: Path):
 
 
 def test_tests_scripts_and_settings_name_what_exists():
-    scripts = [*ROOT.glob("bench/*.py"), *ROOT.glob("kaggle/*.py"), *ROOT.glob("apps/*.py")]
+    folders = (".ci", "apps", "bench", "kaggle")
+    scripts = [path for folder in folders for path in ROOT.glob(f"{folder}/*.py")]
     for path in [*scripts, *ROOT.glob("tests/**/*.py")]:
         if path != Path(__file__):
             found = missing_names(path.read_text(encoding="utf-8"), path.parent)
@@ -302,7 +312,7 @@ def test_tests_scripts_and_settings_name_what_exists():
     for path in [
         ROOT / "Makefile",
         ROOT / "pyproject.toml",
-        *ROOT.glob(".ci/*"),
+        *(path for path in ROOT.glob(".ci/*") if path.suffix != ".py"),
         *ROOT.glob("configs/**/*.yaml"),
     ]:
         text = path.read_text(encoding="utf-8")
@@ -326,13 +336,38 @@ def test_a_stale_name_in_a_docstring_is_found():
     )
 
 
-def test_the_coverage_page_adds_up_the_packages():
-    script = ROOT / ".ci" / "coverage_by_package.py"
-    spec = importlib.util.spec_from_file_location("coverage_by_package", script)
+def load_script(name: str):
+    """A script of ``.ci/`` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_generated_is_up_to_date():
+    """Figures of the bundled runs, presets, options, pins for uv, and the pictures."""
+    for name, text in load_script("readme").make_documents().items():
+        assert read(name) == text, f"{name} is out of date: run make readme"
+
+
+def test_generated_parts_are_in_both_readmes():
+    parts = [re.findall(r"made by make readme: (\w+)", read(name)) for name in READMES]
+    assert parts == [["result", "chinese", "presets"]] * 2
+    pictures = [*ROOT.glob("docs/figures/*")]
+    assert len(pictures) == 2
+    assert sum(path.stat().st_size for path in pictures) < 150_000
+
+
+def test_pins_for_uv_are_those_for_pip():
+    pinned = tomllib.loads(read("pyproject.toml"))["tool"]["uv"]["constraint-dependencies"]
+    assert pinned == [line for line in read("constraints.txt").splitlines() if "==" in line]
+    assert len(pinned) > 100
+
+
+def test_the_coverage_page_adds_up_the_packages():
+    module = load_script("coverage_by_package")
     table = module.tabulate({"medcot/a": 3000, "medcot/b": 1000}, {"medcot/a": 300, "medcot/b": 0})
     assert rows_of_tables(table) == [
         ["`medcot/a`", "3,000", "90.0%"],
@@ -340,3 +375,159 @@ def test_the_coverage_page_adds_up_the_packages():
         ["**all**", "4,000", "92.5%"],
     ]
     assert module.describe().startswith("# Coverage of the tests\n")
+
+
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+OWN_OPTIONS = {"--headless", "--run"}
+"""Options of the notebook that are none of a run."""
+
+
+def blocks(name: str) -> list[tuple[str, str]]:
+    """Language and text of each fenced block."""
+    return FENCED.findall(read(name))
+
+
+def commands_in(name: str) -> Iterator[list[str]]:
+    """The words of each command in blocks without a language, and in code within a line."""
+    text = read(name)
+    lines = [line for kind, block in blocks(name) if not kind for line in block.splitlines()]
+    lines += [" ".join(one.split()) for one in re.findall(r"`([^`]+)`", without_code(text))]
+    for line in lines:
+        for part in re.split(r" && | \| |; ", line.replace("…", "")):
+            try:
+                found = shlex.split(part, comments=True)
+            except ValueError:
+                continue
+            while found and re.fullmatch(r"[A-Z_]+=.*", found[0]):
+                found.pop(0)
+            if found:
+                yield found
+
+
+def problem_of(found: list[str]) -> str | None:
+    """Why ``found`` cannot be typed; None if it can, or is no command of the project."""
+    found = [found[0].removeprefix(".venv/bin/"), *found[1:]]
+    if "-m" in found and found[found.index("-m") + 1 :][:1] == ["medcot"]:
+        found = found[found.index("-m") + 1 :]
+    match found:
+        case ["medcot", command, *rest] if not command.startswith("-"):
+            return missing_option(cli, command, rest)
+        case ["python" | "python3", "kaggle/push.py", command, *rest] if command[0] != "-":
+            return missing_option(kaggle_commands, command, rest)
+        case ["python" | "python3", script, *rest] if script.endswith(".py"):
+            return None if (ROOT / script).is_file() else f"there is no {script}"
+        case ["make", *targets]:
+            known = re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE)
+            unknown = {one for one in targets if "=" not in one} - set(known)
+            return f"make has no {unknown}" if unknown else None
+        case ["marimo", _, notebook, *rest]:
+            own = [*(option_name(one) for one in RunConfig.model_fields), *OWN_OPTIONS]
+            unknown = {one for one in rest if one.startswith("--") and one != "--"} - set(own)
+            there = (ROOT / notebook).is_file() or "." not in notebook
+            return f"no {unknown} in {notebook}" if unknown or not there else None
+        case ["pip", *rest]:
+            extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+            named = re.findall(r"(?:\.|medcot)\[([\w,-]+)\]", " ".join(rest))
+            unknown = {one for some in named for one in some.split(",")} - set(extras)
+            return f"no extra {unknown}" if unknown else None
+    return None
+
+
+def missing_option(group, command: str, rest: list[str]) -> str | None:
+    known = group.commands.get(command)
+    if known is None:
+        return f"no command {command}" if re.fullmatch(r"[a-z]+", command) else None
+    known = serve_notebook if command == "app" else known
+    options = {name for one in known.params for name in (*one.opts, *one.secondary_opts)}
+    options |= {"--help", "-h", "--help-all"}
+    before = rest[: rest.index("--")] if "--" in rest else rest
+    typed = {one.partition("=")[0] for one in before if one.startswith("--")}
+    return f"medcot {command} has no {typed - options}" if typed - options else None
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != HISTORY])
+def test_commands_in_a_document_can_be_typed(name: str):
+    problems = [(found, why) for found in commands_in(name) if (why := problem_of(found))]
+    assert problems == [], name
+
+
+def test_a_command_that_cannot_be_typed_is_found():
+    typed = {
+        "medcot run --preset demo --rank 8": None,
+        "medcot rnu": "no command rnu",
+        "medcot run --rnak 8": "medcot run has no {'--rnak'}",
+        "torchrun --nproc-per-node 2 -m medcot run --rnak 8": "medcot run has no {'--rnak'}",
+        ".venv/bin/python bench/none.py": "there is no bench/none.py",
+        "python kaggle/push.py run --until-done": None,
+        "make demo": None,
+        "make dmeo": "make has no {'dmeo'}",
+        ".venv/bin/marimo edit apps/tutorial.py -- --rank 32": None,
+        ".venv/bin/marimo edit apps/tutorial.py -- --rnak 32": "no {'--rnak'} in apps/tutorial.py",
+        "pip install -c constraints.txt -e '.[gpu,trakc]'": "no extra {'trakc'}",
+    }
+    assert {line: problem_of(shlex.split(line)) for line in typed} == typed
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_blocks_in_a_language_are_in_it(name: str):
+    for kind, block in blocks(name):
+        match kind:
+            case "python":
+                compile(block, name, "exec")
+            case "json":
+                json.loads(block)
+            case "toml":
+                tomllib.loads(block)
+
+
+def test_settings_in_a_document_are_settings_of_a_run():
+    for name in DOCUMENTS:
+        for setting in re.findall(r"`(\w+) = \S+` \(`--config", read(name)):
+            assert setting in RunConfig.model_fields, f"{name}: {setting}"
+        for kind, block in blocks(name):
+            if kind == "toml" and "[" not in block.split("=")[0]:
+                build_config(tomllib.loads(block), name)
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_readme_names_every_command_and_exit_code(name: str):
+    rows = [row for row in rows_of_tables(read(name)) if row[0].startswith("`")]
+    named = {one for row in rows for one in re.findall(r"`(?:medcot )?(\w+)`", row[0])}
+    assert set(cli.commands) <= named, set(cli.commands) - named
+    kaggle = next(row[1] for row in rows if row[0] == "`python kaggle/push.py`")
+    assert set(kaggle_commands.commands) == set(re.findall(r"`(\w+)`", kaggle))
+    codes = re.search(r"^(?:Exit codes: |退出码：)(.*)$", read(name), flags=re.MULTILINE)
+    assert codes is not None
+    told = [int(one) for one in re.findall(r"(?<!\d)(\d+) ", codes[1])]
+    assert told == [int(one) for one in ExitCode]
+
+
+def test_both_readmes_have_the_same_commands_tables_and_links():
+    """Apart from comments, questions and words."""
+
+    def skeleton(name: str):
+        code = [re.sub(r"\s*#.*|\".*?\"", "", block) for _, block in blocks(name)[:-1]]
+        tables = [len(row) for row in rows_of_tables(read(name))]
+        links = set(LINK.findall(read(name))) - set(READMES)
+        return code, tables, {one.replace("-zh.svg", "-en.svg") for one in links}
+
+    english, chinese = (skeleton(name) for name in READMES)
+    assert english == chinese
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_symptoms_are_words_that_medcot_says(name: str):
+    section = re.split(r"^## (?:When something goes wrong|出了问题怎么办)$", read(name), flags=re.M)
+    symptoms = [row[0] for row in rows_of_tables(section[1].partition("\n## ")[0])]
+    said = " ".join(words("en").values())
+    said += " ".join(path.read_text(encoding="utf-8") for path in ROOT.glob("medcot/**/*.py"))
+    quoted = [one for symptom in symptoms for one in re.findall(r"`([^`]+)`", symptom)]
+    assert len(quoted) >= 10
+    for one in quoted:
+        assert one in said or one in said.replace("{kind}", words("en")["memory_gpu"]), one
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_to_the_web_are_encrypted(name: str):
+    for target in LINK.findall(without_code(read(name))):
+        assert not target.startswith("http://"), f"{name}: {target}"
