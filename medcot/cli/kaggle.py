@@ -1,4 +1,4 @@
-"""The commands to Kaggle: build, push, wait, fetch, run, secrets.
+"""The commands to Kaggle: build, push, wait, fetch, run, secrets, probe.
 
 Each one makes a record of its options, calls :mod:`medcot.kaggle.client` and prints the result.
 """
@@ -59,7 +59,8 @@ def cli() -> None:
     """Run medcot on Kaggle's free GPUs.
 
     \b
-    python kaggle/push.py secrets                  once: which secrets the kernel is given
+    python kaggle/push.py probe                    once, free: what the image is, and its secrets
+    python kaggle/push.py secrets                  once, free: the secrets alone
     python kaggle/push.py run --preset kaggle-t4   all of it; the same command again continues
 
     Needs a Kaggle account with a verified phone number and an API token: kaggle/README.md. Exit
@@ -193,6 +194,39 @@ def secrets_command(
     for line in lines:
         say(line)
     print_facts({"secrets": lines}, as_json=as_json)
+
+
+@cli.command("probe")
+@add_naming_options
+@click.option("--out", metavar="DIR", default="runs/kaggle-probe", show_default=True)
+@click.option("--save-image", is_flag=True, help="rewrite kaggle/image.json by what was found")
+@INTERVAL
+@PATIENCE
+@JSON
+def probe_command(
+    out: str, *, save_image: bool, interval: float, patience: float, as_json: bool, **flags: Any
+) -> None:
+    """Look at Kaggle's image, its network and the kernel's secrets, free of charge.
+
+    Pushes a version of the kernel that runs for some minutes on a CPU and costs no GPU quota. It
+    brings home the list of all packages and what pip would install there; it installs nothing.
+    """
+    from medcot.kaggle.client import probe
+
+    options = take_kernel_options(flags)
+    config, run, _ = choose_run({"preset": "kaggle-t4", "out": out})
+    account, say = sign_in(patience), make_say(as_json=as_json)
+    quota = account.quota()
+    facts, lines = probe.probe_image(
+        KaggleRun(account, config, run, options, say, interval_s=interval)
+    )
+    hours = f"{quota.left_h:.1f} of {quota.allowed_h:.0f} hours left" if quota else "none named"
+    for line in [*lines, f"GPU quota: {hours}"]:
+        say(line)
+    if save_image:
+        probe.save_image(facts)
+        say(f"{probe.IMAGE}: {len(facts.packages)} packages; kaggle/resolve.py renews the pins")
+    print_facts({**asdict(facts), "lines": lines, "out": str(run.path)}, as_json=as_json)
 
 
 def choose_run(flags: dict[str, Any]) -> tuple[RunConfig, RunDirectory, bool]:

@@ -117,6 +117,22 @@ def ignore_old_torchao() -> None:
             vars(module)["is_torchao_available"] = lambda: False
 
 
+def repeat_shared_keys() -> None:
+    """Let SDPA see repeated keys on a GPU below compute capability 8.0 (transformers 5.16 to 5.17).
+
+    Without a mask transformers asks for ``enable_gqa``. PyTorch's memory-efficient kernel cannot
+    do that, and such a GPU has no FlashAttention: the MATH kernel is left, which is slow and keeps
+    every score in memory.
+    """
+    import torch
+
+    if torch.cuda.get_device_capability() >= (8, 0):
+        return
+    from transformers.integrations import sdpa_attention
+
+    vars(sdpa_attention)["use_gqa_in_sdpa"] = lambda *_: False
+
+
 def provide_loss(function: type[torch.autograd.Function], device: str) -> None:
     """Give TRL a chunked log-probability where its own cannot run on ``device`` (trl 1.15).
 

@@ -38,6 +38,8 @@ class HfEngine:
             device_map=None if plan.device == "cpu" else {"": current_device(plan)},
         )
         model.config.pad_token_id = tokenizer.pad_token_id
+        if plan.quantization == "4bit":
+            compute_in(dtype, model)
         return LoadedModel(model.eval(), tokenizer, self, plan.device, plan.answer_rows)
 
     def add_adapter(self, loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
@@ -93,6 +95,21 @@ def dtype_of(plan: Plan) -> Any:
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[plan.precision]
+
+
+def compute_in(dtype: Any, model: Any) -> None:
+    """Let ``model``'s 4-bit layers dequantize to ``dtype``.
+
+    A repository that was quantized before names a dtype of its own, often bfloat16. A T4 only
+    emulates that, and the fused pass could not dequantize its layers in one launch.
+    """
+    for module in model.modules():
+        if type(module).__name__ != "Linear4bit":
+            continue
+        module.compute_dtype = dtype
+        module.compute_type_is_set = True
+        if module.weight.quant_state is not None:
+            module.weight.quant_state.dtype = dtype
 
 
 def _quantization(plan: Plan, dtype: Any) -> Any:

@@ -16,7 +16,12 @@ from medcot.config.schema import BUNDLED_MODEL, RunConfig
 from medcot.data.hub import explain_hub_error, find_commit, no_connection
 from medcot.engines.base import Engine, LoadedModel, Location, settle_pad_token
 from medcot.engines.bundled_model import bundled_model
-from medcot.engines.compat import deny_jupyter, fix_cublas_workspace, ignore_old_torchao
+from medcot.engines.compat import (
+    deny_jupyter,
+    fix_cublas_workspace,
+    ignore_old_torchao,
+    repeat_shared_keys,
+)
 from medcot.engines.hf import HfEngine
 from medcot.engines.model_files import check_model_files
 from medcot.errors import InputError, RunFailed, one_line
@@ -139,6 +144,8 @@ def load_base(config: RunConfig, plan: Plan) -> LoadedModel:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        if plan.device == "cuda":
+            repeat_shared_keys()
         where = locate(config.model, config.model_revision)
         loaded = engine_for(plan).load_base(config, plan, where)
     loaded.chat = chat_template(loaded.tokenizer)

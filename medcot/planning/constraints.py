@@ -13,7 +13,7 @@ from medcot.hardware.gpu_specs import capability, supports_bf16, supports_fp8
 from medcot.hardware.machine import Machine, usable_gpus
 from medcot.planning.engine_traits import PLAIN_ENGINE, TRAITS
 from medcot.planning.memory_model import Device, Precision, Quantization
-from medcot.planning.model_specs import ModelSpec
+from medcot.planning.model_specs import ModelSpec, look_up_model_spec
 
 CUDA_CONTEXT_GIB = 0.6
 """Memory that the driver takes before the first tensor."""
@@ -101,6 +101,19 @@ def find_constraints(config: RunConfig, machine: Machine, spec: ModelSpec) -> Co
         reasons=tuple(reason for one in decisions for reason in one.reasons),
         warnings=tuple(warning for one in decisions for warning in one.warnings),
     )
+
+
+def unused_packages(config: RunConfig) -> tuple[str, ...]:
+    """Name the engines' optional packages that a run on a GPU does not import.
+
+    The hub is not asked: with a model that is not in the table, ``auto`` may mean any engine.
+    """
+    optional = {traits.package for traits in TRAITS.values()} - {""}
+    if config.engine != "auto":
+        return tuple(sorted(optional - {TRAITS[config.engine].package}))
+    spec = look_up_model_spec(config.model)
+    fused = spec is not None and _unsupported_by_fused(config, spec) is None
+    return tuple(sorted(optional)) if fused else ()
 
 
 def is_from_preset(config: RunConfig, field: str) -> bool:

@@ -172,7 +172,7 @@ def _compose_plan(
 def _stage_times_s(workload: Workload, best: Candidate, steps: int) -> dict[str, float]:
     """Return the seconds of each stage and their total."""
     stages = {
-        "load": loading_s(best.step, workload.spec),
+        "load": loading_s(workload.config, best.step, workload.spec),
         "evaluate": evaluation_s(
             workload.config, best.step, workload.spec, workload.machine, workload.mean_tokens
         ),

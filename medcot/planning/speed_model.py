@@ -14,8 +14,8 @@ from medcot.planning.model_specs import ModelSpec
 
 OPTIONS_TOKENS = 4 * 120
 """Tokens scored to compare the options of one multiple-choice question: a rough figure."""
-CPU_BANDWIDTH, GPU_BANDWIDTH = 10e9, 1000e9
-"""Bytes of weights read per second while a token is generated: rough figures."""
+CPU_BANDWIDTH = 10e9
+"""Bytes of weights that a CPU reads per second while a token is generated: a rough figure."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,20 @@ def is_measured(device: str, engine: EngineName, machine: Machine) -> bool:
     return any(name in usable_gpus(machine)[0].name for name in known)
 
 
-def loading_s(step: StepConfig, spec: ModelSpec) -> float:
-    """Predict the seconds for imports and for reading the weights from a disk at 1 GB/s."""
-    return step.traits.import_s + weight_bytes(spec, step.quantization, 2.0) / 1e9
+def _bandwidth(step: StepConfig, machine: Machine) -> float:
+    """Return the bytes of weights that are read per second while a token is generated."""
+    return usable_gpus(machine)[0].bandwidth_gb_s * 1e9 if step.device == "cuda" else CPU_BANDWIDTH
+
+
+def loading_s(config: RunConfig, step: StepConfig, spec: ModelSpec) -> float:
+    """Predict the seconds for imports and for reading the model's files from a disk at 1 GB/s."""
+    return step.traits.import_s + stored_bytes(config.model, spec) / 1e9
+
+
+def stored_bytes(model: str, spec: ModelSpec) -> float:
+    """Return the size of a model's files: 16-bit weights, or 4 bits where its name says so."""
+    stored = "4bit" if model.lower().endswith("-bnb-4bit") else "none"
+    return weight_bytes(spec, stored, 2.0)
 
 
 def evaluation_s(
@@ -185,5 +196,5 @@ def evaluation_s(
     rounds = math.ceil(answers / (8 if on_cpu else 64))
     read = weight_bytes(spec, step.quantization, 4.0 if on_cpu else 2.0)
     one_token = spec.layers * throughput.layer_pass_s / 2
-    one_token += read / (CPU_BANDWIDTH if on_cpu else GPU_BANDWIDTH) + gather_s(step, spec)
+    one_token += read / _bandwidth(step, machine) + gather_s(step, spec)
     return 2 * (score + rounds * config.max_new_tokens * one_token)

@@ -202,3 +202,34 @@ def test_with_triton_and_without_a_gpu_the_loss_is_ours(monkeypatch):
     assert trl.trainer.utils._ChunkedLogProbFunction is OfTriton
     compat.provide_loss(ChunkedLogProb, "cpu")
     assert trl.trainer.utils._ChunkedLogProbFunction is ChunkedLogProb
+
+
+def shared_keys_of(model, monkeypatch, capability):
+    """How SDPA is asked to handle keys that heads share, in an unmasked pass of ``model``."""
+    from transformers.integrations import sdpa_attention
+
+    usual = torch.nn.functional.scaled_dot_product_attention
+    asked = []
+
+    def attend(*arguments, **options):
+        asked.append(options.get("enable_gqa", False))
+        return usual(*arguments, **options)
+
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    compat.repeat_shared_keys()
+    logits = model(input_ids=torch.arange(12)[None]).logits
+    return set(asked), logits
+
+
+def test_a_t4_is_not_asked_for_shared_keys(tiny_model, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="sdpa")
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    newer, expected = shared_keys_of(model, monkeypatch, (8, 0))
+    assert newer == {True}  # transformers still asks for it
+    older, logits = shared_keys_of(model, monkeypatch, (7, 5))
+    assert older == {False}
+    assert torch.allclose(logits, expected, atol=1e-5)

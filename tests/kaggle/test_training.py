@@ -141,6 +141,8 @@ def test_a_session_killed_in_training_is_continued_to_the_result_of_one_long_run
     assert second["kernelDataSources"] == ["ann/medcot-fine-tuning"]
     assert [push.outcome for push in training_pushes(run)] == ["killed", "done"]
     assert "continuing from the output of session 1" in shown.text
+    # The image's torchao 0.10 stands in the stand-in, too (tests/support/kaggle_image).
+    assert "torchao counts as missing" in (run.path / "medcot.log").read_text(encoding="utf-8")
     assert report(run.path) == report(tmp_path / "local")
 
 

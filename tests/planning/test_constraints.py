@@ -12,6 +12,7 @@ from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.hardware.gpu_specs import Gpu
 from medcot.hardware.machine import Machine, named_machine
+from medcot.planning.constraints import unused_packages
 from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predict_memory
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import make_plan
@@ -258,3 +259,17 @@ def test_a_model_far_too_large_is_answered_with_a_smaller_one() -> None:
         make_plan(config, LAPTOP, find_model_spec(config), 48, 500, 1000)
     assert "GiB usable RAM" in str(caught.value.got)
     assert "--model unsloth/" in str(caught.value.needs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "unused"),
+    [
+        ({}, ("unsloth",)), ({"dropout": 0.1}, ()), ({"engine": "unsloth"}, ()),
+        ({"engine": "transformers"}, ("unsloth",)), ({"model": "unsloth/Qwen3-4B"}, ()),
+        ({"model": "someone/a-model-of-mine"}, ()),
+    ],
+)  # fmt: skip
+def test_what_a_run_does_not_import_need_not_be_installed(
+    changes: dict[str, Any], unused: tuple[str, ...]
+) -> None:
+    assert unused_packages(make_config("kaggle-t4", changes)) == unused

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medcot.config.presets import PRESETS, make_config
-from medcot.config.schema import TARGET_MODULES
+from medcot.config.schema import R1_LLAMA_8B, TARGET_MODULES
 from medcot.errors import InputError
 from medcot.hardware.machine import named_machine
 from medcot.planning.calibration import MeasuredRun, RecipeRun, load_calibration
@@ -427,3 +427,18 @@ def test_presets_name_only_things_that_some_machine_can_do() -> None:
     for preset in PRESETS:
         machine = LAPTOP if preset == "demo" else named_machine("H100")
         assert plan_for(preset, machine, longest=1000).steps > 0
+
+
+def test_a_t4_reads_weights_at_its_own_bandwidth_and_files_at_their_own_size() -> None:
+    """The data sheet gives a T4 320 GB/s; an answer's tokens each read all weights."""
+    slow = named_machine("T4")
+    [gpu] = slow.gpus
+    assert gpu.bandwidth_gb_s == 320
+    quick = replace(slow, gpus=(replace(gpu, bandwidth_gb_s=1000.0),))
+    here, there = (plan_for("kaggle-t4", one).time_s["evaluate"] for one in (slow, quick))
+    # Before and after, 1,200 tokens for all 17 prompts at once, from 5.7 GB of 4-bit weights.
+    assert here - there == pytest.approx(2 * 1200 * (5.7 / 320 - 5.7 / 1000), rel=0.03)
+    whole = plan_for("kaggle-t4", slow)
+    quantized = plan_for("kaggle-t4", slow, model=f"{R1_LLAMA_8B}-bnb-4bit")
+    # 16 GB and 5.7 GB at 1 GB/s.
+    assert whole.time_s["load"] - quantized.time_s["load"] == pytest.approx(10.3, abs=0.3)

@@ -26,14 +26,15 @@ class DequantBuffer:
 
 
 class Nf4Weight:
-    """Presents 4-bit linear layers of equal input width as one matrix.
+    """Presents linear layers of equal input width, of which some have 4-bit weights, as one matrix.
 
     On CUDA the packed weights are concatenated, the layers' own become views of the result, and
     the block scales, which are quantized themselves, are dequantized once. One launch per pass then
     replaces dozens.
 
     Args:
-        bases: bitsandbytes' ``Linear4bit`` layers.
+        bases: bitsandbytes' ``Linear4bit`` layers; in repositories that quantize some layers only,
+            16-bit ones too.
         buffer: Receives the dequantized weights.
     """
 
@@ -66,11 +67,14 @@ class Nf4Weight:
         )
 
         for base, part in zip(self.bases, weight.split(self.out_features), strict=True):
-            part.copy_(dequantize_4bit(base.weight.data, base.weight.quant_state))
+            data = base.weight.data
+            part.copy_(dequantize_4bit(data, base.weight.quant_state) if is_4bit(base) else data)
         return weight
 
     def _can_join(self) -> bool:
         """Whether all layers are quantized alike, in whole blocks, for the buffer's dtype."""
+        if not all(is_4bit(base) for base in self.bases):
+            return False
         states = [base.weight.quant_state for base in self.bases]
         first = states[0]
         operators = torch.ops.bitsandbytes

@@ -24,6 +24,7 @@ from medcot.kaggle.client.metadata import (
 )
 from medcot.kaggle.client.sources import PROJECT
 from medcot.kaggle.session.job import JobSpec
+from medcot.planning.constraints import unused_packages
 from medcot.runs.directory import RunDirectory
 from medcot.runs.local_paths import resolve_local_paths
 
@@ -81,7 +82,7 @@ def build(
             config.
     """
     gpu, title = needs_gpu(config) if options.gpu is None else options.gpu, options.title
-    job, shape = _complete_job(options, gpu=gpu), machine_shape(gpu=gpu)
+    job, shape = _complete_job(options, config, gpu=gpu), machine_shape(gpu=gpu)
     metadata = make_metadata(owner, title, gpu=gpu, shape=shape, public=options.public)
     bundle = collect(config, job, project)
     refuse_secrets(scan_files(bundle.files, known_secrets()))
@@ -130,13 +131,19 @@ def dataset_slug(title: str) -> str:
     return f"{slug_of(title)[:40].rstrip('-')}-bundle"
 
 
-def _complete_job(options: KernelOptions, *, gpu: bool) -> JobSpec:
+def _complete_job(options: KernelOptions, config: RunConfig, *, gpu: bool) -> JobSpec:
     if not 600 <= options.limit_s <= LONGEST_SESSION_S:
         raise InputError("--hours", f"found {options.limit_s / 3600:g}", "expected 1/6 to 12 hours")
     if not 60 <= options.margin_s <= options.limit_s / 2:
         needs = "expected 1 minute to half of the session"
         raise InputError("--margin", f"found {options.margin_s / 60:g}", needs)
-    return replace(options.job, gpu=gpu, limit_s=options.limit_s, margin_s=options.margin_s)
+    return replace(
+        options.job,
+        gpu=gpu,
+        limit_s=options.limit_s,
+        margin_s=options.margin_s,
+        unused=unused_packages(config),
+    )
 
 
 def _claim(run: RunDirectory, config: RunConfig) -> None:

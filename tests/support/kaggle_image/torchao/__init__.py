@@ -1,0 +1,1 @@
+"""What a Kaggle image has under this name: too old for peft, which raises at its sight."""
