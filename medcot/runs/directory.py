@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import tempfile
@@ -20,6 +21,8 @@ from medcot.runs.checkpoints import STATE, list_checkpoints, remove_unfinished_m
 from medcot.runs.local_paths import PATH_FIELDS, resolve_local_paths
 from medcot.runs.lock import LOCK_FILE, RunLock
 from medcot.runs.shapes import check_shape
+
+logger = logging.getLogger(__name__)
 
 Phase = Literal["before", "after"]
 Stage = Literal[
@@ -264,10 +267,11 @@ class RunDirectory:
         self.write_text("events.jsonl", "".join(f"{line}\n" for line in kept))
 
     def set_stage(self, stage: Stage, **details: Any) -> None:
-        """Write the run's stage to ``status.json``."""
+        """Write the run's stage to ``status.json``, and log it."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.reached = stage if stage not in ("failed", "cancelled") else self.reached
         self.write_json("status.json", {"stage": stage, "at": now, "pid": os.getpid(), **details})
+        logger.info("stage %s", stage)
 
     def stage(self) -> Stage | None:
         """Return the run's stage, or None before its first."""

@@ -32,6 +32,7 @@ GOOD = {
     "python": "3.12.11",
     "build_date": "20260812-1",
     "git_commit": "abc",
+    "hub_mb_per_s": None,
     "packages": {"torch": "2.10.0+cu128", "numpy": "2.0.2", "new-thing": "1.0"},
 }
 
@@ -62,6 +63,7 @@ def test_the_probe_brings_the_image_home_and_one_call_records_it(
     saved = json.loads(image.read_text(encoding="utf-8"))
     assert saved["packages"] == facts.packages
     assert saved["python"] == [".".join(facts.python.split(".")[:2])]
+    assert saved["hub_mb_per_s"] is None
     assert saved["sources"][0].startswith("python kaggle/push.py probe, 20")
     assert probe.compare(facts, image)[-1].startswith("0 of ")
 
@@ -78,9 +80,11 @@ def test_what_pip_would_add_is_told_for_both_kinds_of_run(
         return ["trl==1.15.0", "torch==9"] if len(wanted) > 1 else ["trl==1.15.0"]
 
     monkeypatch.setattr(install, "plan_installation", plan)
-    monkeypatch.setattr(session_probe, "_reaches", lambda url: "pypi" in url)
+    monkeypatch.setattr(session_probe, "_reaches", lambda url: True)
+    monkeypatch.setattr(session_probe, "_measure_hub", lambda: 87.5)
     answer = session_probe.probe_image(tmp_path, tmp_path, "", machine(), lines)
     assert "internet: pypi.org answers" in answer
+    assert "hub: 88 MB/s in one stream" in answer
     assert "fused run: pip would add or replace 1 packages and keeps torch" in answer
     assert "unsloth run: pip would add or replace 2 packages and would replace torch==9" in answer
     assert not [line for line in wanted[0] if "unsloth" in line]

@@ -27,12 +27,16 @@ _NAME, _VERSION = re.compile(r"[a-z0-9][a-z0-9-]{0,99}"), re.compile(r"[\w.+!-]{
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What a probe found: when, the image's Python and build, and its packages by name."""
+    """What a probe found: when, the image's Python and build, and its packages by name.
+
+    ``hub_mb_per_s`` is the rate in 10**6 bytes per second at which the hub's files arrived.
+    """
 
     at: str
     python: str
     build: str
     packages: Mapping[str, str]
+    hub_mb_per_s: float | None = None
 
 
 def probe_image(run: KaggleRun) -> tuple[ImageFacts, list[str]]:
@@ -56,7 +60,10 @@ def read_facts(path: Path) -> ImageFacts:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         stamp = [str(values[name])[:80] for name in ("build_date", "git_commit") if values[name]]
         packages = {str(name): str(version) for name, version in values["packages"].items()}
-        facts = ImageFacts(str(values["at"]), str(values["python"]), ", ".join(stamp), packages)
+        rate = None if values["hub_mb_per_s"] is None else float(values["hub_mb_per_s"])
+        facts = ImageFacts(
+            str(values["at"]), str(values["python"]), ", ".join(stamp), packages, rate
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunFailed("probe", f"{path} is not readable ({error}).", "Probe again.") from None
     sound = all(_NAME.fullmatch(n) and _VERSION.fullmatch(v) for n, v in packages.items())
@@ -86,9 +93,10 @@ def save_image(facts: ImageFacts, image: Path = IMAGE) -> None:
     source = f"python kaggle/push.py probe, {facts.at}" + (
         f": {facts.build}" if facts.build else ""
     )
-    values = {
+    values: dict[str, Any] = {
         "python": [".".join(facts.python.split(".")[:2])],
         "sources": [source],
+        "hub_mb_per_s": facts.hub_mb_per_s,
         "packages": dict(sorted(facts.packages.items())),
     }
     image.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

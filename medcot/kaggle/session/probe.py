@@ -26,6 +26,10 @@ FILE = "probe.json"
 HOSTS = ("https://pypi.org/simple/pip/", "https://huggingface.co/api/models?limit=1")
 """Asked whether the kernel has internet access: the package index and the hub."""
 
+SAMPLE = "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct/resolve/main/model.safetensors"
+SAMPLE_BYTES = 64 << 20
+"""A part of a public model, to measure how fast the hub's files arrive."""
+
 EXTRAS = ("gpu", "app", "track")
 """What a run on a GPU installs; without :data:`.install.OPTIONAL` if it uses the fused engine."""
 
@@ -46,16 +50,20 @@ def probe_image(folder: Path, output: Path, pins: str, machine: Machine, say: Sa
         say: prints a line.
     """
     reached = {url.split("/")[2]: _reaches(url) for url in HOSTS}
+    rate = _measure_hub() if reached["huggingface.co"] else None
     facts: dict[str, Any] = {
         "at": time.strftime("%Y-%m-%d", time.gmtime()),
         "python": platform.python_version(),
         **{name: _read(Path(path)) for name, path in _STAMPS.items()},
         "gpus": [gpu.name for gpu in machine.gpus],
         "internet": reached,
+        "hub_mb_per_s": rate,
         "packages": freeze(),
         "installation": {},
     }
     lines = [f"internet: {host} {'answers' if ok else 'no answer'}" for host, ok in reached.items()]
+    if rate:
+        lines.append(f"hub: {rate:.0f} MB/s in one stream")
     lines.append(f"GPUs in this session: {', '.join(facts['gpus']) or 'none'}")
     for kind, unused in (("fused", install.OPTIONAL), ("unsloth", ())):
         plan = _plan(folder, pins, unused, say)
@@ -106,6 +114,22 @@ def _reaches(url: str) -> bool:
             return answer.status == 200
     except (OSError, ValueError):  # URLError is an OSError
         return False
+
+
+def _measure_hub() -> float | None:
+    """Return the rate in 10**6 bytes per second at which the hub's files arrive, if they do."""
+    request = urllib.request.Request(SAMPLE, headers={"Range": f"bytes=0-{SAMPLE_BYTES - 1}"})
+    began, size = time.monotonic(), 0
+    try:
+        with urllib.request.urlopen(request, timeout=_HOST_S) as answer:
+            while size < SAMPLE_BYTES and time.monotonic() < began + 4 * _HOST_S:
+                part = answer.read(1 << 20)
+                if not part:
+                    break
+                size += len(part)
+    except (OSError, ValueError):
+        return None
+    return round(size / 1e6 / (time.monotonic() - began), 1) if size else None
 
 
 def _read(path: Path) -> str:

@@ -103,9 +103,11 @@ def _install(session: Session, machine: Machine) -> None:
     pins = read_pins(session.folder)
     install.check_kept(requirements(), extras, session.say)
     wanted = install.find_missing(requirements(), extras, unused=session.job.unused)
+    began = time.monotonic()
     install.install(wanted, pins, session.folder, session.say)
     if session.settings.model == "smollm2-135m":
         install.install_bundled_model(session.say)
+    session.say(f"installing: took {time.monotonic() - began:.0f} s")
 
 
 def read_pins(folder: Path) -> str:

@@ -564,12 +564,15 @@ def test_only_what_is_absent_or_of_another_version_is_missing() -> None:
     assert "third-thing" in install.find_missing(wanted, ["app"], linux)
 
 
-def test_constraints_keep_the_images_torch_and_pin_only_what_is_absent() -> None:
-    text = install.make_constraints("torch==9.9\npydantic==9.9\nno-such-thing==1.2  # why\n\n")
+def test_constraints_keep_the_images_torch_and_pin_what_is_absent_or_too_old() -> None:
+    text = install.make_constraints("torch==9.9\npydantic==0.1\nno-such-thing==1.2  # why\n\n")
     have = install.installed_version("torch")
     assert f"torch=={have}" in text
     assert "9.9" not in text
-    assert "pydantic==9.9\n" in install.make_constraints("pydantic==9.9\n", ["Pydantic>=9"])
+    assert "pydantic" not in text
+    assert "pydantic==0.1\n" in install.make_constraints("pydantic==0.1\n", ["Pydantic<1"])
+    # Somebody may need the newer one, and pip would take the newest of all.
+    assert "pydantic==9.9\n" in install.make_constraints("pydantic==9.9\n")
     assert "no-such-thing==1.2\n" in text
 
 
