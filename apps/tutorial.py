@@ -530,6 +530,14 @@ def show_kaggle(config, fold, kaggle_offer, push_offer, start):
 
 
 @app.cell(hide_code=True)
+def show_kernel(get_ended, get_kernel, pulse, show):
+    (pulse.value, get_ended(), get_kernel())
+    _kernel_job = kaggle_panel.WATCHER.current_job()
+    show(training.show_job, _kernel_job) if _kernel_job else None
+    return
+
+
+@app.cell(hide_code=True)
 def show_the_rest(fold, show, shown):
     pages.stack(
         fold("away", *map(pages.command, history.commands_for(shown))),
@@ -779,10 +787,11 @@ def make_the_pulse():
 
 
 @app.cell(hide_code=True)
-def follow_training(get_ended, get_job, pulse, start):
-    # Ticks while a training runs in this process; a pulse that is not shown does not beat.
-    (get_job(), get_ended())
-    _beats = RUNNER.is_training() and not start.headless
+def follow_training(get_ended, get_job, get_kernel, pulse, start):
+    # Ticks while a training runs here or on Kaggle; a pulse that is not shown does not beat.
+    (get_job(), get_ended(), get_kernel())
+    _runs = RUNNER.is_training() or kaggle_panel.WATCHER.is_watching()
+    _beats = _runs and not start.headless
     mo.Html(f'<div class="mc-hidden">{pulse}</div>') if _beats else None
     return
 
@@ -790,8 +799,9 @@ def follow_training(get_ended, get_job, pulse, start):
 @app.cell(hide_code=True)
 def notice_the_end(pulse, set_ended):
     pulse.value
-    if RUNNER.ended_job():
-        set_ended(RUNNER.ended_job())
+    _ended = kaggle_panel.last_ended(RUNNER.ended_job(), kaggle_panel.WATCHER.ended_job())
+    if _ended:
+        set_ended(_ended)
     return
 
 
@@ -827,7 +837,12 @@ def offer_kaggle(config, get_kernel, language, set_kernel):
         label=say("kaggle_build", language),
         on_click=lambda _: set_kernel(attempt(kaggle_panel.build_kernel, config)),
     )
-    _buttons = mo.hstack([check_account, build_kernel], justify="start", wrap=True)
+    watch_kernel = mo.ui.button(
+        label=say("kaggle_watch", language),
+        on_click=lambda _: set_kernel(attempt(kaggle_panel.watch_newest_kernel)),
+    )
+    _three = [check_account, build_kernel, watch_kernel]
+    _buttons = mo.hstack(_three, justify="start", wrap=True)
     _offer = pages.stack(_buttons, pages.sent(get_kernel(), language))
     _refused = pages.note("kaggle_edit_only", language)
     kaggle_offer = _offer if mo.app_meta().mode == "edit" else _refused

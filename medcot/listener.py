@@ -7,6 +7,14 @@ from collections.abc import Mapping
 from medcot.catalog import Message
 from medcot.records import Event
 
+STAGE_TITLES = {
+    "before": "score before",
+    "training": "train",
+    "after": "score after",
+    "report": "report",
+}
+"""What a terminal and a log call the stages."""
+
 
 class Listener:
     """Receives a run's progress. This base class ignores it and never stops the run."""

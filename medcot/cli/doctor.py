@@ -19,7 +19,7 @@ from medcot.credentials import has_hub_token, has_wandb_login
 from medcot.engines.bundled_model import PACKAGE, find_gguf
 from medcot.hardware.gpu_specs import capability, is_usable, supports_bf16
 from medcot.hardware.machine import Machine, choose_preset, detect_machine, torch_cuda_version
-from medcot.kaggle.client.local_login import find_login
+from medcot.kaggle.client.local_login import WAYS_TO_LOG_IN, find_login
 from medcot.network import OFFLINE, is_offline
 from medcot.paths import cache_folder
 
@@ -238,8 +238,7 @@ def _kaggle(*, online: bool) -> Finding:
     """Report the login that was found or, with ``online``, what Kaggle says of it."""
     found = find_login()
     if found is None:
-        remedy = "run `kaggle auth login` or set KAGGLE_API_TOKEN"
-        return Finding("Kaggle", "missing", "no login: nothing can be pushed", remedy)
+        return Finding("Kaggle", "missing", "no login: nothing can be pushed", WAYS_TO_LOG_IN)
     if online:
         from medcot.kaggle.client.orchestrate import check_account
 

@@ -6,7 +6,8 @@ Each one makes a record of its options, calls :mod:`medcot.kaggle.client` and pr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,22 @@ from medcot.cli.kaggle_options import (
     take_kernel_options,
 )
 from medcot.cli.options import config_flags, resolve_flags
+from medcot.cli.progress import WatchListener, make_console
 from medcot.cli.run_choice import choose_directory, config_of_run, existing_run
 from medcot.config.schema import RunConfig
 from medcot.credentials import prepare_credentials, redact, redacted_output
 from medcot.errors import InputError, RunFailed
 from medcot.hardware.machine import Machine, named_machine
 from medcot.kaggle.client.account import Account, connect
+from medcot.kaggle.client.adopt import (
+    find_downloaded,
+    find_push,
+    plain_commands,
+    read_built_kernel,
+    take_output,
+)
 from medcot.kaggle.client.build import FOLDER, Kernel, build, find_owner, needs_gpu
+from medcot.kaggle.client.live import LogReader
 from medcot.kaggle.client.orchestrate import (
     KaggleResult,
     KaggleRun,
@@ -46,6 +56,7 @@ from medcot.kaggle.client.push import push, url_of
 from medcot.kaggle.client.push_state import PushRecord, last_push
 from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.wait import FinalStatus, final_status, wait
+from medcot.kaggle.session.subprocesses import Say
 from medcot.network import prepare_network
 from medcot.reporting.storage import read_report
 from medcot.runs.directory import RunDirectory
@@ -67,7 +78,7 @@ def cli() -> None:
     python kaggle/push.py secrets                  once, free: the secrets alone
     python kaggle/push.py run --preset kaggle-t4   all of it; the same command again continues
 
-    Needs a Kaggle account with a verified phone number and an API token: kaggle/README.md. Exit
+    Needs a Kaggle account with a verified phone number and an API token: docs/kaggle.md. Exit
     codes: 0 done, 1 failed, 2 wrong input, 3 cancelled on Kaggle, 4 out of time (a paused session,
     Kaggle's limit, or --timeout), 130 interrupted here. Generated answers are research output, not
     medical advice.
@@ -82,7 +93,8 @@ def build_command(owner: str | None, **flags: Any) -> None:
     """Write the folder that `kaggle kernels push -p` accepts. Needs no network."""
     options = take_kernel_options(flags)
     config, run, as_json = choose_run(flags)
-    print_kernel(build(config, run, owner or find_owner(), options), as_json=as_json)
+    kernel = build(config, run, owner or find_owner(), options)
+    print_kernel(kernel, run, as_json=as_json)
 
 
 @config_flags()
@@ -120,11 +132,12 @@ def wait_command(
     as_json: bool,
 ) -> None:
     """Wait for the pushed version to end; the exit code says how."""
-    run = existing_run(out, "--out")
-    sent, say = last_push(run), make_say(as_json=as_json)
+    run, say = existing_run(out, "--out"), make_say(as_json=as_json)
+    require_kernel(run)
     account = sign_in(patience)
-    show_log = say if follow else None
-    status, message = wait(account, sent, say, show_log, interval=interval, limit_s=timeout)
+    sent = find_push(account, run, say)
+    with watching(say, follow=follow, as_json=as_json) as (tell, show_log):
+        status, message = wait(account, sent, tell, show_log, interval=interval, limit_s=timeout)
     explained = f"{status.text} ({message})" if message else status.text
     say(f"version {sent.version} of {sent.ref}: {explained}")
     facts = {"ending": status.text, "message": message, "version": sent.version}
@@ -139,10 +152,19 @@ def wait_command(
 def fetch_command(out: str | None, *, patience: float, as_json: bool) -> None:
     """Fetch the output of the pushed version into the run directory."""
     run = existing_run(out, "--out")
-    sent, account = last_push(run), sign_in(patience)
+    require_kernel(run)
+    account, lines = sign_in(patience), []
+    sent = find_push(account, run, lines.append)
     status = require_final_status(account, sent)
-    result = fetch_and_record(account, sent, run, make_say(as_json=as_json), status)
-    print_result(result, run, as_json=as_json)
+    result = fetch_and_record(account, sent, run, lines.append, status)
+    say = make_say(as_json=as_json)
+    reason = f"{lines[-1]} " if result.outcome == "failed" and run.has("error.json") else ""
+    say(f"version {sent.version}: {reason}{describe_result(result, run)}")
+    for line in lines:
+        if line.startswith("W&B"):
+            say(line)
+    print_facts(asdict(result) | {"out": str(run.path)}, as_json=as_json)
+    sys.exit(result.exit_code)
 
 
 @config_flags()
@@ -172,8 +194,9 @@ def run_command(
     config, run, as_json = choose_run(flags)
     account, say = sign_in(patience), make_say(as_json=as_json)
     require_own_account(owner, account)
-    request = KaggleRun(account, config, run, options, say, say if follow else None, interval)
-    result = run_on_kaggle(request, until_done=until_done, again=again)
+    with watching(say, follow=follow, as_json=as_json) as (tell, show_log):
+        request = KaggleRun(account, config, run, options, tell, show_log, interval)
+        result = run_on_kaggle(request, until_done=until_done, again=again)
     print_result(result, run, as_json=as_json)
 
 
@@ -319,6 +342,52 @@ def sign_in(patience_min: float) -> Account:
     return account
 
 
+def take_over(run: RunDirectory) -> bool:
+    """Bring home the output of a kernel that was built in ``run``; tell whether there is one.
+
+    Raises:
+        InputError, RunFailed: it was not pushed, has not ended, or cannot be fetched.
+    """
+    if read_built_kernel(run) is None:
+        return False
+    say = make_say(as_json=True)
+    if folder := find_downloaded(run):
+        take_output(run, folder, say)
+        return True
+    account = sign_in(30.0)
+    sent = find_push(account, run, say)
+    fetch_and_record(account, sent, run, say, require_final_status(account, sent))
+    return True
+
+
+@contextmanager
+def watching(say: Say, *, follow: bool, as_json: bool) -> Iterator[tuple[Say, Say | None]]:
+    """Yield what takes the client's lines, and what takes those of the log (None: no log).
+
+    On a terminal the log is drawn: bars and the curve of the loss, as for a run on this machine.
+    """
+    if not follow or as_json or not sys.stdout.isatty():
+        yield say, say if follow else None
+        return
+    listener = WatchListener(make_console())
+
+    def tell(line: str) -> None:
+        listener.say(redact(line))
+
+    with listener.live():
+        yield tell, LogReader(listener)
+
+
+def require_kernel(run: RunDirectory) -> None:
+    """Check, before anyone is asked, that a kernel of ``run`` was built or pushed.
+
+    Raises:
+        InputError: neither.
+    """
+    if read_built_kernel(run) is None:
+        last_push(run)
+
+
 def require_final_status(account: Account, sent: PushRecord) -> FinalStatus:
     """Return how the session of the version ``sent`` ended.
 
@@ -343,7 +412,7 @@ def require_own_account(owner: str | None, account: Account) -> None:
         )
 
 
-def make_say(*, as_json: bool) -> Callable[[str], None]:
+def make_say(*, as_json: bool) -> Say:
     """Return a function that prints lines with every secret hidden; with JSON, to stderr."""
 
     def say(line: str) -> None:
@@ -352,32 +421,38 @@ def make_say(*, as_json: bool) -> Callable[[str], None]:
     return say
 
 
-def print_kernel(kernel: Kernel, *, as_json: bool) -> None:
-    """Print where the built kernel is and how to push it."""
+def print_kernel(kernel: Kernel, run: RunDirectory, *, as_json: bool) -> None:
+    """Print where the built kernel is, and how to push it with this command or Kaggle's own."""
     say = make_say(as_json=as_json)
     say(f"{kernel.folder}: {kernel.size / 1024:.0f} KB, bundle {kernel.checksum[:16]}")
+    say(f"to push, wait and fetch: python kaggle/push.py run --out {run.path}")
+    say("or with Kaggle's own client:")
     if kernel.dataset:
-        say(f"{kernel.dataset}: the private data set that it needs")
-    say(f"push it with this command's `push`, or: kaggle kernels push -p {kernel.folder}")
+        say(f"  kaggle datasets create -p {kernel.dataset}    the private data set it needs")
+    for command in plain_commands(run, kernel.ref):
+        say(f"  {command}")
+    say(f"  medcot report --run {run.path}    takes over what was fetched")
     facts = {"folder": str(kernel.folder), "ref": kernel.ref, "checksum": kernel.checksum}
     print_facts(facts, as_json=as_json)
 
 
 def print_result(result: KaggleResult, run: RunDirectory, *, as_json: bool) -> None:
     """Print how the run ended and what to do next, and exit with its code."""
-    say = make_say(as_json=as_json)
-    if result.outcome == "done" and run.has("report.json"):
-        say(_verdict(run))
-        say(f"report: {run.report_markdown}")
-    elif result.outcome != "failed":
-        sent = last_push(run)
-        say(f"{result.outcome} at step {result.step}; everything fetched is in {run.path}")
-        command = f"python kaggle/push.py run --until-done --out {run.path}"
-        say(f"to continue: {command} ({url_of(sent.ref)})")
-    else:
-        say(f"failed; its log is in {run.path / FOLDER}")
+    make_say(as_json=as_json)(describe_result(result, run))
     print_facts(asdict(result) | {"out": str(run.path)}, as_json=as_json)
     sys.exit(result.exit_code)
+
+
+def describe_result(result: KaggleResult, run: RunDirectory) -> str:
+    """Say in one line how the run ended, and where to go on."""
+    if result.outcome == "done" and run.has("report.json"):
+        page = run.report_page if run.report_page.exists() else run.report_markdown
+        return f"{_verdict(run)} Report: {page}"
+    if result.outcome == "failed":
+        return f"failed; its log is in {run.path / FOLDER}"
+    command = f"python kaggle/push.py run --until-done --out {run.path}"
+    url = url_of(last_push(run).ref)
+    return f"{result.outcome} at step {result.step}; to continue: {command} ({url})"
 
 
 def _verdict(run: RunDirectory) -> str:

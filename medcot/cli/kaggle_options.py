@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from medcot.kaggle.client.build import KernelOptions
-from medcot.kaggle.client.metadata import TITLE
+from medcot.kaggle.client.build import CodePlace, KernelOptions
+from medcot.kaggle.client.metadata import TITLE, KernelType
 from medcot.kaggle.session.job import JobSpec
 from medcot.kaggle.session.user_secrets import HUB_LABELS, WANDB_LABELS
 
@@ -58,7 +58,19 @@ _SESSION = [
         metavar="MINUTES",
         help="kept of the session for saving",
     ),
-    click.option("--as-dataset", is_flag=True, help="send the bundle as a private data set"),
+    click.option(
+        "--code",
+        type=click.Choice(get_args(CodePlace)),
+        help="where medcot's sources are (default: in the kernel, unless it becomes too large)",
+    ),
+    click.option(
+        "--as",
+        "kind",
+        type=click.Choice(get_args(KernelType)),
+        default="script",
+        show_default=True,
+        help="what Kaggle shows: a script, or a notebook that ends with the report",
+    ),
     click.option("--hub-repo", default="", metavar="OWNER/NAME", help="upload the adapter there"),
 ]
 
@@ -94,7 +106,8 @@ def take_kernel_options(flags: dict[str, Any]) -> KernelOptions:
         public=flags.pop("public", default.public),
         limit_s=round(flags.pop("hours", default.limit_s / 3600) * 3600),
         margin_s=round(flags.pop("margin", default.margin_s / 60) * 60),
-        as_dataset=flags.pop("as_dataset", default.as_dataset),
+        code=flags.pop("code", default.code),
+        kind=flags.pop("kind", default.kind),
         job=JobSpec(
             hub_labels=flags.pop("hub_label") or HUB_LABELS,
             wandb_labels=flags.pop("wandb_label") or WANDB_LABELS,

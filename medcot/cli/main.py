@@ -179,13 +179,24 @@ def evaluate_command(
 @RUN
 @JSON
 def report_command(*, run_path: str | None, as_json: bool) -> None:
-    """Write the report again from the stored scores."""
+    """Write the report again from the stored scores; of a run on Kaggle, fetch it first."""
     directory = existing_run(run_path)
     from medcot.pipeline.run import report_only
 
+    if not directory.evaluation("before").exists() and (fetched := _take_over(directory)):
+        _print_report(fetched, directory, as_json=as_json)
+        return
     with _terminal(as_json=as_json) as listener:
         report = report_only(directory, listener)
     _print_report(report, directory, as_json=as_json)
+
+
+def _take_over(directory: RunDirectory) -> Report | None:
+    """Fetch the report of a run that was sent to Kaggle; None for any other run."""
+    from medcot.cli.kaggle import take_over
+    from medcot.reporting.storage import read_report
+
+    return read_report(directory.path) if take_over(directory) else None
 
 
 @cli.command("ask")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
@@ -20,19 +20,15 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 
 from medcot.catalog import Message
-from medcot.listener import Listener
+from medcot.cli.curve import draw_curve
+from medcot.listener import STAGE_TITLES, Listener
 from medcot.records import Event
 from medcot.run_clock import RunClock
 from medcot.terminal import show_line, tolerate_encodings
 
-TITLES = {
-    "before": "score before",
-    "training": "train",
-    "after": "score after",
-    "report": "report",
-}
 SAME_SIGNAL_SECONDS = 1.0
 """Seconds within which signals count as one: launchers send SIGINT and SIGTERM together."""
 PLAIN_SECONDS = 10.0
@@ -51,6 +47,7 @@ class TerminalListener(Listener):
         self._clock = RunClock()
         self._steps_seen = False
         self._rows = (0, 0)
+        self._losses: list[float] = []
         self._bars: Progress | None = None
         self._whole: TaskID | None = None
         self._task: TaskID | None = None
@@ -71,7 +68,7 @@ class TerminalListener(Listener):
     def stage(self, name: str) -> None:
         """Finish the bar of the stage before, and start one for ``name``."""
         self._clock.begin(name)
-        self._stage = TITLES.get(name, name)
+        self._stage = STAGE_TITLES.get(name, name)
         self._steps_seen = False
         self._rows = (0, 0)
         self._last_plain = 0.0
@@ -103,6 +100,7 @@ class TerminalListener(Listener):
             f"  {event.memory_gib:.1f} GiB"
         )
         self._steps_seen = True
+        self._losses.append(event.loss)
         self._clock.advance(event.step / event.steps)
         self._show(event.step, event.steps, facts)
 
@@ -126,9 +124,9 @@ class TerminalListener(Listener):
 
     def _is_polled(self) -> bool:
         """Return whether the run asks :meth:`should_stop` often, or has steps to save."""
-        if self._always_finishes or self._stage in (TITLES["before"], TITLES["after"]):
+        if self._always_finishes or self._stage in (STAGE_TITLES["before"], STAGE_TITLES["after"]):
             return True
-        return self._stage == TITLES["training"] and self._steps_seen
+        return self._stage == STAGE_TITLES["training"] and self._steps_seen
 
     def _show(self, done: int, total: int, facts: str) -> None:
         if self._bars is not None and self._task is not None:
@@ -153,6 +151,11 @@ class TerminalListener(Listener):
             return ""
         return f"whole run {100 * fraction:.0f} %, about {_duration(left)} left"
 
+    def _draw(self) -> Group:
+        """Return the bars and, once there are steps, the curve of the loss below them."""
+        curve = draw_curve(self._losses, width=min(60, self.console.width - 12))
+        return Group(*([self._bars] if self._bars else []), *map(Text, curve))
+
     def _finish_task(self) -> None:
         if self._bars is not None and self._task is not None:
             self._bars.stop_task(self._task)
@@ -173,7 +176,7 @@ class TerminalListener(Listener):
                 TextColumn("{task.fields[facts]}"),
                 console=self.console,
             )
-            with Live(self._bars, console=self.console, refresh_per_second=4):
+            with Live(get_renderable=self._draw, console=self.console, refresh_per_second=4):
                 try:
                     yield self
                 finally:
@@ -181,6 +184,18 @@ class TerminalListener(Listener):
                     if self._whole is not None:
                         self._bars.remove_task(self._whole)
             self._bars = self._whole = None
+
+
+class WatchListener(TerminalListener):
+    """Shows a run that goes on elsewhere: Ctrl-C ends the watching at once, and nothing else."""
+
+    def ask_to_stop(self) -> None:
+        """End the watching.
+
+        Raises:
+            KeyboardInterrupt: always.
+        """
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -81,6 +81,29 @@ def test_the_clients_own_command_accepts_the_folder(kaggle: KaggleServer, tmp_pa
     assert (body["isPrivate"], body["kernelType"]) == (True, "script")
 
 
+def test_build_prints_the_plain_clients_commands_and_wait_and_fetch_take_over(
+    kaggle: KaggleServer, tmp_path: Path
+) -> None:
+    arguments = ["--owner", USER, "--out", "r", "--preset", "demo"]
+    built = push_py("build", *arguments, folder=tmp_path)
+    assert "\n  kaggle kernels push -p r/kaggle/kernel\n" in built.stdout
+    assert "\n  kaggle kernels status ann/medcot-fine-tuning\n" in built.stdout
+    assert "kaggle kernels output ann/medcot-fine-tuning -p r/kaggle/downloaded" in built.stdout
+    early = push_py("wait", "--out", "r", folder=tmp_path)
+    assert early.returncode == 2
+    assert "push it: kaggle kernels push -p r/kaggle/kernel" in early.stderr
+    command = [sys.executable, "-m", "kaggle", "kernels", "push", "-p", "r/kaggle/kernel"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, timeout=60)
+    waited = push_py("wait", "--out", "r", "--interval", "0.1", folder=tmp_path)
+    assert waited.returncode == 0, waited.stderr
+    assert "version 1 of ann/medcot-fine-tuning holds this run: taken over" in waited.stdout
+    fetched = push_py("fetch", "--out", "r", folder=tmp_path)
+    assert fetched.returncode == 0, fetched.stderr
+    [line] = fetched.stdout.splitlines()
+    assert line.startswith("version 1: ")
+    assert line.endswith("Report: r/report.md")
+
+
 def test_run_is_build_push_wait_and_fetch(kaggle: KaggleServer, tmp_path: Path) -> None:
     arguments = ["--preset", "demo", "--out", "r", "--interval", "0.1", "--json"]
     answer = push_py_alone("run", *arguments, folder=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -107,6 +108,20 @@ def test_a_run_on_kaggle_reports_what_the_same_run_reports_here(
     [loss] = re.findall(r"[\d.]+ nats per token", report(run.path)["verdict"]["sentence"])
     assert loss in page
     assert "train 2/2" in shown.text
+    assert [line for line in shown if line.startswith("medcot step ")][-1].startswith(
+        "medcot step 2/2 loss="
+    )
+    # What a visitor finds: the verdict below the log, and nothing in the output that nobody reads.
+    verdict = report(run.path)["verdict"]["sentence"]
+    assert shown[-1].strip() == "" or verdict in shown.text.rpartition("medcot session")[2]
+    top = {name.split("/")[0] for name in kaggle.sessions()[0].names()}
+    assert top == {
+        "report.html", "tutorial.html", "manifest.json", "session.json", "run",
+        "loss.png", "differences.png", "accuracy.png",
+    }  # fmt: skip
+    assert (run.path / "figures" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (run.path / "report.html").exists()
+    assert not run.checkpoints.exists()
     assert "nothing is missing" in shown.text
     assert f"medcot bundle {training_pushes(run)[0].checksum}" in shown.text
     assert "HUGGINGFACE_TOKEN: not attached; public models only" in shown.text
@@ -130,9 +145,9 @@ def test_a_session_killed_in_training_is_continued_to_the_result_of_one_long_run
     kaggle.session_options = {"environ": {"HF_HOME": str(hub)}, "kill_when": in_the_middle}
     local = start_locally(config, tmp_path / "local", hub)
     shown = Lines()
+    notebook = KernelOptions(kind="notebook")
     result = run_on_kaggle(
-        KaggleRun(account, config, run, KernelOptions(), lines, shown, interval_s=0.2),
-        until_done=True,
+        KaggleRun(account, config, run, notebook, lines, shown, interval_s=0.2), until_done=True
     )
     assert local.wait(timeout=200) == 0
     assert result.outcome == "done", shown.text
@@ -144,6 +159,14 @@ def test_a_session_killed_in_training_is_continued_to_the_result_of_one_long_run
     # The image's torchao 0.10 stands in the stand-in, too (tests/support/kaggle_image).
     assert "torchao counts as missing" in (run.path / "medcot.log").read_text(encoding="utf-8")
     assert report(run.path) == report(tmp_path / "local")
+    # The last cell of the executed notebook: verdict, table, figures, answers side by side.
+    page = kaggle.sessions()[-1].page.read_text(encoding="utf-8")
+    last = page.rpartition("session.show()")[2]
+    assert report(run.path)["verdict"]["sentence"] in html.unescape(last)
+    assert last.count("<img ") >= 2
+    assert '<table class="numbers">' in last
+    assert '<table class="sides">' in last
+    assert not re.search(r'(?:src|href)="(?!data:)', last)
 
 
 def test_both_t4s_are_trained_on_by_two_processes_that_end_as_one_run(
@@ -165,7 +188,7 @@ def test_both_t4s_are_trained_on_by_two_processes_that_end_as_one_run(
 def test_a_session_stops_in_time_saves_and_says_it_is_not_finished(
     rows: str, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medcot.kaggle.session.main import run_session
+    from medcot.kaggle.session.main import open_session
 
     config = small(rows, steps=100_000, model="tiny/llama", mcq=(), generate_samples=0)
     bundle = collect(config, JobSpec(limit_s=600, margin_s=60))
@@ -177,9 +200,11 @@ def test_a_session_stops_in_time_saves_and_says_it_is_not_finished(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Long enough to reach the training also where another test keeps the second core busy.
     left_s = 45
-    code = run_session(folder, root, bundle.checksum, started=time.time() - 540 + left_s)
+    steps = open_session(folder, root, bundle.checksum, started=time.time() - 540 + left_s)
+    for step in (steps.look, steps.install, steps.train, steps.publish, steps.finish):
+        step()
     manifest = json.loads((root / "working" / "manifest.json").read_text(encoding="utf-8"))
     run = RunDirectory(root / "working" / "run")
-    assert (code, manifest["outcome"], manifest["exit_code"]) == (0, "paused", 130)
+    assert (steps.outcome, manifest["outcome"], manifest["exit_code"]) == ("paused", "paused", 130)
     assert run.last_checkpoint() is not None
     assert not run.has("report.json")

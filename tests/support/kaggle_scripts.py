@@ -67,7 +67,7 @@ def end_session(
 
 
 def checksum_of(session: Session) -> str:
-    found = re.search(r'\nBUNDLE = "(\w+)"', session.body["text"])
+    found = re.search(r'BUNDLE = \\?"(\w+)', session.body["text"])
     assert found
     return found[1]
 

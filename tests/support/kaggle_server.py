@@ -61,6 +61,7 @@ class KaggleServer:
         self.hours_used, self.hours_reserved = 3.0, 0.0
         self.names_quota = True
         self.page_size = 100
+        self.most_gpu_sessions = 2
         self.start: Callable[[Session], None] = Session.run
         """What happens to a pushed script: by default it is run in a process of its own."""
         self.session_options: dict[str, Any] = {}
@@ -154,6 +155,8 @@ class KaggleServer:
             return 403, {"code": 403, "message": "Permission 'kernels.create' was denied"}
         if len(body["text"]) > 1_000_000:
             return 200, {"error": "Source exceeds the maximum size"}
+        if refused := self._refuse_machine(body):
+            return 200, {"error": refused}
         if self.titles.setdefault(title, ref) != ref:
             return 200, {"error": f'The requested title "{title}" is already in use by a notebook.'}
         sessions = self.kernels.setdefault(ref, [])
@@ -171,6 +174,17 @@ class KaggleServer:
         self.start(session)
         answer = {"ref": f"/code/{ref}", "url": f"https://www.kaggle.com/code/{ref}"}
         return 200, answer | {"versionNumber": session.number, "kernelId": 7} | invalid
+
+    def _refuse_machine(self, body: dict[str, Any]) -> str:
+        """What Kaggle says of a machine that is not offered (kaggle-cli issues 1151, 1198), or of
+        a GPU session more than an account may have (issue 185)."""
+        shape = body.get("machineShape", "")
+        if shape not in ("", "NvidiaTeslaT4", "TpuV5E8"):
+            return f"Invalid machine shape: {shape}"
+        on_gpu = [one for one in self.sessions() if one.running and one.body.get("enableGpu")]
+        if body.get("enableGpu") and len(on_gpu) >= self.most_gpu_sessions:
+            return f"Maximum batch GPU session count of {self.most_gpu_sessions} reached."
+        return ""
 
     def _mounts(self, body: dict[str, Any]) -> tuple[dict[str, Path], dict[str, list[str]]]:
         mounts: dict[str, Path] = {}
@@ -191,6 +205,10 @@ class KaggleServer:
     def _get_kernel(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         session = self.find(body)
         if session is None:
+            # A version in the slug is another kernel's name; a bare number is no version's label
+            # (kaggle-cli issue 1200 and pull request 1201).
+            if f"{body.get('userName')}/{body.get('kernelSlug')}" in self.kernels:
+                return 404, {"code": 404, "message": "Not found"}
             return 403, {"code": 403, "message": "Permission 'kernels.get' was denied"}
         return 200, {
             "metadata": {"ref": session.ref, "currentVersionNumber": session.number},

@@ -43,6 +43,11 @@ class Session:
         return self.folder / "kaggle" / "working"
 
     @property
+    def page(self) -> Path:
+        """The executed notebook, as a visitor sees it."""
+        return self.folder / "executed.html"
+
+    @property
     def running(self) -> bool:
         return self.status in RUNNING
 
@@ -85,10 +90,12 @@ class Session:
             shutil.copytree(source, kaggle / "input" / name)
             for path in (kaggle / "input" / name).rglob("*"):
                 path.chmod(0o555 if path.is_dir() else 0o444)
-        script = self.folder / "script.py"
+        notebook = self.body.get("kernelType") == "notebook"
+        script = self.folder / ("script.ipynb" if notebook else "script.py")
         script.write_text(self.body["text"], encoding="utf-8")
+        runner = [str(IMAGE / "run_notebook.py"), str(script), str(self.page)]
         self.process = subprocess.Popen(
-            [sys.executable, str(script)],
+            [sys.executable, *(runner if notebook else [str(script)])],
             cwd=self.output,
             env=self._environment(kaggle),
             stdin=subprocess.DEVNULL,
@@ -135,6 +142,8 @@ class Session:
         home.mkdir()
         passed = ("PATH", "LANG", "MEDCOT_CACHE", "HF_HUB_OFFLINE", "TMPDIR")
         kept = {name: os.environ[name] for name in passed if name in os.environ}
+        if self.body.get("enableGpu"):
+            kept["PATH"] = f"{self._make_gpus(home)}:{kept.get('PATH', '')}"
         return {
             **kept,
             "HOME": str(home),
@@ -148,3 +157,17 @@ class Session:
             "no_proxy": "127.0.0.1,localhost",
             **self.environ,
         }
+
+    def _make_gpus(self, home: Path) -> Path:
+        """A folder with the nvidia-smi of the machine: two T4s, which is what that shape means
+        (kaggle-cli pull request 1198), or the P100 that one without a shape may get, whose torch
+        does not work (issue 1151)."""
+        two = ["0, GPU-0, Tesla T4, 15360, 7.5", "1, GPU-1, Tesla T4, 15360, 7.5"]
+        old = ["0, GPU-0, Tesla P100-PCIE-16GB, 16384, 6.0"]
+        folder = home / "bin"
+        folder.mkdir()
+        script = folder / "nvidia-smi"
+        lines = two if self.body.get("machineShape") else old
+        script.write_text("#!/bin/sh\ncat <<'E'\n" + "\n".join(lines) + "\nE\n", encoding="utf-8")
+        script.chmod(0o755)
+        return folder

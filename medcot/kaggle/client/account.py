@@ -68,12 +68,19 @@ class Account:
         hours = [_hours(t) for t in (gpu.time_used, gpu.time_reserved, gpu.total_time_allowed)]
         return Quota(*hours, refresh=answer.quota_refresh_time)
 
-    def kernel(self, ref: str) -> RemoteKernel | None:
-        """Return the kernel ``OWNER/SLUG``, or None: Kaggle answers 403 if it does not exist."""
+    def kernel(self, ref: str, version: int | None = None) -> RemoteKernel | None:
+        """Return the kernel ``OWNER/SLUG``, or None: Kaggle answers 403 if it does not exist.
+
+        Args:
+            ref: the kernel.
+            version: its version; None is the newest one.
+        """
         from kagglesdk.kernels.types import kernels_api_service as k
 
         request = k.ApiGetKernelRequest()
         request.user_name, request.kernel_slug = ref.split("/")
+        if version is not None:
+            request.version_label = version_label(version)
         try:
             answer = self._kernels("get_kernel", request, f"the kernel {ref}")
         except RequestRefused as error:
@@ -205,7 +212,7 @@ class Account:
         exists = self.is_private_dataset(ref)
         if exists is False:
             raise InputError(
-                "--as-dataset", f"{ref} is a public data set", "make it private or rename it"
+                "--code dataset", f"{ref} is a public data set", "make it private or rename it"
             )
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             if exists is None:

@@ -6,30 +6,44 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medcot.config.schema import RunConfig
 from medcot.credentials import known_secrets
 from medcot.errors import InputError
-from medcot.kaggle.client.bundle import collect, pack, refuse_secrets, scan_files, write_script
+from medcot.kaggle.client.bundle import (
+    Bundle,
+    collect,
+    pack,
+    refuse_secrets,
+    scan_files,
+    write_script,
+)
 from medcot.kaggle.client.local_login import find_login
 from medcot.kaggle.client.metadata import (
+    CODE_FILES,
     LONGEST_SESSION_S,
     SOURCE_LIMIT,
     TITLE,
+    KernelType,
     check_source,
     machine_shape,
     make_metadata,
     slug_of,
 )
+from medcot.kaggle.client.notebook import write_notebook
 from medcot.kaggle.client.sources import PROJECT
 from medcot.kaggle.session.job import JobSpec
 from medcot.planning.constraints import unused_packages
 from medcot.runs.directory import RunDirectory
 from medcot.runs.local_paths import resolve_local_paths
 
+CodePlace = Literal["inline", "dataset"]
+
 FOLDER = "kaggle"
 """The folder of a run directory for everything about Kaggle."""
+KERNEL_FOLDER = f"{FOLDER}/kernel"
+"""The folder in a run directory that is pushed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +51,8 @@ class KernelOptions:
     """How to make the kernel; what it computes is in the run's config.
 
     ``gpu`` None requests a GPU if the preset is for one. ``margin_s`` of the session's ``limit_s``
-    is kept for saving. ``as_dataset`` sends the bundle as a private data set, whatever its size.
+    is kept for saving. ``code`` says whether the source or a private data set carries medcot and
+    the data; None takes the source unless it becomes too large. ``kind`` is what Kaggle shows.
     ``job`` is completed by :func:`build` with the GPU and these times.
     """
 
@@ -46,7 +61,8 @@ class KernelOptions:
     public: bool = False
     limit_s: int = LONGEST_SESSION_S
     margin_s: int = 900
-    as_dataset: bool = False
+    code: CodePlace | None = None
+    kind: KernelType = "script"
     job: JobSpec = field(default_factory=JobSpec)
 
 
@@ -83,28 +99,30 @@ def build(
     """
     gpu, title = needs_gpu(config) if options.gpu is None else options.gpu, options.title
     job, shape = _complete_job(options, config, gpu=gpu), machine_shape(gpu=gpu)
-    metadata = make_metadata(owner, title, gpu=gpu, shape=shape, public=options.public)
+    metadata = make_metadata(
+        owner, title, gpu=gpu, shape=shape, public=options.public, kind=options.kind
+    )
     bundle = collect(config, job, project)
     refuse_secrets(scan_files(bundle.files, known_secrets()))
-    template = project / "kaggle" / "kernel.py"
     packed = pack(bundle)
-    script = write_script(bundle.checksum, packed, template)
-    inline = not options.as_dataset and len(script.encode()) <= SOURCE_LIMIT
+    source = _write_source(options, bundle, packed, project)
+    fits = len(source.encode()) <= SOURCE_LIMIT
+    inline = options.code == "inline" or (options.code is None and fits)
     if not inline:
-        script = write_script(bundle.checksum, None, template)
+        source = _write_source(options, bundle, None, project)
         metadata["dataset_sources"] = [f"{owner}/{dataset_slug(title)}"]
     if job.secrets_dataset:
         metadata["dataset_sources"] = [*metadata["dataset_sources"], job.secrets_dataset]
     if job.previous:
         metadata["kernel_sources"] = [job.previous]
-    check_source(script)
+    check_source(source)
     _claim(run, config)
-    folder = run.path / FOLDER / "kernel"
-    _write(folder, script, metadata)
+    folder = run.path / KERNEL_FOLDER
+    _write(folder, source, metadata)
     dataset = None if inline else run.path / FOLDER / "dataset"
     if dataset is not None:
         _write_dataset(dataset, owner, title, bundle.file_name, packed)
-    size = len(script.encode())
+    size = len(source.encode())
     return Kernel(folder, metadata["id"], bundle.checksum, size, metadata, job, dataset)
 
 
@@ -155,10 +173,19 @@ def _claim(run: RunDirectory, config: RunConfig) -> None:
         )
 
 
-def _write(folder: Path, script: str, metadata: Mapping[str, Any]) -> None:
+def _write_source(
+    options: KernelOptions, bundle: Bundle, packed: bytes | None, project: Path
+) -> str:
+    script = write_script(bundle, packed, project / "kaggle" / "kernel.py")
+    return script if options.kind == "script" else write_notebook(script)
+
+
+def _write(folder: Path, source: str, metadata: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    for name in CODE_FILES.values():
+        (folder / name).unlink(missing_ok=True)
     target = RunDirectory(folder)
-    target.write_text("kernel.py", script)
+    target.write_text(metadata["code_file"], source)
     target.write_json("kernel-metadata.json", metadata)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import bz2
+import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +33,35 @@ _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Named contents, and the SHA-256 over all of them, which identifies a push."""
+    """Named contents. ``checksum`` (SHA-256) is over all of them and identifies a push."""
 
     files: Mapping[str, bytes]
     checksum: str = field(init=False)
 
     def __post_init__(self) -> None:
-        listing = {n: hashlib.sha256(self.files[n]).hexdigest() for n in sorted(self.files)}
-        digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-        object.__setattr__(self, "checksum", digest)
+        object.__setattr__(self, "checksum", _checksum(self.files))
+
+    @property
+    def code(self) -> dict[str, bytes]:
+        """The files that are packed: all but the options and the job, which a script shows."""
+        return {
+            name: self.files[name] for name in self.files if name not in (CONFIG_FILE, JOB_FILE)
+        }
+
+    @property
+    def code_checksum(self) -> str:
+        """The SHA-256 over the packed files."""
+        return _checksum(self.code)
 
     @property
     def file_name(self) -> str:
         """The name in a data set, without an archive's suffix: Kaggle would unpack it."""
-        return f"medcot-{self.checksum[:16]}.bundle"
+        return f"medcot-{self.code_checksum[:16]}.bundle"
+
+
+def _checksum(files: Mapping[str, bytes]) -> str:
+    listing = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def run_key(config: RunConfig) -> str:
@@ -66,26 +84,27 @@ def collect(config: RunConfig, job: JobSpec, project: Path = PROJECT) -> Bundle:
     }
     carried = [project / "kaggle" / "constraints.txt", *sorted((project / "apps").glob("*"))]
     for path in carried:
-        if path.is_file() and path.suffix in (".py", ".css", ".md", ".toml", ".txt"):
+        if path.is_file() and path.suffix in (".py", ".css", ".html", ".md", ".toml", ".txt"):
             name = path.relative_to(project).as_posix()
             files[name] = read_with_unix_line_ends(path)
     return Bundle(files)
 
 
 def pack(bundle: Bundle) -> bytes:
-    """Pack the bundle: a JSON line that maps names to sizes, then the contents, compressed.
+    """Pack the bundle's code: a JSON line that maps names to sizes, then the contents, compressed.
 
     A tar archive is 2 % larger, as its header for each file hardly compresses; LZMA is 3 % larger
     than bzip2 on these sources. Python comes first, because like compresses best beside like.
     """
-    names = sorted(bundle.files, key=lambda name: (not name.endswith(".py"), name))
-    index = json.dumps({name: len(bundle.files[name]) for name in names})
-    contents = b"".join(bundle.files[name] for name in names)
+    files = bundle.code
+    names = sorted(files, key=lambda name: (not name.endswith(".py"), name))
+    index = json.dumps({name: len(files[name]) for name in names})
+    contents = b"".join(files[name] for name in names)
     return bz2.compress(f"{index}\n".encode() + contents)
 
 
-def write_script(checksum: str, packed: bytes | None, template: Path) -> str:
-    """Return the kernel's source: ``template`` with the checksum and the packed bundle, if any.
+def write_script(bundle: Bundle, packed: bytes | None, template: Path) -> str:
+    """Return the kernel's source: ``template`` with options, checksums, and the packed code if any.
 
     Raises:
         RunFailed: the template is missing, as it is outside a checkout of the project.
@@ -95,28 +114,111 @@ def write_script(checksum: str, packed: bytes | None, template: Path) -> str:
             "build", f"{template} does not exist.", "Run this in a checkout of the project."
         )
     text = template.read_text(encoding="utf-8")
-    payload = f'"""\n{_as_text(packed)}\n"""' if packed else '""'
-    for name, value in (("BUNDLE", f'"{checksum}"'), ("PAYLOAD", payload)):
-        before, found, after = text.partition(f'\n{name} = ""')
+    values = {
+        "OPTIONS = {}": _write_options(json.loads(bundle.files[CONFIG_FILE])),
+        "SESSION = {}": _write_session(json.loads(bundle.files[JOB_FILE])),
+        'BUNDLE = ""': f'BUNDLE = "{bundle.checksum}"',
+        'CODE = ""': f'CODE = "{bundle.code_checksum}"',
+        'PACKED = ""': f'PACKED = """\n{_as_text(packed)}\n"""' if packed else 'PACKED = ""',
+    }
+    for name, value in values.items():
+        before, found, after = text.partition(f"\n{name}\n")
         assert found, f"{template} has no line {name!r}"
-        text = f"{before}\n{name} = {value}{after}"
+        text = f"{before}\n{value}\n{after}"
     return text
 
 
+_LITERAL_WIDTH = 96
+"""Columns of a line of several options."""
+
+
+def _write_options(config: Mapping[str, Any]) -> str:
+    """Write the options that ``--help`` lists with what they mean, then the others."""
+    fields = RunConfig.model_fields
+    shown = {name for name in config if name in fields and _is_shown(fields[name])}
+    lines: list[str] = []
+    for name in (name for name in fields if name in shown):
+        value, comment = f'    "{name}": {_literal(config[name])},', fields[name].description
+        one = f"{value}  # {comment}"
+        lines += [one] if len(one) <= _LITERAL_WIDTH else [f"    # {comment}", value]
+    rest = {name: config[name] for name in fields if name in config and name not in shown}
+    return "\n".join(["OPTIONS = {", *lines, *_fill(rest), "}"])
+
+
+def _literal(value: Any) -> str:
+    """Write a value as the project's formatter does, with double quotes."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return f"[{', '.join(map(_literal, value))}]" if isinstance(value, list) else repr(value)
+
+
+def _is_shown(info: Any) -> bool:
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("shown"))
+
+
+def _write_session(job: Mapping[str, Any]) -> str:
+    names = [each.name for each in fields_of(JobSpec) if each.name in job]
+    return "\n".join(["SESSION = {", *_fill({name: job[name] for name in names}), "}"])
+
+
+def _fill(values: Mapping[str, Any]) -> list[str]:
+    """Write several values on each line."""
+    lines: list[str] = []
+    for name, value in values.items():
+        one = f'"{name}": {_literal(value)},'
+        if lines and len(lines[-1]) + len(one) < _LITERAL_WIDTH:
+            lines[-1] += f" {one}"
+        else:
+            lines.append(f"    {one}")
+    return lines
+
+
 def read_script(text: str) -> dict[str, bytes]:
-    """Return the files in a script by :func:`write_script`; none if a data set carries them.
+    """Return the files in a kernel's source; only options and job if a data set carries the rest.
 
     Raises:
-        InputError: the script was changed, or medcot did not make it.
+        InputError: the source was changed, or medcot did not make it.
     """
-    found = re.search(r'\nBUNDLE = "(\w{64})"', text)
-    payload = re.search(r'\nPAYLOAD = """([^"]*)"""', text)
-    if found and not payload:
+    values = _read_values(text)
+    try:
+        files = unpack(_from_text(values["PACKED"])) if values["PACKED"] else {}
+        whole = files | {
+            name: _json(values[variable])
+            for name, variable in ((CONFIG_FILE, "OPTIONS"), (JOB_FILE, "SESSION"))
+        }
+        intact = not files or _checksum(whole) == values["BUNDLE"]
+    except (KeyError, TypeError, AttributeError, ValueError, OSError):
+        intact, whole = False, {}
+    if not intact or len(str(values.get("BUNDLE", ""))) != _HEX:
+        raise InputError("the kernel's source", "it was changed", "build it again")
+    return whole
+
+
+_HEX = 64
+
+
+def checksum_of(text: str) -> str:
+    """Return the checksum that a kernel's source names, or an empty string."""
+    return str(_read_values(text).get("BUNDLE", ""))
+
+
+def _read_values(text: str) -> dict[str, Any]:
+    """Return the constants that a script, or the code cells of a notebook, defines."""
+    try:
+        if text.lstrip().startswith("{"):
+            cells = json.loads(text)["cells"]
+            code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+            text = "\n".join(code)
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    files = unpack(_from_text(payload[1])) if payload else {}
-    if not found or Bundle(files).checksum != found[1]:
-        raise InputError("kernel.py", "the script was changed", "build it again")
-    return files
+    found: dict[str, Any] = {}
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            with contextlib.suppress(ValueError):
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found
 
 
 def _as_text(packed: bytes) -> str:
@@ -158,7 +260,7 @@ def _readable(name: str, content: bytes) -> bytes | str:
     Raises:
         InputError: a Parquet file that cannot be read and therefore not searched.
     """
-    if name == "kernel.py":
+    if name in ("kernel.py", "kernel.ipynb"):
         # Packed data looks like a token by chance; what it holds is searched unpacked.
         return _PACKED.sub(b"", content)
     if not name.endswith(".parquet"):

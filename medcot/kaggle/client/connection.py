@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, cast
 
 from medcot.errors import InputError
-from medcot.kaggle.client.local_login import marked_login
+from medcot.kaggle.client.local_login import WAYS_TO_LOG_IN, marked_login
 from medcot.kaggle.client.retry import RequestRefused, RetryPolicy, call_with_retries
 from medcot.network import require_network
 
@@ -67,8 +67,7 @@ def credentials_error(got: str) -> InputError:
     return InputError(
         "Kaggle credentials",
         got,
-        "set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, or save kaggle.json "
-        f"(create one at {SETTINGS}, API)",
+        f"{WAYS_TO_LOG_IN} (tokens and keys: {SETTINGS}, API)",
     )
 
 

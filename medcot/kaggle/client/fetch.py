@@ -32,7 +32,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 """Names that Windows keeps for devices."""
 
 _PLACES = {NAME: f"{FOLDER}/{NAME}", STAMP: f"{FOLDER}/{STAMP}"}
-_TOP = ("tutorial.html", "error.json")
+_TOP = ("tutorial.html", "report.html", "error.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,8 @@ def place_of(name: str) -> str:
         # Neither this machine's record of pushes nor a killed session's lock is replaced.
         kept = path.parts[1].casefold() == FOLDER or path.parts[1].strip(".").startswith(LOCK_FILE)
         return f"{FOLDER}/output/{name}" if kept else inside
+    if len(path.parts) == 1 and path.suffix == ".png":
+        return f"figures/{name}"
     return name if name in _TOP else f"{FOLDER}/output/{name}"
 
 
@@ -194,18 +196,56 @@ def _read_manifest(
     target = incoming / NAME
     target.unlink(missing_ok=True)
     _download(listed, target, None, account.policy, most=_LARGEST_MANIFEST)
+    return _parse_manifest(target, push.checksum, f"version {push.version}")
+
+
+def _parse_manifest(path: Path, checksum: str, what: str) -> Manifest:
     try:
-        manifest = read_manifest(target.read_text(encoding="utf-8"))
+        manifest = read_manifest(path.read_text(encoding="utf-8"))
     except ValueError as error:
         why = one_line(str(error), 80)
         raise RunFailed("fetch", f"{NAME} is damaged ({why}).", "Fetch again.") from None
-    if manifest.bundle != push.checksum:
+    if manifest.bundle != checksum:
         raise RunFailed(
             "fetch",
-            f"the output of version {push.version} belongs to another bundle.",
+            f"the output of {what} belongs to another bundle.",
             "Nothing was written; push this run again, or fetch from its own run directory.",
         )
     return manifest
+
+
+def take_downloaded(folder: Path, checksum: str, run: RunDirectory) -> int:
+    """Move the output in ``folder``, fetched by another client, into ``run``; return its files.
+
+    Args:
+        folder: as Kaggle's own client left it; removed afterwards.
+        checksum: of the bundle that the output must belong to.
+        run: where the files go.
+
+    Raises:
+        InputError: Another process works on the run.
+        RunFailed: the output of another bundle, or a file that is missing, damaged, or has a name
+            that is refused. Nothing was moved.
+    """
+    manifest = _parse_manifest(folder / NAME, checksum, str(folder))
+    names = [NAME, *manifest.files]
+    places = {name: place_of(name) for name in names}
+    _check_names([OutputFile(name, "") for name in names], places)
+    for name, known in manifest.files.items():
+        if not _is_intact(folder / name, known):
+            raise RunFailed(
+                "fetch",
+                f"{_shown(name)} is missing in {folder} or damaged.",
+                "Fetch it again with `kaggle kernels output --force`.",
+            )
+    held = run.lock.held
+    run.lock.take()
+    try:
+        _check_places(run.path, places.values())
+        return len(_move_to_places(folder, run.path, places))
+    finally:
+        if not held:
+            run.lock.release()
 
 
 def _check_complete(files: Sequence[OutputFile], manifest: Manifest | None) -> None:

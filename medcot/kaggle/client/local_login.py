@@ -11,8 +11,15 @@ from typing import Any
 
 from medcot.credentials import decode_text, strip_secret
 
-FILES = ("kaggle.json", "credentials.json", "access_token", "access_token.txt")
+TOKEN_FILES = ("access_token", "access_token.txt")
+FILES = (*TOKEN_FILES, "kaggle.json", "credentials.json")
 """Names of login files, in the order in which the client looks for them."""
+
+WAYS_TO_LOG_IN = (
+    "run `kaggle auth login`, or save an API token as ~/.kaggle/access_token or in "
+    "KAGGLE_API_TOKEN, or a key as ~/.kaggle/kaggle.json or in KAGGLE_USERNAME and KAGGLE_KEY"
+)
+"""Every way that Kaggle's client knows."""
 
 _MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
 
@@ -31,13 +38,13 @@ def find_login(environ: Mapping[str, str] | None = None) -> Login | None:
     user = environ.get("KAGGLE_USERNAME", "").strip()
     if environ.get("KAGGLE_API_TOKEN", "").strip():
         return Login("KAGGLE_API_TOKEN", user)
+    folders = _folders(environ)
+    if token := _first_file(folders, TOKEN_FILES):
+        return Login(str(token), user)
     if user and environ.get("KAGGLE_KEY", "").strip():
         return Login("KAGGLE_KEY", user)
-    for folder in _folders(environ):
-        for path in (folder / name for name in FILES):
-            if path.is_file():
-                return Login(str(path), _user_in(path))
-    return None
+    path = _first_file(folders, FILES)
+    return Login(str(path), _user_in(path)) if path else None
 
 
 def marked_login(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -54,6 +61,11 @@ def marked_login(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     values = _read_json(path)
     found = {"KAGGLE_USERNAME": values.get("username"), "KAGGLE_KEY": values.get("key")}
     return {name: strip_secret(value) for name, value in found.items() if isinstance(value, str)}
+
+
+def _first_file(folders: list[Path], names: tuple[str, ...]) -> Path | None:
+    paths = (folder / name for folder in folders for name in names)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _folders(environ: Mapping[str, str]) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from medcot.errors import InputError
 
@@ -14,6 +14,10 @@ LONGEST_SESSION_S = 12 * 3600
 """Kaggle's limit."""
 TITLE = "medcot fine-tuning"
 """The title of a kernel unless another is given."""
+
+KernelType = Literal["script", "notebook"]
+CODE_FILES: dict[KernelType, str] = {"script": "kernel.py", "notebook": "kernel.ipynb"}
+"""Each type of kernel, and its source's name in the kernel's folder."""
 
 _WHERE = "kernel-metadata.json"
 _SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
@@ -52,9 +56,15 @@ def slug_of(title: str) -> str:
 
 
 def make_metadata(
-    owner: str, title: str, *, gpu: bool, shape: str, public: bool = False
+    owner: str,
+    title: str,
+    *,
+    gpu: bool,
+    shape: str,
+    public: bool = False,
+    kind: KernelType = "script",
 ) -> dict[str, Any]:
-    """Make the metadata of a script kernel without sources.
+    """Make the metadata of a kernel without sources.
 
     Raises:
         InputError: as :func:`check_metadata`.
@@ -62,9 +72,9 @@ def make_metadata(
     metadata: dict[str, Any] = {
         "id": f"{owner}/{slug_of(title)}",
         "title": title,
-        "code_file": "kernel.py",
+        "code_file": CODE_FILES[kind],
         "language": "python",
-        "kernel_type": "script",
+        "kernel_type": kind,
         "is_private": not public,
         "enable_gpu": gpu,
         "enable_tpu": False,
@@ -95,7 +105,12 @@ def check_metadata(metadata: dict[str, Any], *, public: bool | None = None) -> N
     if unknown := sorted(set(metadata) - set(_KEYS) - {"id_no", "docker_image"}):
         raise InputError(f"{_WHERE}, {unknown[0]}", "Kaggle ignores this field", "remove it")
     _check_name(metadata["id"], metadata["title"])
-    for key, value in (("language", "python"), ("kernel_type", "script")):
+    kinds = {file: kind for kind, file in CODE_FILES.items()}
+    if metadata["code_file"] not in kinds:
+        got, needs = f"found {metadata['code_file']!r}", f"expected {' or '.join(kinds)}"
+        raise InputError(f"{_WHERE}, code_file", got, needs)
+    kind = kinds[metadata["code_file"]]
+    for key, value in (("language", "python"), ("kernel_type", kind)):
         if metadata[key] != value:
             raise InputError(f"{_WHERE}, {key}", f"found {metadata[key]!r}", f"expected {value!r}")
     if public is not None and metadata["is_private"] == public:
@@ -115,7 +130,7 @@ def check_metadata(metadata: dict[str, Any], *, public: bool | None = None) -> N
 
 
 def check_source(text: str, limit: int = SOURCE_LIMIT) -> None:
-    """Check the size of a kernel's source in UTF-8, and that it compiles.
+    """Check the size of a kernel's source in UTF-8, and that a script compiles.
 
     Raises:
         InputError: the source is larger than ``limit`` bytes.
@@ -126,9 +141,10 @@ def check_source(text: str, limit: int = SOURCE_LIMIT) -> None:
         raise InputError(
             "kernel source",
             f"{size / 1024:.0f} KB is more than the limit of {limit // 1024} KB",
-            "use --as-dataset, which sends the bundle as a private data set",
+            "use --code dataset, which sends medcot's sources as a private data set",
         )
-    compile(text, "kernel.py", "exec")
+    if not text.startswith("{"):
+        compile(text, "kernel.py", "exec")
 
 
 def _check_name(identity: str, title: str) -> None:

@@ -244,6 +244,9 @@ def _make_result(fetched: FetchedOutput, status: FinalStatus, run: RunDirectory)
     scored = [len(list(run.rows(run.evaluation(phase)))) for phase in ("before", "after")]
     progress = step + sum(scored)
     manifest = fetched.manifest
+    if manifest is not None and manifest.outcome == "done":
+        # Nothing continues from here: the kernel has left its checkpoints out.
+        step = max((row["step"] for row in run.rows(run.events)), default=step)
     if manifest is None:
         # The session had no time to sign off; what it saved can be continued.
         stopped = status in (FinalStatus.CANCELLED, FinalStatus.TIMED_OUT)

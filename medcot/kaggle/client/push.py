@@ -11,7 +11,14 @@ from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client.account import Account
 from medcot.kaggle.client.api_types import RemoteKernel, SaveAnswer
 from medcot.kaggle.client.build import Kernel
-from medcot.kaggle.client.bundle import MARKER, read_script, refuse_secrets, scan_files, unpack
+from medcot.kaggle.client.bundle import (
+    MARKER,
+    checksum_of,
+    read_script,
+    refuse_secrets,
+    scan_files,
+    unpack,
+)
 from medcot.kaggle.client.metadata import check_metadata
 from medcot.kaggle.client.push_state import PushRecord, read_pushes, record_answer, record_intent
 from medcot.kaggle.client.retry import RequestRefused, retry_after
@@ -78,7 +85,7 @@ def check_folder(kernel: Kernel, *, public: bool = False) -> None:
     folders = [kernel.folder, *([kernel.dataset] if kernel.dataset else [])]
     paths = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {path.name: path.read_bytes() for path in paths}
-    carried = read_script(files["kernel.py"].decode())
+    carried = read_script(files[metadata["code_file"]].decode())
     for name in [name for name in files if name.endswith(".bundle")]:
         carried |= unpack(files.pop(name))
     refuse_secrets(scan_files(files | carried, known_secrets()))
@@ -130,7 +137,7 @@ def _adopt_version(
     """Return the version of this bundle that is already on Kaggle, unless it is to be repeated."""
     known = [push for push in read_pushes(run) if push.checksum == kernel.checksum]
     sent = [push for push in known if push.version]
-    if existing and has_bundle(existing.source, kernel.checksum):
+    if existing and checksum_of(existing.source) == kernel.checksum:
         unanswered = next((push for push in known if not push.version), None)
         if unanswered or not again:
             intention = unanswered or (sent[-1] if sent else record_intent(run, kernel))
@@ -142,11 +149,6 @@ def _adopt_version(
             "wait for and fetch that version, or use --again to spend quota on the same run twice",
         )
     return None
-
-
-def has_bundle(source: str, checksum: str) -> bool:
-    """Return whether a kernel's source carries the bundle ``checksum``."""
-    return f'\nBUNDLE = "{checksum}"' in source
 
 
 def _check_existing(account: Account, kernel: Kernel, existing: RemoteKernel | None) -> None:
@@ -213,7 +215,7 @@ def _send(account: Account, kernel: Kernel, existing: RemoteKernel | None) -> Sa
         account.policy.sleep(delay)
         delay = min(2 * delay, account.policy.longest_delay_s)
         now = account.kernel(kernel.ref)
-        if now and has_bundle(now.source, kernel.checksum):
+        if now and checksum_of(now.source) == kernel.checksum:
             fresh = existing is None or now.version > existing.version
             if fresh:
                 return SaveAnswer(kernel.ref, url_of(kernel.ref), now.version, "", {})

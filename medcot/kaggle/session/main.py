@@ -6,11 +6,13 @@ modules only. The training is a subprocess: an out-of-memory kill ends that, not
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from medcot.credentials import Redactor, Secret, known_secrets
 from medcot.errors import RunFailed, one_line
@@ -25,8 +27,17 @@ from medcot.kaggle.session.job import (
 )
 from medcot.kaggle.session.machine import describe_machine
 from medcot.kaggle.session.manifest import STAMP, Manifest, SessionOutcome, write_manifest
+from medcot.kaggle.session.page import publish_report, report_lines, show_report
 from medcot.kaggle.session.probe import probe_image
-from medcot.kaggle.session.steps import WANDB, Session, export_tutorial, read_pins, train, upload
+from medcot.kaggle.session.steps import (
+    WANDB,
+    Session,
+    export_tutorial,
+    prepare,
+    read_pins,
+    train,
+    upload,
+)
 from medcot.kaggle.session.subprocesses import ExitStatus, Say
 from medcot.kaggle.session.user_secrets import (
     GetSecret,
@@ -37,17 +48,14 @@ from medcot.kaggle.session.user_secrets import (
 )
 
 
-def run_session(
+def open_session(
     folder: Path,
     root: Path,
     bundle: str,
     started: float,
     get_secret: GetSecret = get_kaggle_secret,
-) -> int:
-    """Carry out the job in the unpacked bundle ``folder`` and return the run's exit code.
-
-    A run that was stopped in time ends with 0: Kaggle keeps the output of a session that succeeds,
-    and ``manifest.json`` says that the run is not finished.
+) -> SessionSteps:
+    """Begin the job in the unpacked bundle ``folder``; the kernel's source calls the steps.
 
     Args:
         folder: the unpacked bundle.
@@ -63,34 +71,109 @@ def run_session(
     session.output.mkdir(parents=True, exist_ok=True)
     stamp = {"bundle": bundle, "run": job.run, "session": job.session}
     (session.output / STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
-    notes = [lookup.line for lookup in found]
-    machine = detect_machine()
-    for line in (*describe_machine(machine), *notes):
-        session.say(line)
-    if job.task == "secrets":
-        return _sign_off(session, "done", 0, notes)
-    if job.task == "probe":
-        found_here = probe_image(folder, session.output, read_pins(folder), machine, session.say)
-        for line in found_here:
-            session.say(line)
-        return _sign_off(session, "done", 0, [*notes, *found_here])
-    return _carry_out(session, found, notes)
+    return SessionSteps(session, found)
 
 
-def _carry_out(session: Session, found: Sequence[SecretLookup], notes: Sequence[str]) -> int:
-    try:
-        ended = train(session, found)
-    except Exception as error:  # noqa: BLE001 - the reason must reach the output, whatever it is
-        _write_error(session, error if isinstance(error, RunFailed) else _unforeseen(error))
-        return _sign_off(session, "failed", 1, notes)
-    if ended.stopped and ended.code != 0:
-        session.say("stopped before the session's limit; the next session continues from here")
-        return _sign_off(session, "paused", ended.code, notes)
-    if ended.code:
-        _explain(session, ended)
-        return _sign_off(session, "failed", ended.code, notes)
-    done = [*notes, export_tutorial(session), *upload(session, found)]
-    return _sign_off(session, "done", 0, done)
+class SessionSteps:
+    """The steps of a session, in the order in which a kernel calls them.
+
+    A step that fails writes ``error.json`` and the manifest, and raises SystemExit with the run's
+    exit code. After a session that has ended well before its last step, as one that ran out of
+    time does, the other steps do nothing: Kaggle keeps the output of a session that succeeds, and
+    ``manifest.json`` says that the run is not finished.
+    """
+
+    def __init__(self, session: Session, found: Sequence[SecretLookup]) -> None:
+        self.session = session
+        self.outcome: SessionOutcome | None = None
+        self._found = found
+        self._notes = [lookup.line for lookup in found]
+
+    def look(self) -> None:
+        """Print versions, hardware, and which secrets are attached; a probe ends with that."""
+        with self._step() as active:
+            if not active:
+                return
+            session, machine = self.session, detect_machine()
+            for line in (*describe_machine(machine), *self._notes):
+                session.say(line)
+            if session.job.task == "probe":
+                pins = read_pins(session.folder)
+                found = probe_image(session.folder, session.output, pins, machine, session.say)
+                for line in found:
+                    session.say(line)
+                self._notes += found
+            if session.job.task != "run":
+                self._sign_off("done", 0)
+
+    def install(self) -> None:
+        """Check the GPUs, and install what the image lacks."""
+        with self._step() as active:
+            if active:
+                prepare(self.session)
+
+    def train(self) -> None:
+        """Score, train, score again, and report; or continue the previous session's run."""
+        with self._step() as active:
+            if not active:
+                return
+            ended = train(self.session, self._found)
+            if ended.stopped and ended.code != 0:
+                self.session.say(
+                    "stopped before the session's limit; the next session continues from here"
+                )
+                self._sign_off("paused", ended.code)
+            elif ended.code:
+                self._fail(ended.code, _explain(self.session, ended))
+
+    def publish(self) -> None:
+        """Export the tutorial and the figures, and upload the adapter if the job asks for it."""
+        with self._step() as active:
+            if active:
+                self._notes.append(export_tutorial(self.session))
+                self._notes.append(publish_report(self.session))
+                self._notes += upload(self.session, self._found)
+
+    def finish(self) -> None:
+        """Print the verdict and the table of scores, and list every output file."""
+        with self._step() as active:
+            if active:
+                self._sign_off("done", 0)
+                for line in report_lines(self.session.run):
+                    self.session.say(line)
+
+    def show(self) -> None:
+        """Show the report below a notebook's last cell, or say that there is none yet."""
+        show_report(self.session.output, self.outcome or "failed")
+
+    @contextlib.contextmanager
+    def _step(self) -> Iterator[bool]:
+        """Tell whether the session goes on; whatever the step raises ends it as failed."""
+        try:
+            yield self.outcome is None
+        except Exception as error:  # noqa: BLE001 - the reason must reach the output, whatever it is
+            self._fail(1, error if isinstance(error, RunFailed) else _unforeseen(error))
+
+    def _fail(self, code: int, error: RunFailed | None) -> NoReturn:
+        if error is not None:
+            _write_error(self.session, error)
+        self._sign_off("failed", code)
+        raise SystemExit(code)
+
+    def _sign_off(self, outcome: SessionOutcome, code: int) -> None:
+        session = self.session
+        manifest = Manifest(
+            session.bundle,
+            session.job.run,
+            session.job.session,
+            outcome,
+            code,
+            round(time.time() - session.started, 1),
+            tuple(self._notes),
+        )
+        write_manifest(session.output, manifest)
+        session.say(f"medcot session {manifest.session}: {outcome}, exit code {code}")
+        self.outcome = outcome
 
 
 def _find_secrets(
@@ -129,33 +212,18 @@ def _unforeseen(error: Exception) -> RunFailed:
     return RunFailed("session", f"{type(error).__name__}: {one_line(str(error))}.", "See the log.")
 
 
-def _explain(session: Session, ended: ExitStatus) -> None:
-    """Write ``error.json`` for a training that could not write it: killed, or rejected at once."""
+def _explain(session: Session, ended: ExitStatus) -> RunFailed | None:
+    """Return the reason of a training that could not write it: killed, or rejected at once."""
     if (session.run / "error.json").exists():
-        return
+        return None
     if ended.code == 2:
-        _write_error(session, RunFailed("run", "the options were rejected.", "See the log."))
-    elif ended.code > 128:
+        return RunFailed("run", "the options were rejected.", "See the log.")
+    if ended.code > 128:
         number = ended.code - 128
         memory = " (the machine's memory may have run out)" if number == 9 else ""
         message = f"signal {number} ended the training{memory}."
-        remedy = "Saved work is kept; `run --again` continues from it."
-        _write_error(session, RunFailed("training", message, remedy))
-    else:
-        message = f"the training ended with exit code {ended.code}."
-        _write_error(session, RunFailed("training", message, "See the log."))
-
-
-def _sign_off(session: Session, outcome: SessionOutcome, code: int, notes: Sequence[str]) -> int:
-    manifest = Manifest(
-        session.bundle,
-        session.job.run,
-        session.job.session,
-        outcome,
-        code,
-        round(time.time() - session.started, 1),
-        tuple(notes),
-    )
-    write_manifest(session.output, manifest)
-    session.say(f"medcot session {manifest.session}: {outcome}, exit code {code}")
-    return 0 if outcome == "paused" else code
+        return RunFailed(
+            "training", message, "Saved work is kept; `run --again` continues from it."
+        )
+    message = f"the training ended with exit code {ended.code}."
+    return RunFailed("training", message, "See the log.")

@@ -18,6 +18,7 @@ from medcot.kaggle.session.job import CONFIG_FILE, JobSpec, RunSettings
 from medcot.kaggle.session.machine import check_gpus, count_processes, make_training_command
 from medcot.kaggle.session.manifest import STAMP
 from medcot.kaggle.session.requirements import requirements
+from medcot.kaggle.session.step_lines import steps_shown
 from medcot.kaggle.session.subprocesses import ExitStatus, Say, run_command
 from medcot.kaggle.session.tutorial import export_command
 from medcot.kaggle.session.user_secrets import SecretLookup
@@ -71,15 +72,24 @@ class Session:
         return limit_s - (time.time() - self.started)
 
 
-def train(session: Session, found: Sequence[SecretLookup]) -> ExitStatus:
-    """Prepare the machine and carry out the run.
+def prepare(session: Session) -> None:
+    """Check the GPUs, and install what the image lacks.
 
     Raises:
-        RunFailed: the GPU, the packages or the output to continue from are missing.
+        RunFailed: a GPU that was asked for is missing, or a package could not be installed.
     """
     machine = detect_machine()
     check_gpus(machine, wanted=session.job.gpu)
     _install(session, machine)
+
+
+def train(session: Session, found: Sequence[SecretLookup]) -> ExitStatus:
+    """Carry out the run, or continue it, and show each of its steps in the log.
+
+    Raises:
+        RunFailed: no time is left, or the output to continue from is missing.
+    """
+    machine = detect_machine()
     resume = _continue(session)
     processes = count_processes(session.settings, len(machine.gpus))
     environ = _environment(session, found)
@@ -91,8 +101,23 @@ def train(session: Session, found: Sequence[SecretLookup]) -> ExitStatus:
     command = make_training_command(processes, config, session.run, resume=resume)
     session.say(f"training: {' '.join(command[1:])}")
     session.data.mkdir(exist_ok=True)
+    with steps_shown(session.run / "events.jsonl", session.say) as say:
+        return run_command(
+            command, say, environ=environ, folder=session.data, seconds=session.seconds_left
+        )
+
+
+def run_with_package(session: Session, arguments: Sequence[str], most_s: float) -> ExitStatus:
+    """Run Python with the bundle's package, for at most ``most_s`` and what the session has left.
+
+    The command gets no secret.
+    """
     return run_command(
-        command, session.say, environ=environ, folder=session.data, seconds=session.seconds_left
+        [sys.executable, *arguments],
+        session.say,
+        environ=_environment(session, []),
+        folder=session.data,
+        seconds=min(most_s, max(SHORTEST_S, session.seconds_left)),
     )
 
 
@@ -159,9 +184,7 @@ def export_tutorial(session: Session) -> str:
         return "tutorial: not in the bundle"
     page = session.output / "tutorial.html"
     command = export_command(session.notebook, page, ["--run", str(session.run)])
-    environ = _environment(session, [])
-    seconds = min(TUTORIAL_S, max(SHORTEST_S, session.seconds_left))
-    ended = run_command(command, session.say, environ=environ, folder=session.data, seconds=seconds)
+    ended = run_with_package(session, command[1:], TUTORIAL_S)
     # marimo writes the page of a notebook with a failed cell as well, and exits with 1.
     if page.exists() and ended.code == 0:
         return "tutorial: exported"

@@ -28,7 +28,14 @@ from medcot.credentials import Redactor, Secret, known_secrets
 from medcot.errors import InputError
 from medcot.kaggle.client.account import connect
 from medcot.kaggle.client.build import KernelOptions, build, find_owner
-from medcot.kaggle.client.bundle import Bundle, collect, pack, write_script
+from medcot.kaggle.client.bundle import (
+    Bundle,
+    checksum_of,
+    collect,
+    pack,
+    read_script,
+    write_script,
+)
 from medcot.kaggle.client.metadata import check_metadata, check_source, make_metadata, slug_of
 from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.sources import PROJECT, collect_package
@@ -41,6 +48,7 @@ from tests.support.kaggle_server import KEY, USER, KaggleServer
 
 pytest_plugins = ["tests.support.kaggle_fixtures"]
 T4 = make_config("kaggle-t4")
+STEPS = ("look", "install", "train", "publish", "finish")
 
 
 def wheel_files(content: bytes) -> dict[str, bytes]:
@@ -133,19 +141,89 @@ def test_line_ends_of_a_windows_checkout_do_not_change_the_bundle(tmp_path: Path
     assert collect_package(project) == before
 
 
-def test_the_script_unpacks_to_the_bundle_and_notices_damage(tmp_path: Path) -> None:
+def test_the_script_unpacks_to_the_bundle_and_notices_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = collect(CONFIG, JobSpec())
-    script = write_script(bundle.checksum, pack(bundle), PROJECT / "kaggle" / "kernel.py")
+    script = write_script(bundle, pack(bundle), PROJECT / "kaggle" / "kernel.py")
+    monkeypatch.setattr("tempfile.mkdtemp", lambda prefix: str(tmp_path / "unpacked"))
+    monkeypatch.setenv("KAGGLE_ROOT", str(tmp_path))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    session = unpacked(script)
+    assert capsys.readouterr().out == f"medcot bundle {bundle.checksum}\n"
+    folder = tmp_path / "unpacked"
+    assert {name: (folder / name).read_bytes() for name in bundle.files} == bundle.files
+    assert session.session.bundle == bundle.checksum
+    other = Bundle({**bundle.files, "package/medcot/__init__.py": b""})
+    with pytest.raises(SystemExit, match="damaged"):
+        unpacked(write_script(bundle, pack(other), PROJECT / "kaggle" / "kernel.py"))
+    # Who copies the kernel and changes an option has a run of another checksum.
+    unpacked(script.replace('"seed": 3407', '"seed": 7'))
+    shown = capsys.readouterr().out
+    changed = collect(config_with(seed=7), JobSpec())
+    assert json.loads((folder / "config.json").read_text("utf-8"))["seed"] == 7
+    assert bundle.checksum not in shown
+    assert shown.endswith("this is a run of its own\n")
+    assert changed.code_checksum == bundle.code_checksum
+
+
+def unpacked(script: str) -> Any:
     space: dict[str, Any] = {"__name__": "kernel"}
     exec(compile(script, "kernel.py", "exec"), space)
-    assert space["read_payload"]() == pack(bundle)
-    space["unpack"](pack(bundle), tmp_path)
-    assert {name: (tmp_path / name).read_bytes() for name in bundle.files} == bundle.files
-    assert (tmp_path / "package" / "medcot" / "__init__.py").exists()
-    other = Bundle({**bundle.files, "config.json": b"{}"})
-    with pytest.raises(SystemExit, match="damaged"):
-        space["unpack"](pack(other), tmp_path / "other")
-    assert not (tmp_path / "other").exists()
+    return space["unpack"]()
+
+
+def test_a_script_begins_with_what_it_is_its_options_and_its_steps(tmp_path: Path) -> None:
+    bundle = collect(T4, JobSpec())
+    script = write_script(bundle, pack(bundle), PROJECT / "kaggle" / "kernel.py")
+    body = ast.parse(script).body
+    assert ast.get_docstring(ast.parse(script))
+    names = [
+        getattr(node, "name", None) or ast.unparse(node.targets[0])
+        for node in body[1:-1]
+        if isinstance(node, ast.Assign | ast.FunctionDef)
+    ]
+    assert names == ["OPTIONS", "SESSION", "run", "unpack", "BUNDLE", "CODE", "PACKED"]
+    assert ast.literal_eval(body[1].value) == T4.model_dump(mode="json")  # type: ignore[attr-defined]
+    steps = [ast.unparse(one) for one in body[3].body[1:]]  # type: ignore[attr-defined]
+    assert steps == ["session = unpack()", *(f"session.{name}()" for name in STEPS)]
+    assert body[5].lineno > 100 > body[3].end_lineno  # type: ignore[operator]
+
+
+def test_a_notebook_has_the_same_contents_and_steps_as_the_script(
+    tmp_path: Path, project: Path
+) -> None:
+    kernels = [
+        build(
+            CONFIG, RunDirectory(tmp_path / kind / str(n)), "ann", KernelOptions(kind=kind), project
+        )
+        for kind, n in (("script", 1), ("notebook", 1), ("notebook", 2))
+    ]
+    script, first, second = [
+        (kernel.folder / kernel.metadata["code_file"]).read_text("utf-8") for kernel in kernels
+    ]
+    assert first == second
+    assert read_script(first) == read_script(script)
+    assert checksum_of(first) == checksum_of(script) == kernels[0].checksum
+    assert kernels[1].metadata["kernel_type"] == "notebook"
+    notebook = json.loads(first)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    code = ["".join(one["source"]) for one in notebook["cells"] if one["cell_type"] == "code"]
+    steps = ["session = unpack()", *(f"session.{name}()" for name in (*STEPS, "show"))]
+    assert code[-len(steps) :] == steps
+    folded = [one["id"] for one in notebook["cells"] if one["metadata"].get("_kg_hide-input")]
+    assert len(folded) == 2
+
+
+def test_the_committed_template_says_what_to_do_and_takes_no_gpu(tmp_path: Path) -> None:
+    metadata = json.loads((PROJECT / "kaggle" / "kernel-metadata.json").read_text("utf-8"))
+    assert (metadata["enable_gpu"], metadata["machine_shape"]) == (False, "")
+    command = [sys.executable, "-I", "-S", str(PROJECT / "kaggle" / metadata["code_file"])]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "python kaggle/push.py build --preset kaggle-t4" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"home"}
 
 
 def test_config_and_job_are_in_the_bundle_unchanged() -> None:
@@ -211,12 +289,13 @@ def test_a_large_bundle_goes_into_a_private_data_set(tmp_path: Path) -> None:
     assert kernel.metadata["dataset_sources"] == ["ann/medcot-fine-tuning-bundle"]
     assert kernel.dataset is not None
     files = {path.name for path in kernel.dataset.iterdir()}
-    assert files == {"dataset-metadata.json", f"medcot-{kernel.checksum[:16]}.bundle"}
+    made = collect(config_with(dataset=str(data)), kernel.job)
+    assert files == {"dataset-metadata.json", made.file_name}
 
 
 def test_the_committed_metadata_is_what_a_build_writes() -> None:
     committed = json.loads((PROJECT / "kaggle" / "kernel-metadata.json").read_text("utf-8"))
-    built = make_metadata("ann", "medcot fine-tuning", gpu=True, shape="NvidiaTeslaT4")
+    built = make_metadata("ann", "medcot fine-tuning", gpu=False, shape="")
     assert committed | {"id": built["id"]} == built
 
 
@@ -253,7 +332,7 @@ def test_our_slug_is_the_clients_slug() -> None:
 
 
 def test_a_source_over_the_limit_is_refused_with_what_to_do() -> None:
-    with pytest.raises(InputError, match=r"2 KB.*--as-dataset"):
+    with pytest.raises(InputError, match=r"2 KB.*--code dataset"):
         check_source("#" * 2048, limit=1024)
 
 
@@ -379,7 +458,7 @@ def test_a_planted_token_never_leaves_and_is_never_shown(
         assert "SOME_API_KEY" in str(caught.value)
         assert not run.path.exists()
         project, config = plant(folder / "clean", "nowhere", token)
-        build(config, run, "ann", KernelOptions(as_dataset=True), project)
+        build(config, run, "ann", KernelOptions(code="dataset"), project)
         build(config, run, "ann", KernelOptions(), project)
         assert all(token not in text for text in everything_under(run.path).values())
         shown = Redactor(known_secrets())(f"error: HTTP 401 for {token} and {json.dumps(token)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client import connection
 from medcot.kaggle.client.account import Account, connect
-from medcot.kaggle.client.build import Kernel, KernelOptions, build
+from medcot.kaggle.client.build import CodePlace, Kernel, KernelOptions, build
 from medcot.kaggle.client.push import push
 from medcot.kaggle.client.push_state import last_push, read_pushes
 from medcot.kaggle.client.retry import RetryPolicy, retry_after
@@ -347,7 +348,7 @@ def test_a_folder_made_public_by_hand_is_refused_unless_told(
     assert push(account, kernel, run, lines, public=True).version == 1
 
 
-@pytest.mark.parametrize("as_dataset", [False, True])
+@pytest.mark.parametrize("code", ["inline", "dataset"])
 def test_a_secret_that_came_after_the_build_is_found_before_the_push(
     kaggle: KaggleServer,
     account: Account,
@@ -355,10 +356,10 @@ def test_a_secret_that_came_after_the_build_is_found_before_the_push(
     run: RunDirectory,
     lines: Lines,
     monkeypatch: pytest.MonkeyPatch,
-    as_dataset: bool,
+    code: CodePlace,
 ) -> None:
     config, options = config_with(wandb_project="a-name-that-is-a-secret"), KernelOptions()
-    kernel = make(config, run, replace(options, as_dataset=as_dataset))
+    kernel = make(config, run, replace(options, code=code))
     monkeypatch.setenv("LATER_KEY", "a-name-that-is-a-secret")
     with pytest.raises(InputError, match=r"config\.json.*the value of LATER_KEY"):
         push(account, kernel, run, lines)
@@ -372,7 +373,7 @@ def test_a_script_changed_by_hand_is_not_pushed(
     path = kernel.folder / "kernel.py"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(kernel.checksum, "0" * 64), encoding="utf-8")
-    with pytest.raises(InputError, match="the script was changed"):
+    with pytest.raises(InputError, match="it was changed; build it again"):
         push(account, kernel, run, lines)
     assert not kaggle.calls_of("SaveKernel")
 
@@ -380,15 +381,17 @@ def test_a_script_changed_by_hand_is_not_pushed(
 def test_a_large_bundle_travels_as_a_private_data_set(
     kaggle: KaggleServer, account: Account, make: Make, run: RunDirectory, lines: Lines
 ) -> None:
-    kernel = make(CONFIG, run, KernelOptions(as_dataset=True))
+    kernel = make(CONFIG, run, KernelOptions(code="dataset"))
     push(account, kernel, run, lines)
     [made] = kaggle.calls_of("CreateDataset")
+    source = (kernel.folder / "kernel.py").read_text(encoding="utf-8")
+    [code] = re.findall(r'\nCODE = "(\w+)"', source)
     assert made["isPrivate"] is True
     ref = f"{USER}/medcot-fine-tuning-bundle"
     assert kaggle.calls_of("SaveKernel")[0]["datasetDataSources"] == [ref]
-    assert (kaggle.datasets[ref]["folder"] / f"medcot-{kernel.checksum[:16]}.bundle").exists()
+    assert (kaggle.datasets[ref]["folder"] / f"medcot-{code[:16]}.bundle").exists()
     other = RunDirectory(run.path.with_name("other"))
-    push(account, make(config_with(seed=1), other, KernelOptions(as_dataset=True)), other, lines)
+    push(account, make(config_with(seed=1), other, KernelOptions(code="dataset")), other, lines)
     assert len(kaggle.calls_of("CreateDatasetVersion")) == 1
 
 

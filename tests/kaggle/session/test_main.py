@@ -243,7 +243,10 @@ def test_what_nobody_foresaw_is_an_error_with_a_manifest_too(
     assert "error.json" in manifest["files"]
 
 
-AFTER_INSTALLING = {"upload.py": {"huggingface_hub"}, "user_secrets.py": {"kaggle_secrets"}}
+AFTER_INSTALLING = {
+    "upload.py": {"huggingface_hub"}, "user_secrets.py": {"kaggle_secrets"},
+    "figures.py": {"vl_convert"}, "page.py": {"IPython"},
+}  # fmt: skip
 ALLOWED = (
     "credentials",
     "network",
@@ -344,7 +347,7 @@ def test_a_bundle_in_a_data_set_runs_like_one_in_the_script(
     kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
 ) -> None:
     kaggle.start = Session.run
-    options = KernelOptions(as_dataset=True, job=JobSpec(task="secrets"))
+    options = KernelOptions(code="dataset", job=JobSpec(task="secrets"))
     sent = push(account, build(CONFIG, run, USER, options), run, lines)
     assert wait(account, sent, lines, interval=0.1)[0] is FinalStatus.DONE
     assert "medcot session 1: done" in kaggle.sessions()[0].text()
@@ -354,13 +357,13 @@ def test_a_missing_data_set_ends_the_kernel_with_one_line(
     kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
 ) -> None:
     kaggle.start = Session.run
-    kernel = build(CONFIG, run, USER, KernelOptions(as_dataset=True))
+    kernel = build(CONFIG, run, USER, KernelOptions(code="dataset"))
     text = (kernel.folder / "kernel.py").read_text(encoding="utf-8")
     kaggle.answer("SaveKernel", {"slug": kernel.ref, "newTitle": "x", "text": text})
     session = kaggle.sessions()[0]
     list(session.follow_log())
     assert session.status == "ERROR"
-    assert f"no data set with bundle {kernel.checksum[:16]} is mounted" in session.text()
+    assert "no data set with code " in session.text()
 
 
 def test_a_later_session_without_the_earlier_output_does_not_start_anew(
