@@ -14,7 +14,7 @@ from medcot.kaggle.client.build import FOLDER
 from medcot.kaggle.client.probe import ImageFacts
 from medcot.kaggle.client.push_state import PushRecord
 from medcot.kaggle.client.session_plan import StageEstimate
-from medcot.kaggle.session.manifest import NAME, read_manifest
+from medcot.kaggle.session.manifest import NAME, STAMP, read_manifest
 from medcot.runs.directory import RunDirectory
 
 FILE = "proof.md"
@@ -63,6 +63,8 @@ def make_snippet(
     manifest = read_manifest((run.path / FOLDER / NAME).read_text(encoding="utf-8"))
     training, plan = run.read_json("training.json"), run.read_json("plan.json")
     seconds = stage_seconds(run.log.read_text(encoding="utf-8") if run.log.exists() else "")
+    if (queued := _queue_seconds(run, sent)) is not None:
+        seconds["queue"] = queued
     if found := _INSTALLED.search(text):
         seconds["install"] = float(found[1])
     events = list(run.rows(run.events))
@@ -96,6 +98,16 @@ def make_snippet(
             "",
         ]
     )
+
+
+def _queue_seconds(run: RunDirectory, sent: PushRecord) -> float | None:
+    """Return the seconds from the push to the session's begin, by the clocks of both machines."""
+    stamp = run.read_json(f"{FOLDER}/{STAMP}") if run.has(f"{FOLDER}/{STAMP}") else {}
+    try:
+        began, pushed = (datetime.fromisoformat(str(at)) for at in (stamp.get("at"), sent.at))
+        return max(0.0, (began - pushed).total_seconds())
+    except (TypeError, ValueError):  # an older session's stamp, or one time without its zone
+        return None
 
 
 def stage_seconds(log: str) -> dict[str, float]:

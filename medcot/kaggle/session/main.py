@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -69,7 +70,8 @@ def open_session(
     found = _find_secrets(job, settings, root, get_secret)
     session = Session(folder, root, job, settings, bundle, started, _make_say(found))
     session.output.mkdir(parents=True, exist_ok=True)
-    stamp = {"bundle": bundle, "run": job.run, "session": job.session}
+    at = datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
+    stamp = {"bundle": bundle, "run": job.run, "session": job.session, "at": at}
     (session.output / STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
     return SessionSteps(session, found)
 
