@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ def repeat_shared_keys() -> None:
         return
     from transformers.integrations import sdpa_attention
 
-    vars(sdpa_attention)["use_gqa_in_sdpa"] = lambda *_: False
+    module: ModuleType = sdpa_attention
+    vars(module)["use_gqa_in_sdpa"] = lambda *_: False
 
 
 def provide_loss(function: type[torch.autograd.Function], device: str) -> None:

@@ -22,8 +22,7 @@ from tests.support.kaggle_session import Session
 
 pytest_plugins = ["tests.support.kaggle_fixtures"]
 NO_INTERNET = {
-    "PIP_NO_INDEX": "1",
-    "PIP_CONFIG_FILE": "/dev/null",
+    "PIP_CONSTRAINT": "/no/such/file",  # pip ends at once
     "http_proxy": "http://127.0.0.1:9",
     "https_proxy": "http://127.0.0.1:9",
 }

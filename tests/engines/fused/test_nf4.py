@@ -63,6 +63,7 @@ def test_a_group_of_4_bit_and_16_bit_layers_is_one_matrix() -> None:
 def test_a_repository_that_was_quantized_in_bfloat16_computes_in_the_runs_dtype() -> None:
     layer = Linear4bit(16, 8)
     compute_in(torch.float16, torch.nn.Sequential(layer, torch.nn.Linear(8, 2)))
-    assert layer.weight.quant_state is not None
-    assert layer.weight.quant_state.dtype == torch.float16
+    weight = layer.weight
+    assert isinstance(weight, Params4bit)
+    assert weight.quant_state == State(0.25, torch.float16)
     assert layer.compute_dtype == torch.float16
