@@ -273,11 +273,13 @@ def _list_quantizations(
         if asked != "fp8" and not can_quantize:
             needs = Message("needs_gpu_extra")
             raise _refuse(config, "quantization", NO_BITSANDBYTES, needs, installable=True)
-        return _Decision((asked,), (Reason("reason_weights_given", {"choice": asked}),))
-    fp8: tuple[Quantization, ...] = () if no_fp8 else ("fp8",)
+        cost = (Reason("reason_fp8_cost"),) if asked == "fp8" else ()
+        return _Decision((asked,), (Reason("reason_weights_given", {"choice": asked}), *cost))
     nf4: tuple[Quantization, ...] = ("4bit",) if can_quantize else ()
     missing = device == "cuda" and not can_quantize
-    return _Decision(("none", *fp8, *nf4), (Reason("reason_no_4bit"),) if missing else ())
+    # Faster, but what it costs is more than the seeds differ by: see docs/experiments.md.
+    faster = (Reason("reason_fp8_possible"),) if no_fp8 is None else ()
+    return _Decision(("none", *nf4), (Reason("reason_no_4bit"),) if missing else faster)
 
 
 def _obstacle_to_fp8(

@@ -33,8 +33,6 @@ def explain_choice(
     step = best.step
     if len(constraints.quantizations) > 1:
         yield _explain_quantization(constraints, best, found)
-        if step.quantization == "fp8":
-            yield Reason("reason_fp8_cost")
     if len(constraints.checkpointings) > 1:
         by_layer = step.traits.packs
         explain = _explain_recomputed_layers if by_layer else _explain_checkpointing

@@ -35,12 +35,12 @@ def test_sixteen_bit_weights_are_kept_where_they_cost_no_time() -> None:
     assert plan.packing
 
 
-def test_products_go_in_8_bit_floats_where_the_gpu_has_them_and_that_is_said() -> None:
-    plan = plan_for("gpu-80g", named_machine("H100"))
-    assert plan.quantization == "fp8"
-    assert any("8-bit floats" in reason and "faster" in reason for reason in map(str, plan.reasons))
-    assert any("--quantization none" in reason for reason in map(str, plan.reasons))
-    exact = plan_for("gpu-80g", named_machine("H100"), quantization="none")
+def test_products_go_in_8_bit_floats_only_if_asked_and_that_is_said() -> None:
+    exact = plan_for("gpu-80g", named_machine("H100"))
+    assert exact.quantization == "none"
+    assert any("--quantization fp8 would be faster" in str(reason) for reason in exact.reasons)
+    plan = plan_for("gpu-80g", named_machine("H100"), quantization="fp8")
+    assert any("--quantization none costs nothing" in str(reason) for reason in plan.reasons)
     assert plan.tokens_per_second > 1.2 * exact.tokens_per_second
     assert plan.memory_gib["weights"] == pytest.approx(exact.memory_gib["weights"] + 13.0, abs=0.1)
 
