@@ -132,6 +132,8 @@ class Event:
     tokens_per_second: float
     memory_gib: float
     eta_s: float
+    validation_loss: float | None = None
+    """Nats per completion token of the validation rows; None where they were not scored."""
 
 
 OnEvent = Callable[[Event], None]

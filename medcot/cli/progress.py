@@ -99,6 +99,9 @@ class TerminalListener(Listener):
             f"loss {event.loss:.3f}  {event.tokens_per_second:,.0f} tokens/s"
             f"  {event.memory_gib:.1f} GiB"
         )
+        if event.validation_loss is not None:
+            values = {"step": event.step, "loss": event.validation_loss}
+            self.say(Message("validated", values))
         self._steps_seen = True
         self._losses.append(event.loss)
         self._clock.advance(event.step / event.steps)

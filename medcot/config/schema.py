@@ -54,6 +54,12 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     batch: int = _field(2, "samples per optimizer step", ge=1, le=1024)
     seed: int = _field(3407, "seed of adapter, order and bootstrap", ge=0, le=2**31 - 1)
     mcq: tuple[str, ...] = _field((), "multiple-choice set: file, name or sample (repeatable)")
+    keep: Literal["best", "last"] = _field(
+        "best", "adapter to keep: of the lowest validation loss, or of the last step"
+    )
+    patience: int = _field(
+        0, "validations without a lower loss until training stops; 0: never", ge=0, le=1000
+    )
 
     style: Style = _field("chat", "prompt style: tutorial or the model's chat", shown=False)
     engine: Literal["auto", EngineName] = _field(
@@ -92,6 +98,12 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     test_samples: int = _field(12, "rows scored before and after", shown=False, ge=1, le=100_000)
     test_fraction: float = _field(
         0.25, "share of questions never trained on", shown=False, gt=0, le=0.5
+    )
+    validation_samples: int = _field(
+        32, "validation rows scored while training; 0: none", shown=False, ge=0, le=100_000
+    )
+    validation_steps: int = _field(
+        0, "optimizer steps between validations; 0 chooses", shown=False, ge=0, le=1_000_000
     )
     generate_samples: int = _field(
         4, "test rows answered in full, besides the fixed question", shown=False, ge=0, le=100_000
@@ -159,6 +171,17 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
             return self.steps
         assert self.epochs is not None
         return max(1, round(self.epochs * -(-rows // self.batch)))
+
+    def steps_between_validations(self, steps: int, rows: int) -> int:
+        """Return the optimizer steps, of ``steps``, between two validations of ``rows`` rows.
+
+        Unless the config fixes them, there are at most ten validations, and those before the last
+        take at most an eighth of the training's time: without a backward pass a row takes half of
+        its time.
+        """
+        if self.validation_steps:
+            return self.validation_steps
+        return max(1, -(-steps // 10), -(-4 * rows // self.batch))
 
 
 def build_config(values: dict[str, Any], where: str = "") -> RunConfig:

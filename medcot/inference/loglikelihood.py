@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from medcot.data.tokenization import encode, encode_text
+from medcot.data.tokenization import TokenizedRow, encode, encode_text
 from medcot.engines.base import LoadedModel
 from medcot.records import Prompt, TokenLoss
 
@@ -29,6 +29,16 @@ def score(loaded: LoadedModel, pairs: Sequence[Prompt], poll: Poll = never_stop)
     """Return the loss of each completion given its prompt, end-of-sequence token included."""
     rows = encode(loaded.tokenizer, {str(index): pair for index, pair in enumerate(pairs)})
     return _score_ids(loaded, [(row.prompt_ids, row.completion_ids) for row in rows], poll)
+
+
+def score_rows(loaded: LoadedModel, rows: Sequence[TokenizedRow]) -> TokenLoss:
+    """Return the loss of all completions of ``rows`` together, few at a time.
+
+    The optimizer's state may be in memory too, so a pass is as small as on a CPU.
+    """
+    pairs = [(row.prompt_ids, row.completion_ids) for row in rows]
+    losses = _score_ids(loaded, pairs, never_stop, LOGIT_TOKENS["cpu"])
+    return TokenLoss(sum(one.total for one in losses), sum(one.tokens for one in losses))
 
 
 def score_options(
@@ -214,10 +224,13 @@ def _score_options_of(
 
 
 def _score_ids(
-    loaded: LoadedModel, pairs: Sequence[tuple[list[int], list[int]]], poll: Poll
+    loaded: LoadedModel,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    poll: Poll,
+    limit: int | None = None,
 ) -> list[TokenLoss]:
     results: list[TokenLoss | None] = [None] * len(pairs)
-    limit = LOGIT_TOKENS.get(loaded.device, 1024)
+    limit = limit or LOGIT_TOKENS.get(loaded.device, 1024)
     for chosen in _batches([len(completion) for _, completion in pairs], limit, 64):
         poll()
         losses = _score_batch(loaded, [pairs[index] for index in chosen])

@@ -61,6 +61,7 @@ class Prepared:
     dropped: tuple[Dropped, ...]
     overlaps: tuple[Overlap, ...]
     withheld: tuple[Overlap, ...] = ()
+    validation: Sequence[TokenizedRow] = ()
     kept_note: str = ""
     question_notes: tuple[str, ...] = ()
 
@@ -152,6 +153,10 @@ def _decide(
         tokenizer,
     )
     rows = selection.rows
+    validation = _validation_rows(
+        CaseSubset(dataset.cases, (at[row_id] for row_id in split.validation)),
+        dataset.fingerprint, suite, limited, tokenizer,
+    )  # fmt: skip
     _require_embeddings(config, tokenizer)
     if not rows:
         raise explain_nothing_left(limited, selection)
@@ -166,9 +171,30 @@ def _decide(
         dropped=(*dataset.dropped, *selection.dropped),
         overlaps=selection.overlaps,
         withheld=withheld,
+        validation=validation,
         kept_note=selection.note,
         question_notes=tuple(found.note for found in sets.values() if found.note),
     )
+
+
+def _validation_rows(
+    cases: CaseSubset, fingerprint: str, suite: EvaluationSuite, config: RunConfig, tokenizer: Any
+) -> Sequence[TokenizedRow]:
+    """Return the rows to score while training; like training rows, none is in an evaluation set.
+
+    Raises:
+        InputError: There is none, and ``config.patience`` needs some.
+    """
+    if not len(cases) or not config.validation_samples:
+        rows: Sequence[TokenizedRow] = ()
+    else:
+        wanted = config.model_copy(update={"samples": config.validation_samples})
+        texts = collect_texts(suite)
+        rows = select_training_rows(cases, fingerprint, texts, wanted, tokenizer).rows
+    if config.patience and not len(rows):
+        got = f"--dataset {config.dataset} has no validation rows, or --validation-samples is 0"
+        raise InputError(f"--patience {config.patience}", got, "use more rows, or no --patience")
+    return rows
 
 
 def _longest_row(config: RunConfig) -> int:
@@ -252,6 +278,8 @@ def _announcements(prepared: Prepared) -> Iterator[str | Message]:
         f" of {prepared.dataset.name}; {prepared.plan.trainable_parameters:,} trainable parameters"
     )
     yield from prepared.dataset.notes
+    if not len(prepared.validation) and config.validation_samples:
+        yield Message("no_validation_rows")
     if len(prepared.rows) < config.samples:
         yield f"{config.samples} training rows were asked for; {len(prepared.rows)} are there."
     if (longest := _longest_row(config)) < config.max_length:

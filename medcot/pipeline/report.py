@@ -21,10 +21,12 @@ from medcot.reporting.schema import (
     Facts,
     FallbackFact,
     Report,
+    StepLoss,
+    ValidationFacts,
 )
 from medcot.reporting.storage import report_to_json
 from medcot.reporting.webpage import write_report_files
-from medcot.runs.directory import Phase
+from medcot.runs.directory import Phase, RunDirectory
 
 JUDGED = "evaluation/judge.jsonl"
 """The judge's preferences by pair, so that none is asked for twice."""
@@ -97,9 +99,34 @@ def _facts(prepared: Prepared) -> Facts:
         ),
         rows=len(prepared.rows),
         dropped=tuple(row.in_english() for row in prepared.dropped),
-        steps=prepared.config.total_steps(len(prepared.rows)),
+        steps=_steps_done(prepared),
         trainable_parameters=prepared.plan.trainable_parameters,
         total_parameters=prepared.plan.total_parameters,
         environment=EnvironmentFacts(fallbacks),
         exports=read_exports(prepared.directory),
+        validation=_validation(prepared.directory),
+    )
+
+
+def _steps_done(prepared: Prepared) -> int:
+    """Return the steps of the training, which may have ended early."""
+    directory, planned = prepared.directory, prepared.config.total_steps(len(prepared.rows))
+    done = directory.read_json("training.json") if directory.has("training.json") else {}
+    return done.get("steps", planned)
+
+
+def _validation(directory: RunDirectory) -> ValidationFacts | None:
+    """Return the validations of the training; None without any, as in runs of older versions."""
+    found = [
+        row for row in directory.rows(directory.events) if row.get("validation_loss") is not None
+    ]
+    if not found or not directory.has("training.json"):
+        return None
+    training = directory.read_json("training.json")
+    return ValidationFacts(
+        rows=training["validation_rows"],
+        kept_step=training["kept_step"],
+        steps=training["steps"],
+        losses=tuple(StepLoss(row["step"], row["validation_loss"]) for row in found),
+        stopped_early=bool(training.get("stopped_early")),
     )

@@ -14,6 +14,7 @@ from medcot.engines import loading as models
 from medcot.errors import Cancelled, InputError
 from medcot.evaluation.interface import ScoredRow, row_to_json, rows_from_json
 from medcot.evaluation.suite import evaluate
+from medcot.inference.loglikelihood import score_rows
 from medcot.listener import Listener
 from medcot.pipeline.collective import (
     broadcast_step,
@@ -181,7 +182,7 @@ def train(
     prepared: Prepared, loaded: models.LoadedModel, listener: Listener, tracker: Tracker
 ) -> None:
     """Put an adapter on ``loaded`` and train it, or load the one that is already trained."""
-    from medcot.training.fit import fit
+    from medcot.training.fit import ValidationRows, fit
 
     directory, config = prepared.directory, prepared.config
     if directory.has("training.json"):
@@ -196,8 +197,9 @@ def train(
     broadcast_step("train")
     models.add_adapter(loaded, config, prepared.plan)
     result = fit(
-        loaded, prepared.rows, config, prepared.plan, directory, on_event, listener.should_stop
-    )
+        loaded, prepared.rows, config, prepared.plan, directory, on_event, listener.should_stop,
+        ValidationRows(prepared.validation, score_rows),
+    )  # fmt: skip
     if result.cancelled:
         raise Cancelled
     record_adapter(directory)

@@ -14,6 +14,7 @@ from medcot.engines import loading as models
 from medcot.errors import InputError
 from medcot.hardware.machine import detect_machine
 from medcot.inference.generate import model_tools
+from medcot.inference.loglikelihood import score_rows
 from medcot.listener import Listener
 from medcot.pipeline.collective import (
     AdapterLoad,
@@ -109,7 +110,7 @@ class _Worker:
             raise InputError(f"--dataset {self.task.config.dataset}", got, needs)
 
     def _train(self) -> None:
-        from medcot.training.fit import fit
+        from medcot.training.fit import ValidationRows, fit
 
         models.add_adapter(self.loaded, self.task.config, self.task.plan)
         fit(
@@ -120,6 +121,7 @@ class _Worker:
             self.scratch,
             on_event=Listener().event,
             should_stop=self.listener.should_stop,
+            validation=ValidationRows(self.prepared.validation, score_rows),
         )
 
 

@@ -16,6 +16,10 @@ from medcot.planning.model_specs import ModelSpec
 from medcot.planning.search import Candidate, Workload, choose_best, list_candidates
 from medcot.planning.speed_model import evaluation_s, loading_s
 
+VALIDATION = 0.125
+"""Time of the validations of a training, as a part of the rest; see
+:meth:`medcot.config.schema.RunConfig.steps_between_validations`."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -171,12 +175,13 @@ def _compose_plan(
 
 def _stage_times_s(workload: Workload, best: Candidate, steps: int) -> dict[str, float]:
     """Return the seconds of each stage and their total."""
+    config = workload.config
     stages = {
         "load": loading_s(workload.config, best.step, workload.spec),
         "evaluate": evaluation_s(
-            workload.config, best.step, workload.spec, workload.machine, workload.mean_tokens
+            config, best.step, workload.spec, workload.machine, workload.mean_tokens
         ),
-        "train": steps * best.step_s,
+        "train": steps * best.step_s * (1 + (VALIDATION if config.validation_samples else 0)),
     }
     return {name: round(s, 1) for name, s in (stages | {"total": sum(stages.values())}).items()}
 

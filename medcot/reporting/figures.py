@@ -53,7 +53,7 @@ def write_figures(
     if not can_draw():
         return ()
     charts = {
-        "loss": ("Training loss by step", loss_chart(events)),
+        "loss": (_title(events), loss_chart(events)),
         "differences": (DIFFERENCES, difference_chart(report)),
         "accuracy": ("Change of right answers by set", accuracy_chart(report)),
     }
@@ -68,20 +68,37 @@ def write_figures(
     return tuple(written)
 
 
-def loss_chart(events: Sequence[Mapping[str, Any]], theme: ChartTheme = PAPER) -> Any:
-    """Draw training loss by step as an altair chart; None without steps."""
+def _title(events: Sequence[Mapping[str, Any]]) -> str:
+    validated = any(event.get("validation_loss") is not None for event in events)
+    return "Training and validation loss by step" if validated else "Training loss by step"
+
+
+def loss_chart(
+    events: Sequence[Mapping[str, Any]], theme: ChartTheme = PAPER, language: str = "en"
+) -> Any:
+    """Draw training loss, and validation loss if there is any, by step; None without steps."""
     import altair as alt
 
     if not events:
         return None
-    points = [{"step": event["step"], "loss": event["loss"]} for event in events]
-    return (
-        alt.Chart(alt.Data(values=points))
-        .mark_line(color=theme.better, point=len(points) <= 60)
-        .encode(
-            x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1)),
-            y=alt.Y("loss:Q", title="training loss (nats per token)", scale=alt.Scale(zero=False)),
-        )
+    names = [say(f"curve_{name}", language) for name in ("training", "validation")]
+    found = [
+        (event["step"], event.get(kind), name)
+        for kind, name in zip(("loss", "validation_loss"), names, strict=True)
+        for event in events
+    ]
+    points = [
+        {"step": step, "loss": loss, "rows": name} for step, loss, name in found if loss is not None
+    ]
+    chart = alt.Chart(alt.Data(values=points)).encode(
+        x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1)),
+        y=alt.Y("loss:Q", title="loss (nats per token)", scale=alt.Scale(zero=False)),
+    )
+    if len(points) == len(events):
+        return chart.mark_line(color=theme.better, point=len(points) <= 60)
+    colours = alt.Scale(domain=names, range=[theme.better, theme.worse])
+    return chart.mark_line(point=len(points) <= 80).encode(
+        color=alt.Color("rows:N", title=None, scale=colours)
     )
 
 

@@ -26,6 +26,7 @@ from medcot.reporting.wording import (
     name_kind,
     state_letter_bias,
     state_power,
+    state_validation,
     word_opening,
     word_verdict,
 )
@@ -57,6 +58,7 @@ def render_markdown(report: Report, language: str = "en") -> str:
         *_sets(report, language),
         *_cost(report, language),
         *_power(report, language),
+        *_validation(report, language),
         *_figures(report, language),
         *_fixed_question(report.fixed_question, language),
         *_rows("better_rows", report.better_rows, language),
@@ -179,6 +181,12 @@ def _power(report: Report, language: str) -> Iterator[str]:
     if lines := [f"- {one.text(language)}" for one in state_power(report, language)]:
         yield f"## {say('report_power', language)}"
         yield "\n".join(lines)
+
+
+def _validation(report: Report, language: str) -> Iterator[str]:
+    if said := [one.text(language) for one in state_validation(report)]:
+        yield f"## {say('report_validation', language)}"
+        yield ("" if language == "zh" else " ").join([*said, say("validation_note", language)])
 
 
 def _figures(report: Report, language: str) -> Iterator[str]:

@@ -341,6 +341,28 @@ class ExportFact:
 
 
 @dataclass(frozen=True, slots=True)
+class StepLoss:
+    """The validation loss after a step, in nats per completion token."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationFacts:
+    """The validations of a training on ``rows`` rows, in order.
+
+    ``kept_step`` is the step of the adapter that is scored and ``steps`` the last one.
+    """
+
+    rows: int
+    kept_step: int
+    steps: int
+    losses: tuple[StepLoss, ...]
+    stopped_early: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a run knows besides its scores. Two runs with the same seed have the same facts."""
 
@@ -353,6 +375,7 @@ class Facts:
     judge: JudgeResult | None = None
     environment: EnvironmentFacts | None = None
     exports: tuple[ExportFact, ...] | None = None
+    validation: ValidationFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,26 @@ def state_power(report: Report, language: str) -> Iterator[Message]:
                 yield Message("needed_for_5_points", shared | counts)
 
 
+def state_validation(report: Report) -> Iterator[Message]:
+    """State which step's adapter was kept, by the loss of the validation rows."""
+    found = report.facts.validation
+    if found is None or not found.losses:
+        return
+    losses = {one.step: one.loss for one in found.losses}
+    best = min(losses, key=losses.__getitem__)
+    shared = {"rows": count_things("validation_row", found.rows), "steps": found.steps}
+    values = shared | {"best": best, "loss": _nats(losses[best])}
+    if best == found.steps:
+        yield Message("validation_best_last", values)
+    else:
+        last = {"last": _nats(list(losses.values())[-1])}
+        code = "validation_best" if found.kept_step == best else "validation_not_best"
+        yield Message(code, values | last)
+    if found.stopped_early:
+        later = sum(step > best for step in losses)
+        yield Message("validation_stopped", {"steps": found.steps, "n": later})
+
+
 def _state_loss(report: Report) -> Message:
     nll = report.paired.nll
     if nll is None:

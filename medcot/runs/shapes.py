@@ -33,9 +33,11 @@ OPTIONAL: Mapping[str, Mapping[str, Field]] = {
         "learning_rate": (int, float),
         "grad_norm": (int, float, type(None)),
         "tokens": int,
+        "validation_loss": (int, float, type(None)),
     },
     "plan.json": {"reasons": list, "warnings": list},
     "report.json": {"schema_version": int},
+    "training.json": {"steps": int, "kept_step": int, "validation_rows": int},
 }
 """By file: fields whose type is checked where they are there."""
 

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,19 @@ def check_before_saving(optimizer: Any, step: int) -> None:
             raise RunFailed("training", f"{what} became NaN or infinite at step {step}.", REMEDY)
 
 
-def manifest_callback() -> Any:
-    """Return the trainer callback that writes a checkpoint's manifest once it is saved."""
+def manifest_callback(save_best: Callable[[Path], None]) -> Any:
+    """Return the trainer callback that completes a checkpoint, with its manifest last.
+
+    ``save_best`` writes into the checkpoint's folder before the trainer does, so that a checkpoint
+    without a manifest has all of it too.
+    """
     from transformers import TrainerCallback
 
     class Callback(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if control.should_save and comm.is_main():
+                save_best(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             # A worker's folder is a scratch copy, from which nobody resumes.
             if comm.is_main():
@@ -74,7 +82,7 @@ def manifest_callback() -> Any:
     return Callback()
 
 
-def last_step_kept() -> Any:
+def last_step_kept(save_best: Callable[[Path], None]) -> Any:
     """Return the trainer callback that can save the last whole step after a step was abandoned."""
     import torch
     from transformers import TrainerCallback
@@ -87,7 +95,9 @@ def last_step_kept() -> Any:
         def save(self, trainer: Any) -> None:
             """Save a checkpoint of the trainer's last whole step, if it is not saved yet."""
             step = trainer.state.global_step
-            if step and not (Path(trainer.args.output_dir) / f"checkpoint-{step}").exists():
+            checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+            if step and not checkpoint.exists():
+                save_best(checkpoint)
                 torch.set_rng_state(self._random)
                 check_before_saving(trainer.optimizer, step)
                 # As the trainer itself does after a step.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,35 @@ from medcot.engines.loading import (
 )
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.planning.plan import Plan
-from medcot.records import OnEvent
+from medcot.records import OnEvent, TokenLoss
 from medcot.runs.directory import RunDirectory
 from medcot.training.checkpoints import last_step_kept, newest_whole_checkpoint
 from medcot.training.recorder import Recorder
 from medcot.training.trainers.choose import make_arguments, make_trainer
+from medcot.training.validation import Validation
 
 GATE_ROWS = 8
 """Rows that the template check decodes, as the trainer's own collator makes them."""
 
 
 @dataclass(frozen=True, slots=True)
+class ValidationRows:
+    """Rows to score while training, and what scores them with a model's own forward pass."""
+
+    rows: Sequence[TokenizedRow]
+    score: Callable[[LoadedModel, Sequence[TokenizedRow]], TokenLoss]
+
+
+NO_VALIDATION = ValidationRows((), lambda _loaded, _rows: TokenLoss(0.0, 0))
+
+
+@dataclass(frozen=True, slots=True)
 class FitResult:
-    """The outcome of a training. ``steps`` and ``tokens`` include earlier sessions of the run."""
+    """The outcome of a training. ``steps`` and ``tokens`` include earlier sessions of the run.
+
+    ``kept_step`` is the step whose adapter was saved. ``stopped_early`` tells that validation ended
+    the training.
+    """
 
     steps: int
     tokens: int
@@ -45,6 +62,9 @@ class FitResult:
     trainable_parameters: int
     cancelled: bool
     plan: Plan
+    kept_step: int = 0
+    validation_rows: int = 0
+    stopped_early: bool = False
 
 
 def fit(
@@ -55,18 +75,20 @@ def fit(
     directory: RunDirectory,
     on_event: OnEvent,
     should_stop: Callable[[], bool] = lambda: False,
+    validation: ValidationRows = NO_VALIDATION,
 ) -> FitResult:
     """Train the adapter of ``loaded`` on ``rows`` and save it to ``directory.adapter``.
 
     Resumes from the newest checkpoint in ``directory``. Every step's event is appended to
-    ``events.jsonl`` and given to ``on_event``. When memory runs out, all layers are recomputed or
-    the rows per forward pass are halved (the rows per optimizer step stay), and training resumes
-    from the newest checkpoint.
+    ``events.jsonl`` and given to ``on_event``. The rows of ``validation`` are scored every so many
+    steps; with ``config.keep`` "best" the adapter is saved as it was when they lost least. When
+    memory runs out, all layers are recomputed or the rows per forward pass are halved (the rows per
+    optimizer step stay), and training resumes from the newest checkpoint.
 
     Raises:
         RunFailed: The template check refuses, the loss is not finite, or one row does not fit.
     """
-    training = _Training(loaded, rows, config, directory, on_event, should_stop)
+    training = _Training(loaded, rows, config, directory, on_event, should_stop, validation)
     count = trainable_parameters(loaded.model)
     started = time.monotonic()
     if training.steps == 0:
@@ -83,14 +105,21 @@ def fit(
                 raise _out_of_memory_in_one_process(plan) from error
             plan = _with_less_memory(plan, loaded.model.config.num_hidden_layers)
     directory.require()
+    ended = recorder.step >= training.steps
+    stopped_early = not ended and recorder.validation.is_exhausted
+    cancelled = not ended and not stopped_early
+    kept_step = recorder.step if cancelled else recorder.validation.choose_weights(recorder.step)
     _save_adapter(loaded, directory.adapter)
     return FitResult(
         recorder.step,
         recorder.tokens,
         time.monotonic() - started,
         count,
-        cancelled=recorder.step < training.steps,
+        cancelled=cancelled,
         plan=plan,
+        kept_step=kept_step,
+        validation_rows=len(validation.rows),
+        stopped_early=stopped_early,
     )
 
 
@@ -104,6 +133,7 @@ class _Training:
     directory: RunDirectory
     on_event: OnEvent
     should_stop: Callable[[], bool]
+    validated: ValidationRows
 
     @property
     def steps(self) -> int:
@@ -116,7 +146,10 @@ class _Training:
         disable_progress_bar()
         loaded, rows = self.loaded, self.rows
         checkpoint = _common_checkpoint(self.directory, self.should_stop)
-        recorder = self._recorder(checkpoint)
+        recorder = self._recorder(checkpoint, plan)
+        if checkpoint and (recorder.step >= self.steps or recorder.validation.is_exhausted):
+            _load_weights(loaded.model, checkpoint)
+            return recorder
         loaded.model.config.use_cache = False
         arguments = make_arguments(self.config, plan, self.steps, self.directory.checkpoints)
         data = to_training_dataset(rows)
@@ -130,23 +163,24 @@ class _Training:
             trainer = make_trainer(loaded, adapters, arguments, data, lengths, recorder)
             _keep_adapters_in_float32(loaded.model)
             _check_gate(trainer, loaded, rows)
-            self._train(trainer, checkpoint)
+            self._train(trainer, recorder, checkpoint)
         loaded.model = trainer.model
         loaded.model.config.use_cache = True
         loaded.model.eval()
         return recorder
 
-    def _train(self, trainer: Any, checkpoint: Path | None) -> None:
+    def _train(self, trainer: Any, recorder: Recorder, checkpoint: Path | None) -> None:
         """Train to the end of the run, or stop after a step or, in a single process, within it."""
         resumed = str(checkpoint) if checkpoint else None
         if comm.world_size() > 1:
             trainer.train(resume_from_checkpoint=resumed)
             return
-        kept = last_step_kept()
+        kept = last_step_kept(recorder.validation.save)
         trainer.add_callback(kept)
 
         def poll() -> None:
-            if self.should_stop():
+            # A step whose validation was abandoned would be neither done nor undone.
+            if not recorder.is_validating and self.should_stop():
                 raise Cancelled
 
         try:
@@ -155,16 +189,44 @@ class _Training:
         except Cancelled:
             kept.save(trainer)
 
-    def _recorder(self, checkpoint: Path | None) -> Recorder:
+    def _recorder(self, checkpoint: Path | None, plan: Plan) -> Recorder:
         """Return a recorder that continues the events up to ``checkpoint``."""
         first_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         self.directory.truncate_events(first_step)
         past = list(self.directory.rows(self.directory.events))
         tokens = past[-1]["tokens"] if past else 0
+        validation = self._validation(plan)
+        losses = {row["step"]: row.get("validation_loss") for row in past}
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        # A worker's folder has no events: it takes those of the main process.
+        validation.resume(comm.from_main(lambda: known, self.should_stop), checkpoint)
         stop = _stop_in_all_processes(self.should_stop)
-        recorder = Recorder(self.steps, tokens, self.directory, self.on_event, stop)
+        recorder = Recorder(self.steps, tokens, self.directory, self.on_event, stop, validation)
         recorder.step = first_step
         return recorder
+
+    def _validation(self, plan: Plan) -> Validation:
+        loaded, traits = self.loaded, self.loaded.engine.traits
+        if traits.packs:
+            from medcot.training.trainers.fused import score_packed_rows
+
+            score = partial(score_packed_rows, loaded, rows_at_once=plan.micro_batch)
+        else:
+            score = partial(self.validated.score, loaded)
+        # Split weights are gathered for every pass, in all processes at once.
+        return Validation(
+            loaded.model, self.validated.rows, self.config, self.steps, score,
+            shared_out=comm.world_size() > 1 and not traits.splits,
+        )  # fmt: skip
+
+
+def _load_weights(model: Any, checkpoint: Path) -> None:
+    """Give ``model`` the weights of a training that has ended: the trainer would go on with it."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    _keep_adapters_in_float32(model)
+    set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))
+    model.eval()
 
 
 def _keep_adapters_in_float32(model: Any) -> None:

@@ -14,6 +14,7 @@ from medcot.errors import RunFailed
 from medcot.records import Event, OnEvent
 from medcot.runs.directory import RunDirectory
 from medcot.training.checkpoints import REMEDY, remove_checkpoints_from
+from medcot.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,12 @@ class Recorder:
         directory: RunDirectory,
         on_event: OnEvent,
         should_stop: Callable[[], bool],
+        validation: Validation,
     ) -> None:
         self.steps, self.tokens = steps, tokens
         self.step = 0
+        self.validation = validation
+        self.is_validating = False
         self.directory, self.on_event, self.should_stop = directory, on_event, should_stop
         self._row_tokens: list[int] = []
         self._step_started = time.monotonic()
@@ -53,6 +57,32 @@ class Recorder:
     def step_begins(self) -> None:
         """Start the clock of an optimizer step."""
         self._step_started = time.monotonic()
+
+    def validate(self, step: int) -> bool:
+        """Score the validation rows if they are due after ``step``; return whether they were.
+
+        The clock of the step stands still meanwhile.
+        """
+        if not self.validation.is_due(step):
+            return False
+        self._wait_for_device()
+        started = time.monotonic()
+        self.is_validating = True
+        self.validation.run(step)
+        self.is_validating = False
+        self._step_started += time.monotonic() - started
+        return True
+
+    def should_end(self) -> bool:
+        """Return whether training ends after this step: on request, or for want of progress."""
+        asked = self.should_stop()
+        return asked or self.validation.is_exhausted
+
+    def _wait_for_device(self) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     def take_tokens(self, micro_batches: int) -> int:
         """Return the tokens of the next ``micro_batches`` forward passes, each once."""
@@ -92,6 +122,7 @@ class Recorder:
             tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
             memory_gib=round(memory_gib(), 2),
             eta_s=round((self.steps - step) * sum(recent) / len(recent), 1),
+            validation_loss=self.validation.losses.get(step),
         )
         self.directory.append(self.directory.events, event)
         self.on_event(event)
@@ -101,7 +132,11 @@ class Recorder:
                 "Step %d changed nothing: its fp16 gradient overflowed, and the loss scale is"
                 " halved.", step,
             )  # fmt: skip
-        for name, value in (("loss", event.loss), ("gradient's norm", event.grad_norm)):
+        for name, value in (
+            ("loss", event.loss),
+            ("gradient's norm", event.grad_norm),
+            ("validation loss", event.validation_loss),
+        ):
             if value is None or isfinite(value):
                 continue
             raise RunFailed(
@@ -154,7 +189,8 @@ class _Queued:
     step: int
     learning_rate: float
     values: Any  # [loss, grad_norm, tokens, loss scale], being copied to the CPU
-    mark: Any  # a CUDA event, or a time elsewhere
+    began: Any  # a CUDA event, or a time elsewhere
+    ended: Any
 
 
 class StepReadings:
@@ -168,7 +204,11 @@ class StepReadings:
     def __init__(self, device: Any) -> None:
         self._on_cuda = device.type == "cuda"
         self._open: list[_Queued] = []
-        self._last_mark = self._mark()
+        self._began = self._mark()
+
+    def restart_clock(self) -> None:
+        """Begin the next step now: what was done since the last one is no part of it."""
+        self._began = self._mark()
 
     def push(self, step: int, learning_rate: float, values: Any) -> None:
         """Add a step whose ``values`` are queued on the device.
@@ -180,13 +220,15 @@ class StepReadings:
         if self._on_cuda:
             host = torch.empty_like(values, device="cpu", pin_memory=True)
             values = host.copy_(values, non_blocking=True)
-        self._open.append(_Queued(step, learning_rate, values, self._mark()))
+        ended = self._mark()
+        self._open.append(_Queued(step, learning_rate, values, self._began, ended))
+        self._began = ended
 
     def pop(self) -> Iterator[StepReading]:
         """Yield the steps that were pushed, once the device has computed them."""
         while self._open:
             queued = self._open.pop(0)
-            seconds = self._seconds_to(queued.mark)
+            seconds = self._seconds_between(queued.began, queued.ended)
             loss, grad_norm, tokens, loss_scale = queued.values.tolist()
             logs = {"loss": loss, "grad_norm": grad_norm, "learning_rate": queued.learning_rate}
             yield StepReading(queued.step, int(tokens), logs, seconds, loss_scale)
@@ -200,12 +242,11 @@ class StepReadings:
         mark.record()
         return mark
 
-    def _seconds_to(self, mark: Any) -> float:
-        last, self._last_mark = self._last_mark, mark
+    def _seconds_between(self, began: Any, ended: Any) -> float:
         if not self._on_cuda:
-            return mark - last
-        mark.synchronize()
-        return last.elapsed_time(mark) / 1000
+            return ended - began
+        ended.synchronize()
+        return began.elapsed_time(ended) / 1000
 
 
 def memory_gib() -> float:

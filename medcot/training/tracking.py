@@ -89,7 +89,10 @@ def event_values(event: Event) -> dict[str, float]:
     """Return an event's numbers under the names that every sink gives them."""
     values = asdict(event)
     del values["step"]
-    return {f"train/{name}": value for name, value in values.items() if value is not None}
+    validation = values.pop("validation_loss")
+    named = {f"train/{name}": value for name, value in values.items()}
+    named["validation/loss"] = validation
+    return {name: value for name, value in named.items() if value is not None}
 
 
 class TensorBoard:

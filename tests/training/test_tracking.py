@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from medcot.evaluation.interface import ScoredRow, row_to_json
 from medcot.records import Event
 from medcot.runs.directory import RunDirectory
 from medcot.training import wandb_run
-from medcot.training.tracking import start_tracking
+from medcot.training.tracking import event_values, start_tracking
 from tests.support.wandb_server import faulty_wandb, forget_client
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -267,11 +267,17 @@ def test_tensorboard_reads_the_same_events_and_the_report(tmp_path):
         (1, 2.0), (2, 1.0), (3, pytest.approx(2 / 3)),
     ]  # fmt: skip
     assert {tag for tag in board.Tags()["scalars"] if tag.startswith("train/")} == {
-        f"train/{name}" for name in asdict(event(1)) if name != "step"
+        f"train/{name}" for name in asdict(event(1)) if name not in ("step", "validation_loss")
     }
     assert board.Scalars("after/nll")[0].value == 1.0
     assert "report/text_summary" in board.Tags()["tensors"]
     assert not lines
+
+
+def test_a_validation_is_tracked_apart_from_the_steps():
+    found = event_values(replace(event(1), validation_loss=1.5))
+    assert found["validation/loss"] == 1.5
+    assert "train/validation_loss" not in found
 
 
 def test_a_resumed_run_replaces_the_steps_that_tensorboard_has_beyond_its_checkpoint(tmp_path):

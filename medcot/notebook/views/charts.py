@@ -130,7 +130,7 @@ def draw_loss(events: Sequence[Mapping[str, Any]], language: str, steps: int = 0
     """Draw training loss by step; once a tenth is done the axis reaches the last of ``steps``."""
     import altair as alt
 
-    chart = loss_chart(_thinned(events), PAGE)
+    chart = loss_chart(_thinned(events), PAGE, language)
     if chart is None:
         return ""
     done = events[-1]["step"]
@@ -151,9 +151,13 @@ def draw_loss(events: Sequence[Mapping[str, Any]], language: str, steps: int = 0
 
 
 def _thinned(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Keep about ``POINTS`` events, evenly spaced, with the first and the last."""
-    every = max(1, len(events) // POINTS)
-    return [*events[:-1:every], *events[-1:]]
+    """Keep about ``POINTS`` events, evenly spaced, with the last and all validations."""
+    every, last = max(1, len(events) // POINTS), len(events) - 1
+    return [
+        event
+        for at, event in enumerate(events)
+        if at % every == 0 or at == last or event.get("validation_loss") is not None
+    ]
 
 
 def draw_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], language: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from medcot.catalog import duration, in_language, say
 from medcot.kaggle.client.orchestrate import AccountCheck
@@ -37,6 +38,7 @@ def show_job(job: Job, language: str) -> str:
             (say("tokens_per_second", language), f"{last.tokens_per_second:,.0f}"),
             (say("memory", language), f"{last.memory_gib:.1f} GiB"),
         ]
+        told += _validation([asdict(event) for event in job.events], language)
         if job.state == "running":
             told.insert(2, (say("time_left", language), duration(last.eta_s, language)))
         parts.append(facts(told))
@@ -73,9 +75,20 @@ def show_finished(run: RunRecord, language: str) -> str:
         (say("tokens_per_second", language), f"{last['tokens_per_second']:,.0f}"),
         (say("memory", language), f"{last['memory_gib']:.1f} GiB"),
     ]
+    told += _validation(run.events, language)
     if run.seconds is not None:
         told.append((say("time_trained", language), duration(run.seconds, language)))
     return join(facts(told), draw_loss(run.events, language))
+
+
+def _validation(events: Sequence[Mapping[str, Any]], language: str) -> list[tuple[str, str]]:
+    """Return the last validation loss and the lowest, nothing before the first one."""
+    losses = [event.get("validation_loss") for event in events]
+    known = [loss for loss in losses if loss is not None]
+    if not known:
+        return []
+    values = {"last": f"{known[-1]:.3f}", "lowest": f"{min(known):.3f}"}
+    return [(say("validation_loss", language), say("validation_losses", language, **values))]
 
 
 def _stage(job: Job, language: str) -> str:

@@ -43,7 +43,7 @@ def make_trainer(
         )
     else:
         trainer = _make_plain_trainer(loaded, arguments, data, recorder)
-    trainer.add_callback(manifest_callback())
+    trainer.add_callback(manifest_callback(recorder.validation.save))
     trainer.data_collator = CountingCollator(trainer.data_collator, recorder)
     _remove_printing(trainer)
     return trainer
@@ -142,7 +142,8 @@ def _as_callback(trainer: Any, recorder: Recorder) -> Any:
             recorder.step_begins()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-            if recorder.should_stop():
+            recorder.validate(state.global_step)
+            if recorder.should_end():
                 control.should_training_stop = True
                 control.should_save = True
             return control

@@ -12,8 +12,10 @@ import torch
 from torch import distributed
 from trl.trainer.sft_trainer import SFTTrainer
 
-from medcot.engines.base import TrainedParameters
+from medcot.data.tokenization import TokenizedRow
+from medcot.engines.base import LoadedModel, TrainedParameters
 from medcot.engines.fused.packing import BalancedSampler, PackedCollator
+from medcot.records import TokenLoss
 from medcot.training.checkpoints import check_before_saving
 from medcot.training.recorder import Recorder, StepReadings
 from medcot.training.trainers.guard import OptimizerGuard
@@ -132,6 +134,20 @@ class PackedTrainer(SFTTrainer):
         return torch.cat([values, scale[None]])
 
 
+def score_packed_rows(
+    loaded: LoadedModel, rows: Sequence[TokenizedRow], rows_at_once: int
+) -> TokenLoss:
+    """Return the loss of ``rows`` together, by the pass that trains and in its arithmetic."""
+    device = next(loaded.model.parameters()).device
+    collate, total, tokens = PackedCollator(), 0.0, 0
+    for start in range(0, len(rows), rows_at_once):
+        batch = collate([row.as_row() for row in rows[start : start + rows_at_once]])
+        with torch.no_grad():
+            total += loaded.model(**{name: one.to(device) for name, one in batch.items()}).item()
+        tokens += len(batch["targets"])
+    return TokenLoss(total, tokens)
+
+
 def make_packed_trainer(
     model: Any,
     arguments: Any,
@@ -172,7 +188,9 @@ def _as_callback(trainer: PackedTrainer, recorder: Recorder) -> Any:
             tokens = recorder.take_tokens(args.gradient_accumulation_steps)
             values = trainer.take_step_values(tokens)
             self.readings.push(state.global_step, trainer.learning_rate, values)
-            stopped = recorder.should_stop()
+            if recorder.validate(state.global_step):
+                self.readings.restart_clock()
+            stopped = recorder.should_end()
             if stopped:
                 control.should_training_stop = True
                 control.should_save = True
