@@ -18,6 +18,7 @@ from tests.support.training_run import Training, make_rows
 
 deny_jupyter()  # Other test modules import marimo.
 from medcot.training.trainers.fused import PackedTrainer  # noqa: E402
+from medcot.training.validation import Validation
 
 CPU = torch.device("cpu")
 
@@ -201,7 +202,9 @@ def record(recorder, losses, first=1):
 
 
 def make_recorder(directory):
-    return Recorder(100, 0, directory, lambda event: None, lambda: False)
+    config = make_config("demo", {})
+    unvalidated = Validation(None, (), config, 100, lambda rows: None, shared_out=False)
+    return Recorder(100, 0, directory, lambda event: None, lambda: False, unvalidated)
 
 
 def test_a_loss_that_explodes_stops_at_the_last_good_checkpoint(tmp_path, tiny_model, rows):
