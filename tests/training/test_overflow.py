@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medcot.config.presets import make_config
 from medcot.engines.compat import deny_jupyter
 from medcot.engines.fused import loss_scale
 from medcot.engines.fused.loss_scale import GROWTH_STEPS, LARGEST_SCALE, LossScale
@@ -18,7 +19,7 @@ from tests.support.training_run import Training, make_rows
 
 deny_jupyter()  # Other test modules import marimo.
 from medcot.training.trainers.fused import PackedTrainer  # noqa: E402
-from medcot.training.validation import Validation
+from medcot.training.validation import Validation  # noqa: E402
 
 CPU = torch.device("cpu")
 
