@@ -28,7 +28,7 @@ def draw_curve(values: Sequence[float], width: int = 60, height: int = 5) -> lis
     ]
     labels = {0: f"{high:.3f}", height - 1: f"{low:.3f}"}
     margin = max(map(len, labels.values()))
-    lines = []
+    lines: list[str] = []
     for row in range(height):
         floor = (height - 1 - row) * (len(_BLOCKS) - 1)
         drawn = "".join(_BLOCKS[max(0, min(len(_BLOCKS) - 1, one - floor))] for one in levels)

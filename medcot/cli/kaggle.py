@@ -6,7 +6,7 @@ Each one makes a record of its options, calls :mod:`medcot.kaggle.client` and pr
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -153,7 +153,8 @@ def fetch_command(out: str | None, *, patience: float, as_json: bool) -> None:
     """Fetch the output of the pushed version into the run directory."""
     run = existing_run(out, "--out")
     require_kernel(run)
-    account, lines = sign_in(patience), []
+    account = sign_in(patience)
+    lines: list[str] = []
     sent = find_push(account, run, lines.append)
     status = require_final_status(account, sent)
     result = fetch_and_record(account, sent, run, lines.append, status)
@@ -361,7 +362,7 @@ def take_over(run: RunDirectory) -> bool:
 
 
 @contextmanager
-def watching(say: Say, *, follow: bool, as_json: bool) -> Iterator[tuple[Say, Say | None]]:
+def watching(say: Say, *, follow: bool, as_json: bool) -> Generator[tuple[Say, Say | None]]:
     """Yield what takes the client's lines, and what takes those of the log (None: no log).
 
     On a terminal the log is drawn: bars and the curve of the loss, as for a run on this machine.

@@ -5,25 +5,20 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from medcot.config.schema import RunConfig
 from medcot.errors import InputError, RunFailed
-from medcot.kaggle.client.account import Account, connect
-from medcot.kaggle.client.adopt import find_push
-from medcot.kaggle.client.build import (
-    KERNEL_FOLDER,
-    Kernel,
-    KernelOptions,
-    build,
-    find_owner,
-)
-from medcot.kaggle.client.live import LogReader
-from medcot.kaggle.client.orchestrate import AccountCheck, check_account
-from medcot.kaggle.client.push_state import PushRecord
-from medcot.kaggle.client.retry import RetryPolicy
 from medcot.notebook.jobs import Job, JobListener, State
 from medcot.notebook.results import describe_error
 from medcot.runs.directory import RunDirectory, new_run_path
+
+# A kernel executes the notebook as well, and has nothing of the client.
+if TYPE_CHECKING:
+    from medcot.config.schema import RunConfig
+    from medcot.kaggle.client.account import Account
+    from medcot.kaggle.client.build import Kernel
+    from medcot.kaggle.client.orchestrate import AccountCheck
+    from medcot.kaggle.client.push_state import PushRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +31,8 @@ class BuiltKernel:
 
 def look_at_account() -> AccountCheck:
     """Check, by asking Kaggle, whether a push could be made from this machine."""
+    from medcot.kaggle.client.orchestrate import check_account
+
     return check_account()
 
 
@@ -45,6 +42,8 @@ def build_kernel(config: RunConfig) -> BuiltKernel:
     Raises:
         InputError: no account name is known, or the config names files that cannot be sent.
     """
+    from medcot.kaggle.client.build import KernelOptions, build, find_owner
+
     run = RunDirectory(new_run_path(config))
     return BuiltKernel(build(config, run, find_owner(), KernelOptions()), run)
 
@@ -55,7 +54,9 @@ def push_kernel(built: BuiltKernel) -> PushRecord:
     Raises:
         InputError, RunFailed: as :func:`medcot.kaggle.client.push.push`.
     """
+    from medcot.kaggle.client.account import connect
     from medcot.kaggle.client.push import push
+    from medcot.kaggle.client.retry import RetryPolicy
 
     account = connect(RetryPolicy(limit_s=60.0))
     sent = push(account, built.kernel, built.run, lambda _: None)
@@ -69,6 +70,11 @@ def watch_newest_kernel() -> PushRecord:
     Raises:
         InputError: there is none, or it was not pushed.
     """
+    from medcot.kaggle.client.account import connect
+    from medcot.kaggle.client.adopt import find_push
+    from medcot.kaggle.client.build import KERNEL_FOLDER
+    from medcot.kaggle.client.retry import RetryPolicy
+
     runs = [RunDirectory(path.parents[1]) for path in Path("runs").glob(f"*/{KERNEL_FOLDER}")]
     if not runs:
         raise InputError("runs/", "no run in it has a kernel", "build and push one first")
@@ -118,6 +124,7 @@ INTERVAL_S = 10.0
 
 
 def _follow(job: Job, account: Account, sent: PushRecord) -> None:
+    from medcot.kaggle.client.live import LogReader
     from medcot.kaggle.client.orchestrate import fetch_and_record
     from medcot.kaggle.client.wait import wait
 

@@ -17,8 +17,19 @@ from medcot.kaggle.session.requirements import PROJECT, requirements
 PACKAGE_FOLDER = "package"
 """The folder of the bundle that the kernel puts on ``sys.path``."""
 
-_STAYS = {"exporting", "serving"}
-"""Packages that no kernel uses; the bundle is small without them."""
+STAYS = (
+    "exporting/",
+    "serving/",
+    "kaggle/client/",
+    "cli/doctor.py",
+    "cli/kaggle.py",
+    "cli/kaggle_options.py",
+    "notebook/request_guard.py",
+    "notebook/server.py",
+    "notebook/static_pages.py",
+    "notebook/static_site.py",
+)
+"""Packages and modules that no kernel runs; the bundle is small without them."""
 
 _ADAPTER = "adapter"
 """The folder of a bundled run's weights, megabytes that a kernel asks nothing of."""
@@ -54,7 +65,7 @@ def _read_sources(package: Path) -> dict[str, bytes]:
     for path in package.rglob("*"):
         inside = path.relative_to(package)
         hidden = any(part.startswith((".", "__pycache__")) for part in inside.parts)
-        if inside.parts[0] in _STAYS or _ADAPTER in inside.parts:
+        if inside.as_posix().startswith(STAYS) or _ADAPTER in inside.parts:
             continue
         if path.suffix in _SUFFIXES and not hidden and path.is_file():
             content = read_with_unix_line_ends(path)

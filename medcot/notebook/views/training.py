@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medcot.catalog import duration, in_language, say
-from medcot.kaggle.client.orchestrate import AccountCheck
-from medcot.kaggle.client.push_state import PushRecord
 from medcot.notebook.jobs import Job
 from medcot.notebook.kaggle_panel import BuiltKernel
 from medcot.notebook.views.charts import draw_loss
@@ -25,6 +23,10 @@ from medcot.notebook.views.rows import show_failure
 from medcot.records import Event
 from medcot.runs.directory import RunDirectory
 from medcot.runs.history import RunRecord
+
+if TYPE_CHECKING:
+    from medcot.kaggle.client.orchestrate import AccountCheck
+    from medcot.kaggle.client.push_state import PushRecord
 
 
 def show_job(job: Job, language: str) -> str:
@@ -129,11 +131,13 @@ def _ending(job: Job, language: str) -> str:
 
 def describe_sending(step: AccountCheck | BuiltKernel | PushRecord, language: str) -> str:
     """Describe the result of the last step on the Kaggle panel."""
+    from medcot.kaggle.client.push_state import PushRecord
+
     if isinstance(step, BuiltKernel):
         size = f"{step.kernel.size / 1024:.0f}"
         said = say("kaggle_built", language, folder=str(step.kernel.folder), size=size)
         return callout("good", said)
-    if isinstance(step, PushRecord):
-        said = say("kaggle_pushed", language, version=step.version, ref=step.ref)
-        return callout("good", said, paragraph(step.url))
-    return callout("good" if step.ready else "warn", step.line)
+    if not isinstance(step, PushRecord):
+        return callout("good" if step.ready else "warn", step.line)
+    said = say("kaggle_pushed", language, version=step.version, ref=step.ref)
+    return callout("good", said, paragraph(step.url))

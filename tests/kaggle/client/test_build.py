@@ -38,7 +38,7 @@ from medcot.kaggle.client.bundle import (
 )
 from medcot.kaggle.client.metadata import check_metadata, check_source, make_metadata, slug_of
 from medcot.kaggle.client.retry import RetryPolicy
-from medcot.kaggle.client.sources import PROJECT, collect_package
+from medcot.kaggle.client.sources import PROJECT, STAYS, collect_package
 from medcot.kaggle.session.job import JobSpec
 from medcot.kaggle.session.requirements import requirements
 from medcot.kaggle.session.secret_scan import find_secrets
@@ -91,8 +91,8 @@ def test_the_bundle_carries_the_files_of_the_built_wheel(tmp_path: Path) -> None
     [made] = tmp_path.glob("*.whl")
     theirs = wheel_files(made.read_bytes())
     ours = {name.removeprefix("package/"): text for name, text in collect_package().items()}
-    stays = ("exporting", "serving", "finished/[^/]+/adapter")  # nothing that a kernel runs
-    unsent = re.compile(rf"medcot/(?:\w+/)?(?:{'|'.join(stays)})/")
+    stays = (*map(re.escape, STAYS), "runs/finished/[^/]+/adapter/")  # nothing that a kernel runs
+    unsent = re.compile(rf"medcot/(?:{'|'.join(stays)})")
     package = {name for name in theirs if name.startswith("medcot/") and not unsent.match(name)}
     assert any(name.endswith("adapter_model.safetensors") for name in theirs)
     assert package == {name for name in ours if name.startswith("medcot/")}

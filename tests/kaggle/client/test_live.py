@@ -16,7 +16,7 @@ from medcot.catalog import Message
 from medcot.cli.curve import draw_curve
 from medcot.cli.progress import TerminalListener, WatchListener
 from medcot.kaggle.client.account import Account
-from medcot.kaggle.client.build import KernelOptions
+from medcot.kaggle.client.build import KernelOptions, build
 from medcot.kaggle.client.live import LogReader
 from medcot.kaggle.client.push_state import PushRecord
 from medcot.kaggle.client.wait import FinalStatus, wait
@@ -178,13 +178,13 @@ def test_a_curve_falls_where_its_values_fall() -> None:
 def test_the_notebooks_panel_follows_a_kernel_and_brings_its_output_home(
     kaggle: KaggleServer,
     run: RunDirectory,
+    project: Path,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(kaggle_panel, "INTERVAL_S", 0.05)
     monkeypatch.setattr(kaggle_panel, "WATCHER", kaggle_panel.KernelWatcher())
     kaggle.start = idle_session
-    built = kaggle_panel.BuiltKernel(kaggle_panel.build(CONFIG, run, USER, KernelOptions()), run)
+    built = kaggle_panel.BuiltKernel(build(CONFIG, run, USER, KernelOptions(), project), run)
     kaggle_panel.push_kernel(built)
     job = kaggle_panel.WATCHER.current_job()
     assert job is not None
