@@ -338,13 +338,15 @@ def answer_with_and_without(answer_now, few_tokens, practised, report, show, sho
 
     def answer_twice():
         tuned = load_run(run)
-        prompt = ask(asked, run.config().style, run.config().language, tuned.chat)
+        made = run.config()
+        prompt = ask(asked, made.style, made.language, tuned.chat, thinks=made.thinks)
         with tuned.model.disable_adapter():
             before = generate(tuned, [prompt], few_tokens.value)[0]
         after = generate(tuned, [prompt], few_tokens.value)[0]
         return before, after
 
-    show(answers.show_pair, attempt(RUNNER.alone, answer_twice), asked)
+    _pair = partial(answers.show_pair, thinks=run.config().thinks)
+    show(_pair, attempt(RUNNER.alone, answer_twice), asked)
     return
 
 

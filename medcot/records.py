@@ -24,9 +24,24 @@ class Claim:
     contradicts: tuple[str, ...]
 
 
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Role
+    content: str
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question with the chain of thought that leads to its response."""
+    """One question with its response, and the chain of thought that leads to it.
+
+    ``thought`` is "" where the data has none: then none is trained, and none is asked for.
+    ``turns`` is what comes before the question: a system prompt, earlier turns.
+    """
 
     id: str
     question: str
@@ -37,6 +52,7 @@ class Case:
     specialty: str = ""
     reference: str = ""
     claims: tuple[Claim, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +73,8 @@ class Prompt:
     """A prompt and the completion that the model is trained to produce.
 
     ``text`` ends inside the open thought; ``completion`` closes it and carries the response, and
-    ends without the end-of-sequence token, which is added when the pair becomes tokens.
+    ends without the end-of-sequence token, which is added when the pair becomes tokens. Without a
+    thought, ``text`` ends where the response begins.
     """
 
     text: str
@@ -66,7 +83,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A parsed completion. An unclosed thought has no answer."""
+    """A parsed completion. An unclosed thought has no answer.
+
+    ``closed`` is True where no thought was asked for and none was begun.
+    """
 
     thought: str
     answer: str
@@ -179,6 +199,7 @@ class Dataset:
     """The cases of one source, ready to split, with the dropped rows and the source's revision.
 
     ``fingerprint`` is a SHA-256 over the cases in order; ``revision`` the hub commit or "".
+    ``thinks`` tells whether the cases have thoughts.
     """
 
     name: str
@@ -188,3 +209,4 @@ class Dataset:
     fingerprint: str = ""
     synthetic: bool = False
     notes: tuple[str, ...] = field(default=())
+    thinks: bool = True

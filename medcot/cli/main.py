@@ -378,11 +378,16 @@ def compare_command(
 @cli.command("data")
 @click.argument("source", default="sample")
 @click.option("--language", default="en", metavar="en|zh", help="language of the data")
+@click.option(
+    "--columns", default="", metavar="LIST", help="question=NAME,thought=NAME,answer=NAME"
+)
+@click.option("--thought", default="auto", metavar="NAME", help="auto, train or none")
+@click.option("--train-turns", default="last", metavar="NAME", help="last or all")
 @click.option("--dataset-config", default="", metavar="NAME", help="hub configuration")
 @click.option("--dataset-revision", default="", metavar="REV", help="hub branch, tag or commit")
 @JSON
 def data_command(*, source: str, as_json: bool, **options: str) -> None:
-    """Validate and describe a data set: a hub name, a file or `sample`."""
+    """Validate and describe a data set: a hub name, a file, a folder or `sample`."""
     from medcot.config.presets import make_config
     from medcot.data.inspection import describe_inspection, inspect_dataset
 

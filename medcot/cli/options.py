@@ -70,7 +70,7 @@ def _flag(name: str) -> click.Option:
         [option_name(name)],
         metavar=_metavar(name),
         help=field.description,
-        multiple=name == "mcq",
+        multiple=name in ("mcq", "dataset"),
         hidden=not extra.get("shown", True),
     )
 

@@ -16,6 +16,12 @@ from medcot.errors import InputError, nearest
 from medcot.paths import expand_home
 from medcot.records import Language, Style
 
+COLUMNS = ("question", "input", "thought", "answer", "system", "messages")
+"""What ``--columns`` can name the column of."""
+
+BETWEEN_DATA_SETS = " + "
+"""Stands between the names of several data sets."""
+
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BUNDLED_MODEL = "smollm2-135m"
 BUNDLED_DATA = "sample"
@@ -40,9 +46,10 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     model: str = _field(BUNDLED_MODEL, "hub name, folder or smollm2-135m (bundled)", min_length=1)
     dataset: str = _field(
         BUNDLED_DATA,
-        "hub name, .jsonl/.json/.csv/.parquet file, sample or sample-short",
+        "hub name, file, folder, sample or sample-short (repeatable)",
         min_length=1,
     )
+    columns: str = _field("", "columns of the data: question=NAME,thought=NAME,answer=NAME")
     language: Language = _field("en", "language of data, prompts and evaluation")
     samples: int = _field(32, "training rows", ge=1, le=1_000_000)
     rank: int = _field(16, "LoRA rank: the width of the update", ge=1, le=256)
@@ -61,6 +68,12 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         0, "validations without a lower loss until training stops; 0: never", ge=0, le=1000
     )
 
+    thought: Literal["auto", "train", "none"] = _field(
+        "auto", "chain of thought: train it, leave it out, or go by the data", shown=False
+    )
+    train_turns: Literal["last", "all"] = _field(
+        "last", "turns of a conversation to train: the assistant's last or all", shown=False
+    )
     style: Style = _field("chat", "prompt style: tutorial or the model's chat", shown=False)
     engine: Literal["auto", EngineName] = _field(
         "auto", "what loads and speeds up the model", shown=False
@@ -149,10 +162,26 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _several_as_one(cls, value: Any) -> Any:
+        """Take several data sets as a list; they are recorded as one text."""
+        if isinstance(value, (list, tuple)):
+            names = cast("list[Any]", list(value))  # pyright: ignore[reportUnknownArgumentType]
+            if names and all(isinstance(name, str) for name in names):
+                return BETWEEN_DATA_SETS.join(names)
+        return value
+
+    @field_validator("columns", mode="after")
+    @classmethod
+    def _known_columns(cls, value: str) -> str:
+        read_columns(value)
+        return value
+
     @field_validator("model", "dataset", mode="after")
     @classmethod
     def _at_home(cls, value: str) -> str:
-        return expand_home(value)
+        return BETWEEN_DATA_SETS.join(map(expand_home, value.split(BETWEEN_DATA_SETS)))
 
     @field_validator("mcq", mode="after")
     @classmethod
@@ -164,6 +193,11 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
         return self
+
+    @property
+    def thinks(self) -> bool:
+        """Tell whether thoughts are trained and asked for; a run's own config says so."""
+        return self.thought != "none"
 
     def total_steps(self, rows: int) -> int:
         """Return the number of optimizer steps for ``rows`` training rows."""
@@ -182,6 +216,24 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         if self.validation_steps:
             return self.validation_steps
         return max(1, -(-steps // 10), -(-4 * rows // self.batch))
+
+
+def read_columns(text: str) -> dict[str, str]:
+    """Read ``question=NAME,thought=NAME,answer=NAME``: the data's columns by what they hold.
+
+    Raises:
+        ValueError: it is no such list, or repeats a part.
+    """
+    found: dict[str, str] = {}
+    for part in text.split(",") if text.strip() else []:
+        role, _, name = (one.strip() for one in part.partition("="))
+        if role not in COLUMNS or role in found or not name:
+            raise ValueError(f"found {part!r}")
+        found[role] = name
+    pair, conversation = {"question", "answer"} <= set(found), "messages" in found
+    if found and (not (pair or conversation) or ("question" in found and conversation)):
+        raise ValueError("expected question and answer, or messages")
+    return found
 
 
 def build_config(values: dict[str, Any], where: str = "") -> RunConfig:
@@ -235,6 +287,8 @@ def bounds(field: str) -> tuple[float | None, float | None]:
 
 
 def _expected(field: str) -> str | Message:
+    if field == "columns":
+        return f"expected question=NAME,answer=NAME and so on, of {', '.join(COLUMNS)}"
     low, high = bounds(field)
     if "int" in str(RunConfig.model_fields[field].annotation) and not choices(field):
         return Message("needs_whole_number", {"low": str(low), "high": str(high)})

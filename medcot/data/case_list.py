@@ -14,16 +14,17 @@ from typing import Any, overload
 
 from medcot.data.arrow import RecordBatch, load_arrow
 from medcot.data.store import ArrowRows, Facts
-from medcot.records import Case, Claim
+from medcot.records import Case, Claim, Turn
 
 IN_MEMORY = 1 << 24
 """Characters of cases held in memory; more of them, about 5,000 cases, go to a file."""
 
 _COLUMNS = ("id", "question", "thought", "response", "language", "source", "specialty", "reference")
+_AS_JSON = ("claims", "turns")
 
 
 class StoredCases(ArrowRows[Case]):
-    """Cases as text columns; claims, which few cases have, as JSON."""
+    """Cases as text columns; claims and turns, which few cases have, as JSON."""
 
     FILE = "cases.arrow"
 
@@ -31,7 +32,7 @@ class StoredCases(ArrowRows[Case]):
     def schema(cls) -> Any:
         """Return the Arrow schema."""
         pa = load_arrow()
-        return pa.schema([(name, pa.string()) for name in (*_COLUMNS, "claims")])
+        return pa.schema([(name, pa.string()) for name in (*_COLUMNS, *_AS_JSON)])
 
     @classmethod
     def size_of(cls, row: Case) -> int:
@@ -44,14 +45,16 @@ class StoredCases(ArrowRows[Case]):
         pa = load_arrow()
         columns = [[getattr(case, name) for case in rows] for name in _COLUMNS]
         claims = [_claims_to_json(case.claims) for case in rows]
-        arrays = [pa.array(column, pa.string()) for column in (*columns, claims)]
+        turns = [_turns_to_json(case.turns) for case in rows]
+        arrays = [pa.array(column, pa.string()) for column in (*columns, claims, turns)]
         return pa.RecordBatch.from_arrays(arrays, schema=cls.schema())
 
     def decode(self, batch: RecordBatch, first: int) -> list[Case]:
         """Return copies of a batch's cases."""
         columns = [batch.column(name).to_pylist() for name in _COLUMNS]
         claims = [_claims_from_json(text) for text in batch.column("claims").to_pylist()]
-        return [Case(*values) for values in zip(*columns, claims, strict=True)]
+        turns = [_turns_from_json(text) for text in batch.column("turns").to_pylist()]
+        return [Case(*values) for values in zip(*columns, claims, turns, strict=True)]
 
 
 class CaseList(Sequence[Case]):
@@ -159,7 +162,17 @@ def _emptying(held: list[Case]) -> Iterator[Case]:
 
 
 def _characters(case: Case) -> int:
-    return len(case.question) + len(case.thought) + len(case.response)
+    before = sum(len(turn.content) for turn in case.turns)
+    return before + len(case.question) + len(case.thought) + len(case.response)
+
+
+def _turns_to_json(turns: tuple[Turn, ...]) -> str:
+    return json.dumps([[turn.role, turn.content] for turn in turns]) if turns else ""
+
+
+def _turns_from_json(text: str) -> tuple[Turn, ...]:
+    plain: list[Any] = json.loads(text) if text else []
+    return tuple(Turn(role, content) for role, content in plain)
 
 
 def _claims_to_json(claims: tuple[Claim, ...]) -> str:

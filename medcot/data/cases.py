@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 
 from medcot.catalog import Message
 from medcot.data.case_list import CaseList, hold_cases
+from medcot.data.layouts import ONLY_COLUMNS, QUESTION, RESPONSE, THOUGHT
 from medcot.data.patterns import check_pattern
 from medcot.data.readers import Fault, SourceRow, Values, describe_type
 from medcot.data.text import find_flaw, normalise, printable
@@ -20,22 +21,8 @@ from medcot.records import Case, Claim, Dropped, Language
 LONGEST_TEXT = 1_000_000
 """Characters of a text; the longest row that can be trained on has some 131,072 tokens."""
 
-QUESTION, THOUGHT, RESPONSE = "Question", "Complex_CoT", "Response"
 REQUIRED = (QUESTION, THOUGHT, RESPONSE)
 """The columns of FreedomIntelligence/medical-o1-reasoning-SFT, which others are named after."""
-
-OTHER_NAMES = {
-    QUESTION: ("question", "prompt", "input", "instruction", "query", "problem", "问题"),
-    THOUGHT: (
-        "complex_cot", "cot", "thought", "reasoning", "chain_of_thought", "rationale", "thinking",
-        "思考", "推理",
-    ),
-    RESPONSE: ("response", "answer", "output", "completion", "solution", "回答", "答案"),
-}  # fmt: skip
-"""What other data sets call the required columns, likeliest first, in small letters."""
-
-ONLY_COLUMNS = "only the columns"
-"""How a fault begins that is the same in every row of a file."""
 
 _HAN = re.compile("[\u4e00-\u9fff]")
 
@@ -47,7 +34,8 @@ class ValidatedCases:
     """The outcome of checking a source's rows: ``rows`` = cases + duplicates + rows with faults.
 
     ``written_chinese`` and ``labelled_chinese`` count the cases whose question has Chinese
-    characters, and those whose language is Chinese.
+    characters, and those whose language is Chinese. ``thinks`` tells whether they have thoughts,
+    ``layout`` how the rows were read.
     """
 
     rows: int = 0
@@ -57,15 +45,19 @@ class ValidatedCases:
     duplicates: list[Dropped] = field(default_factory=list[Dropped])
     faulty: list[Dropped] = field(default_factory=list[Dropped])
     faults: list[Fault] = field(default_factory=list[Fault])
+    thinks: bool = True
+    layout: str = ""
 
 
-def validate_rows(rows: Iterable[SourceRow], language: Language) -> ValidatedCases:
+def validate_rows(
+    rows: Iterable[SourceRow], language: Language, *, thinks: bool = True
+) -> ValidatedCases:
     """Check every row and leave out questions that an earlier row has.
 
-    ``language`` is that of rows that name none. A repeated question is no fault, whether or not
-    its answer differs: the first one stays.
+    ``language`` is that of rows that name none; ``thinks`` tells whether rows have thoughts. A
+    repeated question is no fault, whether or not its answer differs: the first one stays.
     """
-    validation = _Validation(language)
+    validation = _Validation(language, thinks=thinks)
     cases = hold_cases(validation.check(rows))
     found = validation.found
     found.cases = CaseList(
@@ -77,9 +69,9 @@ def validate_rows(rows: Iterable[SourceRow], language: Language) -> ValidatedCas
 class _Validation:
     """One pass over a source's rows, with what is remembered of the earlier ones."""
 
-    def __init__(self, language: Language) -> None:
+    def __init__(self, language: Language, *, thinks: bool) -> None:
         self.language: Language = language
-        self.found = ValidatedCases()
+        self.found = ValidatedCases(thinks=thinks)
         self.ids: list[str] = []
         self.unit_hashes = array("d")
         self.digest = hashlib.sha256()
@@ -93,7 +85,7 @@ class _Validation:
             self.found.rows += 1
             case, faults = _read_case(row, self.language)
             if case is not None:
-                question = hash_question(case.question)
+                question = _hash_case(case)
                 if self._is_duplicate(case, question):
                     continue
                 if case.id not in self._taken:
@@ -118,7 +110,7 @@ class _Validation:
         self._taken.add(case.id)
         self._answers += _hash_answer(case)
         self.ids.append(case.id)
-        self.unit_hashes.append(_to_unit(question))
+        self.unit_hashes.append(unit_hash(case) if case.turns else _to_unit(question))
         _add_to_fingerprint(self.digest, case)
         self.found.written_chinese += _HAN.search(case.question) is not None
         self.found.labelled_chinese += case.language == "zh"
@@ -129,12 +121,16 @@ def hash_question(question: str) -> bytes:
     return hashlib.sha256(normalise(question).encode("utf-8", "surrogatepass")).digest()
 
 
-def unit_hash(question: str) -> float:
-    """Return the question's hash as a number in [0, 1): the first 8 bytes of :func:`hash_question`.
+def unit_hash(case: Case | str) -> float:
+    """Return a question's hash as a number in [0, 1): the first 8 bytes of :func:`hash_question`.
 
-    It alone decides which part of the split the question falls to.
+    It alone decides which part of the split the question falls to. Of a conversation it is the
+    first question's, so that all its turns fall to the same part.
     """
-    return _to_unit(hash_question(question))
+    if isinstance(case, str):
+        return _to_unit(hash_question(case))
+    asked = (turn.content for turn in case.turns if turn.role == "user")
+    return _to_unit(hash_question(next(asked, case.question)))
 
 
 def fingerprint_cases(cases: Iterable[Case]) -> str:
@@ -174,21 +170,21 @@ def read_text(row: SourceRow, name: str) -> str:
 
 def check_text(row: SourceRow, name: str, *, required: bool = True) -> list[Fault]:
     """Return the faults of one text field; an optional one may be missing, null or empty."""
-    value = row.values.get(name)
+    value, place = row.values.get(name), row.shown.get(name, name)
     if isinstance(value, str) and len(value) > LONGEST_TEXT:
         got = f"text of {len(value):,} characters"
-        return [Fault(row.where, name, got, f"at most {LONGEST_TEXT:,}")]
+        return [Fault(row.where, place, got, f"at most {LONGEST_TEXT:,}")]
     if isinstance(value, str) and value and (flaw := find_flaw(value)):
-        return [Fault(row.where, name, *flaw)]
+        return [Fault(row.where, place, *flaw)]
     if not required and value in (None, ""):
         return []
     if name not in row.values:
         columns = one_line(printable(", ".join(map(str, row.values)))) or "none"
-        return [Fault(row.header or row.where, name, f"{ONLY_COLUMNS} {columns}", name)]
+        return [Fault(row.header or row.where, place, f"{ONLY_COLUMNS} {columns}", name)]
     if not isinstance(value, str):
         shown = "" if value is None else f" {printable(repr(value))[:40]}"
-        return [Fault(row.where, name, describe_type(value) + shown, "text")]
-    return [] if value.strip() else [Fault(row.where, name, "empty text", "text")]
+        return [Fault(row.where, place, describe_type(value) + shown, "text")]
+    return [] if value.strip() else [Fault(row.where, place, "empty text", "text")]
 
 
 def _read_case(row: SourceRow, language: Language) -> tuple[Case | None, list[Fault]]:
@@ -202,11 +198,14 @@ def _read_case(row: SourceRow, language: Language) -> tuple[Case | None, list[Fa
     if missing := [name for name in REQUIRED if name not in row.values]:
         faults.append(_report_missing_columns(row, missing))
     for name in REQUIRED:
-        faults += check_text(row, name) if name in row.values else []
+        needed = row.thinks or name != THOUGHT
+        faults += check_text(row, name, required=needed) if name in row.values else []
+    faults += _check_turns(row)
     for name in ("specialty", "source", reference):
         faults += check_text(row, name, required=False)
     if not faults and not normalise(row.values[QUESTION]):
-        faults.append(Fault(row.where, QUESTION, "nothing but punctuation", "text"))
+        place = row.shown.get(QUESTION, QUESTION)
+        faults.append(Fault(row.where, place, "nothing but punctuation", "text"))
     if faults:
         return None, faults
     return Case(
@@ -219,32 +218,28 @@ def _read_case(row: SourceRow, language: Language) -> tuple[Case | None, list[Fa
         specialty=read_text(row, "specialty"),
         reference=read_text(row, reference),
         claims=claims,
+        turns=row.turns,
     ), []
 
 
+def _check_turns(row: SourceRow) -> list[Fault]:
+    """Return the first flaw of a system prompt or an earlier turn."""
+    for turn in row.turns:
+        size = len(turn.content)
+        if size > LONGEST_TEXT:
+            got, needs = f"a turn of {size:,} characters", f"at most {LONGEST_TEXT:,}"
+            return [Fault(row.where, f"{turn.role} turn", got, needs)]
+        if flaw := find_flaw(turn.content):
+            return [Fault(row.where, f"{turn.role} turn", *flaw)]
+    return []
+
+
 def _report_missing_columns(row: SourceRow, missing: list[str]) -> Fault:
-    """Return one fault for all columns that a row lacks, with what was probably meant."""
+    """Return one fault for all columns that a row lacks, and say how to name others."""
     columns = [str(name) for name in row.values]
     got = f"{ONLY_COLUMNS} {one_line(printable(', '.join(columns))) or 'none'}"
-    needs = ", ".join(missing)
-    if separator := next((one for one in ";\t|" if len(columns) == 1 and one in columns[0]), ""):
-        shown = "a tab" if separator == "\t" else f"'{separator}'"
-        needs += f" (it looks separated by {shown}: put the line sep={separator} above the header)"
-    elif meant := _guess_columns(columns, missing):
-        renames = ", ".join(f"{printable(column)} to {name}" for name, column in meant.items())
-        needs += f" (did you mean these columns? Rename {renames})"
+    needs = f"{', '.join(missing)} (other names: --columns question=NAME,answer=NAME)"
     return Fault(row.header or row.where, missing[0], got, needs)
-
-
-def _guess_columns(columns: list[str], missing: list[str]) -> dict[str, str]:
-    """Return which of ``columns`` a missing one probably is, by its usual other names."""
-    plain = {re.sub(r"[\s_-]+", "_", one.strip().lower()): one for one in columns if len(one) < 80}
-    found: dict[str, str] = {}
-    for name in missing:
-        other = next((plain[one] for one in OTHER_NAMES[name] if one in plain), None)
-        if other is not None:
-            found[name] = other
-    return found
 
 
 def _read_claims(row: SourceRow) -> tuple[tuple[Claim, ...], list[Fault]]:
@@ -273,12 +268,20 @@ def _read_claim(value: Any) -> Claim:
     return Claim(text, *patterns)
 
 
+def _hash_case(case: Case) -> bytes:
+    """Hash all that is asked and answered up to the question, but not the system prompt."""
+    said = [turn.content for turn in case.turns if turn.role != "system"]
+    return hash_question("\n".join([*said, case.question]) if said else case.question)
+
+
 def _to_unit(digest: bytes) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _add_to_fingerprint(digest: Any, case: Case) -> None:
     parts = (case.id, case.language, case.question, case.thought, case.response)
+    if case.turns:
+        digest.update(repr(case.turns).encode())
     digest.update("\x1f".join((*parts, case.reference, repr(case.claims), "\x1e")).encode())
 
 

@@ -20,6 +20,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from medcot.errors import InputError, one_line
+from medcot.records import Turn
 
 TEMPLATE_TIME = datetime(2026, 1, 1, 12)
 """What a chat template that says the date is told. With today's date, prompts of before and after,
@@ -49,10 +50,13 @@ def render_user_turn(template: str, message: str, special: Mapping[str, Any]) ->
 
 
 def render_turns(
-    template: str, turns: Sequence[Mapping[str, str]], special: Mapping[str, Any]
+    template: str, turns: Sequence[Mapping[str, str]], special: Mapping[str, Any], **options: Any
 ) -> str:
-    """Return the prompt of several turns, the last one the user's, as :func:`render_user_turn`."""
-    values = {"tools": None, "documents": None, **special, "add_generation_prompt": True}
+    """Return the prompt of several turns, the last one the user's, as :func:`render_user_turn`.
+
+    ``options`` are further variables of the template, such as ``enable_thinking``.
+    """
+    values = {"tools": None, "documents": None, **special, **options, "add_generation_prompt": True}
     try:
         prompt = _compiled(template).render(
             messages=list(turns), **values, **{_STEPS: [MOST_STEPS]}
@@ -61,6 +65,45 @@ def render_turns(
         raise _refusal(f"fails ({_describe(error)})") from error
     if _without_space(turns[-1]["content"]) not in _without_space(prompt):
         raise _refusal("drops the question")
+    return prompt
+
+
+def render_conversation(
+    template: str, turns: Sequence[Turn], special: Mapping[str, Any], *, thinks: bool = True
+) -> str:
+    """Return the prompt of a conversation of which no turn may be lost.
+
+    Where the template has no place for a system prompt, it is put before the first message of the
+    user, as the makers of such models advise. Templates that know ``enable_thinking`` are told if
+    no thought is wanted.
+
+    Raises:
+        InputError: the template does not parse, refuses, fails, or drops a turn.
+    """
+    options: dict[str, Any] = {} if thinks else {"enable_thinking": False}
+    told = [{"role": turn.role, "content": turn.content} for turn in turns]
+    try:
+        return _render_whole(template, told, special, options)
+    except InputError:
+        if told[0]["role"] != "system" or len(told) < 2:
+            raise
+    system, first, *rest = told
+    first = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
+    return _render_whole(template, [first, *rest], special, options)
+
+
+def _render_whole(
+    template: str,
+    turns: Sequence[Mapping[str, str]],
+    special: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> str:
+    prompt = render_turns(template, turns, special, **options)
+    if len(turns) > 1:
+        written = _without_space(prompt)
+        for turn in turns:
+            if _without_space(turn["content"]) not in written:
+                raise _refusal(f"drops a turn of the {turn['role']}")
     return prompt
 
 

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medcot.config.schema import RunConfig
+from medcot.config.schema import BETWEEN_DATA_SETS, RunConfig
 from medcot.data import case_list
 from medcot.data.case_list import CaseList, list_case_ids
 from medcot.data.cases import ValidatedCases, unit_hash, validate_rows
-from medcot.data.hub import HubRows, load_hub_rows
+from medcot.data.hub import load_hub_rows
+from medcot.data.layouts import Wanted, recognise
 from medcot.data.mcq import QuestionSet as QuestionSet
 from medcot.data.mcq import load_questions as load_questions
-from medcot.data.sources import SAMPLES, kind_of, read_file, read_files, sample_files
+from medcot.data.readers import Fault, SourceRow
+from medcot.data.sources import (
+    SAMPLES,
+    Kind,
+    kind_of,
+    list_files,
+    read_file,
+    read_files,
+    sample_files,
+    split_names,
+)
 from medcot.data.store import hash_code, hash_file, hash_parts
+from medcot.data.streams import find_encoding, format_of
 from medcot.errors import InputError
 from medcot.records import Case, Dataset, Dropped, Language, Split
 
 VALIDATION_FRACTION = 0.05
 """Share of questions between the test and the training part."""
+
+ENCODINGS = {"utf-16": "UTF-16", "cp1252": "Windows-1252", "gb18030": "GB18030"}
+"""Encodings of tables that are told, by their names in Python."""
 
 SYNTHETIC = "synthetic, not clinically reviewed"
 
@@ -42,49 +58,198 @@ def load_dataset(config: RunConfig) -> Dataset:
     and listed. A repeated question is always left out and listed.
 
     Raises:
-        InputError: an unknown name, a file that cannot be read, wrong rows in it, or no valid row.
+        InputError: an unknown name, a file that cannot be read, rows that can be read in two ways,
+            wrong rows in a file, or no valid row.
         RunFailed: the hub or the connection to it gave up.
     """
     with option_named("--dataset"):
         source = read_source(config)
         found = source.found
-        local = kind_of(config.dataset) != "hub"
-        if found.faults and (local or not found.cases):
-            raise _first_fault(found, config.dataset)
+        names = split_names(config.dataset)
+        hub = tuple(f"{name}, " for name in names if kind_of(name) == "hub")
+        local = [fault for fault in found.faults if not fault.where.startswith(hub or ("\0",))]
+        if local or (found.faults and not found.cases):
+            raise _first_fault(local or found.faults, config.dataset)
     return Dataset(
         name=config.dataset,
         cases=found.cases,
         dropped=(*found.faulty, *found.duplicates),
         revision=source.revision,
         fingerprint=found.cases.fingerprint,
-        synthetic=config.dataset in SAMPLES,
+        synthetic=set(names) <= set(SAMPLES),
         notes=(*source.notes, *_shortfalls(found.cases, config), *_language_notes(found)),
+        thinks=found.thinks,
     )
+
+
+def settle_thought(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """Return the config as a run of the data set records it: it says if there are no thoughts."""
+    return config if dataset.thinks else config.model_copy(update={"thought": "none"})
 
 
 def read_source(config: RunConfig) -> CaseSource:
     """Read and check all rows of ``config.dataset``.
 
-    The cases of large sources come from the cache the second time. A file's are cached under its
-    content, so a changed file is read again, and so is one with faults.
+    The cases of large sources come from the cache the second time. Files' are cached under their
+    content, so that changed files are read again, and so are those with faults.
 
     Raises:
         InputError, RunFailed: as :func:`load_dataset`, except for wrong rows.
     """
-    kind = kind_of(config.dataset)
+    parts = [part for name in split_names(config.dataset) for part in _open_parts(name, config)]
+
+    def validate() -> ValidatedCases:
+        return _validate_parts(parts, config)
+
+    states = [part.state() for part in parts]
+    if key := _key_of(parts, config):
+        found = _cached(key, validate, lambda: [part.state() for part in parts] == states)
+    else:
+        found = validate()
+    notes = [note for part in parts for note in part.notes]
+    if found.layout:
+        notes.append(found.layout)
+    revision = BETWEEN_DATA_SETS.join(part.revision for part in parts if part.revision)
+    return CaseSource(found, revision, tuple(dict.fromkeys(notes)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One file, split of a hub's set or sample of a source.
+
+    ``owner`` is the data set that it belongs to, as the user named it. ``paths`` are its files.
+    ``fixed`` names its content, where that is known without reading it.
+    """
+
+    owner: str
+    kind: Kind
+    rows: Callable[[], Iterable[SourceRow]]
+    paths: tuple[Path, ...] = ()
+    fixed: str = ""
+    revision: str = ""
+    notes: tuple[str, ...] = ()
+
+    def state(self) -> list[tuple[int, int, int] | None]:
+        """Return what changes when a file is written; see :func:`_state`."""
+        return [_state(path) for path in self.paths]
+
+    def content(self) -> str:
+        """Return a name of the content.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        named = [part for path in self.paths for part in (format_of(path), hash_file(path))]
+        return hash_parts(self.fixed, *named)
+
+
+def _open_parts(name: str, config: RunConfig) -> list[_Part]:
+    kind = kind_of(name)
     if kind == "sample":
-        rows = read_files(sample_files(SAMPLES[config.dataset], config.language))
-        found = validate_rows(rows, config.language)
-        return CaseSource(found, notes=(f"bundled samples: {SYNTHETIC}",))
+        paths = tuple(sample_files(SAMPLES[name], config.language))
+        notes = (f"bundled samples: {SYNTHETIC}",)
+        return [_Part(name, kind, lambda: read_files(paths), paths, notes=notes)]
     if kind == "file":
-        return CaseSource(_validate_file(Path(config.dataset), config.language))
+        return [_file_part(name, path) for path in list_files(Path(name))]
     loaded = load_hub_rows(
-        config.dataset,
+        name,
         config.dataset_config or config.language,
         config.dataset_revision,
         fallback=not config.dataset_config,
     )
-    return CaseSource(_validate_hub(loaded, config), loaded.revision, loaded.notes)
+    subset = config.dataset_config or config.language
+    fixed = hash_parts("hub", name, subset, loaded.revision) if loaded.revision else ""
+    return [_Part(name, kind, lambda: loaded.rows, (), fixed, loaded.revision, loaded.notes)]
+
+
+def _file_part(name: str, path: Path) -> _Part:
+    return _Part(name, "file", lambda: read_file(path), (path,))
+
+
+def _key_of(parts: Sequence[_Part], config: RunConfig) -> str:
+    """Return the key of a source's cache entry, "" for one that is not cached."""
+    sizes = [state[0] for part in parts for state in part.state() if state is not None]
+    if any(part.kind == "hub" and not part.fixed for part in parts):
+        return ""
+    if sum(sizes) < case_list.IN_MEMORY and not any(part.fixed for part in parts):
+        return ""
+    try:
+        contents = [part.content() for part in parts]
+    except OSError:
+        return ""  # reading the file names what is wrong with it
+    owners = json.dumps([part.owner for part in parts])
+    said = json.dumps([config.language, config.columns, config.thought, config.train_turns])
+    return _key(*contents, owners, said)
+
+
+def _validate_parts(parts: Sequence[_Part], config: RunConfig) -> ValidatedCases:
+    """Recognise each part's layout, and check the rows of all as one source.
+
+    Raises:
+        InputError: some parts have thoughts, others none.
+    """
+    wanted = Wanted.of(config)
+    found = [recognise(part.rows(), wanted) for part in parts]
+    thinking = {one.thinks for one in found}
+    if len(thinking) > 1:
+        with_thought, without = (
+            next(p for p, one in zip(parts, found, strict=True) if one.thinks is thinks)
+            for thinks in (True, False)
+        )
+        got = f"{_name(with_thought)} has thoughts, {_name(without)} has none"
+        needs = "use sets of one kind, or --thought none to train no thoughts"
+        raise InputError(config.dataset, got, needs)
+    rows = _join_rows(parts, [one.rows for one in found])
+    validated = validate_rows(rows, config.language, thinks=thinking == {True})
+    shown = {
+        f"{part.owner}: {one.note}": None
+        for part, one in zip(parts, found, strict=True)
+        if one.note and part.kind != "sample"
+    }
+    encodings = {
+        f"{path}: decoded from {ENCODINGS[code]}": None
+        for part in parts
+        for path in part.paths
+        if (code := _encoding(path)) in ENCODINGS
+    }
+    validated.layout = "; ".join([*shown, *encodings])
+    return validated
+
+
+def _name(part: _Part) -> str:
+    return part.paths[0].name if part.kind == "file" else part.owner
+
+
+def _encoding(path: Path) -> str:
+    return find_encoding(path) if format_of(path) in (".csv", ".tsv") else ""
+
+
+def _join_rows(
+    parts: Sequence[_Part], sources: Sequence[Iterator[SourceRow]]
+) -> Iterator[SourceRow]:
+    """Yield the rows of all parts, numbered across the files of a data set.
+
+    Ids of the second data set begin with ``2:``, and so on: two sets may use the same ones.
+    """
+    owners = list(dict.fromkeys(part.owner for part in parts))
+    counts = dict.fromkeys(owners, 0)
+    for part, rows in zip(parts, sources, strict=True):
+        before, last = counts[part.owner], 0
+        place = owners.index(part.owner) + 1
+        for row in rows:
+            last = row.number
+            moved = replace(row, number=before + last) if before else row
+            yield moved if place == 1 else _with_own_id(moved, place)
+        counts[part.owner] = before + last
+
+
+def _with_own_id(row: SourceRow, place: int) -> SourceRow:
+    given = row.values.get("id")
+    if given in (None, ""):
+        given = f"row-{row.number}"
+    if isinstance(given, str | int) and not isinstance(given, bool):
+        return replace(row, values={**row.values, "id": f"{place}:{given}"})
+    return row
 
 
 def split_cases(cases: Sequence[Case], config: RunConfig) -> Split:
@@ -141,34 +306,7 @@ def option_named(option: str) -> Generator[None]:
 def _unit_hashes(cases: Sequence[Case]) -> Sequence[float]:
     if isinstance(cases, CaseList):
         return cases.unit_hashes
-    return [unit_hash(case.question) for case in cases]
-
-
-def _validate_file(path: Path, language: Language) -> ValidatedCases:
-    def validate() -> ValidatedCases:
-        return validate_rows(read_file(path), language)
-
-    before = _state(path)
-    if before is None or before[0] < case_list.IN_MEMORY:
-        return validate()
-    try:
-        key = _key("file", path.suffix.lower(), hash_file(path), language)
-    except OSError:
-        return validate()  # which names what is wrong with the file
-    return _cached(key, validate, lambda: _state(path) == before)
-
-
-def _validate_hub(loaded: HubRows, config: RunConfig) -> ValidatedCases:
-    """Check the rows of a data set on the hub; a commit's never change."""
-
-    def validate() -> ValidatedCases:
-        return validate_rows(loaded.rows, config.language)
-
-    if not loaded.revision:
-        return validate()
-    part = config.dataset_config or config.language
-    key = _key("hub", config.dataset, part, loaded.revision, config.language)
-    return _cached(key, validate)
+    return [unit_hash(case) for case in cases]
 
 
 def _cached(
@@ -186,6 +324,8 @@ def _cached(
     if not found.faults and unchanged():
         facts = {
             "rows": found.rows,
+            "thinks": found.thinks,
+            "layout": found.layout,
             "written_chinese": found.written_chinese,
             "labelled_chinese": found.labelled_chinese,
             "duplicates": [row.to_json() for row in found.duplicates],
@@ -207,8 +347,8 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def _first_fault(found: ValidatedCases, name: str) -> InputError:
-    first, more = found.faults[0], len(found.faults) - 1
+def _first_fault(faults: Sequence[Fault], name: str) -> InputError:
+    first, more = faults[0], len(faults) - 1
     return first.as_error(f" (and {more} more: medcot data {name})" if more else "")
 
 

@@ -32,8 +32,10 @@ _CONTAINERS = (
 )
 
 
-def find_wrong_file(path: Path) -> WrongFile | None:
+def find_wrong_file(path: Path, packed: str = "") -> WrongFile | None:
     """Return what the file is if it is an LFS pointer, a web page or a compressed file.
+
+    ``packed`` is what its name says that it is: "gzip", "zstd", or "" for none of them.
 
     Raises:
         OSError: the file cannot be read.
@@ -45,4 +47,9 @@ def find_wrong_file(path: Path) -> WrongFile | None:
         return WrongFile(got, "fetch the file itself with git lfs pull")
     if _HTML.match(head):
         return WrongFile("found a web page", "download the file itself, not the page that shows it")
-    return next((found for magic, found in _CONTAINERS if head.startswith(magic)), None)
+    found = next((found for magic, found in _CONTAINERS if head.startswith(magic)), None)
+    if not packed:
+        return found
+    if found and found.got == f"found {packed} data":
+        return None
+    return found or WrongFile(f"found no {packed} data", "name the file by what it is")

@@ -12,11 +12,11 @@ from statistics import fmean
 from typing import Literal
 
 from medcot.config.schema import RunConfig
-from medcot.data.cases import QUESTION, RESPONSE, THOUGHT
 from medcot.data.dataset import option_named, read_source
+from medcot.data.layouts import QUESTION, RESPONSE, THOUGHT, looks_like_questions
 from medcot.data.mcq import read_question_set
 from medcot.data.mcq_catalog import BENCHMARKS
-from medcot.data.sources import kind_of, read_file
+from medcot.data.sources import kinds_of, list_files, read_file
 from medcot.errors import one_line
 from medcot.records import Case, Dropped, Problem, Question
 
@@ -62,7 +62,7 @@ def inspect_dataset(config: RunConfig) -> Inspection:
         RunFailed: the hub or the connection to it gave up.
     """
     with option_named("data"):
-        if config.dataset in BENCHMARKS or _holds_questions(config.dataset):
+        if config.dataset in BENCHMARKS or _holds_questions(config):
             return _inspect_questions(config)
         return _inspect_cases(config)
 
@@ -100,12 +100,14 @@ def _listed(title: str, lines: Sequence[str]) -> Iterator[str]:
         yield f"  ... and {len(lines) - SHOWN} more (--json lists them all)"
 
 
-def _holds_questions(name: str) -> bool:
+def _holds_questions(config: RunConfig) -> bool:
     """Return whether a file's first readable row has options; otherwise it counts as cases."""
-    if kind_of(name) != "file":
+    if config.columns or kinds_of(config.dataset) != ("file",):
         return False
-    first = next((row for row in read_file(Path(name)) if row.values), None)
-    return first is not None and "options" in first.values
+    rows = read_file(list_files(Path(config.dataset))[0])
+    first = next((row for row in rows if row.values), None)
+    own = {QUESTION, RESPONSE}
+    return first is not None and looks_like_questions(first.values) and not own <= set(first.values)
 
 
 def _inspect_cases(config: RunConfig) -> Inspection:
@@ -116,7 +118,8 @@ def _inspect_cases(config: RunConfig) -> Inspection:
     for case in found.cases:
         texts = (case.question, case.thought, case.response)
         for column, text in zip(lengths.values(), texts, strict=True):
-            column.append(len(text))
+            if text:
+                column.append(len(text))
         languages[case.language] += 1
         specialties[case.specialty] += 1
         sources[case.source] += 1
@@ -182,12 +185,9 @@ def _counts(names: Counter[str]) -> dict[str, int]:
 
 
 def _example(case: Case) -> dict[str, str]:
-    return {
-        "id": case.id,
-        QUESTION: case.question,
-        THOUGHT: case.thought,
-        RESPONSE: case.response,
-    }
+    before = {f"{turn.role} turn": turn.content for turn in case.turns}
+    thought = {THOUGHT: case.thought} if case.thought else {}
+    return {"id": case.id, **before, QUESTION: case.question, **thought, RESPONSE: case.response}
 
 
 def _question_example(question: Question) -> dict[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
-from medcot.data.readers import READERS, Values
+from medcot.data.readers import Values
+from medcot.data.sources import is_data_file, stem_of
 from medcot.records import Language
 
 ANSWER = "answer_idx"
@@ -112,8 +112,7 @@ def label_sets(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str
     """
     labels: dict[str, str] = {}
     for name in dict.fromkeys(names):
-        path = PurePath(name)
-        stem = path.stem if path.suffix.lower() in READERS else name
+        stem = stem_of(name) if is_data_file(name) else name
         reserved = {*taken, *labels.values(), *BENCHMARKS, "sample"}
         labels[name] = name if stem in reserved else stem
     return labels

@@ -7,14 +7,25 @@ template deletes the chain of thought from an assistant's turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
-from medcot.records import Case, Language, Prompt, Question, Reply, Style
+from medcot.errors import InputError
+from medcot.records import Case, Language, Prompt, Question, Reply, Style, Turn
 
 OPEN, CLOSE = "<think>", "</think>"
 
-ChatTemplate = Callable[[str], str]
-"""Turns a user's message into the model's prompt, up to the assistant's turn."""
+
+class ChatTemplate(Protocol):
+    """Turns a conversation into the model's prompt, up to the assistant's turn."""
+
+    def __call__(self, turns: Sequence[Turn], *, thinks: bool = True) -> str:
+        """Return the prompt of ``turns``, the last one the user's.
+
+        Without ``thinks`` a template that can is told that no thought is wanted.
+        """
+        ...
+
 
 _TUTORIAL = {
     "en": (
@@ -31,6 +42,21 @@ _TUTORIAL = {
     ),
 }
 
+_TUTORIAL_PLAIN = {
+    "en": (
+        "You are given a task together with a question. Write a response that completes the task."
+        "\n\n### Instruction:\nYou are a physician with experience in clinical reasoning, diagnosis"
+        " and treatment. Answer the medical question below.\n\n"
+        "### Question:\n{question}\n\n### Response:\n"
+    ),
+    "zh": (
+        "下面是一项任务和一个相关的问题。请写出能完成该任务的回答。\n\n### 任务：\n"
+        "你是一位在临床推理、诊断和治疗方面经验丰富的医生。请回答下面的医学问题。\n\n"
+        "### 问题：\n{question}\n\n### 回答：\n"
+    ),
+}
+"""The tutorial's prompt for data without thoughts."""
+
 _CHAT = {
     "en": "{question}\n\nThink step by step inside <think> tags, then give your answer.",
     "zh": "{question}\n\n请先在 <think> 标签内逐步思考，然后用中文给出答案。",
@@ -45,23 +71,51 @@ _OPTION_CUE = {"en": "Answer:", "zh": "答案："}
 
 
 def render(case: Case, style: Style, chat: ChatTemplate | None = None) -> Prompt:
-    """Return a case's training pair; ``parse(render(case).completion)`` recovers its parts."""
-    text = ask(case.question, style, case.language, chat)
-    return Prompt(text, f"{case.thought.strip()}\n{CLOSE}\n\n{case.response.strip()}")
+    """Return a case's training pair; ``parse(render(case).completion)`` recovers its parts.
+
+    Raises:
+        InputError: ``tutorial`` style for a case with a system prompt or earlier turns.
+    """
+    if style == "tutorial" and case.turns:
+        got = f"row {case.id} has a system prompt or earlier turns, which this style cannot hold"
+        raise InputError("--style tutorial", got, "use --style chat")
+    thinks = bool(case.thought)
+    text = ask(case.question, style, case.language, chat, thinks=thinks, turns=case.turns)
+    answer = case.response.strip()
+    return Prompt(text, f"{case.thought.strip()}\n{CLOSE}\n\n{answer}" if thinks else answer)
 
 
-def ask(question: str, style: Style, language: Language, chat: ChatTemplate | None = None) -> str:
+def ask(
+    question: str,
+    style: Style,
+    language: Language,
+    chat: ChatTemplate | None = None,
+    *,
+    thinks: bool = True,
+    turns: Sequence[Turn] = (),
+) -> str:
     """Return the inference prompt: everything up to and including the opened thought.
+
+    Args:
+        thinks: Whether to ask for a thought. Without one, a thought that the model's template
+            opens is closed at once.
+        turns: What comes before the question; only the ``chat`` style has a place for it.
 
     Raises:
         ValueError: ``chat`` style without the model's template.
     """
+    question = question.strip()
     if style == "tutorial":
-        return _TUTORIAL[language].replace("{question}", question.strip()) + f"{OPEN}\n"
+        if not thinks:
+            return _TUTORIAL_PLAIN[language].replace("{question}", question)
+        return _TUTORIAL[language].replace("{question}", question) + f"{OPEN}\n"
     if chat is None:
         raise ValueError("chat style needs the model's chat template")
-    turn = chat(_CHAT[language].replace("{question}", question.strip()))
-    return turn if turn.rstrip().endswith(OPEN) else f"{turn}{OPEN}\n"
+    message = _CHAT[language].replace("{question}", question) if thinks else question
+    turn = chat([*turns, Turn("user", message)], thinks=thinks)
+    if thinks:
+        return turn if turn.rstrip().endswith(OPEN) else f"{turn}{OPEN}\n"
+    return f"{turn.rstrip()}\n\n{CLOSE}\n\n" if turn.rstrip().endswith(OPEN) else turn
 
 
 def ask_plainly(question: str, language: Language, chat: ChatTemplate | None = None) -> str:
@@ -72,7 +126,7 @@ def ask_plainly(question: str, language: Language, chat: ChatTemplate | None = N
     """
     if chat is None:
         return close_thought(ask(question, "tutorial", language))
-    turn = chat(question.strip())
+    turn = chat([Turn("user", question.strip())])
     return close_thought(turn) if turn.rstrip().endswith(OPEN) else turn
 
 
@@ -87,32 +141,37 @@ def close_thought(prompt: str, thought: str = "") -> str:
     return f"{prompt.rstrip()}\n{thought.strip()}\n{CLOSE}"
 
 
-def parse(output: str) -> Reply:
+def parse(output: str, *, thinks: bool = True) -> Reply:
     """Parse a continuation of :func:`ask`.
 
     The text before the first closing tag is the thought, the text after it the answer. Without a
-    closing tag there is no answer: nothing is guessed.
+    closing tag there is no answer: nothing is guessed. Where no thought was asked for, all of it is
+    the answer, unless it begins with a thought.
     """
-    text = output.strip().removeprefix(OPEN).lstrip()
-    thought, tag, answer = text.partition(CLOSE)
+    text = output.strip()
+    if not thinks and not text.startswith(OPEN):
+        return Reply("", text, closed=True)
+    thought, tag, answer = text.removeprefix(OPEN).lstrip().partition(CLOSE)
     return Reply(thought.strip(), answer.strip(), closed=bool(tag))
 
 
-def parse_growing(output: str) -> Reply:
+def parse_growing(output: str, *, thinks: bool = True) -> Reply:
     """Parse a continuation that is still growing.
 
     The beginning of a tag is held back until it is whole, so that thought and answer only grow.
     """
     if OPEN.startswith(output.strip()):
-        return Reply("", "", closed=False)
+        return Reply("", "", closed=not thinks)
     held = next((n for n in range(len(CLOSE) - 1, 0, -1) if output.endswith(CLOSE[:n])), 0)
-    return parse(output[: len(output) - held])
+    return parse(output[: len(output) - held], thinks=thinks)
 
 
-def ask_choice(question: Question, style: Style, chat: ChatTemplate | None = None) -> str:
-    """Return the prompt that asks for reasoning and then the letter of one option."""
-    stem = choice_stem(question)
-    return ask(f"{stem}\n\n{_LETTER[question.language]}", style, question.language, chat)
+def ask_choice(
+    question: Question, style: Style, chat: ChatTemplate | None = None, *, thinks: bool = True
+) -> str:
+    """Return the prompt that asks for reasoning, if any, and then the letter of one option."""
+    asked = f"{choice_stem(question)}\n\n{_LETTER[question.language]}"
+    return ask(asked, style, question.language, chat, thinks=thinks)
 
 
 def choice_stem(question: Question) -> str:

@@ -1,4 +1,4 @@
-"""Reads JSON Lines, JSON, CSV and Parquet files row by row.
+"""Reads JSON Lines, JSON, CSV, Parquet and Arrow files row by row, also compressed ones.
 
 A row that cannot be read becomes a :class:`Fault`, and reading continues. Where the rest of the
 file cannot be read, an :class:`~medcot.errors.InputError` ends it.
@@ -13,14 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import chain
+from io import TextIOWrapper
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from medcot.data.arrow import load_arrow, load_parquet
+from medcot.data.arrow_files import read_batches
 from medcot.data.parquet_limits import plan_reading
+from medcot.data.streams import find_encoding, format_of, open_bytes
 from medcot.errors import InputError, one_line
-from medcot.records import Problem
+from medcot.records import Problem, Turn
 
 LONGEST_CELL = 16_000_000
 """Characters in one CSV cell, and bytes of a line. The csv module's own limit of 131,072 is shorter
@@ -36,7 +39,13 @@ MOST_OBJECTS = 2_000_000
 """Objects in a ``.json`` list, nested ones included; an empty one takes 64 bytes."""
 
 BATCH = 512
-"""Parquet rows decoded at a time."""
+"""Parquet and Arrow rows decoded at a time."""
+
+DELIMITERS = ",;\t|"
+"""What separates the cells of a table, likeliest first."""
+
+HEAD_LINES = 40
+"""Lines after the first by which the separator of a table is told."""
 
 BUFFER = 1 << 20
 """Bytes of a Parquet column read at a time."""
@@ -75,7 +84,9 @@ class Fault(NamedTuple):
 class SourceRow:
     """One row as found in its source. ``number`` counts from 1, ``where`` names file and line.
 
-    ``header`` is the place that names the columns, for formats that name them once.
+    ``header`` is the place that names the columns, for formats that name them once. ``shown`` maps
+    names in ``values`` to those in the file, where they are others. ``turns`` come before the
+    question. Without ``thinks`` the row has no thought, and needs none.
     """
 
     number: int
@@ -83,6 +94,9 @@ class SourceRow:
     values: Values = field(default_factory=dict[str, Any])
     fault: Fault | None = None
     header: str = ""
+    shown: Mapping[str, str] = field(default_factory=dict[str, str])
+    turns: tuple[Turn, ...] = ()
+    thinks: bool = True
 
 
 def _read_jsonl(path: Path) -> Iterator[SourceRow]:
@@ -104,12 +118,12 @@ def _read_jsonl(path: Path) -> Iterator[SourceRow]:
 
 
 def _read_json(path: Path) -> Iterator[SourceRow]:
-    if path.stat().st_size > LARGEST_JSON:
-        got = f"found a JSON list of {path.stat().st_size / 2**20:,.0f} MiB"
-        needs = f"lists over {LARGEST_JSON >> 20} MiB are not read; use .jsonl, one object per line"
-        raise InputError(str(path), got, needs)
+    with open_bytes(path) as file:
+        raw = file.read(LARGEST_JSON + 1)
+    if len(raw) > LARGEST_JSON:
+        got = f"found a JSON list of over {LARGEST_JSON >> 20} MiB"
+        raise InputError(str(path), got, "use .jsonl, one object per line")
     needs = "expected one JSON list of objects"
-    raw = path.read_bytes()
     if raw.count(b"{") > MOST_OBJECTS or raw.count(b",") > 10 * MOST_OBJECTS:
         got = "found millions of values, which take gigabytes as a whole"
         raise InputError(str(path), got, "use .jsonl, one object per line")
@@ -132,7 +146,7 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
     # The module has one limit for the whole process. It is only ever raised, so that a reader in
     # another thread is never held to a lower one than its own.
     csv.field_size_limit(max(LONGEST_CELL, csv.field_size_limit()))
-    with closing(_decoded_lines(path)) as lines:
+    with closing(_table_lines(path)) as lines:
         yield from _read_cells(path, lines)
 
 
@@ -141,11 +155,14 @@ def _read_cells(path: Path, lines: Iterator[str]) -> Iterator[SourceRow]:
     # Excel writes its delimiter on a line of its own, before the header.
     declared = _DELIMITER.fullmatch(first)
     above = 1 if declared else 0
-    reader = csv.reader(
-        lines if declared else chain([first], lines),
-        delimiter=declared[1] if declared else ",",
-        strict=True,
-    )
+    if declared:
+        delimiter = declared[1]
+    elif format_of(path) == ".tsv":
+        delimiter, lines = "\t", chain([first], lines)
+    else:
+        head = [first, *_take_lines(lines)]
+        delimiter, lines = _find_delimiter(path, head), chain(head, lines)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     top = f"{path}, line {1 + above}"
     try:
         nothing: list[str] = []
@@ -171,6 +188,54 @@ def _read_cells(path: Path, lines: Iterator[str]) -> Iterator[SourceRow]:
     except csv.Error as error:
         needs = "put cells with commas, quotes or line breaks in double quotes"
         raise InputError(f"{path}, line {above + reader.line_num}", str(error), needs) from None
+
+
+def _take_lines(lines: Iterator[str]) -> Iterator[str]:
+    """Yield the next lines, as far as the separator is told by them."""
+    size = 0
+    for line in islice(lines, HEAD_LINES):
+        yield line
+        size += len(line)
+        if size > BUFFER:
+            return
+
+
+def _find_delimiter(path: Path, head: Sequence[str]) -> str:
+    """Return what separates the cells: the one of the usual that fits the first lines.
+
+    Raises:
+        InputError: two fit.
+    """
+    outside = re.sub(r'"[^"]*"', "", head[0])
+    there = [one for one in DELIMITERS if one in outside]
+    if len(there) < 2:
+        return there[0] if there else ","
+    fitting = {one: header for one in there if (header := _header_by(one, head))}
+    if len(fitting) > 1:
+        (one, columns), (other, others) = list(fitting.items())[:2]
+        shown = [one_line(" / ".join(names), 60) for names in (columns, others)]
+        got = f"found two separators that fit: {one!r} ({shown[0]}) and {other!r} ({shown[1]})"
+        raise InputError(f"{path}, line 1", got, f"put the line sep={one} above the header")
+    return next(iter(fitting), there[0])
+
+
+def _header_by(delimiter: str, head: Sequence[str]) -> list[str]:
+    """Return the header as one delimiter divides it; [] if lines have other numbers of cells."""
+    try:
+        rows = [cells for cells in csv.reader(head, delimiter=delimiter) if cells]
+    except csv.Error:
+        return []
+    whole = rows[:-1] if len(rows) > 2 else rows  # The last one may continue.
+    return whole[0] if whole and len({len(cells) for cells in whole}) == 1 else []
+
+
+def _read_arrow(path: Path) -> Iterator[SourceRow]:
+    number = 0
+    for batch in read_batches(path, BATCH):
+        _refuse_repeated(batch.schema.names, f"{path}, schema")
+        for values in python_rows(batch):
+            number += 1
+            yield SourceRow(number, f"{path}, row {number}", values, header=f"{path}, schema")
 
 
 def _read_parquet(path: Path) -> Iterator[SourceRow]:
@@ -200,10 +265,14 @@ def _read_parquet(path: Path) -> Iterator[SourceRow]:
 
 READERS: dict[str, Callable[[Path], Iterator[SourceRow]]] = {
     ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
 }
+"""The reader of each format, by the suffix that :func:`~medcot.data.streams.format_of` returns."""
 
 
 class Unreadable(NamedTuple):
@@ -280,19 +349,37 @@ def _first_repeated(names: Sequence[str]) -> str | None:
 
 def _decoded_lines(path: Path) -> Generator[str]:
     """Yield lines, split at line feeds only: U+2028 may occur inside a JSON text."""
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_CELL + 1), b""), 1):
             if len(line) > LONGEST_CELL:
-                needs = f"expected at most {LONGEST_CELL:,}; one row a line"
-                raise InputError(f"{path}, line {number}", "found a longer line", needs)
+                raise _longer_line(path, number)
             yield _decode(line, path) if number == 1 else line.decode("utf-8", "surrogateescape")
+
+
+def _table_lines(path: Path) -> Generator[str]:
+    """Yield the lines of a table in the encoding that it has."""
+    encoding = find_encoding(path)
+    if encoding == "utf-8":
+        yield from _decoded_lines(path)
+        return
+    # What cannot be decoded becomes U+FFFD, which is reported with its row.
+    with TextIOWrapper(open_bytes(path), encoding, "replace", newline="\n") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_CELL + 1), ""), 1):
+            if len(line) > LONGEST_CELL:
+                raise _longer_line(path, number)
+            yield line
+
+
+def _longer_line(path: Path, number: int) -> InputError:
+    needs = f"expected at most {LONGEST_CELL:,}; one row a line"
+    return InputError(f"{path}, line {number}", "found a longer line", needs)
 
 
 def _decode(raw: bytes, path: Path) -> str:
     """Decode the beginning of a file. Bytes that are not UTF-8 become lone surrogates."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{path}, line 1", "found UTF-16 text", "save it as UTF-8")
-    ends = _ONLY_CR.get(path.suffix.lower())
+    ends = _ONLY_CR.get(format_of(path))
     if ends and ends.search(raw):
         got = "found lines that end in a carriage return alone"
         raise InputError(f"{path}, line 1", got, "save it with line feeds")

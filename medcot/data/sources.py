@@ -1,18 +1,20 @@
-"""Resolves a data set's name to samples, a file or the hub, and reads rows of files."""
+"""Resolves a data set's name to samples, files or the hub, and reads rows of files."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib.resources import files
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
+from typing import Any, Literal
 
 from medcot.catalog import Message
-from medcot.config.schema import BUNDLED_DATA, SHORT_DATA
+from medcot.config.schema import BETWEEN_DATA_SETS, BUNDLED_DATA, SHORT_DATA
 from medcot.data.file_signatures import find_wrong_file
 from medcot.data.readers import READERS, SourceRow
+from medcot.data.streams import COMPRESSED, format_of
 from medcot.data.text import printable
 from medcot.errors import InputError, nearest
 from medcot.records import Language
@@ -20,11 +22,36 @@ from medcot.records import Language
 SAMPLES = {BUNDLED_DATA: "cases", SHORT_DATA: "short"}
 """Names of the bundled cases, and the stems of their files."""
 
+SAVED_SET, SAVED_SPLITS = "state.json", "dataset_dict.json"
+"""What tells a folder that ``datasets`` saved: of one split, or of several."""
+
+LARGEST_STATE = 1 << 24
+"""Bytes read of such a file."""
+
+MOST_FILES = 10_000
+"""Files of a folder."""
+
+Kind = Literal["sample", "file", "hub"]
+
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_OTHER_FILES = (".txt", ".tsv", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".arrow", ".ndjson")
+_OTHER_FILES = (".txt", ".xlsx", ".xls", ".gz", ".zst", ".zip", ".bz2", ".xz")
 
 
-def kind_of(name: str) -> Literal["sample", "file", "hub"]:
+def split_names(name: str) -> tuple[str, ...]:
+    """Return the data sets that a config's ``dataset`` names, one or several."""
+    return (name,) if _exists(name) else tuple(name.split(BETWEEN_DATA_SETS))
+
+
+def kinds_of(name: str) -> tuple[Kind, ...]:
+    """Return what each of the data sets is that a config's ``dataset`` names.
+
+    Raises:
+        InputError: as :func:`kind_of`.
+    """
+    return tuple(map(kind_of, split_names(name)))
+
+
+def kind_of(name: str) -> Kind:
     """Return what a data set's name means. An existing file takes precedence over a hub name.
 
     Raises:
@@ -32,15 +59,84 @@ def kind_of(name: str) -> Literal["sample", "file", "hub"]:
     """
     if name in SAMPLES:
         return "sample"
-    suffix = Path(name).suffix.lower()
-    if suffix in READERS or suffix in _OTHER_FILES or _exists(name):
+    if is_data_file(name) or format_of(name) in _OTHER_FILES or _exists(name):
         return "file"
     if _HUB_NAME.fullmatch(name):
         return "hub"
-    kinds = "a .jsonl/.json/.csv/.parquet file, a hub name (owner/name)"
+    kinds = "a .jsonl/.json/.csv/.parquet file, a folder, a hub name (owner/name)"
     needs = f"expected {kinds}, sample or sample-short"
     got = "neither a file nor a hub name"
     raise InputError(name, got, needs + nearest(name, list(SAMPLES)))
+
+
+def is_data_file(name: str) -> bool:
+    """Tell whether a name ends as a data file's does."""
+    return format_of(name) in READERS
+
+
+def stem_of(name: str) -> str:
+    """Return a data file's name without its folder and suffixes."""
+    path = PurePath(name)
+    return PurePath(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
+
+
+def list_files(path: Path) -> list[Path]:
+    """Return the data files that a path names: itself, or those of a folder in their order.
+
+    Of a folder that ``datasets`` saved they are the parts of its set; of several splits, ``train``.
+
+    Raises:
+        InputError: a folder without data files, with too many, or without a split to train on.
+    """
+    try:
+        if not path.is_dir():
+            return [path]
+    except OSError:
+        return [path]  # reading it names what is wrong with it
+    if (path / SAVED_SPLITS).is_file():
+        path = path / _choose_split(path)
+    if (path / SAVED_SET).is_file():
+        return _list_saved(path)
+    found = sorted(
+        one for one in path.iterdir()
+        if is_data_file(one.name) and not one.name.startswith(".") and one.is_file()
+    )  # fmt: skip
+    if not found:
+        got, needs = (
+            "found a folder without data files",
+            f"expected some {', '.join(READERS)} in it",
+        )
+        raise InputError(str(path), got, needs)
+    if len(found) > MOST_FILES:
+        raise InputError(str(path), f"found {len(found):,} files", f"at most {MOST_FILES:,}")
+    return found
+
+
+def _choose_split(folder: Path) -> str:
+    splits = _read_names(folder / SAVED_SPLITS, lambda found: found["splits"])
+    if "train" in splits or len(splits) == 1:
+        return "train" if "train" in splits else splits[0]
+    got = f"found the splits {', '.join(splits) or '(none)'}"
+    raise InputError(str(folder), got, "name the folder of one of them")
+
+
+def _list_saved(folder: Path) -> list[Path]:
+    def names(found: Any) -> list[str]:
+        return [one["filename"] for one in found["_data_files"]]
+
+    return [folder / name for name in _read_names(folder / SAVED_SET, names)]
+
+
+def _read_names(path: Path, choose: Callable[[Any], Any]) -> list[str]:
+    """Read names of files or folders next to ``path`` from it, a small JSON file."""
+    try:
+        with path.open("rb") as file:
+            names = choose(json.loads(file.read(LARGEST_STATE)))
+        if all(isinstance(one, str) and one == PurePath(one).name for one in names):
+            return list(names)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise InputError(str(path), "not as datasets writes it", "save the set again with save_to_disk")
 
 
 def sample_files(stem: str, language: Language | None = None) -> list[Path]:
@@ -76,7 +172,7 @@ def read_file(path: Path) -> Iterator[SourceRow]:
     _require_file(path)
     count = 0
     try:
-        for row in READERS[path.suffix.lower()](path):
+        for row in READERS[format_of(path)](path):
             count += 1
             yield row
     except OSError as error:
@@ -109,13 +205,13 @@ def _require_file(path: Path) -> None:
     if not path.is_file():
         got = "found a folder" if path.is_dir() else "not a regular file"
         raise InputError(str(path), got, f"expected one {kinds} file")
-    if path.suffix.lower() not in READERS:
+    if not is_data_file(path.name):
         got = f"found the extension {path.suffix or '(none)'!r}"
         raise InputError(str(path), got, f"expected one of {kinds}")
     if not size:
         raise InputError(str(path), "the file is empty", "expected at least one row")
     try:
-        wrong = find_wrong_file(path)
+        wrong = find_wrong_file(path, COMPRESSED.get(path.suffix.lower(), ""))
     except OSError as error:
         needs = "expected a readable file"
         raise InputError(str(path), error.strerror or str(error), needs) from None

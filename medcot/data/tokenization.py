@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medcot.data.chat_templates import choose_template, render_user_turn
-from medcot.data.prompts import CLOSE, ChatTemplate
+from medcot.data.chat_templates import choose_template, render_conversation
+from medcot.data.prompts import CLOSE, OPEN, ChatTemplate
 from medcot.errors import InputError, RunFailed
-from medcot.records import Prompt
+from medcot.records import Prompt, Turn
 
 IGNORED = -100
 """The label of a token without a loss (PyTorch's cross-entropy convention)."""
@@ -70,12 +70,16 @@ class TokenizedRow:
 
 
 def chat_template(tokenizer: Any) -> ChatTemplate | None:
-    """Return the tokenizer's own template for a user's turn, or None if it has none."""
+    """Return the tokenizer's own template for conversations, or None if it has none."""
     template = choose_template(getattr(tokenizer, "chat_template", None))
     if not template:
         return None
     special: Mapping[str, Any] = tokenizer.special_tokens_map
-    return lambda message: render_user_turn(template, message, special)
+
+    def render(turns: Sequence[Turn], *, thinks: bool = True) -> str:
+        return render_conversation(template, turns, special, thinks=thinks)
+
+    return render
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
@@ -146,8 +150,9 @@ def check_labels(
     """Check that the labelled tokens are whole completions and nothing else (the template gate).
 
     ``labels`` is a collated batch, one sequence of token ids and ``IGNORED`` per packed row. Each
-    run of labelled tokens must be the completion of one of ``rows``: with the closing tag,
-    response and EOS in it, and nothing of a prompt.
+    run of labelled tokens must be the completion of one of ``rows``: with response and EOS in it,
+    with the closing tag if the prompt opens a thought and without it if not, and nothing of a
+    prompt.
 
     Raises:
         RunFailed: it is not, so the model would be trained on something else.
@@ -156,15 +161,19 @@ def check_labels(
     if not runs:
         raise gate_refusal("no token of the first batch would be trained on")
     for run in runs:
-        text = tokenizer.decode(run)
-        if CLOSE not in text:
+        # The trainer's first rows are the first of these, so few are compared unless one is wrong.
+        row = next((row for row in rows if row.completion_ids == run), None)
+        opened = row is None or tokenizer.decode(row.prompt_ids).rstrip().endswith(OPEN)
+        closed = CLOSE in tokenizer.decode(run)
+        if opened and not closed:
             raise gate_refusal(f"{CLOSE} is missing from a trained completion")
+        if closed and not opened:
+            raise gate_refusal(f"{CLOSE} is in a trained completion whose prompt opens no thought")
         if run[-1] != tokenizer.eos_token_id:
             raise gate_refusal(
                 f"{tokenizer.eos_token} is missing from the end of a trained completion"
             )
-        # The trainer's first rows are the first of these, so few are compared unless one is wrong.
-        if not any(row.completion_ids == run for row in rows):
+        if row is None:
             raise gate_refusal("the trained tokens are not those of a completion")
 
 

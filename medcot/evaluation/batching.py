@@ -74,7 +74,9 @@ def _question_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Bat
             score = (
                 partial(score_by_likelihood, questions, name, tools, suite.mcq_orders)
                 if likely
-                else partial(score_by_reasoning, questions, name, suite.style, tools)
+                else partial(
+                    score_by_reasoning, questions, name, suite.style, tools, thinks=suite.thinks
+                )
             )
             keys: list[RowKey] = [("mcq", name, one.id) for one in questions]
             yield Batch(tuple(keys), score)

@@ -152,7 +152,7 @@ class EvaluationSuite:
     in full. ``fixed`` is one question with a reference and key facts. ``questions`` maps the short
     name of a multiple-choice set to its questions; their likelihoods are averaged over
     ``mcq_orders`` cyclic orders of the options, 0 meaning all. ``abilities`` are general items,
-    which show what the training cost.
+    which show what the training cost. ``thinks`` tells whether thoughts are asked for.
     """
 
     cases: tuple[Case, ...]
@@ -163,6 +163,7 @@ class EvaluationSuite:
     mcq_method: Method
     mcq_orders: int = 1
     abilities: tuple[Ability, ...] = ()
+    thinks: bool = True
 
 
 AnswerBatches = Callable[[EvaluationSuite, ModelTools, Sequence[int]], Iterable[list[ScoredRow]]]

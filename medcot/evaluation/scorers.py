@@ -25,7 +25,8 @@ def score_cases(
     if answered:
         texts = tools.generate([prompt.text for prompt in asked])
     for (kind, case), prompt, loss, text in zip(cases, asked, losses, texts, strict=True):
-        row = make_row(kind, "", case.id, prompt.text, loss, text, case.language)
+        thinks = bool(case.thought)
+        row = make_row(kind, "", case.id, prompt.text, loss, text, case.language, thinks=thinks)
         if case.claims and row.answer is not None:
             checked = rubric.check_claims(row.answer, case.claims)
             row = replace(row, claims=tuple(checked), correct=rubric.states_all(checked))
@@ -58,12 +59,21 @@ def score_by_likelihood(
 
 
 def score_by_reasoning(
-    questions: Sequence[Question], name: str, style: Style, tools: ModelTools
+    questions: Sequence[Question],
+    name: str,
+    style: Style,
+    tools: ModelTools,
+    *,
+    thinks: bool = True,
 ) -> Iterator[ScoredRow]:
-    """Let the model reason in free text and read the letter from its answer."""
-    asked = [prompts.ask_choice(question, style, tools.chat) for question in questions]
+    """Let the model answer in free text, reasoning if it ``thinks``, and read the letter."""
+    asked = [
+        prompts.ask_choice(question, style, tools.chat, thinks=thinks) for question in questions
+    ]
     for question, prompt, text in zip(questions, asked, tools.generate(asked), strict=True):
-        row = make_row("mcq", name, question.id, prompt, None, text, question.language)
+        row = make_row(
+            "mcq", name, question.id, prompt, None, text, question.language, thinks=thinks
+        )
         letter = answer_extraction.extract_letter(
             row.answer or "", question.options, question.language
         )
@@ -109,17 +119,20 @@ def make_row(
     loss: TokenLoss | None = None,
     text: Generation | None = None,
     language: Language | None = None,
+    *,
+    thinks: bool = True,
 ) -> ScoredRow:
     """Make a row from the item's loss and output, where it has them.
 
-    ``language`` is what the output should be in; without it, that is not checked.
+    ``language`` is what the output should be in; without it, that is not checked. Without
+    ``thinks`` no thought was asked for: whether one was closed is not measured.
     """
     row = ScoredRow(kind, name, identity, prompt)
     if loss:
         row = replace(row, nll=loss.mean, nll_sum=loss.total, completion_tokens=loss.tokens)
     if text is None:
         return row
-    reply = prompts.parse(text.text)
+    reply = prompts.parse(text.text, thinks=thinks)
     thought, answer = output_checks.divide_tokens(text.tokens, reply.thought, reply.answer)
     spoken = reply.answer or text.text
     return replace(
@@ -128,9 +141,9 @@ def make_row(
         thought=reply.thought,
         answer=reply.answer,
         tokens=text.tokens,
-        thought_tokens=thought,
+        thought_tokens=thought if thinks else None,
         answer_tokens=answer,
-        closed=reply.closed,
+        closed=reply.closed if thinks else None,
         finished=text.finished,
         repeats=output_checks.has_loop(text.text),
         language_match=output_checks.is_in_language(spoken, language) if language else None,

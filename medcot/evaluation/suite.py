@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import cast
 
 from medcot.config.schema import RunConfig
@@ -101,7 +101,7 @@ def make_suite(
     return EvaluationSuite(
         cases=kept,
         generated=kept[: config.generate_samples],
-        fixed=fixed,
+        fixed=fixed if config.thinks or fixed is None else replace(fixed, thought=""),
         questions={
             labels[name]: _choose(asked, config.mcq_samples, config.seed)
             for name, asked in questions.items()
@@ -113,6 +113,7 @@ def make_suite(
         abilities=choose_abilities(load_abilities(config.language), asked, config.seed)
         if (asked := config.ability_samples)
         else (),
+        thinks=config.thinks,
     )
 
 
@@ -258,8 +259,10 @@ def _count_right(rows: Sequence[ScoredRow]) -> SetAccuracy:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value or 0 for value in values]
-    return sum(known) / len(known) if known else None
+    found = list(values)
+    if all(value is None for value in found):
+        return None  # no rows, or nothing that this measure applies to
+    return sum(value or 0 for value in found) / len(found)
 
 
 def _ratio(above: Iterable[float | None], below: Iterable[float | None]) -> float | None:

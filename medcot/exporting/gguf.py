@@ -216,10 +216,15 @@ def make_modelfile(
     stops = "".join(f"PARAMETER stop {json.dumps(one, ensure_ascii=False)}\n" for one in tokens)
     before, after = around
     before = before.removeprefix(model.added_start)
+    begins = (
+        "# begins inside the thought and closes it with </think>.\n"
+        if model.config.thinks
+        else "# has no thought.\n"
+    )
     text = (
         "# Research output, not medical advice: what this model says may be wrong or harmful.\n"
         "# The template is the prompt that the model was trained and scored with; the answer\n"
-        "# begins inside the thought and closes it with </think>.\n"
+        f"{begins}"
         f"FROM ./{file_name(quantization)}\n"
         f'TEMPLATE """{before}{{{{ .Prompt }}}}{after}"""\n'
         f"{stops}"
@@ -241,7 +246,8 @@ def check_modelfile(model: RunModel, folder: Path, asked: ProofSet) -> Iterator[
         )
     template = re.search(r'^TEMPLATE """(.*?)"""$', text, re.MULTILINE | re.DOTALL)
     before, mark, after = (template[1] if template else "").partition("{{ .Prompt }}")
-    prompts = [row.prompt.removeprefix(model.added_start) for row in asked.rows]
+    single = (row for row in asked.rows if row.single)
+    prompts = [row.prompt.removeprefix(model.added_start) for row in single]
     if not mark or not all(one.startswith(before) and one.endswith(after) for one in prompts):
         yield Message("proof_template_differs")
     stops = {json.loads(one) for one in re.findall(r"^PARAMETER stop (.+)$", text, re.MULTILINE)}

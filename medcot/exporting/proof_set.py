@@ -18,7 +18,10 @@ from medcot.runs.directory import RunDirectory
 
 @dataclass(frozen=True, slots=True)
 class ProofRow:
-    """A test row: its tokens, and the loss (nats, summed over the completion) after training."""
+    """A test row: its tokens, and the loss (nats, summed over the completion) after training.
+
+    ``single`` tells that its prompt is a question alone, without a system prompt or earlier turns.
+    """
 
     id: str
     prompt: str
@@ -26,6 +29,7 @@ class ProofRow:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     nll_sum: float
+    single: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,7 @@ def _proof_row(
         tuple(tokens.prompt_ids),
         tuple(tokens.completion_ids),
         float(row.nll_sum or 0.0),
+        single=not references[row.id].turns,
     )
 
 
@@ -149,5 +154,6 @@ def _proof_question(row: ScoredRow, tokenizer: Any) -> ProofQuestion:
 def prompt_around(config: RunConfig, chat: ChatTemplate | None) -> tuple[str, str]:
     """Return the text of the run's prompt before and after the question."""
     mark = "QUESTION-GOES-HERE"
-    before, _, after = ask(mark, config.style, config.language, chat).partition(mark)
+    prompt = ask(mark, config.style, config.language, chat, thinks=config.thinks)
+    before, _, after = prompt.partition(mark)
     return before, after

@@ -52,16 +52,19 @@ def ask(
         raise InputError("QUESTION", Message("error_empty_text"), Message("needs_question"))
     config = directory.config()
     loaded = load_run(directory, base=base)
-    prompt = ask_prompt(question, config.style, config.language, loaded.chat)
+    thinks = config.thinks
+    prompt = ask_prompt(question, config.style, config.language, loaded.chat, thinks=thinks)
     limit = max_new_tokens or config.max_new_tokens
     try:
         last = None
         for generation in stream(loaded, prompt, limit):
             if last is not None:
-                yield _streamed(parse_growing(last.text), last, limit, finished=True)
+                growing = parse_growing(last.text, thinks=thinks)
+                yield _streamed(growing, last, limit, finished=True)
             last = generation
         if last is not None:
-            yield _streamed(parse(last.text), last, limit, finished=last.finished)
+            reply = parse(last.text, thinks=thinks)
+            yield _streamed(reply, last, limit, finished=last.finished)
     finally:
         models.release(loaded)
 
@@ -70,14 +73,16 @@ def write_reply(replies: Iterable[StreamedReply]) -> Iterator[str]:
     """Turn a growing reply into pieces of text for a terminal.
 
     The thought comes first, then the answer under a heading, then :data:`NOT_MEDICAL_ADVICE`.
+    Where no thought is asked for, the answer is all.
     """
     shown: StreamedReply | None = None
     for reply in replies:
         # Not before the first reply: whatever is wrong is raised until then.
-        yield "" if shown else "Thought\n-------\n"
+        plain = reply.closed and not reply.thought
+        yield "" if shown or plain else "Thought\n-------\n"
         yield reply.thought[len(shown.thought if shown else "") :]
         if reply.closed and not (shown and shown.closed):
-            yield "\n\nAnswer\n------\n"
+            yield "Answer\n------\n" if plain and not shown else "\n\nAnswer\n------\n"
         yield reply.answer[len(shown.answer if shown else "") :]
         shown = reply
     if shown and not shown.closed:

@@ -16,11 +16,17 @@ from typing import Any
 from medcot.config.presets import make_config
 from medcot.config.schema import BUNDLED_DATA, BUNDLED_MODEL, RunConfig
 from medcot.data.contamination import EvaluationTexts, Overlap, find_overlaps
-from medcot.data.dataset import load_dataset, load_fixed_question, load_questions, split_cases
+from medcot.data.dataset import (
+    load_dataset,
+    load_fixed_question,
+    load_questions,
+    settle_thought,
+    split_cases,
+)
 from medcot.data.fast_tokenizer import load_fast_tokenizer
 from medcot.data.prompts import ChatTemplate
 from medcot.data.selection import Candidate, explain_nothing_left, select_rows, tokenize_cases
-from medcot.data.sources import kind_of
+from medcot.data.sources import kinds_of
 from medcot.data.tokenization import TokenizedRow, chat_template, shared_prefix_length
 from medcot.engines.bundled_model import bundled_model
 from medcot.evaluation.decontaminate import collect_texts
@@ -88,7 +94,7 @@ class SelectedRows:
 
 def is_at_hand(config: RunConfig) -> bool:
     """Return whether the config's rows can be shown without the hub."""
-    return kind_of(config.dataset) != "hub"
+    return "hub" not in kinds_of(config.dataset)
 
 
 def load_material(config: RunConfig, *, from_hub: bool = False) -> Material:
@@ -109,6 +115,7 @@ def _load(config: RunConfig, *, from_hub: bool) -> Material:
     own_data = from_hub or is_at_hand(config)
     shown = config if own_data else config.model_copy(update={"dataset": BUNDLED_DATA})
     dataset = load_dataset(shown)
+    config = settle_thought(config, dataset)
     tokenizer, own_tokenizer = _load_tokenizer(config, from_hub=from_hub)
     rows = tokenize_cases(dataset.cases, config, tokenizer)
     everything = shown.model_copy(update={"samples": max(1, len(dataset.cases))})

@@ -183,7 +183,15 @@ def _mark_items(suite: EvaluationSuite) -> dict[str, dict[str, str]]:
 
 
 def _mark(items: Iterable[Case | Question | Ability]) -> dict[str, str]:
-    return {item.id: _digest(json.dumps(asdict(item), sort_keys=True))[:16] for item in items}
+    return {item.id: _digest(json.dumps(_plain(item), sort_keys=True))[:16] for item in items}
+
+
+def _plain(item: Case | Question | Ability) -> dict[str, Any]:
+    """Return an item's fields; runs from before cases had turns recorded none."""
+    values = asdict(item)
+    if not values.get("turns", True):
+        del values["turns"]
+    return values
 
 
 def _mark_model(config: RunConfig, known: Mapping[str, FileMark]) -> dict[str, FileMark]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from medcot.config.schema import RunConfig
 from medcot.data.mcq import load_questions
 from medcot.data.mcq_catalog import label_sets
-from medcot.data.readers import READERS
+from medcot.data.sources import is_data_file
 from medcot.engines.base import LoadedModel
 from medcot.evaluation import lm_eval as bridge
 from medcot.evaluation.interface import BY_LM_EVAL, row_to_json, rows_from_json
@@ -48,7 +48,7 @@ def ready_tasks(
     folder = task_folder(directory)
     tasks: list[LmEvalTask] = []
     for name, label in label_sets(given).items():
-        local = Path(name).suffix.lower() in READERS
+        local = is_data_file(name)
         tasks.append(LmEvalTask(label, local))
         if local:
             found = load_questions(name, config.language, option="--lm-eval")

@@ -17,6 +17,7 @@ from medcot.data.dataset import (
     load_dataset,
     load_fixed_question,
     load_questions,
+    settle_thought,
     split_cases,
 )
 from medcot.data.fast_tokenizer import load_fast_tokenizer
@@ -78,6 +79,7 @@ def prepare(
     check_judge(config)
     machine = detect_machine()
     dataset = load_dataset(config)
+    config = settle_thought(config, dataset)
     models.prepare_engine(config, machine)
     tokenizer = models.load_tokenizer(config)
     prepared = _decide(config, directory, machine, dataset, tokenizer, _trained(directory))
@@ -105,6 +107,7 @@ def plan_only(config: RunConfig, machine: Machine) -> Plan:
     """
     try:
         dataset = load_dataset(config)
+        config = settle_thought(config, dataset)
         tokenizer = _counting_tokenizer(config)
     except InputError as error:
         if not is_out_of_reach(error):

@@ -161,10 +161,18 @@ def _compare(
     cases = [(b, a) for b, a in pairs if b.kind == "case"]
     answered = [(b, a) for b, a in cases if b.output is not None and a.output is not None]
 
+    def applies(read: Callable[[ScoredRow], float | None]) -> bool:
+        """Tell whether any row has the measure: without thoughts none is closed or has tokens."""
+        return any(read(row) is not None for pair in answered for row in pair)
+
     def rate(read: Callable[[ScoredRow], bool | None]) -> PairedDifference | None:
+        if not applies(read):
+            return None
         return paired.compare_rates(*_sides(answered, lambda row: bool(read(row))))
 
     def mean(read: Callable[[ScoredRow], float | None]) -> PairedDifference | None:
+        if not applies(read):
+            return None
         return paired.compare_means(*_sides(answered, lambda row: read(row) or 0), seed=seed)
 
     names = list_sets(before, suite)

@@ -118,7 +118,7 @@ def _answer(row: ScoredRow) -> Answer | None:
     return Answer(
         thought=row.thought or "",
         answer=row.answer or "",
-        closed=bool(row.closed),
+        closed=row.closed is not False,
         finished=bool(row.finished),
         tokens=row.tokens or 0,
     )

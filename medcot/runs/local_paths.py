@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from medcot.config.schema import RunConfig
+from medcot.config.schema import BETWEEN_DATA_SETS, RunConfig
 
 PATH_FIELDS = ("model", "dataset", "mcq")
 """The options that may name a file or folder."""
@@ -31,7 +31,8 @@ def resolve_values(values: Mapping[str, Any], origin: str | None) -> dict[str, A
     for name in PATH_FIELDS:
         value = found.get(name)
         if isinstance(value, str):
-            found[name] = _resolve(value, origin)
+            parts = [_resolve(one, origin) for one in value.split(BETWEEN_DATA_SETS)]
+            found[name] = BETWEEN_DATA_SETS.join(parts)
         elif isinstance(value, (list, tuple)):
             parts = [_resolve(str(one), origin) for one in cast("list[Any]", value)]
             found[name] = type(value)(parts)  # pyright: ignore[reportUnknownArgumentType]

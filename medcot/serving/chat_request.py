@@ -6,11 +6,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from medcot.errors import one_line
-
-Role = Literal["system", "user", "assistant"]
+from medcot.records import Role, Turn
 
 MOST_TURNS = 200
 MOST_TOKENS = 32_768
@@ -59,14 +58,6 @@ class Refusal(Exception):
                 "code": self.code,
             }
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation."""
-
-    role: Role
-    content: str
 
 
 @dataclass(frozen=True, slots=True)

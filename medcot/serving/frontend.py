@@ -83,12 +83,13 @@ class Frontend:
                     for choice in found.get("choices") or ():
                         text += choice.get("text") or ""
                         ending = choice.get("finish_reason") or ending
-                    yield Piece(parse_growing(text))
+                    yield Piece(parse_growing(text, thinks=self.target.config.thinks))
         except httpx.HTTPError as error:
             raise _server_failed(f"{type(error).__name__}: {error}") from error
         if ending is None:
             raise _server_failed("the answer broke off")
-        yield Piece(parse(text), "length" if ending == "length" else "stop", usage)
+        reply = parse(text, thinks=self.target.config.thinks)
+        yield Piece(reply, "length" if ending == "length" else "stop", usage)
 
 
 def make_application(target: Target, access: Access, backend: Backend) -> Starlette:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from medcot.config.schema import RunConfig
-from medcot.data.chat_templates import render_turns
 from medcot.data.fast_tokenizer import FastTokenizer, load_fast_tokenizer
+from medcot.data.prompts import CLOSE
 from medcot.data.prompts import ask as ask_prompt
 from medcot.data.tokenization import chat_template, encode_text
 from medcot.errors import InputError
@@ -19,8 +19,9 @@ from medcot.exporting.gguf import file_name
 from medcot.exporting.proof_file import PROOF, ExportRecord, read_record
 from medcot.exporting.run_model import RunModel
 from medcot.planning.model_specs import find_model_spec
+from medcot.records import Turn
 from medcot.runs.directory import RunDirectory
-from medcot.serving.chat_request import Refusal, Turn
+from medcot.serving.chat_request import Refusal
 
 Kind = Literal["run", "adapter", "merged", "gguf"]
 
@@ -77,18 +78,19 @@ class Target:
                 " system prompt and without earlier turns."
             )
             raise Refusal(400, message, code="unsupported_value", parameter="messages")
-        if earlier:
-            chat = partial(self._render_after, earlier)
         try:
-            return ask_prompt(last.content, config.style, config.language, chat), not earlier
+            prompt = ask_prompt(
+                last.content,
+                config.style,
+                config.language,
+                chat,
+                thinks=config.thinks,
+                turns=[_without_thought(turn) for turn in earlier],
+            )
+            return prompt, not earlier
         except InputError as error:
             message = f"The model's chat template refuses these turns: {error}"
             raise Refusal(400, message, code="invalid_value", parameter="messages") from None
-
-    def _render_after(self, earlier: Sequence[Turn], message: str) -> str:
-        told = [{"role": one.role, "content": one.content} for one in earlier]
-        turns = [*told, {"role": "user", "content": message}]
-        return render_turns(self.tokenizer.chat_template, turns, self.tokenizer.special_tokens_map)
 
     def encode(self, prompt: str, answer: int) -> list[int]:
         """Return the tokens of a prompt that leaves room for ``answer`` tokens.
@@ -104,6 +106,13 @@ class Target:
             )
             raise Refusal(400, message, code="context_length_exceeded", parameter="messages")
         return ids
+
+
+def _without_thought(turn: Turn) -> Turn:
+    """Leave out a thought that a client sends back: chat templates keep none of earlier turns."""
+    if turn.role != "assistant" or CLOSE not in turn.content:
+        return turn
+    return Turn(turn.role, turn.content.rpartition(CLOSE)[2].strip())
 
 
 def open_run(directory: RunDirectory) -> Target:

@@ -8,7 +8,7 @@ from medcot.data.fast_tokenizer import load_fast_tokenizer
 from medcot.data.prompts import render
 from medcot.data.tokenization import IGNORED, chat_template, check_labels, encode, encode_text
 from medcot.errors import InputError, RunFailed
-from medcot.records import Prompt
+from medcot.records import Prompt, Turn
 from tests.support.fakes import make_case
 
 
@@ -99,9 +99,9 @@ def test_a_template_that_says_the_time_always_says_the_same(tiny_model, tmp_path
     prompts = set()
     for tokenizer in (AutoTokenizer.from_pretrained(folder), load_fast_tokenizer(folder)):
         chat = chat_template(tokenizer)
-        prompts.add(chat("What now?"))
+        prompts.add(chat([Turn("user", "What now?")]))
         time.sleep(1.1)
-        prompts.add(chat("What now?"))
+        prompts.add(chat([Turn("user", "What now?")]))
     assert len(prompts) == 1
 
 
@@ -113,7 +113,7 @@ def test_a_template_that_drops_the_question_is_refused(tiny_model, tmp_path):
     folder = with_template(tiny_model, tmp_path / "parts", text)
     chat = chat_template(AutoTokenizer.from_pretrained(folder))
     with pytest.raises(InputError, match=r"drops the question.*--style tutorial"):
-        chat("What now?")
+        chat([Turn("user", "What now?")])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_template_that_fails_or_grows_is_refused_with_a_way_out(tiny_model, tm
     folder = with_template(tiny_model, tmp_path / "failing", text)
     for tokenizer in (AutoTokenizer.from_pretrained(folder), load_fast_tokenizer(folder)):
         with pytest.raises(InputError) as refusal:
-            chat_template(tokenizer)("What now?")
+            chat_template(tokenizer)([Turn("user", "What now?")])
         assert says in str(refusal.value)
         assert "--style tutorial" in str(refusal.value)
 
@@ -161,11 +161,57 @@ def test_a_template_gives_the_prompt_that_transformers_gives(tiny_model, tmp_pat
     real = AutoTokenizer.from_pretrained(folder)
     turns = [{"role": "user", "content": "What now?"}]
     expected = real.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert chat_template(real)("What now?") == expected
-    assert chat_template(load_fast_tokenizer(folder))("What now?") == expected
+    assert chat_template(real)([Turn("user", "What now?")]) == expected
+    assert chat_template(load_fast_tokenizer(folder))([Turn("user", "What now?")]) == expected
 
 
 def test_a_template_may_fold_white_space(tiny_model, tmp_path):
     text = "{%- for m in messages %}{{ m.content | replace('\n', ' ') }}{%- endfor %}"
     folder = with_template(tiny_model, tmp_path / "folded", text)
-    assert "What now?" in chat_template(AutoTokenizer.from_pretrained(folder))("Well.\n\nWhat now?")
+    turn = Turn("user", "Well.\n\nWhat now?")
+    assert "What now?" in chat_template(AutoTokenizer.from_pretrained(folder))([turn])
+
+
+CONVERSATION = [
+    Turn("system", "Be brief."), Turn("user", "Who?"), Turn("assistant", "You."),
+    Turn("user", "What now?"),
+]  # fmt: skip
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+ALL_TURNS = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+NO_SYSTEM = (
+    "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("text", [ALL_TURNS, REFUSES + ALL_TURNS, NO_SYSTEM])
+def test_a_system_prompt_is_kept_whatever_the_template_makes_of_it(tiny_model, tmp_path, text):
+    folder = with_template(tiny_model, tmp_path / "system", text)
+    found = chat_template(load_fast_tokenizer(folder))(CONVERSATION)
+    rest = "[assistant] You.\n[user] What now?\n"
+    inside = (
+        "[system] Be brief.\n[user] Who?\n" if text is ALL_TURNS else "[user] Be brief.\n\nWho?\n"
+    )
+    assert found == inside + rest
+
+
+def test_a_template_that_drops_a_turn_is_refused(tiny_model, tmp_path):
+    folder = with_template(tiny_model, tmp_path / "last", "{{ messages[-1].content }}")
+    with pytest.raises(InputError, match="drops a turn of the user"):
+        chat_template(load_fast_tokenizer(folder))(CONVERSATION)
+
+
+def test_a_template_that_can_is_told_that_no_thought_is_wanted(tiny_model, tmp_path):
+    text = TURN + "{% if enable_thinking is defined and not enable_thinking %}<none>{% endif %}"
+    chat = chat_template(load_fast_tokenizer(with_template(tiny_model, tmp_path / "q", text)))
+    assert not chat(CONVERSATION[3:]).endswith("<none>")
+    assert chat(CONVERSATION[3:], thinks=False).endswith("<none>")
+
+
+def test_the_gate_knows_rows_without_thoughts(tokenizer):
+    chat = chat_template(tokenizer)
+    case = make_case(1, thought="")
+    rows = encode(tokenizer, {"a": render(case, "chat", chat)})
+    check_labels(tokenizer, [labels_of(row) for row in rows], rows)
+    closed = encode(tokenizer, {"a": Prompt(render(case, "chat", chat).text, "So.</think>Yes.")})
+    with pytest.raises(RunFailed, match="whose prompt opens no thought"):
+        check_labels(tokenizer, [labels_of(row) for row in closed], closed)

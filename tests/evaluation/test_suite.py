@@ -13,10 +13,10 @@ import pytest
 
 from medcot.config.presets import make_config
 from medcot.data.mcq_catalog import label_sets
-from medcot.data.prompts import choice_cue
+from medcot.data.prompts import ChatTemplate, choice_cue
 from medcot.evaluation.interface import EvaluationSuite, ModelTools, ScoredRow, row_to_json
 from medcot.evaluation.suite import evaluate, make_suite, order_rows, summarise
-from medcot.records import Case, Claim, Generation, Prompt, Question, TokenLoss
+from medcot.records import Case, Claim, Generation, Prompt, Question, TokenLoss, Turn
 
 CLOSED = "Some thought.\n</think>\n\nRest and fluids."
 
@@ -34,6 +34,15 @@ def question(number: int, **changes: Any) -> Question:
     return Question(**(values | changes))
 
 
+def last_turn(before: str = "") -> ChatTemplate:
+    """A template that shows the last turn alone."""
+
+    def render(turns: Sequence[Turn], *, thinks: bool = True) -> str:
+        return f"{before}{turns[-1].content}"
+
+    return render
+
+
 class Model:
     """A model that answers by rule and remembers what it was asked."""
 
@@ -44,7 +53,7 @@ class Model:
         self.compared: list[list[str]] = []
 
     def tools(self) -> ModelTools:
-        return ModelTools(self.generate, self.score, self.score_options, lambda text: f"U:{text}")
+        return ModelTools(self.generate, self.score, self.score_options, last_turn("U:"))
 
     def generate(self, asked: Sequence[str]) -> list[Generation]:
         self.generated.append(list(asked))
@@ -86,6 +95,21 @@ def hold(exam: EvaluationSuite, model: Model, done: Sequence[ScoredRow] = ()) ->
 
 def letter_sayer(output: str, finished: bool = True) -> Callable[[str], Generation]:
     return lambda prompt: Generation(output, 10, finished)
+
+
+def test_without_thoughts_none_is_asked_for_and_none_is_measured() -> None:
+    config = make_config("demo", {"thought": "none", "mcq_method": "generate"})
+    fixed = case(9, id="fixed")
+    exam = make_suite(config, [case(1, thought="")], fixed, {"set": [question(0)]})
+    model = Model(letter_sayer("Answer: A"))
+    rows, _ = hold(exam, model)
+    assert not any("think" in prompt.lower() for asked in model.generated for prompt in asked)
+    assert [row.answer for row in rows] == ["Answer: A"] * 3
+    assert rows[2].correct
+    found = summarise(rows, exam)
+    assert (found.closed_rate, found.thought_tokens) == (None, None)
+    assert found.finished_rate == 1.0
+    assert found.answer_tokens == 10
 
 
 # --- what is asked ---------------------------------------------------------------------------
@@ -311,7 +335,7 @@ def test_a_kill_loses_at_most_one_batch() -> None:
         model.generate,
         lambda asked: (seen.append(len(saved)), model.score(asked))[1],
         model.score_options,
-        lambda text: text,
+        last_turn(),
     )
     evaluate(exam, tools, [], saved.append)
     assert seen == [0, 32, 64, 96]
@@ -324,7 +348,7 @@ def test_answers_are_handed_over_and_kept_in_batches_of_the_model() -> None:
         lambda asked: (seen.append((len(asked), len(saved))), model.generate(asked))[1],
         model.score,
         model.score_options,
-        lambda text: text,
+        last_turn(),
         answers_at_once=8,
     )
     evaluate(exam, tools, [], saved.append)
@@ -355,7 +379,7 @@ def test_rows_from_elsewhere_follow_those_that_were_asked() -> None:
 def test_mean_loss_is_per_token_not_per_row() -> None:
     losses = iter([[TokenLoss(10.0, 10), TokenLoss(300.0, 100)]])
     exam = suite_of(cases=2)
-    tools = ModelTools(lambda p: [], lambda p: next(losses), lambda i: [], lambda text: text)
+    tools = ModelTools(lambda p: [], lambda p: next(losses), lambda i: [], last_turn())
     rows = evaluate(exam, tools, [], lambda row: None)
     assert summarise(rows, exam).nll == pytest.approx(310 / 110)
 

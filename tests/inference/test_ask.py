@@ -37,6 +37,16 @@ def test_text_for_a_terminal_is_thought_answer_and_what_it_is_not(answering):
     assert "think" not in told
 
 
+def test_a_run_without_thoughts_asks_for_none_and_shows_the_answer(answering, tmp_path):
+    pieces = answering("", "Flu", "Flu.")
+    directory = RunDirectory(tmp_path / "run")
+    directory.write_json("config.json", {"style": "tutorial", "thought": "none", "preset": "demo"})
+    replies = list(pieces)
+    told = "".join(write_reply(replies))
+    assert told.startswith("Answer\n------\nFlu.\n\n")
+    assert (replies[-1].thought, replies[-1].answer, replies[-1].closed) == ("", "Flu.", True)
+
+
 def test_a_thought_that_is_never_closed_has_no_answer(answering):
     told = "".join(write_reply(answering("A cough", "A cough and", finished=False)))
     assert "A cough and\n\n(no answer: the thought was not closed within 9 tokens)" in told

@@ -89,8 +89,8 @@ def test_a_question_becomes_the_prompt_that_the_run_measured(post, target):
     answer, model = post(user("Why?"))
     template = target.tokenizer.chat_template
     assert "<|im_start|>" in template
-    expected = ask_prompt("Why?", "chat", "en", lambda text: (
-        f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    expected = ask_prompt("Why?", "chat", "en", lambda turns, thinks: (
+        f"<|im_start|>user\n{turns[0].content}<|im_end|>\n<|im_start|>assistant\n"
     ))  # fmt: skip
     (asked,) = model.asked
     assert asked == {

@@ -81,15 +81,17 @@ def mark_differences(one: str, other: str) -> tuple[str, str]:
     return next(shown), next(shown)
 
 
-def show_pair(pair: Sequence[Generation], question: str, language: str) -> str:
+def show_pair(
+    pair: Sequence[Generation], question: str, language: str, *, thinks: bool = True
+) -> str:
     """Show what the base and the tuned model made of one question."""
     asked = card(say("question", language), paragraphs(question))
-    before, after = map(_from_generation, pair)
+    before, after = (_from_generation(one, thinks=thinks) for one in pair)
     return join(asked, compare_replies(before, after, language), disclaimer(language))
 
 
-def _from_generation(generation: Generation) -> Answer:
-    reply = parse(generation.text)
+def _from_generation(generation: Generation, *, thinks: bool) -> Answer:
+    reply = parse(generation.text, thinks=thinks)
     return Answer(reply.thought, reply.answer, reply.closed, generation.finished, generation.tokens)
 
 

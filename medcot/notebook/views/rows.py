@@ -34,12 +34,12 @@ PAGE = 8
 def show_case(case: Case, language: str) -> str:
     """Show one row in full: question, thought and answer."""
     named = case.id + (f" · {case.specialty}" if case.specialty else "")
+    answer = card(say("response", language), prose(case.response), "mc-answer")
+    thought = card(say("thought", language), prose(case.thought), "mc-thought")
     return join(
+        *(card(turn.role, paragraphs(turn.content)) for turn in case.turns),
         card(f"{say('question', language)} ({named})", paragraphs(case.question)),
-        columns(
-            card(say("thought", language), prose(case.thought), "mc-thought"),
-            card(say("response", language), prose(case.response), "mc-answer"),
-        ),
+        columns(thought, answer) if case.thought else answer,
     )
 
 

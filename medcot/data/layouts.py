@@ -1,0 +1,519 @@
+"""Recognises how a data set is laid out, and turns its rows into those of one layout.
+
+The columns of FreedomIntelligence/medical-o1-reasoning-SFT are that layout: ``Question``,
+``Complex_CoT`` and ``Response``. Rows that have them are passed on as they are. Recognised by the
+first rows are columns of other usual names (Alpaca's among them), prompt and completion, and
+conversations. A set that can be read in two ways is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, Literal, NamedTuple, cast
+
+from medcot.config.schema import RunConfig, read_columns
+from medcot.data.prompts import CLOSE, OPEN
+from medcot.data.readers import Fault, SourceRow, Values, describe_type
+from medcot.data.text import printable
+from medcot.errors import InputError, one_line
+from medcot.records import Role, Turn
+
+QUESTION, THOUGHT, RESPONSE = "Question", "Complex_CoT", "Response"
+
+ONLY_COLUMNS = "only the columns"
+"""How a fault begins that is the same in every row of a file."""
+
+HEAD_ROWS, HEAD_CHARACTERS = 64, 1 << 22
+"""The rows by which a layout is recognised: these many, or fewer that are longer together."""
+
+MOST_TURNS = 1000
+"""Turns of a conversation."""
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "question": ("question", "prompt", "instruction", "query", "problem", "input", "问题"),
+    "input": ("input", "context"),
+    "thought": (
+        "complex_cot", "cot", "thought", "thoughts", "reasoning", "reasoning_content",
+        "chain_of_thought", "rationale", "thinking", "思考", "推理",
+    ),
+    "answer": (
+        "response", "answer", "output", "completion", "solution", "回答", "答案",
+    ),
+    "system": ("system", "system_prompt"),
+    "messages": ("messages", "conversations", "conversation"),
+}  # fmt: skip
+"""What data sets call their columns, in small letters."""
+
+_ROLES: dict[str, Role] = {
+    "system": "system", "developer": "system", "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
+}  # fmt: skip
+
+_THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
+"""Fields of a message that hold its thought."""
+
+OPTION_COLUMNS = ("options", "choices", "opa", "option_a")
+"""Columns, one of which every set of multiple-choice questions has."""
+
+_KEPT = ("id", "lang", "specialty", "source", "reference", "reference_answer", "claims")
+"""Columns that are the same in every layout."""
+
+Place = Literal["column", "tags", "field", "nowhere"]
+"""Where a thought stands: a column, <think> tags of the answer, a message's field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user said about the data: see the fields of the same names in `RunConfig`."""
+
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    thought: Literal["auto", "train", "none"] = "auto"
+    train_turns: Literal["last", "all"] = "last"
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Wanted:
+        """Return what ``config`` says."""
+        return cls(read_columns(config.columns), config.thought, config.train_turns)
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """The rows of a source in the one layout, whether they have thoughts, and what to tell."""
+
+    rows: Iterator[SourceRow]
+    thinks: bool
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Which column holds what: ``question`` and ``answer``, or ``messages``, and more."""
+
+    name: str
+    columns: Mapping[str, str]
+    thought: Place = "nowhere"
+
+    @property
+    def is_own(self) -> bool:
+        """Tell whether rows need no change: the columns have the names that others get."""
+        own = {"question": QUESTION, "thought": THOUGHT, "answer": RESPONSE}
+        return dict(self.columns) == own and self.thought == "column"
+
+    def describe(self, wanted: Wanted) -> str:
+        """Return in one line what was recognised."""
+        columns = {role: one_line(printable(name), 60) for role, name in self.columns.items()}
+        if "messages" in columns:
+            trained = "every turn" if wanted.train_turns == "all" else "the last turn"
+            answer = f"{trained} of the assistant in {columns['messages']} is trained"
+            parts = [answer]
+        else:
+            asked = " and ".join(columns[one] for one in ("question", "input") if one in columns)
+            parts = [f"question from {asked}", f"answer from {columns['answer']}"]
+        if "system" in columns:
+            parts.append(f"system prompt from {columns['system']}")
+        place = {
+            "column": f"thought from {columns.get('thought')}",
+            "tags": f"thought from {OPEN} tags",
+            "field": "thought from a field of the message",
+            "nowhere": "no thought",
+        }[self.thought]
+        if wanted.thought == "none" and self.thought != "nowhere":
+            place += ", which is left out"
+        return f"read as {self.name}: {', '.join(parts)}, {place}"
+
+
+def recognise(rows: Iterable[SourceRow], wanted: Wanted) -> Recognised:
+    """Recognise the layout by the first rows, and return all rows in the one layout.
+
+    Raises:
+        InputError: The rows can be read in two ways, are multiple-choice questions, lack a column
+            that the user named, or have no thoughts where the user wants them.
+    """
+    remaining = iter(rows)
+    head = _take_head(remaining)
+    known = [row for row in head if row.values]
+    everything = chain(head, remaining)
+    if not known:
+        return Recognised(everything, thinks=True, note="")
+    layout = _find_layout(known, wanted.columns)
+    if layout is None:
+        return Recognised(everything, thinks=True, note="")
+    layout = replace(layout, thought=_find_thought(known, layout))
+    thinks = layout.thought != "nowhere" and wanted.thought != "none"
+    if wanted.thought == "train" and not thinks:
+        got = f"no thought in the first rows of {_place(known[0])}"
+        raise InputError("--thought train", got, "use --thought auto, or data with thoughts")
+    if layout.is_own and thinks:
+        return Recognised(everything, thinks=True, note=layout.describe(wanted))
+    made = (one for row in everything for one in _convert(row, layout, wanted))
+    return Recognised(made, thinks, layout.describe(wanted))
+
+
+def looks_like_questions(values: Values) -> bool:
+    """Tell whether a row is a multiple-choice question: it has options."""
+    return any(_plain(str(name)) in OPTION_COLUMNS for name in values)
+
+
+def _take_head(rows: Iterator[SourceRow]) -> list[SourceRow]:
+    head: list[SourceRow] = []
+    size = 0
+    for row in rows:
+        head.append(row)
+        size += sum(len(cell) for cell in row.values.values() if isinstance(cell, str))
+        if len(head) >= HEAD_ROWS or size > HEAD_CHARACTERS:
+            break
+    return head
+
+
+def _place(row: SourceRow) -> str:
+    return row.header or row.where
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name[:80].strip().lower())
+
+
+def _find_layout(rows: Sequence[SourceRow], named: Mapping[str, str]) -> _Layout | None:
+    columns = list(dict.fromkeys(str(name) for row in rows for name in row.values))
+    if named:
+        for name in named.values():
+            if name not in columns:
+                shown = one_line(printable(", ".join(columns)))
+                raise InputError(
+                    f"--columns {name}", f"{_place(rows[0])} has {ONLY_COLUMNS} {shown}",
+                    "expected the name of one of them",
+                )  # fmt: skip
+        return _Layout("the named columns", named)
+    if {QUESTION, RESPONSE} <= set(columns):
+        own = {"question": QUESTION, "thought": THOUGHT, "answer": RESPONSE}
+        return _Layout("columns", {role: name for role, name in own.items() if name in columns})
+    readings = [*_conversations(columns, rows), *_column_readings(columns, rows)]
+    if len(readings) > 1:
+        first, second = (_as_option(one.columns) for one in readings[:2])
+        raise InputError(
+            _place(rows[0]), f"found two readings of its columns: {first} or {second}",
+            f"say which: --columns {first}",
+        )  # fmt: skip
+    if readings and looks_like_questions(dict.fromkeys(columns)):
+        got = "found multiple-choice questions"
+        needs = "give them with --mcq, or name the columns to train on with --columns"
+        raise InputError(_place(rows[0]), got, needs)
+    return readings[0] if readings else None
+
+
+def _conversations(columns: Sequence[str], rows: Sequence[SourceRow]) -> Iterator[_Layout]:
+    """Yield the readings of columns that hold conversations."""
+    system = _named(columns, "system")
+    more = {"system": system[0]} if len(system) == 1 else {}
+    for column in _named(columns, "messages"):
+        values = (_as_list(row.values.get(column)) for row in rows)
+        first = next((one[0] for one in values if one and isinstance(one[0], dict)), {})
+        if "from" in first or "value" in first:
+            yield _Layout("ShareGPT", {"messages": column} | more)
+        elif "role" in first or "content" in first:
+            yield _Layout("messages", {"messages": column} | more)
+    if {"prompt", "completion"} <= set(columns) and _holds_lists("prompt", rows):
+        yield _Layout("prompt and completion", {"messages": "prompt", "answer": "completion"})
+
+
+def _column_readings(columns: Sequence[str], rows: Sequence[SourceRow]) -> Iterator[_Layout]:
+    """Yield the readings of columns as question and answer; two or more where names compete."""
+    found = {role: _named(columns, role) for role in _NAMES}
+    questions, inputs = found["question"], found["input"]
+    questions = [name for name in questions if not _holds_lists(name, rows)]
+    if len(questions) > 1:
+        questions = [name for name in questions if name not in inputs]
+    inputs = [name for name in inputs if name not in questions]
+    names = {_plain(name) for name in columns}
+    title = "columns"
+    if {"instruction", "output"} <= names:
+        title = "Alpaca"
+    elif {"prompt", "completion"} <= names:
+        title = "prompt and completion"
+    single = {
+        role: some[0]
+        for role, some in (("input", inputs), ("system", found["system"]))
+        if len(some) == 1
+    }
+    for question in questions:
+        for answer in found["answer"]:
+            for thought in found["thought"] or [""]:
+                chosen = {"question": question, "thought": thought, "answer": answer, **single}
+                yield _Layout(title, {role: name for role, name in chosen.items() if name})
+
+
+def _holds_lists(column: str, rows: Sequence[SourceRow]) -> bool:
+    cells = (row.values.get(column) for row in rows)
+    return isinstance(next((cell for cell in cells if cell is not None), None), list)
+
+
+def _named(columns: Sequence[str], role: str) -> list[str]:
+    """Return the columns that are usual for a role."""
+    return [name for name in columns if _plain(name) in _NAMES[role]]
+
+
+def _as_option(columns: Mapping[str, str]) -> str:
+    return ",".join(f"{role}={one_line(printable(name), 40)}" for role, name in columns.items())
+
+
+def _find_thought(rows: Sequence[SourceRow], layout: _Layout) -> Place:
+    """Return where the first rows have their thoughts.
+
+    Raises:
+        InputError: in two places.
+    """
+    if "thought" in layout.columns:
+        return "column"
+    places: dict[Place, str] = {}
+    for row in rows:
+        for text, thought in _answers(row, layout):
+            if isinstance(text, str) and _has_tags(text):
+                places.setdefault("tags", f"{OPEN} tags of the answer")
+            if thought:
+                places.setdefault("field", "a field of the message")
+    if len(places) > 1:
+        first, second = list(places.values())[:2]
+        needs = "keep the thoughts in one place"
+        raise InputError(
+            _place(rows[0]), f"found thoughts in two places: {first} and {second}", needs
+        )
+    return next(iter(places), "nowhere")
+
+
+def _answers(row: SourceRow, layout: _Layout) -> Iterator[tuple[Any, Any]]:
+    """Yield (content, thought field) of what the assistant says in a row."""
+    if "messages" not in layout.columns:
+        yield row.values.get(layout.columns["answer"]), None
+        return
+    for message in _messages(row, layout):
+        if isinstance(message, dict):
+            said = cast("dict[str, Any]", message)
+            role = said.get("role") or said.get("from")
+            if _ROLES.get(str(role).lower()) == "assistant":
+                yield _content(said), _thought_field(said)
+
+
+def _has_tags(text: str) -> bool:
+    return text.lstrip().startswith(OPEN) and CLOSE in text
+
+
+def _divide(text: str) -> tuple[str, str]:
+    """Divide an answer that begins with a thought in tags."""
+    thought, _, answer = text.lstrip().removeprefix(OPEN).partition(CLOSE)
+    return thought.strip(), answer.strip()
+
+
+def _messages(row: SourceRow, layout: _Layout) -> list[Any]:
+    """Return the messages of a row; those of the completion come after those of the prompt."""
+    found = list(_as_list(row.values.get(layout.columns["messages"])))
+    if "answer" in layout.columns:
+        completion = row.values.get(layout.columns["answer"])
+        if isinstance(completion, str):
+            found.append({"role": "assistant", "content": completion})
+        else:
+            found += _as_list(completion)
+    return found
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return a list, also one that is written as JSON in a cell."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return []
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def _content(message: Values) -> Any:
+    """Return a message's text; parts that are texts are joined."""
+    value = message.get("content") if "content" in message else message.get("value")
+    if not isinstance(value, list):
+        return value
+    parts = cast("list[Any]", value)
+    texts = [cast("Values", one).get("text") for one in parts if isinstance(one, dict)]
+    if len(texts) == len(parts) and all(isinstance(one, str) for one in texts):
+        return "".join(cast("list[str]", texts))
+    return value
+
+
+def _thought_field(message: Values) -> Any:
+    return next((message[key] for key in _THOUGHT_KEYS if message.get(key)), None)
+
+
+def _convert(row: SourceRow, layout: _Layout, wanted: Wanted) -> Iterator[SourceRow]:
+    """Yield the row in the one layout: one row, or one for each trained turn."""
+    if row.fault:
+        yield row
+    elif "messages" in layout.columns:
+        yield from _convert_conversation(row, layout, wanted)
+    else:
+        yield _convert_columns(row, layout, wanted)
+
+
+def _convert_columns(row: SourceRow, layout: _Layout, wanted: Wanted) -> SourceRow:
+    columns = layout.columns
+    needed = [name for role, name in columns.items() if role not in ("input", "system")]
+    if missing := [name for name in needed if name not in row.values]:
+        shown = one_line(printable(", ".join(map(str, row.values)))) or "none"
+        return _faulty(row, missing[0], f"{ONLY_COLUMNS} {shown}", ", ".join(missing), header=True)
+    question = row.values[columns["question"]]
+    extra = row.values.get(columns["input"]) if "input" in columns else None
+    if extra not in (None, ""):
+        if not isinstance(extra, str):
+            return _faulty(row, columns["input"], describe_type(extra), "text")
+        if isinstance(question, str) and extra.strip():
+            question = f"{question.strip()}\n\n{extra.strip()}"
+    said = _Said(row.values[columns["answer"]], None, columns["answer"])
+    if "thought" in columns:
+        said = said._replace(thought=row.values[columns["thought"]])
+    system = row.values.get(columns["system"]) if "system" in columns else None
+    if not (system is None or isinstance(system, str)):
+        return _faulty(row, columns["system"], describe_type(system), "text")
+    turns = (Turn("system", system.strip()),) if system and system.strip() else ()
+    shown = {QUESTION: columns["question"], RESPONSE: columns["answer"]}
+    if "thought" in columns:
+        shown[THOUGHT] = columns["thought"]
+    return _make_row(row, layout, wanted, question, said, turns, shown)
+
+
+class _Said(NamedTuple):
+    """What the assistant says in a turn, and the name of its place."""
+
+    content: Any
+    thought: Any
+    place: str
+
+
+def _make_row(
+    row: SourceRow,
+    layout: _Layout,
+    wanted: Wanted,
+    question: Any,
+    said: _Said,
+    turns: tuple[Turn, ...],
+    shown: Mapping[str, str],
+) -> SourceRow:
+    """Return a row of the one layout; ``shown`` maps its columns to their names in the file."""
+    response, thought = said.content, said.thought
+    if isinstance(response, str) and response.lstrip().startswith(OPEN):
+        if layout.thought in ("column", "field"):
+            return _faulty(row, said.place, f"a second thought, in {OPEN} tags", "one thought")
+        if layout.thought == "nowhere":
+            return _faulty(row, said.place, "a thought, unlike in the first rows", _ALIKE)
+        if CLOSE in response:
+            thought, response = _divide(response)
+    elif layout.thought == "nowhere" and thought:
+        return _faulty(row, said.place, "a thought, unlike in the first rows", _ALIKE)
+    drop = wanted.thought == "none"
+    thinks = layout.thought != "nowhere" and not drop
+    if thinks and not thought and layout.thought != "column":
+        # Chat templates keep no thoughts of earlier turns, and so do the sets made with them.
+        if wanted.train_turns == "last":
+            return _faulty(row, said.place, "no thought, unlike in the first rows", _ALIKE)
+        thinks = False
+    values = {name: row.values[name] for name in _KEPT if name in row.values}
+    values |= {QUESTION: question, RESPONSE: response}
+    values[THOUGHT] = thought if thinks else ""
+    names = {**shown, THOUGHT: shown.get(THOUGHT, said.place)}
+    return replace(row, values=values, shown=names, turns=turns, thinks=thinks, header="")
+
+
+_ALIKE = "thoughts in all rows or in none (--thought none leaves them out)"
+
+
+def _faulty(row: SourceRow, name: str, got: str, needs: str, *, header: bool = False) -> SourceRow:
+    where = row.header or row.where if header else row.where
+    return replace(row, fault=Fault(where, printable(name), got, needs))
+
+
+def _convert_conversation(row: SourceRow, layout: _Layout, wanted: Wanted) -> Iterator[SourceRow]:
+    column = layout.columns["messages"]
+    read = _read_turns(row, layout)
+    if isinstance(read, Fault):
+        yield replace(row, fault=read)
+        return
+    system, turns = read
+    answers = range(1, len(turns), 2)
+    trained = answers if wanted.train_turns == "all" else answers[-1:]
+    for count, at in enumerate(trained, 1):
+        before: list[Turn] = [*system]
+        for asked, said in zip(turns[: at - 1 : 2], turns[1 : at - 1 : 2], strict=True):
+            before += [Turn("user", asked.content), Turn("assistant", _answer_alone(said.content))]
+        question = turns[at - 1]
+        shown = {QUESTION: question.place, RESPONSE: turns[at].place}
+        made = _make_row(row, layout, wanted, question.content, turns[at], tuple(before), shown)
+        if len(trained) > 1 and not made.fault:
+            own = row.values.get("id")
+            base = f"row-{row.number}" if own in (None, "") else own
+            if isinstance(base, str | int) and not isinstance(base, bool):
+                made = replace(made, values={**made.values, "id": f"{base}/{count}"})
+        yield made
+    if not trained:
+        yield _faulty(row, column, "no turn of the assistant", "a user's turn and its answer")
+
+
+def _answer_alone(content: str) -> str:
+    """Leave out the thought of an earlier turn, as chat templates do."""
+    return _divide(content)[1] if _has_tags(content) else content.strip()
+
+
+def _read_turns(row: SourceRow, layout: _Layout) -> tuple[list[Turn], list[_Said]] | Fault:
+    """Return the system prompt, if any, and the turns: the user's and the assistant's in turn."""
+    column = layout.columns["messages"]
+    if column not in row.values:
+        shown = one_line(printable(", ".join(map(str, row.values)))) or "none"
+        return Fault(row.header or row.where, column, f"{ONLY_COLUMNS} {shown}", column)
+    messages = _messages(row, layout)
+    if not messages or len(messages) > MOST_TURNS:
+        value = row.values[column]
+        got = f"{len(messages):,} turns" if messages else f"{describe_type(value)} without turns"
+        return Fault(row.where, column, got, f"a list of 1 to {MOST_TURNS:,} messages")
+    system: list[Turn] = []
+    own = row.values.get(layout.columns["system"]) if "system" in layout.columns else None
+    if isinstance(own, str) and own.strip():
+        system.append(Turn("system", own.strip()))
+    turns: list[_Said] = []
+    for at, message in enumerate(messages):
+        found = _read_message(row, f"{column}[{at}]", message)
+        if isinstance(found, Fault):
+            return found
+        role, said = found
+        if role == "system" and not said.content:
+            continue  # As exports of chats write it where there is none.
+        if role == "system" and not turns and not system:
+            system.append(Turn("system", str(said.content).strip()))
+            continue
+        if role != ("assistant" if len(turns) % 2 else "user"):
+            expected = "the assistant's turn" if len(turns) % 2 else "the user's turn"
+            return Fault(row.where, f"{column}[{at}]", f"a turn of the {role}", expected)
+        turns.append(said)
+    if len(turns) % 2:
+        got = "a conversation that ends with the user's turn"
+        return Fault(row.where, f"{column}[{len(messages) - 1}]", got, "an answer to it")
+    return system, turns
+
+
+def _read_message(row: SourceRow, place: str, message: Any) -> tuple[Role, _Said] | Fault:
+    if not isinstance(message, dict):
+        got, needs = describe_type(message), 'an object like {"role": "user", "content": "text"}'
+        return Fault(row.where, place, got, needs)
+    values = cast("dict[str, Any]", message)
+    named = values.get("role") or values.get("from")
+    role = _ROLES.get(named.lower()) if isinstance(named, str) else None
+    if role is None:
+        got = f"the role {one_line(printable(repr(named)), 40)}"
+        return Fault(row.where, place, got, f"one of {', '.join(_ROLES)}")
+    content = _content(values)
+    if role == "system" and content in ("", None):
+        return role, _Said("", None, place)
+    if not isinstance(content, str) or not content.strip():
+        got = "empty text" if isinstance(content, str) else describe_type(content)
+        return Fault(row.where, place, got, "a message with a text")
+    if values.get("tool_calls"):
+        return Fault(row.where, place, "a call of a tool", "plain text")
+    return role, _Said(content, _thought_field(values) if role == "assistant" else None, place)
