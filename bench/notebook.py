@@ -28,7 +28,7 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-VIEW = [f"#{key}" for key in ("cost", "problem", "prompt", "lora", "evidence", "runs", "next")]
+VIEW = [f"#{key}" for key in ("cost", "rows", "prompt", "lora", "evidence", "runs", "next")]
 VIEW += [".mc-tokens", ".mc-lora", ".mc-bar", "svg.mc-chart"]
 """What has to be on the page before its first view counts as there."""
 
@@ -62,13 +62,13 @@ def main(moves: int) -> None:
 
 
 @contextmanager
-def serve() -> Iterator[tuple[str, int]]:
-    """The notebook on a free port, in a scratch folder: its address and process."""
+def serve(*options: str) -> Iterator[tuple[str, int]]:
+    """The demo's notebook on a free port, in a scratch folder: its address and process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "medcot.notebook.server", "--headless"]
-    command += ["--port", str(port), "--", "--preset", "demo"]
+    command += ["--port", str(port), "--", "--preset", "demo", *options]
     with tempfile.TemporaryDirectory() as folder:
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, cwd=folder, stdout=quiet, stderr=quiet)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from medcot.errors import InputError, one_line
+from medcot.evaluation.interface import rows_from_json
 from medcot.reporting.schema import SCHEMA_VERSION, Report
 from medcot.reporting.wording import find_cautions, state_verdict
 from medcot.runs.directory import RunDirectory
@@ -74,6 +75,35 @@ def read_report(run: Path) -> Report | None:
     if not directory.has("report.json"):
         return None
     return report_from_json(directory.read_json("report.json"), f"{run}/report.json")
+
+
+def read_test_losses(directory: RunDirectory) -> dict[str, float]:
+    """Return the mean loss of the test rows by phase, ``before`` and ``after`` training.
+
+    A phase that is not scored, or not to its end, is left out. In nats per token, from the report
+    or, as long as there is none, from the scored rows.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    report = read_report(directory.path)
+    if report is not None:
+        sides = {"before": report.before.nll, "after": report.after.nll}
+        return {phase: loss for phase, loss in sides.items() if loss is not None}
+    before = directory.evaluation("before")
+    if not before.exists():
+        return {}
+    loss = _mean_loss(before, before.stat().st_mtime_ns)
+    return {} if loss is None else {"before": loss}
+
+
+@lru_cache(maxsize=8)
+def _mean_loss(path: Path, _changed: int) -> float | None:
+    """Return the mean loss of the scored rows in ``path``; the same file is read once."""
+    lines = RunDirectory(path.parent.parent).rows(path)
+    rows = [row for row in rows_from_json(lines, path.name) if row.kind == "case"]
+    tokens = sum(row.completion_tokens or 0 for row in rows)
+    return sum(row.nll_sum or 0.0 for row in rows) / tokens if tokens else None
 
 
 def report_from_json(found: Mapping[str, Any], where: str = "report.json") -> Report:

@@ -1,9 +1,10 @@
 """What pages show: escaped whatever it is, in two whole languages, true to the numbers."""
 
+import json
 import re
 import string
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html import escape
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from medcot.catalog import duration, say, words
 from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import RunConfig
+from medcot.evaluation.interface import ScoredRow
 from medcot.hardware.machine import named_machine
 from medcot.notebook import jobs, preview
 from medcot.notebook.controls import MACHINES, explain
@@ -25,7 +27,9 @@ from medcot.notebook.views.prose import read_prose
 from medcot.planning.model_specs import SMOLLM2_135M, find_model_spec
 from medcot.planning.plan import make_plan
 from medcot.reporting.schema import Answer, Verdicts
+from medcot.reporting.storage import read_test_losses
 from medcot.runs import history
+from medcot.runs.directory import RunDirectory
 from tests.support.fakes import make_case
 from tests.support.paths import ROOT
 
@@ -189,6 +193,27 @@ def test_a_figure_has_words_that_stand_for_it_and_follows_the_pages_colours():
     assert f"Training loss over {len(run.events)} steps" in page
     assert "currentColor" in page
     assert charts.draw_loss((), "en") == ""
+
+
+def test_the_loss_of_the_test_rows_stands_beside_that_of_training(tmp_path):
+    run = history.bundled_run("en")
+    report = evidence.report_to_show(run)
+    known = read_test_losses(RunDirectory(run.path))
+    assert known == {"before": report.before.nll, "after": report.after.nll}
+    for said in (f"test rows, before training: {known['before']:.3f}", "test rows, after training"):
+        assert training.show_finished(run, "en").count(said) >= 2, "in the drawing and its words"
+    # Of a run that trains just now, only what was scored before it.
+    directory = RunDirectory(tmp_path)
+    assert read_test_losses(directory) == {}
+    rows = [
+        ScoredRow("case", "", f"row{n}", "?", nll=n, nll_sum=n * 10, completion_tokens=10)
+        for n in (1.0, 2.0)
+    ]
+    directory.evaluation("before").parent.mkdir()
+    lines = (json.dumps(asdict(row)) + "\n" for row in rows)
+    directory.evaluation("before").write_text("".join(lines))
+    assert read_test_losses(directory) == {"before": 1.5}
+    assert "after training" not in charts.draw_loss(run.events, "en", test={"before": 1.5})
 
 
 def test_the_drawing_engine_is_started_once_and_beside_the_page():

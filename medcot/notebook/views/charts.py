@@ -126,8 +126,17 @@ def draw_lengths(lengths: tuple[int, ...], longest: int, language: str) -> str:
     return draw(alt.layer(bars, rule.encode(x="x:Q")), alt_text, caption)
 
 
-def draw_loss(events: Sequence[Mapping[str, Any]], language: str, steps: int = 0) -> str:
-    """Draw training loss by step; once a tenth is done the axis reaches the last of ``steps``."""
+def draw_loss(
+    events: Sequence[Mapping[str, Any]],
+    language: str,
+    steps: int = 0,
+    test: Mapping[str, float] | None = None,
+) -> str:
+    """Draw training loss by step; once a tenth is done the axis reaches the last of ``steps``.
+
+    ``test`` has the mean loss of the test rows before and, if known, after training: each is a
+    line across, since no test row is looked at while the model trains.
+    """
     import altair as alt
 
     chart = loss_chart(_thinned(events), PAGE, language)
@@ -136,6 +145,7 @@ def draw_loss(events: Sequence[Mapping[str, Any]], language: str, steps: int = 0
     done = events[-1]["step"]
     # Of a long run so much that its first steps can be seen.
     scale = alt.Scale(domain=[0, max(min(steps, 10 * done), done, 1)], nice=False)
+    axis = "loss_both_axis" if test else "loss_axis"
     chart = chart.encode(
         x=alt.X(
             "step:Q",
@@ -143,11 +153,25 @@ def draw_loss(events: Sequence[Mapping[str, Any]], language: str, steps: int = 0
             scale=scale,
             axis=alt.Axis(tickMinStep=1, format=",d"),
         ),
-        y=alt.Y("loss:Q", title=say("loss_axis", language), scale=alt.Scale(zero=False)),
+        y=alt.Y("loss:Q", title=say(axis, language), scale=alt.Scale(zero=False)),
     )
     first, last = events[0]["loss"], events[-1]["loss"]
     alt_text = say("loss_alt", language, first=f"{first:.2f}", last=f"{last:.2f}", n=len(events))
-    return draw(chart, alt_text, say("loss_caption", language))
+    if not test:
+        return draw(chart, alt_text, say("loss_caption", language))
+    marks = [
+        {"loss": loss, "said": say(f"testrows_{phase}", language, loss=f"{loss:.3f}")}
+        for phase, loss in test.items()
+    ]
+    lines = alt.Chart(alt.Data(values=marks)).encode(y="loss:Q")
+    rules = lines.mark_rule(color=HUES[1], strokeWidth=2, strokeDash=[6, 4])
+    # At the right end, over the line: there the curve is far from where it began.
+    place = alt.value("width")
+    words = lines.mark_text(
+        align="right", baseline="bottom", dx=-4, dy=-3, color=INK, fontSize=14
+    ).encode(text="said:N", x=place)
+    said = " ".join([alt_text, *(f"{mark['said']}." for mark in marks)])
+    return draw(alt.layer(rules, chart, words), said, say("loss_caption_test", language))
 
 
 def _thinned(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

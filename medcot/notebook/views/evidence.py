@@ -60,7 +60,10 @@ def show_outcome(report: Report, run: RunRecord, language: str) -> str:
             parts.append(details(say("claim", language), claims))
     parts.append(show_verdict(report, language))
     if run.events:
-        parts.append(details(say("loss_of_run", language), draw_loss(run.events, language)))
+        test = {"before": report.before.nll, "after": report.after.nll}
+        known = {phase: loss for phase, loss in test.items() if loss is not None}
+        curve = draw_loss(run.events, language, test=known)
+        parts.append(details(say("loss_of_run", language), curve))
     return join(*parts, disclaimer(language))
 
 

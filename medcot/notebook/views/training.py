@@ -21,6 +21,7 @@ from medcot.notebook.views.markup import (
 )
 from medcot.notebook.views.rows import show_failure
 from medcot.records import Event
+from medcot.reporting.storage import read_test_losses
 from medcot.runs.directory import RunDirectory
 from medcot.runs.history import RunRecord
 
@@ -45,7 +46,8 @@ def show_job(job: Job, language: str) -> str:
             told.insert(2, (say("time_left", language), duration(last.eta_s, language)))
         parts.append(facts(told))
         events = [asdict(event) for event in job.events]
-        parts.append(draw_loss(events, language, steps=last.steps))
+        test = read_test_losses(job.directory)
+        parts.append(draw_loss(events, language, steps=last.steps, test=test))
     if job.lines and job.state == "running":
         parts.append(small(in_language(job.lines[-1], language)))
     return f'<div data-job="{job.state}">{join(*parts)}</div>'
@@ -80,7 +82,8 @@ def show_finished(run: RunRecord, language: str) -> str:
     told += _validation(run.events, language)
     if run.seconds is not None:
         told.append((say("time_trained", language), duration(run.seconds, language)))
-    return join(facts(told), draw_loss(run.events, language))
+    test = read_test_losses(RunDirectory(run.path))
+    return join(facts(told), draw_loss(run.events, language, test=test))
 
 
 def _validation(events: Sequence[Mapping[str, Any]], language: str) -> list[tuple[str, str]]:
