@@ -63,9 +63,11 @@ class RunSettings:
     model: str
     wandb: str
     batch: int
+    engine: str = "auto"
 
 
 def read_settings(text: str) -> RunSettings:
     """Pick the settings out of ``config.json``, which only the training validates."""
     config: dict[str, Any] = json.loads(text)
-    return RunSettings(config["preset"], config["model"], config["wandb"], config["batch"])
+    names = ("preset", "model", "wandb", "batch", "engine")
+    return RunSettings(*(config[name] for name in names))

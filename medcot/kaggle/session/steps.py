@@ -127,7 +127,9 @@ def _install(session: Session, machine: Machine) -> None:
     extras += ["track"] if session.settings.wandb != "off" else []
     pins = read_pins(session.folder)
     install.check_kept(requirements(), extras, session.say)
-    wanted = install.find_missing(requirements(), extras, unused=session.job.unused)
+    # The options of a copied kernel may name an engine that the job was not made for.
+    unused = [name for name in session.job.unused if name != session.settings.engine]
+    wanted = install.find_missing(requirements(), extras, unused=unused)
     began = time.monotonic()
     install.install(wanted, pins, session.folder, session.say)
     if session.settings.model == "smollm2-135m":
