@@ -29,7 +29,7 @@ from medcot.kaggle.client.orchestrate import KaggleRun, probe_secrets, run_on_ka
 from medcot.kaggle.client.push import push
 from medcot.kaggle.client.push_state import training_pushes
 from medcot.kaggle.client.wait import FinalStatus, wait
-from medcot.kaggle.session import install, launch
+from medcot.kaggle.session import install, launch, steps
 from medcot.kaggle.session.job import JobSpec, RunSettings
 from medcot.kaggle.session.machine import check_gpus, count_processes, make_training_command
 from medcot.kaggle.session.requirements import PROJECT
@@ -565,6 +565,24 @@ def test_only_what_is_absent_or_of_another_version_is_missing() -> None:
     assert install.find_missing(wanted, [], linux) == ["pydantic<2", "no-such-thing>=1"]
     assert "another-thing" in install.find_missing(wanted, ["gpu"], linux)
     assert "third-thing" in install.find_missing(wanted, ["app"], linux)
+
+
+@pytest.mark.parametrize(("engine", "left_out"), [("auto", ["unsloth"]), ("unsloth", [])])
+def test_a_copied_kernel_installs_the_engine_that_its_options_name(
+    engine: str, left_out: list[str], tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def find_missing(*_: object, unused: list[str]) -> list[str]:
+        asked.append(unused)
+        return []
+
+    monkeypatch.setattr(install, "find_missing", find_missing)
+    settings = RunSettings("kaggle-t4", "someone/model", "off", 8, engine)
+    job = JobSpec(unused=("unsloth",))
+    steps.prepare(steps.Session(tmp_path, tmp_path, job, settings, "", 0.0, lines))
+    assert asked == [left_out]
+    assert "installing: nothing is missing" in lines
 
 
 def test_constraints_keep_the_images_torch_and_pin_what_is_absent_or_too_old() -> None:
