@@ -39,7 +39,7 @@ def load(model: str) -> ModelTools:
 
 def line(name: str, count: int, language: str, tools: ModelTools, orders: int) -> str:
     config = make_config("demo", {"mcq_samples": count, "mcq_orders": orders})
-    asked = {Path(name).stem: load_questions(name, language)}  # type: ignore[arg-type]
+    asked = {Path(name).stem: load_questions(name, language).questions}  # type: ignore[arg-type]
     suite = make_suite(config, [], None, asked)
     clock, processor = time.perf_counter(), time.process_time()
     rows = evaluate(suite, tools, [], [].append)

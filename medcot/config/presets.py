@@ -30,6 +30,7 @@ _ON_A_GPU: dict[str, Any] = {
     "test_samples": 100,
     "generate_samples": 16,
     "ability_samples": 200,
+    "thought_samples": 100,
     "max_new_tokens": 1200,
     "wandb_project": "Fine-tune-DeepSeek-R1-Distill-Llama-8B on Medical COT Dataset",
 }

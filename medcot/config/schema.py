@@ -121,6 +121,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     generate_samples: int = _field(
         4, "test rows answered in full, besides the fixed question", shown=False, ge=0, le=100_000
     )
+    thought_samples: int = _field(
+        0, "answered rows that test if the thought is used; 0: none", shown=False, ge=0, le=100_000
+    )
     max_new_tokens: int = _field(
         160, "longest answer in tokens; reaching it is reported", shown=False, ge=1, le=32_768
     )

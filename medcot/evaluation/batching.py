@@ -62,7 +62,14 @@ def _case_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
     for group, size in ((full, max(1, tools.answers_at_once)), (rest, SCORED_AT_ONCE)):
         for cases in _by_length(group, _case_length, size):
             keys: list[RowKey] = [(kind, "", case.id) for kind, case in cases]
-            score = partial(score_cases, cases, suite.style, tools, answered=group is full)
+            score = partial(
+                score_cases,
+                cases,
+                suite.style,
+                tools,
+                answered=group is full,
+                wrong_thoughts=suite.wrong_thoughts,
+            )
             yield Batch(tuple(keys), score)
 
 

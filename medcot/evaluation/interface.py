@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, Literal
 
@@ -30,6 +30,30 @@ ROW_SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
+class ThoughtLosses:
+    """The loss of a row's reference answer after four thoughts, in nats per token of the answer.
+
+    ``none`` is an empty thought, ``own`` what the model generated, ``reference`` the row's own of
+    the data, ``wrong`` that of another row.
+    """
+
+    none: float
+    own: float
+    reference: float
+    wrong: float
+
+    @property
+    def gain(self) -> float:
+        """Return how much likelier the model's own thought makes the right answer."""
+        return self.none - self.own
+
+    @property
+    def harm(self) -> float:
+        """Return how much less likely a wrong thought makes the right answer than a right one."""
+        return self.wrong - self.reference
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredRow:
     """One line of ``evaluation/*.jsonl``. A field that does not apply to the row is None.
 
@@ -41,7 +65,7 @@ class ScoredRow:
     ``option_losses`` (nats by letter). ``letters`` are those that stood before the likeliest
     option, one for each order of the options; ``choice`` rests on all orders. ``metric``
     (lm_eval's), ``task`` and ``of`` (the task's number of rows) are set on rows that lm-evaluation-
-    harness scored.
+    harness scored. ``thought_losses`` are set on the rows that test whether the thought is used.
     """
 
     kind: Kind
@@ -69,6 +93,7 @@ class ScoredRow:
     unfinished: bool | None = None
     option_losses: Mapping[str, float] | None = None
     letters: tuple[str, ...] = ()
+    thought_losses: ThoughtLosses | None = None
     metric: str | None = None
     task: str | None = None
     of: int | None = None
@@ -153,6 +178,8 @@ class EvaluationSuite:
     name of a multiple-choice set to its questions; their likelihoods are averaged over
     ``mcq_orders`` cyclic orders of the options, 0 meaning all. ``abilities`` are general items,
     which show what the training cost. ``thinks`` tells whether thoughts are asked for.
+    ``wrong_thoughts`` maps a test row's id to the thought of another, for the rows that test
+    whether the thought is used.
     """
 
     cases: tuple[Case, ...]
@@ -164,6 +191,7 @@ class EvaluationSuite:
     mcq_orders: int = 1
     abilities: tuple[Ability, ...] = ()
     thinks: bool = True
+    wrong_thoughts: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 AnswerBatches = Callable[[EvaluationSuite, ModelTools, Sequence[int]], Iterable[list[ScoredRow]]]

@@ -2,35 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from medcot.data import prompts
 from medcot.evaluation import answer_extraction, option_orders, output_checks, rubric
 from medcot.evaluation.abilities import Ability, ask_ability, is_passed, read_answer
-from medcot.evaluation.interface import Kind, ModelTools, ScoredRow
-from medcot.records import Case, Generation, Language, Question, Style, TokenLoss
+from medcot.evaluation.interface import Kind, ModelTools, ScoredRow, ThoughtLosses
+from medcot.records import Case, Generation, Language, Prompt, Question, Style, TokenLoss
+
+_NO_THOUGHTS: Mapping[str, str] = {}
 
 CaseOfKind = tuple[Kind, Case]
 """A case, and whether it is a test row (``case``) or the ``fixed`` one."""
 
 
 def score_cases(
-    cases: Sequence[CaseOfKind], style: Style, tools: ModelTools, *, answered: bool
+    cases: Sequence[CaseOfKind],
+    style: Style,
+    tools: ModelTools,
+    *,
+    answered: bool,
+    wrong_thoughts: Mapping[str, str] = _NO_THOUGHTS,
 ) -> Iterator[ScoredRow]:
-    """Score cases by the loss of their reference and, if ``answered``, by a generated answer."""
+    """Score cases by the loss of their reference and, if ``answered``, by a generated answer.
+
+    Test rows in ``wrong_thoughts`` also tell whether the thought is used.
+    """
     asked = [prompts.render(case, style, tools.chat) for _, case in cases]
     losses = tools.score(asked)
     texts: Sequence[Generation | None] = [None] * len(cases)
     if answered:
         texts = tools.generate([prompt.text for prompt in asked])
-    for (kind, case), prompt, loss, text in zip(cases, asked, losses, texts, strict=True):
-        thinks = bool(case.thought)
-        row = make_row(kind, "", case.id, prompt.text, loss, text, case.language, thinks=thinks)
+    rows = [
+        make_row(
+            kind, "", case.id, prompt.text, loss, text, case.language, thinks=bool(case.thought)
+        )
+        for (kind, case), prompt, loss, text in zip(cases, asked, losses, texts, strict=True)
+    ]
+    used = _score_thoughts(cases, rows, tools, wrong_thoughts) if answered else {}
+    for (kind, case), scored in zip(cases, rows, strict=True):
+        row = replace(scored, thought_losses=used.get(case.id) if kind == "case" else None)
         if case.claims and row.answer is not None:
             checked = rubric.check_claims(row.answer, case.claims)
             row = replace(row, claims=tuple(checked), correct=rubric.states_all(checked))
         yield row
+
+
+def _score_thoughts(
+    cases: Sequence[CaseOfKind],
+    rows: Sequence[ScoredRow],
+    tools: ModelTools,
+    wrong_thoughts: Mapping[str, str],
+) -> dict[str, ThoughtLosses]:
+    """Score the reference answers after an empty, the model's own, the right and a wrong thought.
+
+    A thought that the model did not close is closed for it.
+    """
+    tested = [
+        (case, row)
+        for (kind, case), row in zip(cases, rows, strict=True)
+        if kind == "case" and case.id in wrong_thoughts
+    ]
+    thoughts = [
+        thought
+        for case, row in tested
+        for thought in ("", row.thought or "", case.thought, wrong_thoughts[case.id])
+    ]
+    pairs = [
+        Prompt(prompts.close_thought(row.prompt, thought), f"\n\n{case.response.strip()}")
+        for (case, row), thought in zip(
+            (one for one in tested for _ in range(4)), thoughts, strict=True
+        )
+    ]
+    losses = iter(tools.score(pairs) if pairs else ())
+    return {case.id: ThoughtLosses(*(next(losses).mean for _ in range(4))) for case, _ in tested}
 
 
 def score_by_likelihood(

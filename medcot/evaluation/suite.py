@@ -45,6 +45,11 @@ class SetAccuracy:
     unparsed: int = 0
     unfinished: int = 0
 
+    @property
+    def unread(self) -> float:
+        """Return the share of answers that state no clear letter."""
+        return self.unparsed / self.n if self.n else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Accuracy(SetAccuracy):
@@ -59,7 +64,9 @@ class Summary:
 
     ``nll`` is the mean loss in nats per completion token over ``rows`` test rows. The rates and
     the mean numbers of tokens are over the ``answered_rows``; ``truncated`` counts outputs that
-    reached the token limit, of ``generated`` outputs in all.
+    reached the token limit, of ``generated`` outputs in all. ``thought_gain`` and ``thought_harm``
+    are the means of :class:`ThoughtLosses`' ``gain`` and ``harm``, in nats per token;
+    ``claims_rate`` is the share of answers that state every claim, of rows that have claims.
     """
 
     nll: float | None
@@ -76,6 +83,9 @@ class Summary:
     claims: tuple[ClaimFinding, ...] = ()
     mcq: Accuracy | None = None
     abilities: Accuracy | None = None
+    thought_gain: float | None = None
+    thought_harm: float | None = None
+    claims_rate: float | None = None
 
     def value(self, measure: str) -> float | None:
         """Return the value of ``measure``, a field's name; of right answers, the accuracy."""
@@ -110,11 +120,23 @@ def make_suite(
         style=config.style,
         mcq_method=config.mcq_method,
         mcq_orders=config.mcq_orders,
+        wrong_thoughts=_pair_thoughts(kept[: min(config.generate_samples, config.thought_samples)]),
         abilities=choose_abilities(load_abilities(config.language), asked, config.seed)
         if (asked := config.ability_samples)
         else (),
         thinks=config.thinks,
     )
+
+
+def _pair_thoughts(cases: Sequence[Case]) -> dict[str, str]:
+    """Give each case the thought of the next one, the last case that of the first.
+
+    Cases without thoughts have none to test.
+    """
+    if len(cases) < 2 or not all(case.thought for case in cases):
+        return {}
+    turned = [*cases[1:], cases[0]]
+    return {case.id: other.thought for case, other in zip(cases, turned, strict=True)}
 
 
 def evaluate(
@@ -172,6 +194,9 @@ def summarise(rows: Sequence[ScoredRow], suite: EvaluationSuite) -> Summary:
         claims=fixed.claims if fixed else (),
         mcq=_sum_up_sets(rows, suite),
         abilities=_sum_up_abilities(rows),
+        claims_rate=_mean(row.correct for row in answered if row.claims),
+        thought_gain=_mean(row.thought_losses.gain for row in cases if row.thought_losses),
+        thought_harm=_mean(row.thought_losses.harm for row in cases if row.thought_losses),
     )
 
 

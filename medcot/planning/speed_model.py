@@ -189,12 +189,13 @@ def evaluation_s(
     choices = sum(24 if name == "sample" else 1000 for name in config.mcq)
     if config.mcq_samples:
         choices = min(choices, config.mcq_samples * len(config.mcq))
-    tokens = config.test_samples * mean_tokens + choices * OPTIONS_TOKENS
+    read = 4 * min(config.thought_samples, config.generate_samples, config.test_samples)
+    tokens = (config.test_samples + read) * mean_tokens + choices * OPTIONS_TOKENS
     score = tokens * 2 * spec.computed_parameters / throughput.rate
     on_cpu = step.device != "cuda"
     answers = config.generate_samples + 1 + config.ability_samples
     rounds = math.ceil(answers / (8 if on_cpu else 64))
-    read = weight_bytes(spec, step.quantization, 4.0 if on_cpu else 2.0)
+    weights = weight_bytes(spec, step.quantization, 4.0 if on_cpu else 2.0)
     one_token = spec.layers * throughput.layer_pass_s / 2
-    one_token += read / _bandwidth(step, machine) + gather_s(step, spec)
+    one_token += weights / _bandwidth(step, machine) + gather_s(step, spec)
     return 2 * (score + rounds * config.max_new_tokens * one_token)

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from medcot.config.schema import RunConfig
 from medcot.data.contamination import Overlap
 from medcot.errors import InputError, RunFailed
-from medcot.evaluation.interface import BY_LM_EVAL, EvaluationSuite, ScoredRow
+from medcot.evaluation.interface import BY_LM_EVAL, EvaluationSuite, ScoredRow, ThoughtLosses
 from medcot.evaluation.suite import is_counted, list_sets, order_rows, summarise
 from medcot.records import Question
 from medcot.reporting.examples import (
@@ -175,6 +175,11 @@ def _compare(
             return None
         return paired.compare_means(*_sides(answered, lambda row: read(row) or 0), seed=seed)
 
+    def thought(read: Callable[[ThoughtLosses], float]) -> PairedDifference | None:
+        tested = [(b.thought_losses, a.thought_losses) for b, a in cases]
+        both = [(read(b), read(a)) for b, a in tested if b and a]
+        return paired.compare_means([b for b, _ in both], [a for _, a in both], seed=seed)
+
     names = list_sets(before, suite)
     asked = [pair for pair in pairs if pair[0].kind == "mcq"]
     items = [pair for pair in pairs if pair[0].kind == "ability"]
@@ -187,6 +192,11 @@ def _compare(
         language_match_rate=rate(lambda row: row.language_match),
         answer_tokens=mean(lambda row: row.answer_tokens),
         thought_tokens=mean(lambda row: row.thought_tokens),
+        claims_rate=paired.compare_rates(
+            *_sides([pair for pair in answered if pair[0].claims], lambda row: bool(row.correct))
+        ),
+        thought_gain=thought(lambda losses: losses.gain),
+        thought_harm=thought(lambda losses: losses.harm),
         mcq=_compare_sets(asked, [pair for pair in asked if is_counted(pair[0], suite)], names)
         if names
         else None,

@@ -26,6 +26,7 @@ from medcot.reporting.wording import (
     name_kind,
     state_letter_bias,
     state_power,
+    state_thought,
     state_validation,
     word_opening,
     word_verdict,
@@ -57,6 +58,7 @@ def render_markdown(report: Report, language: str = "en") -> str:
         *_cautions(report, language),
         *_sets(report, language),
         *_cost(report, language),
+        *_thought(report, language),
         *_power(report, language),
         *_validation(report, language),
         *_figures(report, language),
@@ -145,8 +147,10 @@ def _method(report: Report, before: SetAccuracy, after: SetAccuracy, language: s
         "report_reasoning",
         language,
         unparsed_before=before.unparsed,
+        unread_before=format_percent(before.unread),
         unfinished_before=before.unfinished,
         unparsed_after=after.unparsed,
+        unread_after=format_percent(after.unread),
         unfinished_after=after.unfinished,
     )
 
@@ -175,6 +179,14 @@ def _cost(report: Report, language: str) -> Iterator[str]:
             for one in lost[:SHOWN_ITEMS]
         ]
         yield _table("heads_lost", ":-- :-- :-- :--", shown, language)
+
+
+def _thought(report: Report, language: str) -> Iterator[str]:
+    """Render whether the thought is used; nothing if no row tests it."""
+    if lines := list(state_thought(report, language)):
+        yield f"## {say('report_thought', language)}"
+        yield from lines
+        yield say("report_thought_note", language)
 
 
 def _power(report: Report, language: str) -> Iterator[str]:

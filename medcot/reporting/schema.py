@@ -32,6 +32,9 @@ Measure = Literal[
     "language_match_rate",
     "answer_tokens",
     "thought_tokens",
+    "thought_gain",
+    "thought_harm",
+    "claims_rate",
 ]
 MEASURES: tuple[Measure, ...] = (
     "nll",
@@ -43,6 +46,9 @@ MEASURES: tuple[Measure, ...] = (
     "language_match_rate",
     "answer_tokens",
     "thought_tokens",
+    "thought_gain",
+    "thought_harm",
+    "claims_rate",
 )
 """What is compared, in the order of a report's table."""
 
@@ -115,6 +121,9 @@ class Comparisons:
     language_match_rate: PairedDifference | None = None
     answer_tokens: PairedDifference | None = None
     thought_tokens: PairedDifference | None = None
+    thought_gain: PairedDifference | None = None
+    thought_harm: PairedDifference | None = None
+    claims_rate: PairedDifference | None = None
     mcq: ChoiceEndpoint | None = None
     abilities: ChoiceEndpoint | None = None
 

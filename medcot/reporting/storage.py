@@ -54,6 +54,12 @@ def report_to_json(report: Report) -> dict[str, Any]:
             del found[part]["abilities"]
         del found["verdict"]["ability_kinds"], found["verdict"]["messages"]["abilities"]
         del found["lost_abilities"]
+    if report.paired.thought_gain is None:
+        for part in ("before", "after", "paired"):
+            del found[part]["thought_gain"], found[part]["thought_harm"]
+    if report.paired.claims_rate is None:
+        for part in ("before", "after", "paired"):
+            del found[part]["claims_rate"]
     if report.letter_bias is None:
         del found["letter_bias"]
     if report.paired.nll is None:

@@ -16,9 +16,14 @@ from medcot.evaluation.abilities import AbilityKind
 from medcot.evaluation.suite import SetAccuracy, Summary
 from medcot.reporting.schema import ChoiceEndpoint, Endpoint, Measure, Report, VerdictMessages
 from medcot.stats.paired import PairedDifference
+from medcot.stats.power import ENOUGH_ROWS
 
 TINY_SHARE = 0.005
 """A change of the loss below this share of it is called small, however sure its direction is."""
+UNREAD_SHARE = 0.05
+"""A change of the share of unread answers from which a report warns of it."""
+
+_IN_NATS = ("nll", "thought_gain", "thought_harm")
 
 
 def state_verdict(report: Report) -> VerdictMessages:
@@ -42,6 +47,7 @@ def find_cautions(report: Report) -> tuple[Message, ...]:
         *_data_cautions(report),
         *_chance_cautions(report),
         *_letter_cautions(report),
+        *_unread_cautions(report),
     )
 
 
@@ -92,7 +98,9 @@ def state_power(report: Report, language: str) -> Iterator[Message]:
         if (least := paired.detectable) is not None:
             size = format_size(name, least, language)
             measure = Message(f"measure_{name}")
-            yield Message("detectable", shared | {"measure": measure, "size": size})
+            few = name == "nll" and paired.n < ENOUGH_ROWS
+            code = "detectable_few" if few else "detectable"
+            yield Message(code, shared | {"measure": measure, "size": size})
         if (needed := paired.needed_rows) is not None:
             counts = {"needed": needed, "more": needed - paired.n}
             size = format_size(name, paired.difference, language)
@@ -234,6 +242,15 @@ def _letter_cautions(report: Report) -> Iterator[Message]:
         yield Message("caution_letters", values)
 
 
+def _unread_cautions(report: Report) -> Iterator[Message]:
+    """Say that answers became easier or harder to read, which counts as right or wrong ones."""
+    before, after = report.before.mcq, report.after.mcq
+    if before and after and abs(after.unread - before.unread) >= UNREAD_SHARE:
+        yield Message(
+            "caution_unread", {"before": 100 * before.unread, "after": 100 * after.unread}
+        )
+
+
 def state_letter_bias(report: Report, language: str) -> Iterator[str]:
     """State how often the model chose its favourite letter, and what that did to the exam."""
     if not (found := report.letter_bias):
@@ -251,6 +268,23 @@ def state_letter_bias(report: Report, language: str) -> Iterator[str]:
         right_after=100 * found.rate_after,
         verdict=Message(f"called_{found.verdict_as_given.replace(' ', '_')}"),
     )
+
+
+def state_thought(report: Report, language: str) -> Iterator[str]:
+    """State what the model's thought and a wrong one do to the right answer, before and after."""
+    for measure in ("thought_gain", "thought_harm"):
+        found = report.paired.of(measure)
+        if found is None:
+            continue
+        called = "same" if found.difference == 0 else found.verdict("higher").replace(" ", "_")
+        yield say(
+            measure,
+            language,
+            before=format_change("nll", report.before.value(measure) or 0.0, language),
+            after=format_change("nll", report.after.value(measure) or 0.0, language),
+            n=found.n,
+            found=Message(f"thought_{called}"),
+        )
 
 
 def _holds(accuracy: SetAccuracy, chance: float) -> bool:
@@ -321,7 +355,7 @@ def format_value(measure: Measure, value: float | None) -> str:
     """Format one side's value; nothing for None."""
     if value is None:
         return ""
-    if measure == "nll":
+    if measure in _IN_NATS:
         return f"{value:.3f}"
     return f"{value:.0f}" if measure.endswith("tokens") else format_percent(value)
 
@@ -330,7 +364,7 @@ def format_change(measure: Measure, value: float, language: str = "en") -> str:
     """Format a signed difference with its unit and a typographic minus; a zero has no sign."""
     if value == 0:
         return "0"
-    if measure == "nll" or measure.endswith("tokens"):
+    if measure in _IN_NATS or measure.endswith("tokens"):
         return _signed(measure, value)
     return say("points", language, n=_signed(measure, value))
 
@@ -368,7 +402,7 @@ def _nats(size: float) -> str:
 def _signed(measure: Measure, value: float) -> str:
     if value == 0:
         return "0"
-    if measure == "nll":
+    if measure in _IN_NATS:
         written = f"{'-' if value < 0 else '+'}{_nats(abs(value))}"
     else:
         written = f"{value:+.0f}" if measure.endswith("tokens") else f"{100 * value:+.1f}"

@@ -133,12 +133,35 @@ def count_changes(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, i
     return pairs.count((False, True)), pairs.count((True, False))
 
 
-def row_deviation(
+@dataclass(frozen=True, slots=True)
+class ChangeShape:
+    """How a ratio's change differs from row to row.
+
+    ``deviation`` is the standard error times root n, in the ratio's unit; ``skewness`` is
+    adjusted for the number of rows, ``excess`` is the kurtosis less that of a normal distribution.
+    """
+
+    deviation: float
+    skewness: float = 0.0
+    excess: float = 0.0
+
+
+def describe_changes(
     before: Sequence[float], after: Sequence[float], weights: Sequence[float] | None = None
-) -> float:
-    """Return a row's standard deviation in the change of a ratio: standard error times root n."""
+) -> ChangeShape:
+    """Describe the residuals of the ratio estimator (see :func:`_ratio_and_error`)."""
     d, w = _differences(before, after, weights)
-    return float(_ratio_and_error(d, w)[1]) * math.sqrt(len(d)) if len(d) > 1 else 0.0
+    n = len(d)
+    if n < 2:
+        return ChangeShape(0.0)
+    ratio, error = (float(one) for one in _ratio_and_error(d, w))
+    residual = d - w * ratio
+    variance = float((residual**2).mean())
+    if n < 3 or variance <= 0:
+        return ChangeShape(error * math.sqrt(n))
+    skewness = float((residual**3).mean()) / variance**1.5 * math.sqrt(n * (n - 1)) / (n - 2)
+    excess = float((residual**4).mean()) / variance**2 - 3
+    return ChangeShape(error * math.sqrt(n), skewness, excess)
 
 
 def _same_length(before: Sequence[object], after: Sequence[object]) -> int:

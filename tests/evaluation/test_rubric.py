@@ -89,6 +89,16 @@ ENGLISH = [
     ("NORMAL RESIDUAL VOLUME\n\nNO DETRUSOR CONTRACTIONS", S, S),
     ("She has a **normal** residual volume and *no* involuntary detrusor contractions.", S, S),
     ("膀胱测压显示残余尿量正常，无逼尿肌不自主收缩。", S, S),
+    ("PVR: normal. No involuntary detrusor contractions.", S, S),
+    ("A low PVR, and a stable detrusor.", S, S),
+    ("PVR: increased.", C, N),
+    ("An elevated PVR is expected.", C, N),
+    ("PVR is not increased.", S, N),
+    ("The bladder empties completely and the detrusor is stable.", S, S),
+    ("Complete bladder emptying is expected.", S, N),
+    ("Her bladder does not empty completely.", C, N),
+    ("Incomplete bladder emptying with an overactive detrusor.", C, C),
+    ("The bladder cannot empty fully.", C, N),
 ]
 
 CHINESE = [
@@ -103,6 +113,12 @@ CHINESE = [
     ("逼尿肌过度活动，残余尿量正常。", S, C),
     ("残余尿量正常而不是增多，逼尿肌功能正常。", S, S),
     ("无残余尿，逼尿肌收缩正常。", S, S),
+    ("残余体积正常，逼尿肌稳定", S, S),
+    ("残余体积增加。", C, N),
+    ("残尿不多，逼尿肌稳定。", S, S),
+    ("膀胱能完全排空，未见逼尿肌过度活动。", S, S),
+    ("膀胱不能完全排空。", C, N),
+    ("膀胱排空不全，残余量增多。", C, N),
     ("这是压力性尿失禁，建议盆底肌训练。", N, N),
     ("", N, N),
 ]

@@ -517,3 +517,35 @@ def test_without_the_packages_there_is_a_report_without_figures(
     made = report(exam, rows(exam), rows(exam))
     assert write_figures(report_from_json(made), EVENTS, tmp_path) == ()
     assert "## Figures" not in render(made)
+
+
+# --- answers that cannot be read, and claims of test rows -------------------------------------
+
+
+def test_unread_answers_stand_as_a_rate_with_a_caution_where_it_changes() -> None:
+    exam = suite_of(sets=["exam"])
+    before, after = rows(exam, right=0.5), rows(exam, right=0.9, seed=2)
+    made = report(exam, before, after)
+    page = render(made)
+    assert "20 stated no clear letter, 50.0 %" in page
+    assert "4 stated no clear letter, 10.0 %" in page
+    assert "about how answers are written" in page
+    assert "about how answers are written" not in render(report(exam, before, rows(exam)))
+
+
+def test_claims_of_test_rows_are_counted_before_and_after() -> None:
+    exam = suite_of()
+
+    def claim(made: list[ScoredRow], stated: int) -> list[ScoredRow]:
+        found = (ClaimFinding("rest is advised", "states"),)
+        full = [row.id for row in made if row.kind == "case" and row.output]
+        return [
+            replace(row, claims=found, correct=row.id in full[:stated]) if row.id in full else row
+            for row in made
+        ]
+
+    made = report(exam, claim(rows(exam), 2), claim(rows(exam, seed=2), 11))
+    assert made["before"]["claims_rate"] == pytest.approx(2 / 12)
+    assert made["paired"]["claims_rate"]["p_value"] < 0.05
+    assert "states every claim" in render(made)
+    assert "claims_rate" not in report(exam, rows(exam), rows(exam, seed=2))["paired"]

@@ -173,6 +173,12 @@ def heavy(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_t(3, size=n) * tokens, tokens
 
 
+def skewed(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The worst case for finding a fall: a long tail of rows that got worse."""
+    tokens = np.round(rng.lognormal(6.4, 0.4, n)) + 1
+    return (rng.exponential(size=n) - 1) * tokens, tokens
+
+
 def share_improved(draw: Draw, n: int, effect: float = 0.0) -> float:
     """How often ``improved`` is said of a loss that fell by ``effect`` per token."""
     rng, said = np.random.default_rng(n), 0
@@ -198,15 +204,15 @@ def test_improved_loss_is_rarely_said_without_an_effect(draw: Draw, n: int) -> N
     assert share_improved(draw, n) <= 0.05
 
 
-@pytest.mark.parametrize("n", [8, 16, 50, 200])
-def test_detectable_loss_is_found_four_times_in_five(n: int) -> None:
+@pytest.mark.parametrize(("draw", "n"), [(even, 8), (even, 50), (even, 200), (skewed, 50)])
+def test_detectable_loss_is_found_four_times_in_five(draw: Draw, n: int) -> None:
     """The plan is made from other rows than those it is tried on, as it would be."""
     rng = np.random.default_rng(n + 1)
     plans = []
     for _ in range(200):
-        change, tokens = even(rng, n)
+        change, tokens = draw(rng, n)
         plans.append(power.detectable_mean(np.zeros(n), change, tokens))
-    assert share_improved(even, n, effect=float(np.median(plans))) >= 0.80
+    assert share_improved(draw, n, effect=float(np.median(plans))) >= 0.80
 
 
 def answers(
@@ -297,12 +303,25 @@ def test_more_rows_show_smaller_differences() -> None:
 
 def test_rows_needed_for_a_difference_would_show_it() -> None:
     rng = np.random.default_rng(3)
-    before, after = np.zeros(40).tolist(), (rng.normal(size=40) - 0.2).tolist()
+    half = rng.normal(size=20)
+    before, after = np.zeros(40).tolist(), (np.concatenate([half, -half]) - 0.2).tolist()
     needed = power.rows_for_mean(before, after)
     assert needed is not None
     effect = abs(np.mean(after)) / np.std(after, ddof=1)
     assert power.mean_power(needed, effect) >= power.PLANNED
     assert power.mean_power(int(needed * 0.97), effect) < power.PLANNED
+
+
+def test_skewed_and_outlying_changes_need_a_larger_difference() -> None:
+    from scipy.stats import expon, norm, t
+
+    places = (np.arange(60) + 0.5) / 60
+    plain, skew, outlying = (
+        (one - one.mean()) / one.std() for one in (f.ppf(places) for f in (norm, expon, t(3)))
+    )
+    size, *larger = (power.detectable_mean(np.zeros(60), one) for one in (plain, skew, outlying))
+    assert size is not None
+    assert all(one is not None and one > 1.02 * size for one in larger)
 
 
 def test_no_number_of_rows_shows_a_difference_of_zero() -> None:

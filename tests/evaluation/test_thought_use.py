@@ -1,0 +1,116 @@
+"""Is the thought used? What likelihoods say of the model's own thought and of a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from medcot.config.presets import make_config
+from medcot.evaluation.interface import EvaluationSuite, ModelTools, ScoredRow
+from medcot.evaluation.suite import evaluate, make_suite
+from medcot.records import Case, Generation, Prompt, TokenLoss
+from medcot.reporting.build import build_report
+from medcot.reporting.markdown import render_markdown
+from medcot.reporting.schema import Report
+from medcot.reporting.storage import report_from_json, report_to_json
+
+Loss = Callable[[str, str], float]
+"""Returns the loss per token of a response: from the thought before it, and from itself."""
+
+
+def suite_of(rows: int = 20, tested: int = 20, answered: int = 20) -> EvaluationSuite:
+    cases = [Case(f"c{n}", f"Question {n}?", f"hint{n}.", f"rest{n}.") for n in range(rows)]
+    given = {"test_samples": 50, "generate_samples": answered, "thought_samples": tested}
+    return make_suite(make_config("demo", given), cases, None, {})
+
+
+def score(
+    suite: EvaluationSuite, loss: Loss, output: str = "hint{}.\n</think>\n\nx"
+) -> list[ScoredRow]:
+    def score_pairs(pairs: Sequence[Prompt]) -> list[TokenLoss]:
+        found: list[TokenLoss] = []
+        for pair in pairs:
+            text = pair.text + pair.completion
+            thought, _, response = text.rpartition("<think>")[2].partition("</think>")
+            found.append(TokenLoss(10 * loss(thought.strip(), response.strip()), 10))
+        return found
+
+    def generate(asked: Sequence[str]) -> list[Generation]:
+        numbers = [one.split("Question ")[1].split("?")[0] for one in asked]
+        return [Generation(output.format(number), 9, finished=True) for number in numbers]
+
+    tools = ModelTools(generate, score_pairs, lambda _: [], lambda text: f"{text}\n")
+    return evaluate(suite, tools, [], lambda _: None)
+
+
+def uses(thought: str, response: str) -> float:
+    """A model whose answer rests on the thought."""
+    number = response.removeprefix("rest").rstrip(".")
+    return 1.0 if thought == f"hint{number}." else 3.0 if thought else 2.0
+
+
+def ignores(thought: str, response: str) -> float:
+    """A model trained on permuted thoughts: what stands there tells nothing of the answer."""
+    return 2.0
+
+
+def report_of(before: Loss, after: Loss) -> Report:
+    suite = suite_of()
+    made = build_report(score(suite, before), score(suite, after), suite, make_config("demo"))
+    return report_from_json(report_to_json(made))
+
+
+def test_four_thoughts_are_scored_before_each_reference_answer() -> None:
+    for row in score(suite_of(), uses):
+        assert row.thought_losses
+        assert (row.thought_losses.none, row.thought_losses.own) == (2.0, 1.0)
+        assert (row.thought_losses.reference, row.thought_losses.wrong) == (1.0, 3.0)
+
+
+def test_a_thought_that_the_model_never_closed_is_closed_for_it() -> None:
+    rows = score(suite_of(), uses, output="hint{}.")
+    assert {row.thought_losses and row.thought_losses.own for row in rows} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "tested", "answered", "found"),
+    [(9, 4, 9, 4), (9, 9, 3, 3), (9, 0, 9, 0), (1, 1, 1, 0)],
+)
+def test_as_many_rows_are_tested_as_asked_for_if_they_are_answered(
+    rows: int, tested: int, answered: int, found: int
+) -> None:
+    scored = score(suite_of(rows, tested, answered), uses)
+    assert sum(row.thought_losses is not None for row in scored) == found
+
+
+def test_a_model_that_learns_to_ignore_its_thought_falls_in_both_measures() -> None:
+    report = report_of(uses, ignores)
+    assert report.before.thought_gain == 1.0
+    assert report.before.thought_harm == 2.0
+    assert report.after.thought_gain == report.after.thought_harm == 0
+    for name in ("thought_gain", "thought_harm"):
+        found = report.paired.of(name)
+        assert found
+        assert found.verdict("higher") == "worse"
+    page = render_markdown(report)
+    assert "## Is the thought used?" in page
+    assert "+1.000 nats per token for the right answer before, 0 after" in page
+    assert "uses its thought less" in page
+    assert "更少地利用思考" in render_markdown(report, "zh")
+
+
+def test_the_same_model_twice_differs_by_exactly_zero() -> None:
+    report = report_of(uses, uses)
+    for name in ("thought_gain", "thought_harm"):
+        found = report.paired.of(name)
+        assert found
+        assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    assert "no change at all" in render_markdown(report)
+
+
+def test_a_report_without_tested_rows_says_nothing_of_it() -> None:
+    suite = suite_of(tested=0)
+    made = build_report(score(suite, uses), score(suite, uses), suite, make_config("demo"))
+    assert "thought_gain" not in report_to_json(made)["paired"]
+    assert "Is the thought used" not in render_markdown(made)
