@@ -124,10 +124,7 @@ def ask_plainly(question: str, language: Language, chat: ChatTemplate | None = N
     A thought that the model's template opens is closed at once. A model without a template is asked
     in the tutorial's style.
     """
-    if chat is None:
-        return close_thought(ask(question, "tutorial", language))
-    turn = chat([Turn("user", question.strip())])
-    return close_thought(turn) if turn.rstrip().endswith(OPEN) else turn
+    return ask(question, "chat" if chat else "tutorial", language, chat, thinks=False)
 
 
 def ask_choice_plainly(question: Question, chat: ChatTemplate | None = None) -> str:

@@ -161,12 +161,12 @@ def test_most_items_have_a_right_answer_in_these_tests() -> None:
 
 
 def test_an_item_is_asked_in_the_models_own_way_without_a_word_about_thoughts() -> None:
-    prompt = ask_ability(EN[0], lambda turns: f"<user>{turns[-1].content}<assistant>")
+    prompt = ask_ability(EN[0], lambda turns, **_: f"<user>{turns[-1].content}<assistant>")
     assert prompt.startswith(f"<user>{EN[0].prompt}")
     assert prompt.endswith("<assistant>")
     assert "think" not in prompt
-    opened = ask_ability(EN[-1], lambda turns: f"<user>{turns[-1].content}<think>\n")
-    assert opened.endswith("<think>\n\n</think>")
+    opened = ask_ability(EN[-1], lambda turns, **_: f"<user>{turns[-1].content}<think>\n")
+    assert opened.endswith("<think>\n\n</think>\n\n")
 
 
 def test_fewer_items_are_spread_over_the_kinds_and_part_of_more() -> None:
@@ -187,7 +187,9 @@ def score(suite: EvaluationSuite, output: str, *, finished: bool = True) -> list
     def generate(prompts: Sequence[str]) -> list[Generation]:
         return [Generation(output, 9, finished) for _ in prompts]
 
-    tools = ModelTools(generate, lambda _: [], lambda _: [], lambda turns: f"U:{turns[-1].content}")
+    tools = ModelTools(
+        generate, lambda _: [], lambda _: [], lambda turns, **_: f"U:{turns[-1].content}"
+    )
     return evaluate(suite, tools, [], lambda _: None)
 
 

@@ -40,7 +40,9 @@ def score(
         numbers = [one.split("Question ")[1].split("?")[0] for one in asked]
         return [Generation(output.format(number), 9, finished=True) for number in numbers]
 
-    tools = ModelTools(generate, score_pairs, lambda _: [], lambda text: f"{text}\n")
+    tools = ModelTools(
+        generate, score_pairs, lambda _: [], lambda turns, **_: f"{turns[-1].content}\n"
+    )
     return evaluate(suite, tools, [], lambda _: None)
 
 
