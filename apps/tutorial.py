@@ -167,7 +167,7 @@ def choose_the_rows(config, material, show):
     chosen = attempt(preview.preview_rows, config, material)
     test = split_cases(material.dataset.cases, config).test
     _lengths = show(rows.show_lengths, material, config.max_length)
-    pages.stack(_lengths, show(partial(rows.show_selection, material), chosen))
+    pages.beside(show(partial(rows.show_selection, material), chosen), _lengths)
     return chosen, test
 
 
@@ -404,14 +404,11 @@ def give_the_verdict(found, show):
 
 
 @app.cell(hide_code=True)
-def tell_evidence(language, report, section, show, shown):
+def tell_evidence(report, section, show):
     pages.stack(
         section("evidence"),
-        pages.which_run(shown, language),
         show(evidence.show_comparison, report),
-        show(evidence.show_figures, report),
-        show(evidence.show_power, report),
-        show(evidence.show_changed_rows, report),
+        show(evidence.show_details, report),
     )
     return
 

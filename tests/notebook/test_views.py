@@ -164,7 +164,7 @@ def test_the_command_repeats_the_settings_and_quotes_them():
 def test_the_evidence_shows_worse_rows_before_better_ones_and_the_disclaimer(language):
     report = evidence.report_to_show(history.bundled_run(language))
     worse = replace(report.better_rows[0], nll_after=9.0, difference=5.0)
-    page = evidence.show_changed_rows(replace(report, worse_rows=(worse,)), language)
+    page = evidence.show_details(replace(report, worse_rows=(worse,)), language)
     assert page.index(say("worse_rows", language)) < page.index(say("better_rows", language))
     assert say("not_medical_advice", language) in page
 

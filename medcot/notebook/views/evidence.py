@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from medcot.catalog import Message, say
 from medcot.errors import InputError
@@ -19,6 +19,7 @@ from medcot.notebook.views.markup import (
     callout,
     card,
     details,
+    folds,
     items,
     join,
     paragraph,
@@ -50,21 +51,22 @@ def show_outcome(report: Report, run: RunRecord, language: str) -> str:
     """Show a run at a glance: the same question before and after, and the verdict."""
     fixed = report.fixed_question
     parts: list[str] = []
+    more: list[str] = []
     if fixed:
         parts.append(card(say("question", language), paragraphs(fixed.question)))
         parts.append(compare_replies(fixed.before, fixed.after, language))
         reference = prose(fixed.reference)
-        parts.append(details(say("reference", language), reference))
+        more.append(details(say("reference", language), reference))
         if fixed.claims.after:
             claims = show_claims(fixed.claims, language)
-            parts.append(details(say("claim", language), claims))
+            more.append(details(say("claim", language), claims))
     parts.append(show_verdict(report, language))
     if run.events:
         test = {"before": report.before.nll, "after": report.after.nll}
         known = {phase: loss for phase, loss in test.items() if loss is not None}
         curve = draw_loss(run.events, language, test=known)
-        parts.append(details(say("loss_of_run", language), curve))
-    return join(*parts, disclaimer(language))
+        more.append(details(say("loss_of_run", language), curve))
+    return join(*parts, folds(*more), disclaimer(language))
 
 
 def show_verdict(report: Report, language: str) -> str:
@@ -115,20 +117,25 @@ def show_comparison(report: Report, language: str) -> str:
     # Backticks are Markdown's, in which the report words the same cautions.
     cautions = [one.text(language).replace("`", "") for one in report.cautions]
     heads = [say(key, language) for key in keys]
-    rest = details(say("other_measures", language, n=len(others)), table(heads, others))
+    note = small(say("comparison_note", language))
+    rest = details(say("other_measures", language, n=len(others)), table(heads, others) + note)
+    warned = details(say("cautions", language, n=len(cautions)), items(cautions))
     return join(
         table(heads, chosen) if chosen else "",
-        rest if others else "",
-        small(say("comparison_note", language)),
-        details(say("cautions", language, n=len(cautions)), items(cautions)) if cautions else "",
+        folds(rest if others else note, warned if cautions else ""),
     )
 
 
-def show_power(report: Report, language: str) -> str:
-    """What a run of this size could have shown, whatever it did show."""
-    lines = (one.text(language) for one in state_power(report, language))
-    shown = join(*(paragraph(_begin(line)) for line in lines))
-    return details(say("report_power", language), shown)
+def show_details(report: Report, language: str) -> str:
+    """What the comparison rests on: figures, power, and the rows that changed most."""
+    figures = {
+        "pairs_by_row": draw_differences(report, language),
+        "by_question_set": draw_accuracy(report, language),
+    }
+    shown = [details(say(key, language), one) for key, one in figures.items() if one]
+    lines = (paragraph(_begin(one.text(language))) for one in state_power(report, language))
+    shown.append(details(say("report_power", language), join(*lines)))
+    return join(folds(*shown, *_changed_rows(report, language)), disclaimer(language))
 
 
 def _begin(words: str) -> str:
@@ -136,20 +143,11 @@ def _begin(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def show_figures(report: Report, language: str) -> str:
-    """The pairs as figures."""
-    answered = draw_accuracy(report, language)
-    title = say("by_question_set", language)
-    return join(draw_differences(report, language), details(title, answered) if answered else "")
-
-
-def show_changed_rows(report: Report, language: str) -> str:
+def _changed_rows(report: Report, language: str) -> Iterator[str]:
     """The rows that got worse, as plainly as those that got better."""
-    parts: list[str] = []
     for key, rows in (("worse_rows", report.worse_rows), ("better_rows", report.better_rows)):
         shown = "".join(_row(row, language) for row in rows) or paragraph(say("none", language))
-        parts.append(details(say(key, language), shown))
-    return join(*parts, disclaimer(language))
+        yield details(say(key, language), shown)
 
 
 def _row(row: ChangedRow, language: str) -> str:

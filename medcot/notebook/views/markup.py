@@ -103,6 +103,11 @@ def details(title: str, body: str, *, opened: bool = False) -> str:
     return f"{start}<summary>{text(title)}</summary>{body}</details>"
 
 
+def folds(*parts: str) -> str:
+    """Place :func:`details` side by side as long as they are closed."""
+    return f'<div class="mc-folds">{"".join(parts)}</div>'
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
     """Return a table whose cells are HTML; escape plain text with :func:`text`."""
     head = "".join(f'<th scope="col">{text(one)}</th>' for one in headers)

@@ -32,6 +32,9 @@ from medcot.runs.history import RunRecord
 
 View = Callable[..., str]
 
+MUCH_CODE = 12
+"""Lines of a cell beyond which its code is given more of the page's width."""
+
 
 def title(prose: Prose) -> str:
     """Return the page's title."""
@@ -57,11 +60,12 @@ def tell(prose: Prose, cells: Mapping[str, str], key: str, *parts: Any, code: st
         cells: The code of cells by name, where the page does not show it itself.
         code: The name of the cell.
     """
-    beside = stack(mo.md(prose.body(key)), *parts).text
+    told = heading(key, prose.title(key)) + stack(mo.md(prose.body(key)), *parts).text
     if code in cells:
         shown = localized(python(cells[code]), "en")
-        beside = f'<div class="mc-beside"><div>{beside}</div>{shown}</div>'
-    return mo.Html(localized(heading(key, prose.title(key)) + beside, prose.language))
+        kind = "mc-beside mc-much" if cells[code].count("\n") > MUCH_CODE else "mc-beside"
+        told = f'<div class="{kind}"><div>{told}</div>{shown}</div>'
+    return mo.Html(localized(told, prose.language))
 
 
 def fold(prose: Prose, key: str, *parts: Any) -> mo.Html:
@@ -154,6 +158,11 @@ def which_run(run: RunRecord, language: str) -> mo.Html:
 def stack(*parts: Any) -> mo.Html:
     """Stack parts vertically, without those that are None."""
     return mo.vstack([part for part in parts if part is not None])
+
+
+def beside(*parts: mo.Html) -> mo.Html:
+    """Place parts side by side; on a narrow page, stack them."""
+    return mo.Html(columns(*(part.text for part in parts)))
 
 
 def plain(value: str, language: str) -> mo.Html:

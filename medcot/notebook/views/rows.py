@@ -36,10 +36,10 @@ def show_case(case: Case, language: str) -> str:
     named = case.id + (f" · {case.specialty}" if case.specialty else "")
     answer = card(say("response", language), prose(case.response), "mc-answer")
     thought = card(say("thought", language), prose(case.thought), "mc-thought")
+    asked = card(f"{say('question', language)} ({named})", paragraphs(case.question))
     return join(
         *(card(turn.role, paragraphs(turn.content)) for turn in case.turns),
-        card(f"{say('question', language)} ({named})", paragraphs(case.question)),
-        columns(thought, answer) if case.thought else answer,
+        columns(asked, thought, answer) if case.thought else columns(asked, answer),
     )
 
 
@@ -71,7 +71,7 @@ def show_tokens(row: TokenizedRow, tokenizer: Any, language: str) -> str:
         f'<p class="mc-legend"><span class="mc-read"><i>{text(say("read", language))}</i></span> '
         f'<span class="mc-learnt"><i>{text(say("learnt", language))}</i></span></p>'
     )
-    return join(counted, legend, shown)
+    return join(f'<div class="mc-line">{counted}{legend}</div>', shown)
 
 
 def _spans(tokenizer: Any, ids: Sequence[int]) -> str:
