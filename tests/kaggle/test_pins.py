@@ -127,26 +127,22 @@ def added(answer: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("version", "torch"), [("3.12", ""), ("3.13", "2.11.0+cu128")])
-def test_a_fused_run_installs_on_the_whole_image_at_the_pins_without_a_network(
-    version: str, torch: str, kernel: Install
+@pytest.mark.parametrize(
+    ("version", "torch", "unused"), [("3.12", "", OPTIONAL), ("3.13", "2.11.0+cu128", ())]
+)
+def test_a_run_installs_on_the_whole_image_at_the_pins_without_a_network(
+    version: str, torch: str, unused: tuple[str, ...], kernel: Install
 ) -> None:
-    answer = kernel(interpreter(version), torch=torch)
+    """A fused run on August 2026's image, and one that imports unsloth on a newer one."""
+    answer = kernel(interpreter(version), unused, torch)
     found = added(answer)
     assert "outside of" not in answer.stdout
     assert not set(KEPT) & set(found)
     assert {name: PINNED.get(name) for name in found} == found
     assert {"transformers", "trl", "marimo", "bitsandbytes"} <= set(found)
-    # The image's own torchao stays where it is: medcot takes it for missing.
-    assert not {"unsloth", "unsloth-zoo", "xformers", "torchao"} & set(found)
-
-
-@pytest.mark.timeout(180)
-def test_unsloth_is_installed_where_the_run_imports_it(kernel: Install) -> None:
-    found = added(kernel(interpreter("3.13"), unused=()))
-    assert not set(KEPT) & set(found)
-    assert {name: PINNED.get(name) for name in found} == found
-    assert {"unsloth", "unsloth-zoo", "torchao"} <= set(found)
+    # The image's own torchao stays in a fused run: medcot takes it for missing.
+    of_unsloth = {"unsloth", "unsloth-zoo", "torchao"}
+    assert of_unsloth & set(found) == (set() if unused else of_unsloth)
 
 
 def test_an_image_with_too_old_a_torch_is_named_and_nothing_is_resolved(kernel: Install) -> None:
