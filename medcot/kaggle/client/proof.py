@@ -26,6 +26,8 @@ _SHORT: dict[str, Any] = {
     "test_samples": 8,
     "generate_samples": 1,
     "max_new_tokens": 128,
+    "ability_samples": 0,
+    "thought_samples": 0,
     "wandb": "off",
 }
 
