@@ -173,7 +173,8 @@ def _environment(session: Session, found: Sequence[SecretLookup]) -> dict[str, s
             environ[lookup.need.variable] = lookup.value
         elif lookup.need.variable == WANDB:
             environ["WANDB_MODE"] = "offline"
-    environ |= {"PYTHONPATH": str(session.folder / "package"), "PYTHONUNBUFFERED": "1"}
+    paths = [str(session.folder / "package"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     return environ
 
 
