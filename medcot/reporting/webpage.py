@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -62,7 +63,8 @@ def render_page(report: Report, folder: Path) -> str:
 
 
 def _article(report: Report, language: str, folder: Path) -> str:
-    tokens = _parser().parse(render_markdown(report, language))
+    there = tuple(one for one in report.figures if (folder / one.file).is_file())
+    tokens = _parser().parse(render_markdown(replace(report, figures=there), language))
     _label_cells(tokens)
     parser = _parser()
     body = parser.renderer.render(tokens, parser.options, {"folder": folder})
