@@ -167,7 +167,7 @@ def cost_of_training(
     quarter, half = (judge(after & (rng.random((runs, n)) >= share)) for share in (0.25, 0.5))
     detectable = [
         power.detectable_rate(before[run].tolist(), after[run].tolist()) or 1.0
-        for run in range(min(runs, 50))
+        for run in range(min(runs, 20))
     ]
     return (
         float((judge(after) != 0).mean()),

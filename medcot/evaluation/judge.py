@@ -3,7 +3,8 @@
 Judges tend to prefer the answer they read first, so each pair is shown twice with the order
 swapped, and counts only if the same answer wins both times. The judge is told neither which model
 wrote which answer nor that any training took place. It helps where no rubric was written by hand;
-its opinion is reported next to the verdict and never part of it.
+its opinion is reported next to the verdict and never part of it. Before it judges, it is tested on
+planted pairs: the reference against another question's. A judge that fails is not asked further.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from importlib.util import find_spec
 from typing import Literal
 
@@ -34,6 +35,11 @@ TIMEOUT_S = 120.0
 """Seconds that one request may take."""
 RETRIES = 2
 """Further tries of a request that failed; after them the answers are not judged."""
+
+MOST_PLANTED, FEWEST_PLANTED = 10, 4
+"""Planted pairs that test a judge, and the fewest that can."""
+LEAST_RIGHT = 0.8
+"""Share of planted pairs on which a judge has to prefer the reference, in both orders."""
 
 _PROMPT = """\
 Two answers to one medical question are to be compared with a reference answer. Which of the two \
@@ -74,7 +80,8 @@ class AnswerPair:
 class JudgeResult:
     """The judge's opinion of all pairs, as the report shows it.
 
-    ``reached`` is False if the endpoint gave no answer; then only ``sentence`` says anything. Of
+    ``reached`` is False if the endpoint gave no answer, or failed its test; then ``sentence`` says
+    so. The test had ``planted`` pairs, 0 without a test, of which ``planted_right`` were right. Of
     ``n`` pairs, ``before`` to ``unread`` count the preferences. ``agreement`` is the share of read
     pairs on which both orders agreed, ``p_value`` that of an exact sign test, and ``outcomes`` maps
     question ids to preferences.
@@ -93,6 +100,8 @@ class JudgeResult:
     agreement: float | None = None
     p_value: float | None = None
     outcomes: Mapping[str, Preference] = field(default_factory=dict[str, Preference])
+    planted: int = 0
+    planted_right: int = 0
 
 
 def check_judge(config: RunConfig) -> None:
@@ -132,17 +141,58 @@ def judge_answers(
     import openai
 
     pairs = {_name(one, model): one for one in _pair_answers(before, after, suite)}
-    found: dict[str, Preference] = {n: o for n, o in (known or {}).items() if n in pairs}
-    asked = {name: one for name, one in pairs.items() if name not in found}
-    try:
-        for name, preference in compare_answers(asked, connect(url, model)):
+    planted = {_name(one, model): one for one in plant_pairs(suite)}
+    found: dict[str, Preference] = {
+        name: one for name, one in (known or {}).items() if name in pairs or name in planted
+    }
+
+    def ask_about(asked: Mapping[str, AnswerPair]) -> list[Preference]:
+        new = {name: one for name, one in asked.items() if name not in found}
+        for name, preference in compare_answers(new, connect(url, model)):
             found[name] = preference
             if save:
                 save(name, preference)
+        return [found[name] for name in asked]
+
+    try:
+        right = ask_about(planted).count("after")
+        if right < LEAST_RIGHT * len(planted):
+            return _refuse(model, url, right, len(planted))
+        ask_about(pairs)
     except openai.OpenAIError as error:
         said = f"The judge at {url} gave no answer ({one_line(str(error), 100)}): not judged."
         return JudgeResult(model, url, reached=False, sentence=said)
-    return tally({pairs[name].id: one for name, one in found.items()}, model, url)
+    judged = tally({one.id: found[name] for name, one in pairs.items()}, model, url)
+    if not planted:
+        return judged
+    said = (
+        f"{judged.sentence} Tested before on {len(planted)} planted pairs, it preferred the right"
+        f" answer in both orders {right} times."
+    )
+    return replace(judged, sentence=said, planted=len(planted), planted_right=right)
+
+
+def plant_pairs(suite: EvaluationSuite) -> list[AnswerPair]:
+    """Plant pairs whose better answer is known: ``after`` is the reference of the question itself,
+    ``before`` that of another. There are none if too few references differ."""
+    texts = [(case, case.reference or case.response) for case in suite.generated[:MOST_PLANTED]]
+    turned = [*texts[1:], *texts[:1]]
+    pairs = [
+        AnswerPair(f"planted {case.id}", case.question, right, wrong, right)
+        for (case, right), (_, wrong) in zip(texts, turned, strict=True)
+        if right != wrong
+    ]
+    return pairs if len(pairs) >= FEWEST_PLANTED else []
+
+
+def _refuse(model: str, url: str, right: int, planted: int) -> JudgeResult:
+    said = (
+        f"The judge at {url} was tested on {planted} planted pairs and preferred the right answer"
+        f" in both orders only {right} times, where {LEAST_RIGHT:.0%} are needed: not judged."
+    )
+    return JudgeResult(
+        model, url, reached=False, sentence=said, planted=planted, planted_right=right
+    )
 
 
 def connect(url: str, model: str) -> AskJudge:

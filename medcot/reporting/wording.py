@@ -20,6 +20,9 @@ from medcot.stats.power import ENOUGH_ROWS
 
 TINY_SHARE = 0.005
 """A change of the loss below this share of it is called small, however sure its direction is."""
+FLOOR_SHARE = 0.2
+"""A share of general items passed before, below which hardly anything could be lost."""
+
 UNREAD_SHARE = 0.05
 """A change of the share of unread answers from which a report warns of it."""
 
@@ -48,6 +51,7 @@ def find_cautions(report: Report) -> tuple[Message, ...]:
         *_chance_cautions(report),
         *_letter_cautions(report),
         *_unread_cautions(report),
+        *_floor_cautions(report),
     )
 
 
@@ -173,6 +177,13 @@ def _state_choice(report: Report, mcq: ChoiceEndpoint) -> Iterator[Message]:
         yield Message("choice_shows_nothing")
     else:
         yield Message("choice_shows", {"least": 100 * mcq.detectable})
+
+
+def _floor_cautions(report: Report) -> Iterator[Message]:
+    """Say that a model that passes few general items can hardly lose any."""
+    before = report.before.abilities
+    if before and (before.accuracy or 0.0) < FLOOR_SHARE:
+        yield Message("caution_floor", {"before": 100 * (before.accuracy or 0.0), "n": before.n})
 
 
 def _state_cost(report: Report, abilities: ChoiceEndpoint) -> Iterator[Message]:

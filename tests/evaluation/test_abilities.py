@@ -251,6 +251,13 @@ def test_the_same_answers_are_no_evidence_with_a_difference_of_exactly_zero() ->
     assert report.lost_abilities == ()
 
 
+def test_a_model_that_could_hardly_lose_anything_is_told_so() -> None:
+    few = report_of([n < 9 for n in range(72)], [n < 9 for n in range(72)])
+    assert [one.code for one in few.cautions if one.code == "caution_floor"]
+    many = report_of([n < 36 for n in range(72)], [n < 36 for n in range(72)])
+    assert not [one.code for one in many.cautions if one.code == "caution_floor"]
+
+
 def test_as_many_gains_as_losses_are_no_evidence() -> None:
     chance = random.Random(3)
     before = [chance.random() < 0.6 for _ in range(72)]

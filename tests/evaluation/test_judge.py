@@ -171,6 +171,56 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     assert "sk-secret" not in json.dumps(asdict(judged))
 
 
+def different(count: int) -> EvaluationSuite:
+    """Questions whose references differ, so that a judge can be tested on them."""
+    suite = exam(count)
+    cases = tuple(
+        replace(one, response=f"Only reference {one.id} fits.", question=f"What fits {one.id}?")
+        for one in suite.cases
+    )
+    return replace(suite, cases=cases, generated=cases)
+
+
+def knows_references(prompt: str) -> str:
+    (wanted,) = re.findall(r"What fits (c\d+)\?", prompt)
+    places = [place for place, text in ANSWERS.findall(prompt) if f"{wanted} fits" in text]
+    good = [place for place, text in ANSWERS.findall(prompt) if text == "good"]
+    return (places or good or ["tie"])[0]
+
+
+def test_a_judge_is_tested_on_planted_pairs_before_it_judges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "medcot.evaluation.judge.connect",
+        lambda url, model: lambda prompt: asked.append(prompt) or knows_references(prompt),
+    )
+    kept: dict[str, Any] = {}
+    before, after = rows(["bad"] * 6), rows(["good"] * 6)
+    judged = judge_answers(before, after, different(6), "u", "m", save=kept.setdefault)
+    assert (judged.planted, judged.planted_right, judged.after, judged.n) == (6, 6, 6, 6)
+    assert "preferred the right answer in both orders 6 times" in judged.sentence
+    assert len(asked) == 24
+    assert judge_answers(before, after, different(6), "u", "m", kept) == judged
+    assert len(asked) == 24
+
+
+@pytest.mark.parametrize("reply", ["1", "tie", "who knows"])
+def test_a_judge_that_cannot_tell_planted_answers_apart_is_not_asked_further(
+    reply: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "medcot.evaluation.judge.connect",
+        lambda url, model: lambda prompt: asked.append(prompt) or reply,
+    )
+    judged = judge_answers(rows(["bad"] * 6), rows(["good"] * 6), different(6), "u", "m")
+    assert (judged.reached, judged.n, judged.planted, judged.planted_right) == (False, 0, 6, 0)
+    assert "only 0 times, where 80% are needed: not judged" in judged.sentence
+    assert len(asked) == 12
+
+
 def test_the_report_shows_the_judge_and_keeps_it_out_of_the_verdict() -> None:
     before, after = rows(["a"] * 8), rows(["b"] * 8)
     judged = tally({f"c{n}": "after" for n in range(8)}, "m", "u")
