@@ -31,7 +31,14 @@ from medcot.notebook.views.markup import (
 )
 from medcot.reporting.schema import MEASURES, ChangedRow, Report
 from medcot.reporting.storage import read_report
-from medcot.reporting.wording import compare_values, cost_by_kind, format_percent, state_power
+from medcot.reporting.wording import (
+    compare_values,
+    cost_by_kind,
+    format_percent,
+    state_letter_bias,
+    state_power,
+    state_thought,
+)
 from medcot.runs.history import RunRecord, differing_fields
 
 _log = logging.getLogger(__name__)
@@ -78,6 +85,7 @@ def show_verdict(report: Report, language: str) -> str:
         if chance := list(report.chance.values()):
             guess = format_percent(sum(chance) / len(chance))
             sentences += f" {say('choice_guess', language, guess=guess)}"
+        sentences = " ".join([sentences, *state_letter_bias(report, language)])
         parts.append(_verdict("mcq", verdict.mcq, sentences, language))
     if verdict.abilities:
         sentences = _word(messages.abilities, language)
@@ -87,6 +95,8 @@ def show_verdict(report: Report, language: str) -> str:
             heads, [[text(cell) for cell in row] for row in cost_by_kind(report, language)]
         )
         parts.append(details(say("report_cost", language), shown))
+    if used := list(state_thought(report, language)):
+        parts.append(details(say("report_thought", language), items(used)))
     return join(*parts)
 
 
