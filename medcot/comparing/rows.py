@@ -17,7 +17,11 @@ from medcot.stats.paired import PairedDifference, Verdict
 
 Pairs = Sequence[tuple[ScoredRow, ScoredRow]]
 
-BETTER: dict[Measure, Literal["lower", "higher"]] = {"nll": "lower", "mcq": "higher"}
+BETTER: dict[Measure, Literal["lower", "higher"]] = {
+    "nll": "lower",
+    "mcq": "higher",
+    "abilities": "higher",
+}
 """The measures that have a verdict, as in a report; the others describe."""
 
 _PROMPT_SETTINGS = ("style", "language", "model", "model_revision")
@@ -117,7 +121,8 @@ def _read(side: Side) -> dict[Any, ScoredRow]:
     kept = [
         row
         for row in rows
-        if row.kind == "case" or (row.kind == "mcq" and not row.set.startswith(BY_LM_EVAL))
+        if row.kind in ("case", "ability")
+        or (row.kind == "mcq" and not row.set.startswith(BY_LM_EVAL))
     ]
     if not kept:
         when = "before" if side.is_base else "after"
@@ -174,7 +179,10 @@ def _compare(pairs: Pairs, first: Side, second: Side) -> Iterator[Compared | Mes
     if answered and one.max_new_tokens != other.max_new_tokens:
         values = {"first": one.max_new_tokens, "second": other.max_new_tokens}
         yield Message("compare_other_limit", values)
-    elif answered:
+        return
+    if items := [pair for pair in pairs if pair[0].kind == "ability"]:
+        yield from _compare_rates("abilities", items, lambda row: row.correct)
+    if answered:
         yield from _compare_answers(answered, one.seed)
 
 

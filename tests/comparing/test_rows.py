@@ -10,6 +10,7 @@ from medcot.comparing.rows import compare_sides
 from medcot.comparing.sides import choose_sides
 from medcot.comparing.wording import describe_comparison
 from medcot.errors import InputError
+from medcot.evaluation.scorers import make_row
 from medcot.reporting.schema import MEASURES
 from medcot.runs.directory import RunDirectory
 from medcot.stats.paired import compare_means
@@ -41,13 +42,27 @@ def test_the_loss_of_two_runs_is_compared_in_pairs(make_run):
     assert losses.second - losses.first == pytest.approx(expected.difference)
     assert losses.verdict == "improved"
     assert found.rows == 12
-    assert [one.measure for one in found.measures] == [one for one in MEASURES if one != "mcq"]
+    of_a_report = {"mcq", "abilities", "thought_gain", "thought_harm", "claims_rate"}
+    assert [one.measure for one in found.measures] == [
+        one for one in MEASURES if one not in of_a_report
+    ]
     assert ("rank", 16, 4) in found.settings
     text = "\n".join(describe_comparison(found))
     assert "a against b, over 12 shared test rows and 0 shared questions" in text
     assert "Test loss (nats per token): b is better than a." in text
     assert "rank: 16, and 4" in text
     assert "another seed" in text
+
+
+def test_general_items_of_two_runs_are_compared(make_run):
+    def with_items(passed):
+        items = [make_row("ability", "knowledge", f"i{n}", "p") for n in range(30)]
+        return [*CASES, *(replace(row, correct=n < passed) for n, row in enumerate(items))]
+
+    found = compare(make_run("a", with_items(25)), make_run("b", with_items(8)))
+    (items,) = [one for one in found.measures if one.measure == "abilities"]
+    assert items.verdict == "worse"
+    assert (round(items.first * 30), round(items.second * 30)) == (25, 8)
 
 
 def test_the_better_one_is_named_whichever_comes_first(make_run):
