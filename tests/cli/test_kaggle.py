@@ -7,6 +7,7 @@ import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from medcot.cli.doctor import Finding, examine_machine
+from medcot.cli.main import main as medcot
+from medcot.kaggle.client.account import connect
 from medcot.kaggle.client.local_login import Login, find_login
 from medcot.kaggle.client.orchestrate import AccountCheck, check_account
 from medcot.kaggle.client.sources import PROJECT
@@ -37,12 +40,12 @@ class Answer:
     stderr: str
 
 
-def push_py(*arguments: str, folder: Path) -> Answer:
+def push_py(*arguments: str, folder: Path, main: Callable[[list[str]], None] = MAIN) -> Answer:
     """What push.py does in ``folder``, without the second that a new process takes."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with chdir(folder), redirect_stdout(out), redirect_stderr(err):
         try:
-            MAIN(list(arguments))
+            main(list(arguments))
         except SystemExit as end:
             code = int(end.code or 0)
     return Answer(code, out.getvalue(), err.getvalue())
@@ -253,3 +256,23 @@ def test_doctor_and_notebook_learn_of_the_account_in_one_line(
     assert not check.ready
     assert "credentials" in check.line
     assert "of-somebody-else" not in check.line
+
+
+@pytest.mark.parametrize("fetched_by", ["plain client", "medcot"])
+def test_medcot_report_takes_over_what_kaggles_own_client_has_pushed(
+    kaggle: KaggleServer, tmp_path: Path, fetched_by: str
+) -> None:
+    report = (PROJECT / "medcot" / "runs" / "finished" / "demo-en" / "report.json").read_bytes()
+    kaggle.start = lambda session: end_session(
+        session, {"run/report.json": report, "run/report.md": b"# ok\n", "report.html": b"<p>"}
+    )
+    push_py("build", "--owner", USER, "--out", "r", "--preset", "demo", folder=tmp_path)
+    account = connect()
+    with redirect_stdout(io.StringIO()), chdir(tmp_path):
+        account._api.kernels_push("r/kaggle/kernel")
+        if fetched_by == "plain client":
+            account._api.kernels_output(f"{USER}/medcot-fine-tuning", "r/kaggle/downloaded")
+    answer = push_py("report", "--run", "r", folder=tmp_path, main=medcot)
+    assert answer.returncode == 0, answer.stderr
+    assert "Test loss fell by 0.595 nats per token" in answer.stdout
+    assert (tmp_path / "r" / "report.html").read_bytes() == b"<p>"

@@ -45,18 +45,10 @@ def kernel(run: RunDirectory, project: Path) -> Kernel:
     return build(CONFIG, run, USER, KernelOptions(), project)
 
 
-@pytest.mark.parametrize("kind", ["script", "notebook"])
 def test_a_kernel_pushed_with_the_plain_client_is_found(
-    kaggle: KaggleServer,
-    account: Account,
-    run: RunDirectory,
-    project: Path,
-    lines: Lines,
-    kind: str,
+    kaggle: KaggleServer, account: Account, kernel: Kernel, run: RunDirectory, lines: Lines
 ) -> None:
     kaggle.start = idle_session
-    options = KernelOptions(kind="notebook" if kind == "notebook" else "script")
-    kernel = build(CONFIG, run, USER, options, project)
     with pytest.raises(InputError, match="no version of ann/medcot-fine-tuning holds this run"):
         find_push(account, run, lines)
     push_plainly(account, kernel)
