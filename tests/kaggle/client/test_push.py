@@ -449,3 +449,29 @@ def test_retry_after_holds_seconds_or_a_date(header: str, seconds: float | None)
     response.headers["Retry-After"] = header
     assert retry_after(response) == seconds
     assert retry_after(None) is None
+
+
+def test_a_third_gpu_session_is_not_started(
+    kaggle: KaggleServer, account: Account, kernel: Kernel, run: RunDirectory, lines: Lines
+) -> None:
+    """What kaggle-api issue 185 describes."""
+    kaggle.start = idle_session
+    for title in ("one", "two"):
+        other = {"slug": f"{USER}/{title}", "newTitle": title, "text": "", "enableGpu": True}
+        assert kaggle.answer("SaveKernel", other)[1]["versionNumber"] == 1
+    with pytest.raises(RunFailed, match=r"session count of 2 reached\. Wait for a running GPU"):
+        push(account, kernel, run, lines)
+    assert len(kaggle.sessions()) == 2
+
+
+def test_a_version_is_asked_for_by_its_label_alone(
+    kaggle: KaggleServer, account: Account, kernel: Kernel, run: RunDirectory, lines: Lines
+) -> None:
+    """What kaggle-cli issue 1200 and pull request 1201 describe."""
+    push(account, kernel, run, lines)
+    assert account.kernel(REF, 1) == account.kernel(REF)
+    assert account.kernel(REF, 2) is None
+    owner, slug = REF.split("/")
+    for wrong, status in (({"versionLabel": "1"}, 404), ({"kernelSlug": f"{slug}/1"}, 403)):
+        body = {"userName": owner, "kernelSlug": slug} | wrong
+        assert kaggle.answer("GetKernel", body)[0] == status
