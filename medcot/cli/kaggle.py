@@ -22,7 +22,7 @@ from medcot.cli.kaggle_options import (
     JSON,
     OUT,
     OWNER,
-    PATIENCE,
+    RETRY,
     OrderedGroup,
     add_kernel_options,
     add_naming_options,
@@ -102,12 +102,12 @@ def build_command(owner: str | None, **flags: Any) -> None:
 @OWNER
 @add_kernel_options
 @AGAIN
-@PATIENCE
-def push_command(owner: str | None, *, again: bool, patience: float, **flags: Any) -> None:
+@RETRY
+def push_command(owner: str | None, *, again: bool, retry_min: float, **flags: Any) -> None:
     """Build and push: starts a session, spends quota."""
     options = take_kernel_options(flags)
     config, run, as_json = choose_run(flags)
-    account = sign_in(patience)
+    account = sign_in(retry_min)
     require_own_account(owner, account)
     kernel = build(config, run, account.user, options)
     say = make_say(as_json=as_json)
@@ -119,7 +119,7 @@ def push_command(owner: str | None, *, again: bool, patience: float, **flags: An
 @OUT
 @FOLLOW
 @INTERVAL
-@PATIENCE
+@RETRY
 @click.option("--timeout", type=float, metavar="SECONDS", help="stop waiting after this time")
 @JSON
 def wait_command(
@@ -127,14 +127,14 @@ def wait_command(
     *,
     follow: bool,
     interval: float,
-    patience: float,
+    retry_min: float,
     timeout: float | None,
     as_json: bool,
 ) -> None:
     """Wait for the pushed version to end; the exit code says how."""
     run, say = existing_run(out, "--out"), make_say(as_json=as_json)
     require_kernel(run)
-    account = sign_in(patience)
+    account = sign_in(retry_min)
     sent = find_push(account, run, say)
     with watching(say, follow=follow, as_json=as_json) as (tell, show_log):
         status, message = wait(account, sent, tell, show_log, interval=interval, limit_s=timeout)
@@ -147,13 +147,13 @@ def wait_command(
 
 @cli.command("fetch")
 @OUT
-@PATIENCE
+@RETRY
 @JSON
-def fetch_command(out: str | None, *, patience: float, as_json: bool) -> None:
+def fetch_command(out: str | None, *, retry_min: float, as_json: bool) -> None:
     """Fetch the output of the pushed version into the run directory."""
     run = existing_run(out, "--out")
     require_kernel(run)
-    account = sign_in(patience)
+    account = sign_in(retry_min)
     lines: list[str] = []
     sent = find_push(account, run, lines.append)
     status = require_final_status(account, sent)
@@ -176,7 +176,7 @@ def fetch_command(out: str | None, *, patience: float, as_json: bool) -> None:
 @AGAIN
 @FOLLOW
 @INTERVAL
-@PATIENCE
+@RETRY
 def run_command(
     owner: str | None,
     *,
@@ -184,7 +184,7 @@ def run_command(
     again: bool,
     follow: bool,
     interval: float,
-    patience: float,
+    retry_min: float,
     **flags: Any,
 ) -> None:
     """Build, push, wait and fetch.
@@ -193,7 +193,7 @@ def run_command(
     """
     options = take_kernel_options(flags)
     config, run, as_json = choose_run(flags)
-    account, say = sign_in(patience), make_say(as_json=as_json)
+    account, say = sign_in(retry_min), make_say(as_json=as_json)
     require_own_account(owner, account)
     with watching(say, follow=follow, as_json=as_json) as (tell, show_log):
         request = KaggleRun(account, config, run, options, tell, show_log, interval)
@@ -205,10 +205,10 @@ def run_command(
 @add_naming_options
 @click.option("--out", metavar="DIR", default="runs/kaggle-secrets", show_default=True)
 @INTERVAL
-@PATIENCE
+@RETRY
 @JSON
 def secrets_command(
-    out: str, *, interval: float, patience: float, as_json: bool, **flags: Any
+    out: str, *, interval: float, retry_min: float, as_json: bool, **flags: Any
 ) -> None:
     """Ask the kernel which secrets it is given.
 
@@ -217,7 +217,7 @@ def secrets_command(
     """
     options = take_kernel_options(flags)
     config, run, _ = choose_run({"preset": "kaggle-t4", "out": out})
-    account, say = sign_in(patience), make_say(as_json=as_json)
+    account, say = sign_in(retry_min), make_say(as_json=as_json)
     lines = probe_secrets(KaggleRun(account, config, run, options, say, interval_s=interval))
     for line in lines:
         say(line)
@@ -229,10 +229,10 @@ def secrets_command(
 @click.option("--out", metavar="DIR", default="runs/kaggle-probe", show_default=True)
 @click.option("--save-image", is_flag=True, help="rewrite kaggle/image.json by what was found")
 @INTERVAL
-@PATIENCE
+@RETRY
 @JSON
 def probe_command(
-    out: str, *, save_image: bool, interval: float, patience: float, as_json: bool, **flags: Any
+    out: str, *, save_image: bool, interval: float, retry_min: float, as_json: bool, **flags: Any
 ) -> None:
     """Look at Kaggle's image, its network and the kernel's secrets, free of charge.
 
@@ -243,7 +243,7 @@ def probe_command(
 
     options = take_kernel_options(flags)
     config, run, _ = choose_run({"preset": "kaggle-t4", "out": out})
-    account, say = sign_in(patience), make_say(as_json=as_json)
+    account, say = sign_in(retry_min), make_say(as_json=as_json)
     quota = account.quota()
     facts, lines = probe.probe_image(
         KaggleRun(account, config, run, options, say, interval_s=interval)
@@ -276,8 +276,10 @@ def plan_command(**flags: Any) -> None:
 @click.option("--out", metavar="DIR", default="runs/kaggle-proof", show_default=True)
 @click.option("--preset", default="kaggle-t4", show_default=True, help="preset of the run")
 @INTERVAL
-@PATIENCE
-def proof_command(out: str, preset: str, *, interval: float, patience: float, **flags: Any) -> None:
+@RETRY
+def proof_command(
+    out: str, preset: str, *, interval: float, retry_min: float, **flags: Any
+) -> None:
     """Probe, run for about ten minutes, fetch, and write what was measured as Markdown.
 
     For whoever is the first to run this on Kaggle: paste DIR/kaggle/proof.md into
@@ -287,7 +289,7 @@ def proof_command(out: str, preset: str, *, interval: float, patience: float, **
 
     options = take_kernel_options(flags)
     config, run, _ = choose_run({"preset": preset, "out": out, **proof.options_for(preset)})
-    account, say = sign_in(patience), make_say(as_json=False)
+    account, say = sign_in(retry_min), make_say(as_json=False)
     request = KaggleRun(account, config, run, options, say, say, interval)
     stages, total_s = estimate_session(config)
     say(f"planned: {duration(total_s, 'en')}")
@@ -332,13 +334,13 @@ def choose_run(flags: dict[str, Any]) -> tuple[RunConfig, RunDirectory, bool]:
     return resolved.config, run, resolved.json
 
 
-def sign_in(patience_min: float) -> Account:
+def sign_in(retry_min: float) -> Account:
     """Sign in, and check that Kaggle accepts the credentials.
 
     Raises:
         InputError: there are none, or Kaggle refuses them.
     """
-    account = connect(RetryPolicy(limit_s=patience_min * 60))
+    account = connect(RetryPolicy(limit_s=retry_min * 60))
     account.quota()
     return account
 

@@ -26,8 +26,9 @@ INTERVAL = click.option(
     metavar="SECONDS",
     help="between two status requests",
 )
-PATIENCE = click.option(
-    "--patience",
+RETRY = click.option(
+    "--retry",
+    "retry_min",
     default=30.0,
     show_default=True,
     metavar="MINUTES",

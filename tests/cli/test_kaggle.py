@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from medcot.cli.doctor import Finding, examine_machine
+from medcot.cli.kaggle import cli as commands
 from medcot.cli.main import main as medcot
 from medcot.kaggle.client.account import connect
 from medcot.kaggle.client.local_login import Login, find_login
@@ -61,6 +62,12 @@ def push_py_alone(*arguments: str, folder: Path) -> Answer:
 def facts(answer: Answer) -> dict[str, Any]:
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout)
+
+
+def test_no_option_means_two_things() -> None:
+    for name, command in commands.commands.items():
+        options = [each for one in command.params for each in (*one.opts, *one.secondary_opts)]
+        assert len(options) == len(set(options)), name
 
 
 def test_build_needs_no_account_and_no_network(tmp_path: Path) -> None:
