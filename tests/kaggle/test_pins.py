@@ -49,8 +49,8 @@ def test_no_pin_touches_what_the_image_keeps() -> None:
 
 def test_torchao_is_the_one_for_the_images_torch() -> None:
     """torchao 0.18 is compiled for torch 2.11, and pip cannot know."""
-    assert IMAGE["packages"]["torch"].startswith("2.10.")
-    assert PINNED["torchao"].startswith("0.17.")
+    older = IMAGE["packages"]["torch"].startswith("2.10.")
+    assert not older or PINNED["torchao"].startswith("0.17.")
 
 
 def test_everything_a_kernel_needs_is_pinned_or_in_the_image(resolve: dict[str, Any]) -> None:
