@@ -15,11 +15,14 @@ from medcot.data.layouts import ONLY_COLUMNS, QUESTION, RESPONSE, THOUGHT
 from medcot.data.patterns import check_pattern
 from medcot.data.readers import Fault, SourceRow, Values, describe_type
 from medcot.data.text import find_flaw, normalise, printable
-from medcot.errors import one_line
+from medcot.errors import InputError, one_line
 from medcot.records import Case, Claim, Dropped, Language
 
 LONGEST_TEXT = 1_000_000
 """Characters of a text; the longest row that can be trained on has some 131,072 tokens."""
+
+MOST_FAULTY = 1_000_000
+"""Rows with faults that are counted before a source is given up; fewer if no row is valid."""
 
 REQUIRED = (QUESTION, THOUGHT, RESPONSE)
 """The columns of FreedomIntelligence/medical-o1-reasoning-SFT, which others are named after."""
@@ -95,6 +98,10 @@ class _Validation:
                 got = f"{printable(case.id)!r}, which an earlier row has"
                 faults = [Fault(row.where, "id", got, "an id of its own, or none")]
             _note_faults(self.found, row, faults)
+            most = MOST_FAULTY if self.ids else MOST_FAULTY // 20
+            if len(self.found.faulty) > most:
+                got = f"found over {most:,} rows that cannot be read"
+                raise InputError(row.where, got, "expected one question and its answer a row")
 
     def _is_duplicate(self, case: Case, question: bytes) -> bool:
         if (earlier := self._by_question.get(question)) is None:

@@ -56,8 +56,11 @@ _ROLES: dict[str, Role] = {
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 """Fields of a message that hold its thought."""
 
-OPTION_COLUMNS = ("options", "choices", "opa", "option_a")
-"""Columns, one of which every set of multiple-choice questions has."""
+OPTION_COLUMNS = (
+    {"options"}, {"choices"}, {"选项"}, {"opa", "opb"}, {"option_a", "option_b"},
+    {"optiona", "optionb"}, {"option_1", "option_2"}, {"option1", "option2"}, {"a", "b"},
+)  # fmt: skip
+"""Columns that sets of multiple-choice questions have: one of these groups."""
 
 _KEPT = ("id", "lang", "specialty", "source", "reference", "reference_answer", "claims")
 """Columns that are the same in every layout."""
@@ -155,7 +158,8 @@ def recognise(rows: Iterable[SourceRow], wanted: Wanted) -> Recognised:
 
 def looks_like_questions(values: Values) -> bool:
     """Tell whether a row is a multiple-choice question: it has options."""
-    return any(_plain(str(name)) in OPTION_COLUMNS for name in values)
+    names = {plain_name(str(name)) for name in values}
+    return any(group <= names for group in OPTION_COLUMNS)
 
 
 def _take_head(rows: Iterator[SourceRow]) -> list[SourceRow]:
@@ -173,7 +177,8 @@ def _place(row: SourceRow) -> str:
     return row.header or row.where
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a column's name as it is compared: in small letters, with ``_`` for blanks."""
     return re.sub(r"[\s_-]+", "_", name[:80].strip().lower())
 
 
@@ -228,7 +233,7 @@ def _column_readings(columns: Sequence[str], rows: Sequence[SourceRow]) -> Itera
     if len(questions) > 1:
         questions = [name for name in questions if name not in inputs]
     inputs = [name for name in inputs if name not in questions]
-    names = {_plain(name) for name in columns}
+    names = {plain_name(name) for name in columns}
     title = "columns"
     if {"instruction", "output"} <= names:
         title = "Alpaca"
@@ -253,7 +258,7 @@ def _holds_lists(column: str, rows: Sequence[SourceRow]) -> bool:
 
 def _named(columns: Sequence[str], role: str) -> list[str]:
     """Return the columns that are usual for a role."""
-    return [name for name in columns if _plain(name) in _NAMES[role]]
+    return [name for name in columns if plain_name(name) in _NAMES[role]]
 
 
 def _as_option(columns: Mapping[str, str]) -> str:

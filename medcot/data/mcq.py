@@ -12,11 +12,15 @@ from medcot.config.schema import BUNDLED_DATA, SHORT_DATA
 from medcot.data.cases import check_text, read_id, read_language, read_text
 from medcot.data.hub import load_hub_rows
 from medcot.data.mcq_catalog import ANSWER, BENCHMARKS, Benchmark
+from medcot.data.mcq_layouts import MOST_OPTIONS, recognise_questions
 from medcot.data.readers import Fault, SourceRow, Values, describe_type
-from medcot.data.sources import kind_of, read_file, read_files, sample_files
+from medcot.data.sources import kind_of, list_files, read_files, sample_files
 from medcot.data.text import find_flaw, normalise, printable
-from medcot.errors import InputError, nearest
+from medcot.errors import InputError, nearest, one_line
 from medcot.records import Language, Question
+
+MOST_QUESTIONS = 1_000_000
+"""Rows of a set, all of which are held in memory."""
 
 
 @dataclass(slots=True)
@@ -62,7 +66,11 @@ def load_questions(name: str, language: Language, option: str = "--mcq") -> Ques
             raise InputError(name, "no valid question found", "expected at least one")
     except InputError as error:
         raise InputError(f"{option} {error.where}", error.got, error.needs) from None
-    return QuestionSet(tuple(found.questions), _describe_left_out(name, found))
+    notes = [f"{name}: {note}" for note in found.notes if name not in BENCHMARKS]
+    left_out = _describe_left_out(name, found)
+    return QuestionSet(
+        tuple(found.questions), "; ".join([*notes, *([left_out] if left_out else [])])
+    )
 
 
 def _describe_left_out(name: str, found: ValidatedQuestions) -> str:
@@ -86,15 +94,20 @@ def read_question_set(name: str, language: Language) -> ValidatedQuestions:
         raise InputError(name, "unknown set", needs + nearest(name, list(BENCHMARKS)))
     if name == BUNDLED_DATA:
         return validate_questions(read_files(sample_files("questions", language)), language)
-    return validate_questions(read_file(Path(name)), language)
+    return validate_questions(read_files(list_files(Path(name))), language)
 
 
 def validate_questions(rows: Iterable[SourceRow], language: Language) -> ValidatedQuestions:
-    """Check every row of the local schema (id, lang, question, context, options, answer_idx)."""
-    found = ValidatedQuestions()
+    """Check every row, of whatever layout (see :mod:`medcot.data.mcq_layouts`).
+
+    Raises:
+        InputError: the answers can be read in two ways, or there are too many rows.
+    """
+    read, layout = recognise_questions(_at_most(rows))
+    found = ValidatedQuestions(notes=(layout,) if layout else ())
     ids: set[str] = set()
     earlier: dict[str, str] = {}
-    for row in rows:
+    for row in read:
         found.rows += 1
         question, faults = _read_question(row, language)
         if question and question.id in ids:
@@ -108,6 +121,16 @@ def validate_questions(rows: Iterable[SourceRow], language: Language) -> Validat
             found.unfit.append(unfit)
         else:
             found.questions.append(question)
+    return found
+
+
+def _at_most(rows: Iterable[SourceRow]) -> list[SourceRow]:
+    found: list[SourceRow] = []
+    for row in rows:
+        found.append(row)
+        if len(found) > MOST_QUESTIONS:
+            got, needs = "found more questions", f"expected at most {MOST_QUESTIONS:,}"
+            raise InputError(row.where, got, needs)
     return found
 
 
@@ -190,12 +213,15 @@ def _read_options(row: SourceRow) -> tuple[dict[str, str], list[Fault]]:
     given = row.values.get("options")
     if not isinstance(given, Mapping):
         got = describe_type(given) if "options" in row.values else "no such field"
-        needs = 'an object like {"A": "text", "B": "text"}'
+        needs = 'an object like {"A": "text", "B": "text"}, or a list of texts in all rows'
         if isinstance(given, str):
-            needs += " (a CSV cell cannot hold one: use a .jsonl, .json or .parquet file)"
+            needs += " (in a table: columns A, B and so on)"
         return {}, [Fault(row.where, "options", got, needs)]
     cells = cast("Mapping[object, Any]", given)
     options = {str(letter): text for letter, text in cells.items() if text is not None}
+    if not 2 <= len(options) <= MOST_OPTIONS:
+        needs = f"two to {MOST_OPTIONS}"
+        return {}, [Fault(row.where, "options", f"{len(options)} options", needs)]
     for letter, text in options.items():
         if len(letter) != 1 or letter not in string.ascii_uppercase:
             got = f"the letter {printable(letter)!r}"
@@ -208,16 +234,16 @@ def _read_options(row: SourceRow) -> tuple[dict[str, str], list[Fault]]:
             return {}, [Fault(row.where, "options", got, "a text for each letter")]
         if flaw := find_flaw(text):
             return {}, [Fault(row.where, f"options {letter}", *flaw)]
-    if len(options) < 2:
-        return {}, [Fault(row.where, "options", f"{len(options)} options", "two or more")]
     return options, []
 
 
 def _check_answer(row: SourceRow, options: Mapping[str, str]) -> list[Fault]:
     letter, text = row.values.get(ANSWER), row.values.get("answer")
     if not isinstance(letter, str) or letter not in options:
-        got = printable(repr(letter)) if ANSWER in row.values else "no such field"
-        return [Fault(row.where, ANSWER, got, f"one of {', '.join(options)}")]
+        got = one_line(printable(repr(letter)), 60) if ANSWER in row.values else "no such field"
+        return [
+            Fault(row.where, row.shown.get(ANSWER, ANSWER), got, f"one of {', '.join(options)}")
+        ]
     if isinstance(text, str) and text.strip() and text.strip() != options[letter].strip():
         got = f"{printable(text)[:60]!r}, but option {letter} says otherwise"
         return [Fault(row.where, "answer", got, f"the text of option {letter}, or nothing")]

@@ -10,7 +10,14 @@ from string import Template
 from typing import Any, cast
 
 from medcot.catalog import duration, say
-from medcot.config.schema import BUNDLED_DATA, BUNDLED_MODEL, SHORT_DATA, RunConfig
+from medcot.config.schema import (
+    BETWEEN_DATA_SETS,
+    BUNDLED_DATA,
+    BUNDLED_MODEL,
+    SHORT_DATA,
+    RunConfig,
+)
+from medcot.data.sources import kind_of, split_names
 from medcot.data.tokenization import chat_template
 from medcot.exporting.formats import Format
 from medcot.exporting.make import base_name
@@ -75,12 +82,12 @@ def _metadata(model: RunModel, report: Report | None, name: Format) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     config = model.config
-    base, dataset = _hub_name(model), _hub_dataset(config)
+    base, datasets = _hub_name(model), _hub_datasets(config)
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=dataset or "medcot-sample",
-            dataset_name=Path(config.dataset).name,
+            dataset_type=datasets[0] if datasets else "medcot-sample",
+            dataset_name=_data_name(config).rpartition("/")[2],
             dataset_split="test",
             dataset_revision=(report.facts.dataset.revision or None)
             if report and report.facts.dataset
@@ -91,16 +98,17 @@ def _metadata(model: RunModel, report: Report | None, name: Format) -> Any:
         )
         for metric, title, value in _results(report)
     ]
+    thoughts = ["chain-of-thought"] if config.thinks else []
     return ModelCardData(
         model_name=_title(model),
         base_model=base,
         base_model_relation=RELATIONS[name] if base else None,
-        datasets=[dataset] if dataset else None,
+        datasets=datasets or None,
         language=config.language,
         library_name=LIBRARIES[name],
         license=LICENCES.get(config.model),
         pipeline_tag="text-generation",
-        tags=["medcot", "lora", "chain-of-thought", "medical", "not-medical-advice"],
+        tags=["medcot", "lora", *thoughts, "medical", "not-medical-advice"],
         eval_results=results or None,
     )
 
@@ -137,8 +145,7 @@ def _body(
         "base": _with_revision(base_name(model), model.location.revision),
         "base_licence": LICENCES.get(config.model, unknown),
         "precision": _precision(model, name, language),
-        "data": _with_revision(Path(config.dataset).name if _is_file(config) else config.dataset,
-                               dataset.get("revision")),
+        "data": _with_revision(_data_name(config), dataset.get("revision")),
         "data_licence": LICENCES.get(config.dataset, unknown),
         "fingerprint": str(dataset["fingerprint"])[:16],
         "rows": str(report.facts.rows if report else config.samples),
@@ -157,6 +164,9 @@ def _body(
         "synthetic": say("synthetic", language) if report and _synthetic(report) else "",
         "proofs": "\n".join(
             f"- {part.comparison.sentence.text(language)}" for part in record.parts
+        ),
+        "about_prompt": say(
+            "card_prompt_thought" if config.thinks else "card_prompt_plain", language
         ),
         "prompt": prompt,
         "usage": _usage(model, name, prompt),
@@ -253,14 +263,15 @@ def _hub_name(model: RunModel) -> str | None:
     return None if Path(name).exists() else name
 
 
-def _hub_dataset(config: RunConfig) -> str | None:
-    return (
-        None if config.dataset in (BUNDLED_DATA, SHORT_DATA) or _is_file(config) else config.dataset
+def _hub_datasets(config: RunConfig) -> list[str]:
+    return [name for name in split_names(config.dataset) if kind_of(name) == "hub"]
+
+
+def _data_name(config: RunConfig) -> str:
+    """Return the names of the data sets; of files and folders without where they lie."""
+    return BETWEEN_DATA_SETS.join(
+        Path(name).name if kind_of(name) == "file" else name for name in split_names(config.dataset)
     )
-
-
-def _is_file(config: RunConfig) -> bool:
-    return config.dataset.lower().endswith((".jsonl", ".json", ".csv", ".parquet"))
 
 
 def _synthetic(report: Report) -> bool:

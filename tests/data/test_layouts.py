@@ -22,6 +22,7 @@ from medcot.data import streams
 from medcot.data.cases import unit_hash
 from medcot.data.dataset import load_dataset, settle_thought, split_cases
 from medcot.data.inspection import describe_inspection, inspect_dataset
+from medcot.data.mcq import load_questions
 from medcot.errors import InputError
 from medcot.records import Dataset, Turn
 
@@ -507,7 +508,14 @@ def test_real_files_of_each_format_are_recognised(dev_data: Path) -> None:
 def test_the_examples_of_the_documentation_give_the_same_case(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     rows = [json.loads(one) for one in re.findall(r"```json\n(\{.*\})\n```", page)]
-    cases = [row for row in rows if "options" not in json.dumps(row)]
+    questions = [row for row in rows if "metal" in row.get("question", "")]
+    for row in questions:
+        (tmp_path / "q.jsonl").write_bytes(jsonl(row))
+        (question,) = load_questions(str(tmp_path / "q.jsonl"), "en").questions
+        assert question.options == {"A": "Wood", "B": "Iron", "C": "Tea"}, row
+        assert question.answer == "B"
+    cases = [row for row in rows if row not in questions]
+    assert len(questions) >= 4
     assert len(cases) >= 8
     for number, row in enumerate(cases):
         path = tmp_path / f"{number}.jsonl"

@@ -1,5 +1,8 @@
 """Multiple-choice questions from files, samples and known sets; what source names mean."""
 
+# Tables of layouts are read by their rows.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import json
@@ -41,7 +44,12 @@ MALFORMED: list[tuple[str, dict[str, Any] | str, str, str]] = [
     ("small letters", question(options={"a": "Iron", "b": "Zinc"}), "options", "letter 'a'"),
     ("empty option", question(options=OPTIONS | {"C": ""}), "options", "option C without"),
     ("number as option", question(options=OPTIONS | {"C": 5}), "options", "C: number 5; expected"),
-    ("options as text", question(options=json.dumps(OPTIONS)), "options", "a CSV cell cannot"),
+    (
+        "options as text",
+        question(options=json.dumps(OPTIONS)),
+        "options",
+        "in a table: columns A, B",
+    ),
     ("broken option", question(options=OPTIONS | {"C": "a\0"}), "options C", "U+0000"),
     ("no answer", question(answer_idx=...), "answer_idx", "no such field"),
     (
@@ -248,3 +256,102 @@ def test_the_data_modules_load_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def mcq(**values: Any) -> dict[str, Any]:
+    return {"question": "Which metal is in haemoglobin?", **values}
+
+
+COLUMNS = {"opa": "Iron", "opb": "Zinc", "opc": "Lead"}
+SAME: list[tuple[str, list[dict[str, Any]]]] = [
+    ("answer_idx as a number counted from 0", [mcq(options=["Iron", "Zinc"], answer_idx=0)]),
+    ("label as a number counted from 1", [mcq(options=["Iron", "Zinc", "Lead"], label=1), mcq(question="Which is grey?", options=["Tea", "Milk", "Lead"], label=3)]),
+    ("answer as the text of an option", [mcq(options=["Zinc", "Iron"], answer="Iron ")]),
+    ("answer as a letter or key", [mcq(options={"a": "Zinc", "b": "Iron"}, answer="b")]),
+    ("answer as a letter or key", [mcq(options={"1": "Zinc", "2": "Iron"}, answer="2")]),
+    ("answerKey as a letter or key", [mcq(choices={"label": ["A", "B"], "text": ["Zinc", "Iron"]}, answerKey="B")]),
+    ("answer as a letter or key", [mcq(options=[{"key": "A", "value": "Iron"}, {"key": "B", "value": "Tin"}], answer="(A)")]),
+    ("options from opa, opb, opc, answer from cop as a number counted from 0", [mcq(**COLUMNS, cop=0)]),
+    ("options from A, B, C, answer from correct", [mcq(A="Iron", B="Zinc", C="", correct="a")]),
+    ("options from Option 1, Option 2, answer from Answer", [{"Question": "Which?", "Option 1": "Zinc", "Option 2": "Iron", "Answer": "Iron"}]),
+    ("options from options", [mcq(options=json.dumps(["Zinc", "Iron"]), answer="B")]),
+    ("options from options", [mcq(options=[f"x{n}" for n in range(9)] + ["Iron"], answer="J")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("says", "rows"), SAME, ids=range(len(SAME)))
+def test_questions_in_other_layouts_are_recognised(tmp_path: Path, says: str, rows: Any) -> None:
+    found = load_questions(str(write(tmp_path / "q.jsonl", *rows)), "en")
+    first = found.questions[0]
+    assert first.options[first.answer] == "Iron"
+    assert list(first.options) == list("ABCDEFGHIJ"[: len(first.options)])
+    assert says in found.note
+    assert found.note.startswith(f"{tmp_path / 'q.jsonl'}: read as multiple choice: options from ")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([mcq(options=["Tin", "Iron", "Zinc"], answer=1)], "answer as a number counted from 0, or answer as a number counted from 1"),
+        ([mcq(options=["2", "1"], answer="2"), mcq(options=["1", "2"], answer="1")], "as the text of an option, or"),
+        ([mcq(options=["Tin", "Iron"], answer="A", label="Iron")], "answer as a letter or key, or label as the text"),
+        ([mcq(prompt="What?", options=["a", "b"], answer="A")], "the question from question or prompt"),
+    ],
+)  # fmt: skip
+def test_two_readings_of_questions_are_refused(tmp_path: Path, rows: Any, says: str) -> None:
+    with pytest.raises(InputError, match="found two readings") as refused:
+        load_questions(str(write(tmp_path / "q.jsonl", *rows)), "en")
+    assert says in str(refused.value)
+
+
+def test_a_second_column_that_agrees_decides_between_two_readings(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", mcq(options=["Tin", "Iron", "Zinc"], cop=1, answer="Iron"))
+    (question,) = load_questions(str(path), "en").questions
+    assert question.answer == "B"
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (mcq(options=["a", "b"], answer="Z"), "line 2, answer: found 'Z'; expected one of A, B"),
+        (mcq(options=["a", "b"], answer=None), "line 2, answer: found None; expected one of A, B"),
+        (mcq(options=["a"], answer="A"), "line 2, options: found 1 options; expected two to 10"),
+        (
+            mcq(options=list("abcdefghijk"), answer="A"),
+            "options: found 11 options; expected two to 10",
+        ),
+        (mcq(options=["a", 5], answer="A"), "options: found option B: number 5"),
+        (mcq(options=["a", ""], answer="A"), "options: found option B without a text"),
+        (mcq(options="none", answer="A"), "options: found text; expected an object"),
+        ({"options": ["a", "b"], "answer": "A"}, "line 2, question: found only the columns"),
+    ],
+)
+def test_malformed_questions_of_other_layouts_are_refused(
+    tmp_path: Path, row: Any, says: str
+) -> None:
+    good = mcq(question="Why?", options=["Tin", "Iron"], answer="A")
+    with pytest.raises(InputError) as refused:
+        load_questions(str(write(tmp_path / "q.jsonl", good, row)), "en")
+    assert says in str(refused.value)
+
+
+def test_a_table_of_questions_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("question;A;B;C;answer\nWhich?;Tin;Iron;;B\nWhy?;x;y;z;C\n")
+    first, second = load_questions(str(path), "en").questions
+    assert (first.options, first.answer) == ({"A": "Tin", "B": "Iron"}, "B")
+    assert (second.options, second.answer) == ({"A": "x", "B": "y", "C": "z"}, "C")
+
+
+def test_real_question_files_of_other_layouts_give_the_same_questions(dev_data: Path) -> None:
+    found = [
+        load_questions(str(dev_data / "formats" / f"mcq_{name}.jsonl"), "en").questions
+        for name in ("ab_columns", "index_list", "text_answer")
+    ]
+    for others in found[1:]:
+        assert [(q.question, q.options, q.answer) for q in others] == [
+            (q.question, q.options, q.answer) for q in found[0]
+        ]
+    assert len(found[0]) == 6
+    data = make_config("demo", {"dataset": str(dev_data / "formats" / "mcq_ab_columns.jsonl")})
+    assert inspect_dataset(data).kind == "questions"

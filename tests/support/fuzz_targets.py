@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medcot.config.presets import make_config
 from medcot.config.resolve import read_config_file, read_environment
+from medcot.config.schema import build_config
 from medcot.data.chat_templates import render_user_turn
 from medcot.data.dataset import load_dataset
 from medcot.data.fast_tokenizer import load_fast_tokenizer
@@ -82,6 +83,19 @@ def use_cases(path: Path) -> None:
     load_dataset(config)
 
 
+def use_turns(path: Path) -> None:
+    load_dataset(make_config("demo", {"dataset": str(path), "train_turns": "all"}))
+
+
+def use_saved(path: Path) -> None:
+    path.rename(path.with_name("state.json"))
+    load_dataset(make_config("demo", {"dataset": str(path.parent)}))
+
+
+def use_columns(content: bytes) -> None:
+    build_config({"columns": content.decode("utf-8", "replace")})
+
+
 def use_questions(path: Path) -> None:
     read_question_set(str(path), "en")
 
@@ -146,6 +160,13 @@ TARGETS: dict[str, Target] = {
     "json": on_file(".json", use_cases),
     "csv": on_file(".csv", use_cases),
     "parquet": on_file(".parquet", use_cases),
+    "chat": on_file(".jsonl", use_turns),
+    "gzip": on_file(".jsonl.gz", use_cases),
+    "zstd": on_file(".csv.zst", use_cases),
+    "arrow": on_file(".arrow", use_cases),
+    "tsv": on_file(".tsv", use_cases),
+    "saved": on_file(".json", use_saved),
+    "columns": use_columns,
     "questions": on_file(".jsonl", use_questions),
     "toml": on_file(".toml", read_config_file),
     "config": on_file(".json", read_config_file),

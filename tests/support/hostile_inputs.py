@@ -27,6 +27,14 @@ QUESTION = {
     "id": "1", "lang": "en", "question": "Which?", "context": "A man.",
     "options": {"A": "Iron", "B": "Zinc"}, "answer_idx": "A",
 }  # fmt: skip
+TURNS = [("system", "Be brief."), ("user", "Why?"), ("assistant", "<think>So.</think>Yes.")]
+CHAT = {
+    "id": "1", "messages": [{"role": role, "content": text} for role, text in TURNS],
+    "system": None,
+}  # fmt: skip
+SHAREGPT = {"conversations": [{"from": role, "value": text} for role, text in TURNS]}
+LISTED = {"question": "Which?", "choices": ["Iron", "Zinc"], "answer": 1}
+SAVED = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": "train"}
 MODEL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 100,
     "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -97,6 +105,35 @@ def as_parquet(columns: dict[str, Any], **options: Any) -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.table(columns), file, **options)
     return file.getvalue()
+
+
+def zstd(content: bytes) -> bytes:
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
+def as_arrow(columns: dict[str, Any], **options: Any) -> bytes:
+    table, file = pa.table(columns), io.BytesIO()
+    with pa.ipc.new_stream(file, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
+def arrow_files() -> Iterator[bytes]:
+    """Yield Arrow files whose columns could grow, or are of odd types."""
+    texts = {name: pa.array(["a"] * 3) for name in ("Question", "Complex_CoT", "Response")}
+    yield as_arrow(texts)
+    long = pa.array(["x" * 1_000_000] * 3)
+    yield from (as_arrow({**texts, "Response": long}, compression=one) for one in ("zstd", "lz4"))
+    empty = pa.ListArray.from_arrays(pa.array([0, 1, 2, 2**30], pa.int32()), pa.nulls(2**30))
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([3], pa.int32()), ["x" * 1_000_000])
+    views = pa.array(["x" * 1_000_000] * 3, pa.string_view())
+    nested = pa.array([{"a": [{"b": "c"}]}] * 3)
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 3), long.slice(0, 1))
+    fixed = pa.array([[1.0] * 1000] * 3, pa.list_(pa.float32(), 1000))
+    for column in (empty, runs, views, nested, shared, fixed, pa.nulls(3), pa.array([2**62] * 3)):
+        for name in ("Response", "other", "messages"):
+            yield as_arrow({**texts, name: column})
+    yield as_arrow({"Question": pa.nulls(2**31 - 1)})
 
 
 def parquet_files() -> Iterator[bytes]:
@@ -183,6 +220,20 @@ def hostile_inputs() -> Iterator[tuple[str, bytes]]:
     yield from (("json", as_json([one])) for one in swapped(CASE))
     yield from (("csv", one) for one in spoilt(as_csv(CASE)))
     yield from (("csv", as_csv(one)) for one in swapped(CASE))
+    yield from (
+        ("chat", as_json(one)) for one in (CHAT, SHAREGPT, *swapped(CHAT), *swapped(SHAREGPT))
+    )
+    yield from (("questions", as_json(one)) for one in swapped(LISTED))
+    yield from (("tsv", as_csv(CASE).replace(b",", b"\t", 3)), ("saved", as_json(SAVED)))
+    yield from (("saved", as_json(one)) for one in swapped(SAVED))
+    yield from (("columns", one) for one in spoilt(b"question=a,answer=b"))
+    lines = as_json(CASE) + b"\n"
+    for target, packed in (("gzip", gzip.compress(lines)), ("zstd", zstd(as_csv(CASE)))):
+        yield from ((target, one) for one in spoilt(packed))
+    yield from (("gzip", gzip.compress(one)) for one in (b" " * 30_000_000, b"{}\n" * 9_000_000))
+    yield from (("zstd", zstd(one)) for one in (b"a," * 15_000_000, b"a\n" * 9_000_000))
+    yield from (("arrow", one) for one in arrow_files())
+    yield from (("arrow", one) for one in spoilt(next(arrow_files())))
     yield from (("parquet", one) for one in parquet_files())
     yield from (("parquet", one) for one in spoilt(next(parquet_files())))
     for name, value in make_config("demo").model_dump().items():

@@ -15,8 +15,11 @@ from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
-from medcot.config.schema import RunConfig
+from medcot.config.schema import BETWEEN_DATA_SETS, RunConfig
 from medcot.credentials import Secret
+from medcot.data.readers import READERS
+from medcot.data.sources import is_data_file, split_names
+from medcot.data.streams import COMPRESSED, format_of
 from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client.sources import PROJECT, collect_package, read_with_unix_line_ends
 from medcot.kaggle.session.job import CONFIG_FILE, JOB_FILE, JobSpec
@@ -28,7 +31,8 @@ MARKER = "medcot bundle "
 _LINE = 4000
 """Characters of the packed bundle per line: with 120, line ends alone are almost 1 %."""
 
-_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_LARGEST_SCANNED = 1 << 28
+"""Bytes of a compressed file's content that are searched for secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,16 +267,42 @@ def _readable(name: str, content: bytes) -> bytes | str:
     if name in ("kernel.py", "kernel.ipynb"):
         # Packed data looks like a token by chance; what it holds is searched unpacked.
         return _PACKED.sub(b"", content)
-    if not name.endswith(".parquet"):
+    if not name.startswith("data/"):
         return content
-    from pyarrow import ArrowInvalid, BufferReader
+    kind, packed = format_of(name), COMPRESSED.get(Path(name).suffix.lower())
+    try:
+        if packed:
+            content = _unpacked(content, packed)
+        if kind in (".csv", ".tsv") and content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return content.decode("utf-16", "replace")
+        rows = _rows_of(content, kind)
+    except (OSError, ValueError) as error:
+        what = {".parquet": "Parquet", ".arrow": "Arrow"}.get(kind, f"{packed}-compressed")
+        raise InputError(name, f"not a {what} file ({error})", "expected a readable one") from None
+    if rows is None:
+        return content
+    return "\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in rows)
+
+
+def _unpacked(content: bytes, kind: str) -> bytes:
+    from pyarrow import BufferReader, CompressedInputStream
+
+    found = CompressedInputStream(BufferReader(content), kind).read(_LARGEST_SCANNED + 1)
+    if len(found) > _LARGEST_SCANNED:
+        raise ValueError(f"it unpacks to over {_LARGEST_SCANNED:,} bytes")
+    return found
+
+
+def _rows_of(content: bytes, kind: str) -> list[Any] | None:
+    """Return the rows of a Parquet or Arrow file, None for a file of text."""
+    from pyarrow import BufferReader, ipc
     from pyarrow.parquet import read_table
 
-    try:
-        rows = read_table(BufferReader(content)).to_pylist()
-    except (ArrowInvalid, OSError) as error:
-        raise InputError(name, f"not a Parquet file ({error})", "expected a readable one") from None
-    return "\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in rows)
+    if kind == ".parquet":
+        return read_table(BufferReader(content)).to_pylist()
+    if kind == ".arrow":
+        return ipc.open_stream(BufferReader(content)).read_all().to_pylist()
+    return None
 
 
 def refuse_secrets(matches: Sequence[SecretMatch]) -> None:
@@ -300,9 +330,16 @@ def _carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
     files: dict[str, bytes] = {}
 
     def carry(option: str, source: str) -> str:
-        if not source.endswith(_DATA_SUFFIXES):
-            return source
         path = Path(source)
+        if path.is_dir():
+            carried = [f"{path.name}/{one.relative_to(path)}" for one in _files_below(path)]
+            files.update(
+                (f"data/{name}", one.read_bytes())
+                for name, one in zip(carried, _files_below(path), strict=True)
+            )
+            return path.name
+        if not is_data_file(source):
+            return source
         if not path.is_file():
             raise InputError(
                 f"{option} {source}", "no such file", "expected an existing file or a hub name"
@@ -313,9 +350,20 @@ def _carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
         files[f"data/{name}"] = content
         return name
 
-    changes: dict[str, Any] = {"dataset": carry("--dataset", config.dataset)}
+    names = (carry("--dataset", source) for source in split_names(config.dataset))
+    changes: dict[str, Any] = {"dataset": BETWEEN_DATA_SETS.join(names)}
     changes["mcq"] = tuple(carry("--mcq", source) for source in config.mcq)
     return config.model_copy(update=changes), files
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Return the files of a data set's folder, and of the splits that ``datasets`` saved in it."""
+    kept = (".json", *READERS)
+    found = sorted(folder.glob("*")) + sorted(folder.glob("*/*"))
+    return [
+        one for one in found
+        if one.is_file() and not one.name.startswith(".") and format_of(one) in kept
+    ]  # fmt: skip
 
 
 def _json(value: Any) -> bytes:
