@@ -79,7 +79,7 @@ def collect(config: RunConfig, job: JobSpec, project: Path = PROJECT) -> Bundle:
     Raises:
         InputError: the config names a model folder, or a data file that does not exist.
     """
-    sent, data = _carry_data(config)
+    sent, data = carry_data(config)
     files = {
         **collect_package(project),
         CONFIG_FILE: _json(sent.model_dump(mode="json")),
@@ -319,7 +319,7 @@ def refuse_secrets(matches: Sequence[SecretMatch]) -> None:
         )
 
 
-def _carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
+def carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
     """Return the config for the kernel, and its local files for ``data/``, where the run starts."""
     if is_folder(config.model):
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import io
 import json
 import os
@@ -30,10 +31,12 @@ from medcot.kaggle.client.account import connect
 from medcot.kaggle.client.build import KernelOptions, build, find_owner
 from medcot.kaggle.client.bundle import (
     Bundle,
+    carry_data,
     checksum_of,
     collect,
     pack,
     read_script,
+    scan_files,
     write_script,
 )
 from medcot.kaggle.client.metadata import check_metadata, check_source, make_metadata, slug_of
@@ -487,6 +490,39 @@ def test_a_token_in_a_compressed_column_is_found(
         build(
             config_with(dataset=str(file)), RunDirectory(tmp_path / "run"), "ann", KernelOptions()
         )
+
+
+def test_a_token_in_a_packed_file_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+
+    token = "correct-horse-battery-staple"
+    monkeypatch.setenv("SOME_API_KEY", token)
+    row = json.dumps({"question": f"why {token}?"}).encode()
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, pa.schema([("question", pa.string())])) as writer:
+        writer.write_table(pa.table({"question": [f"why {token}?"]}))
+    packed = {
+        "data/a.jsonl.gz": gzip.compress(row),
+        "data/a.csv.zst": pa.compress(row, codec="zstd", asbytes=True),
+        "data/a.csv": f"question\n{token}\n".encode("utf-16"),
+        "data/set/a.arrow": stream.getvalue().to_pybytes(),
+    }
+    assert {match.where.split(",")[0] for match in scan_files(packed, known_secrets())} == {*packed}
+    for name in ("data/a.jsonl.gz", "data/a.arrow"):
+        with pytest.raises(InputError, match=f"{name}: not a"):
+            scan_files({name: b"nothing of the kind"}, [])
+
+
+def test_folders_and_several_sets_are_carried_with_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("a.jsonl.gz", "b.csv", "README.md", ".hidden.csv"):
+        (folder / name).write_bytes(name.encode())
+    (tmp_path / "more.tsv").write_text("question\tanswer\n")
+    config = config_with(dataset=f"{folder} + {tmp_path / 'more.tsv'} + owner/name")
+    sent, files = carry_data(config)
+    assert sent.dataset == "set + more.tsv + owner/name"
+    assert sorted(files) == ["data/more.tsv", "data/set/a.jsonl.gz", "data/set/b.csv"]
 
 
 def test_a_token_with_quotes_is_found_in_csv() -> None:
