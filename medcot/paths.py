@@ -1,9 +1,15 @@
-"""Names the folders that medcot keeps outside a run."""
+"""Names the project's own folders, and those that medcot keeps outside a run."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+CARRIED = "_project"
+"""The folder of an installed wheel's package with the files that a checkout has beside it."""
+PROJECT = PACKAGE / CARRIED if (PACKAGE / CARRIED).is_dir() else PACKAGE.parent
+"""Where ``apps/``, ``kaggle/`` and ``pyproject.toml`` are."""
 
 
 def expand_home(path: str) -> str:

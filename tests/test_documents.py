@@ -317,7 +317,9 @@ def test_tests_scripts_and_settings_name_what_exists():
     ]:
         text = path.read_text(encoding="utf-8")
         missing = [name for name in modules_named_in(text) if not exists(name)]
-        missing += [name for name in PATH.findall(text) if not (ROOT / name).exists()]
+        # What the wheel carries lies elsewhere in a checkout; tests/test_wheel.py looks at it.
+        named = [name for name in PATH.findall(text) if not name.startswith("medcot/_project/")]
+        missing += [name for name in named if not (ROOT / name).exists()]
         assert missing == [], f"{path.relative_to(ROOT)}: medcot has no {missing}"
 
 
@@ -494,7 +496,7 @@ def test_the_readme_names_every_command_and_exit_code(name: str):
     rows = [row for row in rows_of_tables(read(name)) if row[0].startswith("`")]
     named = {one for row in rows for one in re.findall(r"`(?:medcot )?(\w+)`", row[0])}
     assert set(cli.commands) <= named, set(cli.commands) - named
-    kaggle = next(row[1] for row in rows if row[0] == "`python kaggle/push.py`")
+    kaggle = next(row[1] for row in rows if "`python kaggle/push.py`" in row[0])
     assert set(kaggle_commands.commands) == set(re.findall(r"`(\w+)`", kaggle))
     codes = re.search(r"^(?:Exit codes: |退出码：)(.*)$", read(name), flags=re.MULTILINE)
     assert codes is not None

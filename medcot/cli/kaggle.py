@@ -66,6 +66,7 @@ from medcot.terminal import write_json
 if TYPE_CHECKING:
     from medcot.kaggle.client.session_plan import StageEstimate
 
+PUSH = "python kaggle/push.py"
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -428,7 +429,7 @@ def print_kernel(kernel: Kernel, run: RunDirectory, *, as_json: bool) -> None:
     """Print where the built kernel is, and how to push it with this command or Kaggle's own."""
     say = make_say(as_json=as_json)
     say(f"{kernel.folder}: {kernel.size / 1024:.0f} KB, bundle {kernel.checksum[:16]}")
-    say(f"to push, wait and fetch: python kaggle/push.py run --out {run.path}")
+    say(f"to push, wait and fetch: {_called()} run --out {run.path}")
     say("or with Kaggle's own client:")
     if kernel.dataset:
         say(f"  kaggle datasets create -p {kernel.dataset}    the private data set it needs")
@@ -453,9 +454,14 @@ def describe_result(result: KaggleResult, run: RunDirectory) -> str:
         return f"{_verdict(run)} Report: {page}"
     if result.outcome == "failed":
         return f"failed; its log is in {run.path / FOLDER}"
-    command = f"python kaggle/push.py run --until-done --out {run.path}"
+    command = f"{_called()} run --until-done --out {run.path}"
     url = url_of(last_push(run).ref)
     return f"{result.outcome} at step {result.step}; to continue: {command} ({url})"
+
+
+def _called() -> str:
+    """Return the words that this program was called with, before its command."""
+    return click.get_current_context().find_root().info_name or PUSH
 
 
 def _verdict(run: RunDirectory) -> str:
@@ -473,10 +479,15 @@ def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
         write_json(facts)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run a command; each way it can end has its exit code and at most one line."""
+def main(arguments: list[str] | None = None, command: str = PUSH) -> None:
+    """Run a command; each way it can end has its exit code and at most one line.
+
+    Args:
+        command: How it was called; help and messages name it so.
+    """
     interrupted = "stopped here; a session on Kaggle continues, `wait` and `fetch` find it again"
     with redacted_output(), exit_on_error(interrupted=interrupted):
         prepare_credentials()
         prepare_network()
-        cli.main(arguments, prog_name="push.py", standalone_mode=False)
+        cli.help = (cli.help or "").replace(PUSH, command)
+        cli.main(arguments, prog_name=command, standalone_mode=False)

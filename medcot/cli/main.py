@@ -425,6 +425,22 @@ def app_command(context: click.Context) -> None:
     os.execv(sys.executable, server)
 
 
+@cli.command("tutorial", cls=PassedOn)
+@click.pass_context
+def tutorial_command(context: click.Context) -> None:
+    """Execute the notebook and write its pages as a static site."""
+    os.execv(sys.executable, [sys.executable, "-m", "medcot.notebook.static_site", *context.args])
+
+
+@cli.command("kaggle", cls=PassedOn)
+@click.pass_context
+def kaggle_command(context: click.Context) -> None:
+    """Run medcot on Kaggle's free GPUs: build, push, wait, fetch and more."""
+    from medcot.cli.kaggle import main as run_on_kaggle
+
+    run_on_kaggle(context.args, command="medcot kaggle")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; errors print as one line."""
     keep_heap_small()

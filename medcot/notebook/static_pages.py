@@ -6,13 +6,12 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from medcot.errors import RunFailed
+from medcot.paths import PROJECT
 from medcot.records import Language
 
-PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOK = PROJECT / "apps" / "tutorial.py"
 PAGES: dict[Language, str] = {"en": "index.html", "zh": "zh.html"}
 FILES: dict[Language, str] = {"en": "tutorial-en.html", "zh": "tutorial-zh.html"}

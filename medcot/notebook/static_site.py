@@ -25,11 +25,10 @@ from medcot.notebook.static_pages import (
     FILES,
     NOTEBOOK,
     PAGES,
-    PROJECT,
     make_served_page,
     make_single_file,
 )
-from medcot.paths import expand_home
+from medcot.paths import PROJECT, expand_home
 from medcot.records import Language
 from medcot.runs.directory import RunDirectory
 from medcot.runs.history import bundled_run, read_run

@@ -36,8 +36,11 @@ SOURCES = [
 NOTEBOOK_OPTIONS = {"--headless", "--interface", "--run"}
 """Those of ``apps/tutorial.py``, besides the fields of the config."""
 
-PASSED_ON = {"app": app_server}
+PASSED_ON = {"app": app_server, "tutorial": static_site}
 """Commands that pass their options on, and to what."""
+
+OF_A_LOG = "step"
+"""The word after ``medcot`` in a kernel's log, which names no command."""
 
 OTHER_PROGRAMS = re.compile(
     r"^(\w+=\S+ )*(accelerate|bin/|chmod|curl|docker|git|hf|kaggle|lm-eval|lm_eval|marimo|mkdir"
@@ -54,7 +57,7 @@ OF_OTHERS = {
     *("--no-input", "--progress-bar", "--include_path", "--tasks"),
     *("--ctx-size", "--parallel", "--no-webui", "--uds", "--served-model-name", "--revision"),
     *("--dtype", "--enable-lora", "--lora-modules", "--max-lora-rank", "--max-model-len"),
-    *("--force", "--no-sandbox", "--output", "--format", "--help", "--query-gpu"),
+    *("--force", "--no-sandbox", "--sort", "--output", "--format", "--help", "--query-gpu"),
 }
 """Options of other programs that the code names: pip, git, marimo, lm_eval, llama.cpp, vLLM …"""
 
@@ -94,6 +97,10 @@ def faults_of_group(start: str, group: click.Group, rest: str) -> list[str]:
     words = rest.split()
     if not words or not re.fullmatch(r"[a-z][a-z-]*", words[0]):
         return [word for word in words if word.startswith("--") and word not in all_options()]
+    if group is cli and words[0] == "kaggle":
+        return faults_of_group("medcot kaggle", push, rest.replace("kaggle", "", 1))
+    if words[0] == OF_A_LOG:
+        return []
     if words[0] not in group.commands:
         return [f"{start} {words[0]}"]
     known = options_of(PASSED_ON.get(words[0], group.commands[words[0]]))

@@ -32,8 +32,8 @@ from medcot.kaggle.client.metadata import (
     slug_of,
 )
 from medcot.kaggle.client.notebook import write_notebook
-from medcot.kaggle.client.sources import PROJECT
 from medcot.kaggle.session.job import JobSpec
+from medcot.paths import PROJECT
 from medcot.planning.constraints import unused_packages
 from medcot.runs.directory import RunDirectory
 from medcot.runs.local_paths import resolve_local_paths

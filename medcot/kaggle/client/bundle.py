@@ -21,10 +21,10 @@ from medcot.data.readers import READERS
 from medcot.data.sources import is_data_file, split_names
 from medcot.data.streams import COMPRESSED, format_of
 from medcot.errors import InputError, RunFailed
-from medcot.kaggle.client.sources import PROJECT, collect_package, read_with_unix_line_ends
+from medcot.kaggle.client.sources import collect_package, read_with_unix_line_ends
 from medcot.kaggle.session.job import CONFIG_FILE, JOB_FILE, JobSpec
 from medcot.kaggle.session.secret_scan import SecretMatch, find_secrets
-from medcot.paths import is_folder
+from medcot.paths import PROJECT, is_folder
 
 MARKER = "medcot bundle "
 """Begins the first line of a kernel's log, and tells our kernels from others."""

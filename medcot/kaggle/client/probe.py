@@ -12,9 +12,9 @@ from typing import Any
 from medcot.errors import RunFailed
 from medcot.kaggle.client.build import FOLDER
 from medcot.kaggle.client.orchestrate import KaggleRun, run_probe
-from medcot.kaggle.client.sources import PROJECT
 from medcot.kaggle.session.install import KEPT
 from medcot.kaggle.session.probe import FILE
+from medcot.paths import PROJECT
 
 IMAGE = PROJECT / "kaggle" / "image.json"
 """The image as last seen; the tests and `kaggle/resolve.py` read it."""

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import medcot
-from medcot.kaggle.session.requirements import PROJECT, requirements
+from medcot.kaggle.session.requirements import requirements
+from medcot.paths import CARRIED, PACKAGE, PROJECT
 
 PACKAGE_FOLDER = "package"
 """The folder of the bundle that the kernel puts on ``sys.path``."""
 
 STAYS = (
+    f"{CARRIED}/",
     "exporting/",
     "serving/",
     "kaggle/client/",
@@ -46,9 +48,10 @@ def collect_package(project: Path = PROJECT) -> dict[str, bytes]:
     ``importlib.metadata`` finds the metadata once :data:`PACKAGE_FOLDER` is on ``sys.path``, so
     that ``requires("medcot")`` works in the kernel without an installation.
     """
+    own = project / "medcot"
     files = {
         f"{PACKAGE_FOLDER}/medcot/{name}": content
-        for name, content in _read_sources(project / "medcot").items()
+        for name, content in _read_sources(own if own.is_dir() else PACKAGE).items()
     }
     metadata = _write_metadata(project / "pyproject.toml")
     files[f"{PACKAGE_FOLDER}/medcot-{medcot.__version__}.dist-info/METADATA"] = metadata.encode()

@@ -6,10 +6,7 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
-import medcot
-
-PROJECT = Path(medcot.__file__).parent.parent
-"""The checkout, or the folder that the package was unpacked into."""
+from medcot.paths import PROJECT
 
 
 def requirements(pyproject: Path | None = None) -> list[str]:
