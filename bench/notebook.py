@@ -70,6 +70,9 @@ def serve(*options: str) -> Iterator[tuple[str, int]]:
     command = [sys.executable, "-m", "medcot.notebook.server", "--headless"]
     command += ["--port", str(port), "--", "--preset", "demo", *options]
     with tempfile.TemporaryDirectory() as folder:
+        # marimo looks for the theme here, as it does for the project's where it is started there.
+        theme = '[tool.marimo.display]\ntheme = "system"\n'
+        Path(folder, "pyproject.toml").write_text(theme, encoding="utf-8")
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, cwd=folder, stdout=quiet, stderr=quiet)
         try:
