@@ -171,8 +171,8 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         """Take several data sets as a list; they are recorded as one text."""
         if isinstance(value, (list, tuple)):
             names = cast("list[Any]", list(value))  # pyright: ignore[reportUnknownArgumentType]
-            if names and all(isinstance(name, str) for name in names):
-                return BETWEEN_DATA_SETS.join(names)
+            several = names and all(isinstance(name, str) for name in names)
+            return BETWEEN_DATA_SETS.join(names) if several else names
         return value
 
     @field_validator("columns", mode="after")

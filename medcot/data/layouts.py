@@ -203,7 +203,8 @@ def _find_layout(rows: Sequence[SourceRow], named: Mapping[str, str]) -> _Layout
             _place(rows[0]), f"found two readings of its columns: {first} or {second}",
             f"say which: --columns {first}",
         )  # fmt: skip
-    if readings and looks_like_questions(dict.fromkeys(columns)):
+    asked = readings or _named(columns, "question")
+    if asked and looks_like_questions(dict.fromkeys(columns)):
         got = "found multiple-choice questions"
         needs = "give them with --mcq, or name the columns to train on with --columns"
         raise InputError(_place(rows[0]), got, needs)
@@ -216,7 +217,8 @@ def _conversations(columns: Sequence[str], rows: Sequence[SourceRow]) -> Iterato
     more = {"system": system[0]} if len(system) == 1 else {}
     for column in _named(columns, "messages"):
         values = (_as_list(row.values.get(column)) for row in rows)
-        first = next((one[0] for one in values if one and isinstance(one[0], dict)), {})
+        objects = (one[0] for one in values if one and isinstance(one[0], dict))
+        first = cast("dict[str, Any]", next(objects, None) or {})
         if "from" in first or "value" in first:
             yield _Layout("ShareGPT", {"messages": column} | more)
         elif "role" in first or "content" in first:
@@ -286,7 +288,7 @@ def _find_thought(rows: Sequence[SourceRow], layout: _Layout) -> Place:
         raise InputError(
             _place(rows[0]), f"found thoughts in two places: {first} and {second}", needs
         )
-    return next(iter(places), "nowhere")
+    return next(iter(places)) if places else "nowhere"
 
 
 def _answers(row: SourceRow, layout: _Layout) -> Iterator[tuple[Any, Any]]:
@@ -343,7 +345,7 @@ def _content(message: Values) -> Any:
     texts = [cast("Values", one).get("text") for one in parts if isinstance(one, dict)]
     if len(texts) == len(parts) and all(isinstance(one, str) for one in texts):
         return "".join(cast("list[str]", texts))
-    return value
+    return parts
 
 
 def _thought_field(message: Values) -> Any:

@@ -112,7 +112,7 @@ def _is_native(rows: Sequence[SourceRow]) -> bool:
     keys = [
         key for key, text in cast("dict[str, Any]", first["options"]).items() if text is not None
     ]
-    lettered = all(isinstance(key, str) and len(key) == 1 and key.isupper() for key in keys)
+    lettered = all(len(key) == 1 and key.isupper() for key in keys)
     right = any(isinstance(row.values.get(ANSWER), str) for row in rows)
     return lettered and right
 

@@ -48,7 +48,7 @@ def kinds_of(name: str) -> tuple[Kind, ...]:
     Raises:
         InputError: as :func:`kind_of`.
     """
-    return tuple(map(kind_of, split_names(name)))
+    return tuple([kind_of(one) for one in split_names(name)])
 
 
 def kind_of(name: str) -> Kind:
