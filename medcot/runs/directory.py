@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -259,12 +259,16 @@ class RunDirectory:
 
     def truncate_events(self, step: int) -> None:
         """Drop the events after ``step``: training continues from that checkpoint."""
-        kept = [
-            json.dumps(row, ensure_ascii=False)
-            for row in self.rows(self.events)
-            if row["step"] <= step
-        ]
-        self.write_text("events.jsonl", "".join(f"{line}\n" for line in kept))
+        self._write_events(row for row in self.rows(self.events) if row["step"] <= step)
+
+    def complete_last_event(self, values: Mapping[str, Any]) -> None:
+        """Set ``values`` in the newest event."""
+        *before, last = self.rows(self.events)
+        self._write_events([*before, last | dict(values)])
+
+    def _write_events(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        self.write_text("events.jsonl", "".join(f"{line}\n" for line in lines))
 
     def set_stage(self, stage: Stage, **details: Any) -> None:
         """Write the run's stage to ``status.json``, and log it."""

@@ -149,6 +149,7 @@ class _Training:
         recorder = self._recorder(checkpoint, plan)
         if checkpoint and (recorder.step >= self.steps or recorder.validation.is_exhausted):
             _load_weights(loaded.model, checkpoint)
+            recorder.finish_validation()
             return recorder
         loaded.model.config.use_cache = False
         arguments = make_arguments(self.config, plan, self.steps, self.directory.checkpoints)
@@ -179,8 +180,7 @@ class _Training:
         trainer.add_callback(kept)
 
         def poll() -> None:
-            # A step whose validation was abandoned would be neither done nor undone.
-            if not recorder.is_validating and self.should_stop():
+            if self.should_stop():
                 raise Cancelled
 
         try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from statistics import median
 from typing import Any
 
-from medcot.errors import RunFailed
+from medcot.distributed import comm
+from medcot.errors import Cancelled, RunFailed
 from medcot.records import Event, OnEvent
 from medcot.runs.directory import RunDirectory
 from medcot.training.checkpoints import REMEDY, remove_checkpoints_from
@@ -41,7 +43,6 @@ class Recorder:
         self.steps, self.tokens = steps, tokens
         self.step = 0
         self.validation = validation
-        self.is_validating = False
         self.directory, self.on_event, self.should_stop = directory, on_event, should_stop
         self._row_tokens: list[int] = []
         self._step_started = time.monotonic()
@@ -67,11 +68,22 @@ class Recorder:
             return False
         self._wait_for_device()
         started = time.monotonic()
-        self.is_validating = True
-        self.validation.run(step)
-        self.is_validating = False
+        # A stop within it: the step is recorded without, and resuming scores the rows first.
+        with suppress(Cancelled):
+            self.validation.run(step)
         self._step_started += time.monotonic() - started
         return True
+
+    def finish_validation(self) -> None:
+        """Score the validation rows after the step resumed from, if a stop came in between."""
+        if not self.step or not self.validation.is_due(self.step):
+            return
+        if self.step in self.validation.losses:
+            return
+        self.validation.run(self.step)
+        if comm.is_main():
+            loss = self.validation.losses[self.step]
+            self.directory.complete_last_event({"validation_loss": loss})
 
     def should_end(self) -> bool:
         """Return whether training ends after this step: on request, or for want of progress."""

@@ -103,6 +103,35 @@ def test_a_resumed_training_keeps_the_best_of_before(best, tmp_path, tiny_model,
     assert second.adapter() == best[0].adapter()
 
 
+class StoppedWhileValidating(Validated):
+    """Asked to stop as soon as its validation number ``stopped`` begins."""
+
+    stopped = 0
+
+    def score(self, loaded, rows):
+        self.stopped -= 1
+        return super().score(loaded, rows)
+
+    def fit(self, **_):
+        return super().fit(should_stop=lambda: self.stopped == 0)
+
+
+@pytest.mark.parametrize("number", [2, 3], ids=["in the middle", "after the last step"])
+def test_a_stop_within_a_validation_is_heard_and_loses_nothing(tmp_path, tiny_model, rows, number):
+    whole = Validated(tmp_path / "whole", tiny_model, rows)
+    whole.fit()
+    first = StoppedWhileValidating(tmp_path / "run", tiny_model, rows)
+    first.stopped = number
+    result = first.fit()
+    assert result.steps == 2 * number
+    assert list(first.validations()) == [2, 4, 6][: number - 1]
+    second = Validated(tmp_path / "run", tiny_model, rows)
+    second.fit()
+    assert second.validations() == whole.validations()
+    assert second.losses() == whole.losses()
+    assert second.adapter() == whole.adapter()
+
+
 def test_patience_ends_the_training_and_a_resumed_one_does_no_further_step(
     tmp_path, tiny_model, rows
 ):

@@ -138,6 +138,9 @@ def _as_callback(trainer: Any, recorder: Recorder) -> Any:
     from transformers import TrainerCallback
 
     class Callback(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            recorder.finish_validation()
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             recorder.step_begins()
 

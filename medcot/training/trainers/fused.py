@@ -179,6 +179,9 @@ def _as_callback(trainer: PackedTrainer, recorder: Recorder) -> Any:
     class Callback(TrainerCallback):
         readings: StepReadings | None = None
 
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            recorder.finish_validation()
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.readings is None:
                 self.readings = StepReadings(args.device)
