@@ -3,7 +3,7 @@
     python bench/verdicts.py            # all tables of docs/experiments.md, about ten minutes
     python bench/verdicts.py --runs 200 # a quick look
     python bench/verdicts.py --rows 8   # some of the lines: each has a seed of its own
-    python bench/verdicts.py --only cost     # one table; others: loss, answers
+    python bench/verdicts.py --only cost     # one table; --help lists the others
 
 Each simulated run draws the change of its test rows' loss, and is judged by the library's own
 functions. ``even`` is normal, ``heavy`` has outliers (Student's t, 3 degrees of freedom) and
@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from scipy.stats import bootstrap
+from scipy.stats import t as student
 
-from medcot.stats import power
+from medcot.stats import crossed, power
 from medcot.stats.paired import compare_means, compare_rates
 
 RESAMPLES = 999
@@ -188,11 +190,181 @@ def print_cost(runs: int) -> None:
             print(f"| {n} | {passed:.0%} | {churn:.0%} | {shares} |")
 
 
+PARTS = {
+    "seeds differ": (1.0, 0.0, 0.1),
+    "rows differ": (0.0, 1.0, 0.1),
+    "both": (0.2, 1.0, 0.3),
+    "each row its own way": (0.02, 0.1, 1.0),
+}
+"""Standard deviations of seeds, of rows, and of a row in one seed."""
+
+
+def draw_seeds(
+    rng: np.random.Generator, parts: tuple[float, float, float], seeds: int, n: int, kind: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Changes [seeds, rows] summed over each row's tokens, whose mean over seeds and rows is zero
+    but for chance, and the tokens."""
+    of_seeds, of_rows, of_both = parts
+    tokens = np.round(rng.lognormal(6.4, 0.4, n)) + 1
+    changes = of_seeds * rng.normal(size=(seeds, 1)) + of_rows * CHANGES[kind](rng, n)
+    return (changes + of_both * rng.normal(size=(seeds, n))) * tokens, tokens
+
+
+def judge_seeds(
+    parts: tuple[float, float, float], seeds: int, n: int, kind: str, runs: int
+) -> tuple[float, float, float, float]:
+    """Shares of runs: falsely `improved`; `improved` by a t-test of rows alone; zero inside the
+    interval; and the size that another run calls detectable is found."""
+    rng, count, planned = np.random.default_rng(1000 * seeds + n), np.zeros(4), 0.0
+    for seed in range(runs + 1):
+        for planted in (0.0, planned):
+            changes, tokens = draw_seeds(rng, parts, seeds, n, kind)
+            changes -= planted * tokens
+            found = crossed.compare_losses(
+                np.zeros(n).tolist(), changes.tolist(), tokens.tolist(),
+                seed=seed, resamples=RESAMPLES,
+            )  # fmt: skip
+            assert found is not None
+            assert found.low is not None
+            assert found.high is not None
+            if planted:
+                count[3] += found.verdict("lower") == "improved"
+                continue
+            if seed:  # The first run only says what the second one plants.
+                means, share = changes.mean(0), tokens / tokens.sum()
+                residual = means - means.sum() * share
+                error = np.sqrt((residual**2).sum() * n / (n - 1)) / tokens.sum()
+                alone = means.sum() / tokens.sum() / error
+                count[:3] += (
+                    found.verdict("lower") == "improved",
+                    alone < -student.isf(0.025, n - 1),
+                    found.low <= 0 <= found.high,
+                )
+            detectable = found.detectable
+        planned = detectable or 0.0
+    return tuple((count / runs).tolist())
+
+
+def print_seeds(runs: int) -> None:
+    heads = ("rows", "changes", "what differs", "seeds", "improved: verdict",
+             "improved: rows alone", "zero inside", "detectable is found")  # fmt: skip
+    print(f"| {' | '.join(heads)} |\n| --: | :-- | :-- |{' --: |' * 5}")
+    lines = [(24, "even", name) for name in PARTS] + [(100, "even", "both"), (24, "skewed", "both")]
+    for n, kind, name in lines:
+        for seeds in (3, 5, 10):
+            shares = judge_seeds(PARTS[name], seeds, n, kind, runs)
+            cells = " | ".join(f"{100 * share:.1f}" for share in shares)
+            print(f"| {n} | {kind} | {name} | {seeds} | {cells} |", flush=True)
+
+
+def try_methods(
+    parts: tuple[float, float, float], seeds: int, n: int, kind: str, runs: int
+) -> dict[str, float]:
+    """Shares of runs whose interval over rows and seeds holds the true zero, by how it is built.
+
+    The mean squares of rows, seeds and their interaction are added up in different ways. All runs
+    are computed at once.
+    """
+    rng = np.random.default_rng([seeds, n])
+    of_seeds, of_rows, of_both = parts
+    d = of_seeds * rng.normal(size=(runs, seeds, 1)) + of_rows * CHANGES[kind](
+        rng, runs * n
+    ).reshape(runs, 1, n)
+    d = d + of_both * rng.normal(size=(runs, seeds, n))
+    mean = d.mean((1, 2))
+    left = d - mean[:, None, None]
+    a, b = left.mean(2, keepdims=True), left.mean(1, keepdims=True)
+    of_a = n * (a**2).sum((1, 2)) / (seeds - 1)
+    of_b = seeds * (b**2).sum((1, 2)) / (n - 1)
+    rest = ((left - a - b) ** 2).sum((1, 2)) / ((seeds - 1) * (n - 1))
+
+    def holds(variance: np.ndarray, free: np.ndarray) -> float:
+        half = student.isf(0.025, np.clip(free, 1, None)) * np.sqrt(variance / (n * seeds))
+        return float((abs(mean) <= half).mean())
+
+    def satterthwaite(variance: np.ndarray, *, interaction: bool = True) -> np.ndarray:
+        parts = of_b**2 / (n - 1) + of_a**2 / (seeds - 1)
+        return variance**2 / (parts + interaction * rest**2 / ((n - 1) * (seeds - 1)))
+
+    plain = np.maximum(of_a + of_b - rest, 1e-12)
+    floored = np.maximum(plain, np.maximum(of_a, of_b))
+    squares = student.isf(0.025, n - 1) ** 2 * of_b + student.isf(
+        0.025, seeds - 1
+    ) ** 2 * np.maximum(of_a - rest, 0)
+    return {
+        "Satterthwaite": holds(plain, satterthwaite(plain)),
+        "Hillis": holds(plain, np.minimum(plain**2 * (seeds - 1) / of_a**2, n - 1)),
+        "not below its parts": holds(floored, satterthwaite(floored)),
+        "parts added": holds(of_a + of_b, satterthwaite(of_a + of_b, interaction=False)),
+        "MOVER": float((abs(mean) <= np.sqrt(squares / (n * seeds))).mean()),
+    }
+
+
+def print_methods(runs: int) -> None:
+    names = list(try_methods(PARTS["both"], 3, 8, "even", 10))
+    print(f"\n| rows | changes | what differs | seeds | {' | '.join(names)} |")
+    print(f"| --: | :-- | :-- |{' --: |' * (len(names) + 1)}")
+    for kind in ("even", "skewed"):
+        for what, parts in PARTS.items():
+            for seeds in (3, 10):
+                found = try_methods(parts, seeds, 16, kind, 10 * runs)
+                cells = " | ".join(f"{100 * share:.1f}" for share in found.values())
+                print(f"| 16 | {kind} | {what} | {seeds} | {cells} |")
+
+
+ARMS = 8
+
+
+def choose_among(
+    arms: int, seeds: int, own: float, runs: int, *, by_test: bool
+) -> tuple[float, float]:
+    """Shares of studies without an effect whose chosen arm is `improved`: at the level that pays
+    for the choice, and at the plain one.
+
+    A seed that is good (``own``: standard deviation of seeds) is so on validation and test rows.
+    The arm is chosen by validation or, as nobody should, ``by_test``.
+    """
+    rng, count = np.random.default_rng([arms, seeds, round(1000 * own)]), np.zeros(2)
+    for run in range(runs):
+        parts = (0.0, 1.0, 0.3)
+        drawn = [draw_seeds(rng, parts, seeds, 24, "even") for _ in range(arms)]
+        shifts = own * rng.normal(size=(arms, seeds))
+        tests = [
+            (changes + shift[:, None] * tokens, tokens)
+            for (changes, tokens), shift in zip(drawn, shifts, strict=True)
+        ]
+        validated = shifts.mean(1) + 0.3 * rng.normal(size=arms) / np.sqrt(seeds)
+        means = [changes.sum() / tokens.sum() for changes, tokens in tests]
+        chosen = int(np.argmin(means if by_test else validated))
+        changes, tokens = tests[chosen]
+        for place, level in enumerate((1 - 0.05 / arms, 0.95)):
+            found = crossed.compare_losses(
+                np.zeros(24).tolist(), changes.tolist(), tokens.tolist(),
+                seed=run, level=level, resamples=1999,
+            )  # fmt: skip
+            assert found is not None
+            if place == 0:
+                found = replace(found, p_value=min(1.0, found.p_value * arms))
+            count[place] += found.verdict("lower") == "improved"
+    return tuple((count / runs).tolist())
+
+
+def print_studies(runs: int) -> None:
+    heads = "arms | seeds | seeds differ by | chosen by | improved: corrected | improved: plain"
+    print(f"\n| {heads} |\n| --: | --: | --: | :-- | --: | --: |")
+    for seeds, own in ((3, 0.0), (3, 0.3), (3, 1.0), (5, 1.0)):
+        for by_test in (False, True):
+            shares = choose_among(ARMS, seeds, own, runs, by_test=by_test)
+            cells = " | ".join(f"{100 * share:.1f}" for share in shares)
+            how = "test rows" if by_test else "validation"
+            print(f"| {ARMS} | {seeds} | {own} | {how} | {cells} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1_000)
     parser.add_argument("--rows", type=int, nargs="*", default=[*ROWS, 1_000])
-    parser.add_argument("--only", choices=("loss", "answers", "cost"))
+    parser.add_argument("--only", choices=("loss", "answers", "cost", "seeds", "methods", "study"))
     given = parser.parse_args()
     if given.only in (None, "loss"):
         print_losses(given.runs, given.rows)
@@ -200,6 +372,12 @@ def main() -> None:
         print_answers(given.runs, given.rows)
     if given.only in (None, "cost"):
         print_cost(given.runs)
+    if given.only in (None, "seeds"):
+        print_seeds(given.runs)
+    if given.only in (None, "methods"):
+        print_methods(given.runs)
+    if given.only in (None, "study"):
+        print_studies(given.runs)
 
 
 def print_losses(runs: int, rows: list[int]) -> None:

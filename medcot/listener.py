@@ -11,6 +11,7 @@ STAGE_TITLES = {
     "before": "score before",
     "training": "train",
     "after": "score after",
+    "seeds": "score seeds",
     "report": "report",
 }
 """What a terminal and a log call the stages."""

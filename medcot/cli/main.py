@@ -75,6 +75,40 @@ def run_command(**flags: Any) -> None:
     _print_report(report, directory, as_json=resolved.json)
 
 
+@config_flags()
+@cli.command(
+    "study",
+    params=[
+        click.Option(
+            ["--vary"],
+            multiple=True,
+            metavar="NAME=V,V",
+            help="values that arms differ in, such as rank=4,16; repeatable",
+        ),
+        click.Argument(["file"], required=False),
+    ],
+)
+def study_command(vary: tuple[str, ...], file: str | None, **flags: Any) -> None:
+    """Compare recipes: arms x seeds on the same test rows, picked by validation loss.
+
+    FILE is a .toml file of options with a table [vary]. Start the command again on the same --out
+    to continue, also in several processes at once.
+    """
+    from medcot.cli.study import resolve_study
+    from medcot.pipeline.study import run_study
+    from medcot.reporting.study import state_study
+
+    config, varied, folder, as_json = resolve_study(file, vary, flags)
+    with _terminal(as_json=as_json) as listener:
+        study = run_study(config, varied, folder, listener)
+    if as_json:
+        return _print_json(study.to_json())
+    for message in state_study(study):
+        say(str(message))
+    say(f"report: {folder / 'study.md'}")
+    return None
+
+
 @config_flags(places=False)
 @cli.command(
     "plan",
@@ -83,10 +117,13 @@ def run_command(**flags: Any) -> None:
             ["--gpu"],
             metavar="NAME",
             help="plan for this GPU: T4, 2xT4, L4, A10G, RTX 4090, A100, H100, H200",
-        )
+        ),
+        click.Option(
+            ["--vary"], multiple=True, metavar="NAME=V,V", help="price a study of these arms"
+        ),
     ],
 )
-def plan_command(gpu: str | None, **flags: Any) -> None:
+def plan_command(gpu: str | None, vary: tuple[str, ...], **flags: Any) -> None:
     """Predict parameters, memory and time; say what would be chosen and why."""
     from medcot.hardware.machine import detect_machine, named_machine
     from medcot.pipeline.prepare import plan_only
@@ -94,6 +131,12 @@ def plan_command(gpu: str | None, **flags: Any) -> None:
 
     machine = named_machine(gpu) if gpu else detect_machine()
     resolved = resolve_flags(flags, machine)
+    if vary:
+        from medcot.cli.study import price_study
+
+        for line in price_study(resolved.config, vary, machine):
+            say(line)
+        return None
     plan = plan_only(resolved.config, machine)
     if resolved.json:
         return _print_json(plan.to_json())

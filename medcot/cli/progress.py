@@ -127,7 +127,8 @@ class TerminalListener(Listener):
 
     def _is_polled(self) -> bool:
         """Return whether the run asks :meth:`should_stop` often, or has steps to save."""
-        if self._always_finishes or self._stage in (STAGE_TITLES["before"], STAGE_TITLES["after"]):
+        scoring = [STAGE_TITLES[name] for name in ("before", "after", "seeds")]
+        if self._always_finishes or self._stage in scoring:
             return True
         return self._stage == STAGE_TITLES["training"] and self._steps_seen
 

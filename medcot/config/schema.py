@@ -49,7 +49,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         "hub name, file, folder, sample or sample-short (repeatable)",
         min_length=1,
     )
-    columns: str = _field("", "columns of the data: question=NAME,thought=NAME,answer=NAME")
+    columns: str = _field("", "columns, as question=NAME,thought=NAME,answer=NAME")
     language: Language = _field("en", "language of data, prompts and evaluation")
     samples: int = _field(32, "training rows", ge=1, le=1_000_000)
     rank: int = _field(16, "LoRA rank: the width of the update", ge=1, le=256)
@@ -60,12 +60,13 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     max_length: int = _field(1024, "tokens per row; longer rows are left out", ge=64, le=131_072)
     batch: int = _field(2, "samples per optimizer step", ge=1, le=1024)
     seed: int = _field(3407, "seed of adapter, order and bootstrap", ge=0, le=2**31 - 1)
+    seeds: int = _field(1, "trainings with other seeds, for a verdict on the recipe", ge=1, le=100)
     mcq: tuple[str, ...] = _field((), "multiple-choice set: file, name or sample (repeatable)")
     keep: Literal["best", "last"] = _field(
-        "best", "adapter to keep: of the lowest validation loss, or of the last step"
+        "best", "adapter of the lowest validation loss or of the last step"
     )
     patience: int = _field(
-        0, "validations without a lower loss until training stops; 0: never", ge=0, le=1000
+        0, "validations without progress until it stops; 0: never", ge=0, le=1000
     )
 
     thought: Literal["auto", "train", "none"] = _field(
@@ -135,6 +136,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     )
     ability_samples: int = _field(
         0, "general items that show what training cost; 0: none", shown=False, ge=0, le=100_000
+    )
+    choice_seed: int | None = _field(
+        None, "seed that chooses questions and items; none: that of the run", shown=False, ge=0
     )
     mcq_method: Literal["likelihood", "generate"] = _field(
         "likelihood", "answer by option likelihood or by reasoning", shown=False

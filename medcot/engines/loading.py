@@ -158,6 +158,12 @@ def add_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan) -> None:
     loaded.model = loaded.engine.add_adapter(loaded, config, plan)
 
 
+def remove_adapter(loaded: LoadedModel) -> None:
+    """Take the adapter off the model, which is then the untuned one again."""
+    if hasattr(loaded.model, "peft_config"):
+        loaded.model = loaded.model.unload()
+
+
 def load_adapter(loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Path | None) -> None:
     """Put the trained adapter in ``folder`` on the model, for inference.
 

@@ -110,6 +110,16 @@ class ScoredRow:
         return self.letters[0] == self.key if self.letters else bool(self.correct)
 
 
+def without_answer(row: ScoredRow) -> ScoredRow:
+    """Return a test row with its loss alone; other rows stay as they are."""
+    if row.kind != "case":
+        return row
+    return ScoredRow(
+        row.kind, row.set, row.id, row.prompt,
+        nll=row.nll, nll_sum=row.nll_sum, completion_tokens=row.completion_tokens,
+    )  # fmt: skip
+
+
 def row_to_json(row: ScoredRow) -> dict[str, Any]:
     """Convert a row to the object that is one line of ``evaluation/*.jsonl``."""
     return asdict(row)

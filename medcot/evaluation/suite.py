@@ -106,6 +106,7 @@ def make_suite(
     If fewer questions are asked than a set has, they are chosen by a hash of their id, so that
     a larger sample contains every smaller one.
     """
+    seed = config.seed if config.choice_seed is None else config.choice_seed
     kept = tuple(cases)[: config.test_samples]
     labels = label_sets(questions, taken=(CASES, FIXED, ABILITIES))
     return EvaluationSuite(
@@ -113,7 +114,7 @@ def make_suite(
         generated=kept[: config.generate_samples],
         fixed=fixed if config.thinks or fixed is None else replace(fixed, thought=""),
         questions={
-            labels[name]: _choose(asked, config.mcq_samples, config.seed)
+            labels[name]: _choose(asked, config.mcq_samples, seed)
             for name, asked in questions.items()
             if asked
         },
@@ -121,7 +122,7 @@ def make_suite(
         mcq_method=config.mcq_method,
         mcq_orders=config.mcq_orders,
         wrong_thoughts=_pair_thoughts(kept[: min(config.generate_samples, config.thought_samples)]),
-        abilities=choose_abilities(load_abilities(config.language), asked, config.seed)
+        abilities=choose_abilities(load_abilities(config.language), asked, seed)
         if (asked := config.ability_samples)
         else (),
         thinks=config.thinks,

@@ -13,6 +13,8 @@ CHECKPOINTS = 3
 """Two are kept while a third is written."""
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: a float32 weight and the two moments of AdamW."""
+BYTES_OF_BEST = 4
+"""Of a checkpoint, for each parameter: the weights with the lowest validation loss."""
 BYTES_PER_TOKEN = 16
 """Of a generated answer: its text is stored as output, thought and answer."""
 FIXED = 16 << 20
@@ -24,8 +26,8 @@ def estimate_bytes(config: RunConfig, plan: Plan) -> int:
     trained = plan.trainable_parameters
     answers = config.generate_samples + 1 + config.ability_samples
     return (
-        CHECKPOINTS * BYTES_PER_PARAMETER * trained
-        + 4 * trained
+        (CHECKPOINTS * (BYTES_PER_PARAMETER + BYTES_OF_BEST) * trained + 4 * trained)
+        * (config.seeds + (config.seeds > 1))
         + 2 * answers * config.max_new_tokens * BYTES_PER_TOKEN
         + FIXED
     )

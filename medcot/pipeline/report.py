@@ -24,6 +24,7 @@ from medcot.reporting.schema import (
     StepLoss,
     ValidationFacts,
 )
+from medcot.reporting.seeds import SeedRows
 from medcot.reporting.storage import report_to_json
 from medcot.reporting.webpage import write_report_files
 from medcot.runs.directory import Phase, RunDirectory
@@ -32,7 +33,7 @@ JUDGED = "evaluation/judge.jsonl"
 """The judge's preferences by pair, so that none is asked for twice."""
 
 
-def write_report(prepared: Prepared, listener: Listener) -> Report:
+def write_report(prepared: Prepared, listener: Listener, *, figures: bool = True) -> Report:
     """Compare before and after; write the report as JSON, as Markdown and as a page, and figures.
 
     Raises:
@@ -55,13 +56,37 @@ def write_report(prepared: Prepared, listener: Listener) -> Report:
         facts,
         leaks=prepared.overlaps,
         withheld=(*prepared.withheld, *withheld),
+        seeds=_seeds(prepared),
     )
     directory.write_json("report.json", report_to_json(report))
-    figures = write_figures(report, list(directory.rows(directory.events)), directory.path)
-    report = replace(report, figures=figures)
+    if figures:
+        drawn = write_figures(report, list(directory.rows(directory.events)), directory.path)
+        report = replace(report, figures=drawn)
     directory.write_json("report.json", report_to_json(report))
     write_report_files(directory, report)
     return report
+
+
+def _seeds(prepared: Prepared) -> list[SeedRows]:
+    """Return the rows of each of several trainings after it."""
+    directory, config = prepared.directory, prepared.config
+    if config.seeds == 1:
+        return []
+    kept = directory.read_json("training.json").get("kept_seed")
+    found: list[SeedRows] = []
+    for number in range(1, config.seeds + 1):
+        own = directory.of_seed(number)
+        path, validated = own.evaluation("after"), find_validation(own)
+        found.append(
+            SeedRows(
+                number=number,
+                seed=own.config().seed,
+                kept=number == kept,
+                validation_loss=validated.kept_loss if validated else None,
+                rows=rows_from_json(own.rows(path), where=str(path)),
+            )
+        )
+    return found
 
 
 def _rows(prepared: Prepared, phase: Phase) -> list[ScoredRow]:
@@ -104,7 +129,7 @@ def _facts(prepared: Prepared) -> Facts:
         total_parameters=prepared.plan.total_parameters,
         environment=EnvironmentFacts(fallbacks),
         exports=read_exports(prepared.directory),
-        validation=_validation(prepared.directory),
+        validation=find_validation(prepared.directory),
     )
 
 
@@ -115,7 +140,7 @@ def _steps_done(prepared: Prepared) -> int:
     return done.get("steps", planned)
 
 
-def _validation(directory: RunDirectory) -> ValidationFacts | None:
+def find_validation(directory: RunDirectory) -> ValidationFacts | None:
     """Return the validations of the training; None without any, as in runs of older versions."""
     found = [
         row for row in directory.rows(directory.events) if row.get("validation_loss") is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ from medcot.pipeline.fingerprints import record_adapter
 from medcot.pipeline.lm_eval import ready_tasks, score_tasks
 from medcot.pipeline.prepare import Prepared, prepare
 from medcot.pipeline.report import write_report
+from medcot.pipeline.seeds import require_one_process, score_seeds, train_seeds
 from medcot.pipeline.worker import broadcast_task
 from medcot.records import Event
 from medcot.reporting.schema import Report
 from medcot.reporting.storage import report_to_json
 from medcot.runs.directory import Phase, RunDirectory, Stage
 from medcot.training.tracking import Tracker, start_tracking
+
+LOSSES_ALONE = 0.2
+"""Rough part of a scoring's time that remains without generated answers."""
 
 
 def run(
@@ -41,11 +46,15 @@ def run(
     listener: Listener | None = None,
     *,
     resume: bool = False,
+    scores_before: Path | None = None,
 ) -> Report:
     """Plan, score, train, score again and return the report.
 
     A resumed run repeats nothing that is on disk. Under a launcher this function is for the main
     process; the workers call :func:`medcot.pipeline.worker.run_worker`.
+
+    Args:
+        scores_before: Rows that another run scored with the same untuned model, to be taken over.
 
     Raises:
         InputError: Something given is wrong; nothing was started.
@@ -54,14 +63,20 @@ def run(
     """
     listener = listener or Listener()
     with recorded(directory, listener, resume=resume):
+        require_one_process(config)
         prepared = prepare(config, directory, listener, resume=resume)
+        if scores_before is not None and not directory.evaluation("before").exists():
+            text = scores_before.read_text(encoding="utf-8")
+            directory.write_text("evaluation/before.jsonl", text)
         broadcast_task(prepared)
         with _tracked(prepared, listener) as tracker:
             loaded = models.load_base(config, prepared.plan)
-            _announce_times(prepared, listener, "before", "training", "after")
+            _announce_times(prepared, listener, "before", "training", "after", "seeds")
             score(prepared, loaded, "before", listener)
             train(prepared, loaded, listener, tracker)
             score(prepared, loaded, "after", listener)
+            if config.seeds > 1:
+                score_seeds(prepared, loaded, listener)
             models.release(loaded)
             report = write_report(prepared, listener)
             tracker.finish(report_to_json(report))
@@ -77,6 +92,7 @@ def train_only(
     :func:`evaluate_only` can score the run later.
     """
     with recorded(directory, listener, resume=resume):
+        require_one_process(config)
         prepared = prepare(config, directory, listener, resume=resume)
         broadcast_task(prepared)
         with _tracked(prepared, listener) as tracker:
@@ -139,6 +155,8 @@ def evaluate_only(
             load_adapter(loaded, config, prepared.plan, directory.adapter)
             score(prepared, loaded, "after", listener)
             score_tasks(prepared, loaded, "after", tasks, listener)
+            if config.seeds > 1:
+                score_seeds(prepared, loaded, listener)
             models.release(loaded)
             report = write_report(prepared, listener)
             tracker.finish(report_to_json(report))
@@ -181,14 +199,27 @@ def score(
 def train(
     prepared: Prepared, loaded: models.LoadedModel, listener: Listener, tracker: Tracker
 ) -> None:
-    """Put an adapter on ``loaded`` and train it, or load the one that is already trained."""
+    """Put an adapter on ``loaded`` and train it, or load the one that is already trained.
+
+    With several seeds all are trained, and the best is loaded.
+    """
+    directory, config = prepared.directory, prepared.config
+    if not directory.has("training.json"):
+        _begin("training", directory, listener)
+        if config.seeds == 1:
+            train_one(prepared, loaded, listener, tracker)
+            return
+        train_seeds(prepared, loaded, listener, partial(train_one, tracker=tracker))
+    load_adapter(loaded, config, prepared.plan, directory.adapter)
+
+
+def train_one(
+    prepared: Prepared, loaded: models.LoadedModel, listener: Listener, tracker: Tracker
+) -> None:
+    """Put a new adapter on ``loaded``, train it with one seed, and write ``training.json``."""
     from medcot.training.fit import ValidationRows, fit
 
     directory, config = prepared.directory, prepared.config
-    if directory.has("training.json"):
-        load_adapter(loaded, config, prepared.plan, directory.adapter)
-        return
-    _begin("training", directory, listener)
 
     def on_event(event: Event) -> None:
         tracker.log(event)
@@ -217,11 +248,13 @@ def _tracked(prepared: Prepared, listener: Listener) -> Generator[Tracker]:
         raise
 
 
-def _announce_times(prepared: Prepared, listener: Listener, *stages: Stage) -> None:
+def _announce_times(prepared: Prepared, listener: Listener, *stages: str) -> None:
     """Tell how long the plan expects each of ``stages`` to take; training once only."""
     times = prepared.plan.time_s
-    scoring = times["evaluate"] / 2
-    expected = {"before": scoring, "training": times["train"], "after": scoring}
+    scoring, seeds = times["evaluate"] / 2, prepared.config.seeds
+    expected = {"before": scoring, "training": seeds * times["train"], "after": scoring}
+    if seeds > 1:
+        expected["seeds"] = (seeds - 1) * LOSSES_ALONE * scoring
     if prepared.directory.has("training.json"):
         del expected["training"]
     listener.planned({name: seconds for name, seconds in expected.items() if name in stages})

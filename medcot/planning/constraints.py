@@ -249,7 +249,7 @@ def _share_batch(config: RunConfig, machine: Machine, device: Device) -> _Decisi
         values = {"processes": count, "samples": config.batch // count}
         split = (Reason("reason_weights_split", {"processes": count}),) if machine.split else ()
         return _Decision(count, (Reason("reason_processes", values), *split))
-    if device == "cuda" and gpus > 1:
+    if device == "cuda" and gpus > 1 and config.seeds == 1:
         return _Decision(count, warnings=(Message("warning_idle_gpus", {"gpus": gpus}),))
     return _Decision(count)
 

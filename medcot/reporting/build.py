@@ -36,6 +36,7 @@ from medcot.reporting.schema import (
     Truncated,
     Verdicts,
 )
+from medcot.reporting.seeds import SeedRows, compare_seeds, judge_recipe
 from medcot.reporting.wording import find_cautions, state_verdict
 from medcot.stats import paired, power
 from medcot.stats.paired import PairedDifference, Verdict
@@ -56,11 +57,12 @@ def build_report(
     *,
     leaks: Sequence[Overlap] = (),
     withheld: Sequence[Overlap] = (),
+    seeds: Sequence[SeedRows] = (),
 ) -> Report:
     """Compare the two sides. Differences are after minus before: a fall of ``nll`` is good.
 
     ``leaks`` are training rows that an evaluation set holds too, ``withheld`` questions that were
-    trained on.
+    trained on. With ``seeds``, the trainings of one recipe, the verdicts are about the recipe.
 
     Raises:
         InputError: a side lacks some of the suite's rows.
@@ -71,6 +73,9 @@ def build_report(
     compared = _compare(pairs, before, suite, config.seed)
     verdict = _reach_verdicts(compared)
     compared = _drop_needless_sizes(compared, verdict)
+    several = compare_seeds(before, seeds, suite, config.seed) if seeds else None
+    if several:
+        verdict = judge_recipe(several, verdict)
     loss, mcq, abilities = compared.nll, compared.mcq, compared.abilities
     better, worse = select_rows(pairs, suite)
     report = Report(
@@ -100,6 +105,7 @@ def build_report(
         ),
         config=config,
         facts=facts,
+        seeds=several,
     )
     messages = state_verdict(report)
     sentence = " ".join(map(str, messages.all()))

@@ -18,6 +18,7 @@ from medcot.reporting.schema import Figure, Report
 WIDTH, HEIGHT, LABEL = 560, 240, 260
 DIFFERENCES = "Change of each test row's loss"
 _NOTES = {
+    "seeds": "dots: seeds and their intervals; line and band: all, over rows and seeds",
     "differences": "blue: fell, orange: rose; line and band: mean over tokens, 95 % interval",
     "accuracy": "dot and bar: change and its interval; across the dashed line it may be chance",
 }
@@ -54,6 +55,7 @@ def write_figures(
         return ()
     charts = {
         "loss": (_title(events), loss_chart(events)),
+        "seeds": ("Change of the test loss by seed", seed_chart(report)),
         "differences": (DIFFERENCES, difference_chart(report)),
         "accuracy": ("Change of right answers by set", accuracy_chart(report)),
     }
@@ -141,6 +143,38 @@ def difference_chart(report: Report, theme: ChartTheme = PAPER, language: str = 
         )
         layers.append(alt.Chart(span).mark_rule(color=theme.line).encode(y="difference:Q"))
     return alt.layer(*layers)
+
+
+def seed_chart(report: Report, theme: ChartTheme = PAPER, language: str = "en") -> Any:
+    """Draw each seed's change of test loss with its interval; None for a single training.
+
+    The line is the mean of all seeds, the band its interval over rows and seeds.
+    """
+    import altair as alt
+
+    seeds = report.seeds
+    if seeds is None or seeds.nll is None:
+        return None
+    points = [
+        {"seed": f"{one.seed}{' *' if one.kept else ''}", "change": one.nll.difference,
+         "low": one.nll.low, "high": one.nll.high}
+        for one in seeds.runs if one.nll is not None
+    ]  # fmt: skip
+    ends = {"change": seeds.nll.difference, "low": seeds.nll.low, "high": seeds.nll.high}
+    whole = alt.Chart(alt.Data(values=[ends]))
+    base = alt.Chart(alt.Data(values=points)).encode(
+        x=alt.X("seed:N", title=say("seeds_axis", language), axis=alt.Axis(labelAngle=0))
+    )
+    zero = alt.Chart(alt.Data(values=[{"y": 0}])).mark_rule(color=theme.line, strokeDash=[4, 3])
+    return alt.layer(
+        whole.mark_rect(color=theme.line, opacity=0.15).encode(
+            y=alt.Y("low:Q", title=say("loss_change_axis", language)), y2="high:Q"
+        ),
+        zero.encode(y="y:Q"),
+        whole.mark_rule(color=theme.line).encode(y="change:Q"),
+        base.mark_rule(color=theme.better, strokeWidth=2).encode(y="low:Q", y2="high:Q"),
+        base.mark_circle(size=90, color=theme.better, opacity=1).encode(y="change:Q"),
+    )
 
 
 def accuracy_chart(report: Report, theme: ChartTheme = PAPER, language: str = "en") -> Any:

@@ -24,8 +24,10 @@ from medcot.reporting.wording import (
     count_things,
     format_percent,
     name_kind,
+    seed_rows,
     state_letter_bias,
     state_power,
+    state_seeds,
     state_thought,
     state_validation,
     word_opening,
@@ -54,6 +56,7 @@ def render_markdown(report: Report, language: str = "en") -> str:
         *([f"**{opening}**"] if (opening := word_opening(report, language)) else ()),
         word_verdict(report, language),
         f"> {say('research_output', language)}",
+        *_seeds(report, language),
         *_comparison(report, language),
         *_cautions(report, language),
         *_sets(report, language),
@@ -82,11 +85,29 @@ def _comparison(report: Report, language: str) -> Iterator[str]:
         if (paired := report.paired.of(measure))
     ]
     yield f"## {say('report_comparison', language)}"
-    yield _table("heads_comparison", ":-- --: --: --: :-: --: --:", rows, language)
-    yield say("report_comparison_note", language)
+    yield render_table("heads_comparison", ":-- --: --: --: :-: --: --:", rows, language)
+    yield say("report_comparison_note", language) + _scope(report, language)
 
 
-def _table(heads: str, alignment: str, rows: Iterable[Sequence[str]], language: str) -> str:
+def _scope(report: Report, language: str) -> str:
+    """Say what the comparison is about: the one adapter, or the kept one of several."""
+    code = "scope_kept" if report.seeds else "scope_one"
+    return ("" if language == "zh" else " ") + say(code, language)
+
+
+def _seeds(report: Report, language: str) -> Iterator[str]:
+    """Render the trainings of a recipe; nothing for a single one."""
+    if report.seeds is None:
+        return
+    yield f"## {say('report_seeds', language)}"
+    yield render_table(
+        "heads_seeds", "--: --: --: :-: :-- --: :-: :-- :--", seed_rows(report, language), language
+    )
+    lines = [one.text(language) for one in state_seeds(report, language)]
+    yield ("" if language == "zh" else " ").join([*lines, say("seeds_note", language)])
+
+
+def render_table(heads: str, alignment: str, rows: Iterable[Sequence[str]], language: str) -> str:
     """Render a table; the catalog has the first line's cells under the code ``heads``."""
     lines = [f"| {say(heads, language)} |", f"| {' | '.join(alignment.split())} |"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
@@ -125,7 +146,7 @@ def _sets(report: Report, language: str) -> Iterator[str]:
         guess = format_percent(report.chance.get(name))
         rows.append([escape(name), *values, guess, say(f"called_{found}", language)])
     yield f"## {say('report_sets', language)}"
-    yield _table("heads_sets", ":-- --: --: --: :-: --: --: --: :--", rows, language)
+    yield render_table("heads_sets", ":-- --: --: --: :-: --: --: --: :--", rows, language)
     yield from _correction(mcq, language)
     yield _method(report, before, after, language)
     yield from state_letter_bias(report, language)
@@ -162,7 +183,7 @@ def _cost(report: Report, language: str) -> Iterator[str]:
         return
     yield f"## {say('report_cost', language)}"
     rows = [[escape(kind), *cells] for kind, *cells in cost_by_kind(report, language)]
-    yield _table("heads_cost", ":-- --: --: --: :-: --: --: :--", rows, language)
+    yield render_table("heads_cost", ":-- --: --: --: :-: --: --: :--", rows, language)
     yield from _correction(items, language)
     cut = {"before": before.unfinished, "after": after.unfinished}
     yield say("report_cost_note", language, **cut)
@@ -178,7 +199,7 @@ def _cost(report: Report, language: str) -> Iterator[str]:
             ]
             for one in lost[:SHOWN_ITEMS]
         ]
-        yield _table("heads_lost", ":-- :-- :-- :--", shown, language)
+        yield render_table("heads_lost", ":-- :-- :-- :--", shown, language)
 
 
 def _thought(report: Report, language: str) -> Iterator[str]:
@@ -225,7 +246,7 @@ def _fixed_question(fixed: FixedQuestion | None, language: str) -> Iterator[str]
         sides = (fixed.passed.before, fixed.passed.after)
         passed = (say("claims_passed" if side else "claims_failed", language) for side in sides)
         rows.append([f"**{say('all_claims', language)}**", *passed])
-        yield _table("heads_claims", ":-- :-- :--", rows, language)
+        yield render_table("heads_claims", ":-- :-- :--", rows, language)
 
 
 def _rows(code: str, rows: Sequence[ChangedRow], language: str) -> Iterator[str]:
@@ -257,7 +278,7 @@ def _changed_list(code: str, side: ChangedList, language: str) -> Iterator[str]:
     yield say(code, language, questions=questions, listed=Message(some, {"n": count}))
     if count:
         rows = [_changed_question(row, language) for row in side.shown]
-        yield _table("heads_changed", ":-- :-- :-- :-: :-:", rows, language)
+        yield render_table("heads_changed", ":-- :-- :-- :-: :-:", rows, language)
 
 
 def _changed_question(row: ChangedQuestion, language: str) -> list[str]:
@@ -270,7 +291,7 @@ def _changed_question(row: ChangedQuestion, language: str) -> list[str]:
 
 def _side_by_side(row: ChangedRow | FixedQuestion, language: str) -> str:
     cells = [_cell(row.reference), _answer(row.before, language), _answer(row.after, language)]
-    return _table("heads_sides", ":-- :-- :--", [cells], language)
+    return render_table("heads_sides", ":-- :-- :--", [cells], language)
 
 
 def _answer(answer: Answer | None, language: str) -> str:
@@ -314,7 +335,7 @@ def _overlaps(code: str, overlaps: Sequence[Overlap], language: str) -> Iterator
         kind = "overlap_question" if one.kind == "same question" else "overlap_text"
         rows.append([*names, say(kind, language, share=100 * one.share)])
     yield f"## {say(code, language, n=len(overlaps))}"
-    yield _table("heads_overlaps", ":-- :-- :-- :--", rows, language)
+    yield render_table("heads_overlaps", ":-- :-- :-- :--", rows, language)
     if len(overlaps) > LONGEST_LIST:
         yield say("report_more", language, n=len(overlaps) - LONGEST_LIST)
 

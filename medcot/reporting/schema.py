@@ -17,6 +17,7 @@ from medcot.evaluation.judge import JudgeResult
 from medcot.evaluation.rubric import ClaimFinding
 from medcot.evaluation.suite import Summary
 from medcot.records import Dropped
+from medcot.stats.crossed import CrossedDifference
 from medcot.stats.paired import PairedDifference, Verdict
 
 SCHEMA_VERSION = 1
@@ -370,6 +371,12 @@ class ValidationFacts:
     losses: tuple[StepLoss, ...]
     stopped_early: bool = False
 
+    @property
+    def kept_loss(self) -> float:
+        """Return the loss of the adapter that was kept, or else of the last validation."""
+        by_step = {one.step: one.loss for one in self.losses}
+        return by_step.get(self.kept_step, self.losses[-1].loss)
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -388,12 +395,40 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedOutcome:
+    """What one of several trainings changed, by its own rows, with its own verdicts.
+
+    ``kept`` tells that the adapter of the run is this one.
+    """
+
+    number: int
+    seed: int
+    kept: bool
+    validation_loss: float | None
+    nll: PairedDifference | None
+    nll_verdict: Verdict
+    mcq: PairedDifference | None = None
+    mcq_verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SeedComparison:
+    """Several trainings of one recipe: each by itself, and what they say of the recipe."""
+
+    runs: tuple[SeedOutcome, ...]
+    nll: CrossedDifference | None
+    mcq: CrossedDifference | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything a report says; ``report.json`` holds it, the renderers word it.
 
     ``chance`` is the accuracy of guessing, by set; ``cautions`` are what a reader should keep in
     mind. ``leaks`` are training rows left out because an
-    evaluation set holds them, ``withheld`` questions left out because they were trained on.
+    evaluation set holds them, ``withheld`` questions left out because they were trained on. With
+    ``seeds`` the verdicts on test loss and right answers are about the recipe; all else is about
+    the adapter that was kept.
     """
 
     verdict: Verdicts
@@ -418,5 +453,6 @@ class Report:
     lm_eval_agreement: Mapping[str, Agreement] = field(default_factory=dict[str, Agreement])
     facts: Facts = Facts()
     figures: tuple[Figure, ...] = ()
+    seeds: SeedComparison | None = None
     not_medical_advice: str = field(default_factory=partial(say, "research_output", "en"))
     schema_version: int = SCHEMA_VERSION

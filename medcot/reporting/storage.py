@@ -21,6 +21,7 @@ _ORDER = (
     "before",
     "after",
     "paired",
+    "seeds",
     "detectable",
     "needed_rows",
     "better_rows",
@@ -66,6 +67,8 @@ def report_to_json(report: Report) -> dict[str, Any]:
         for part in ("detectable", "needed_rows"):
             del found[part]["nll"]
     found["facts"] = {name: one for name, one in found["facts"].items() if one is not None}
+    if report.seeds is None:
+        del found["seeds"]
     if not report.figures:
         del found["figures"]
     return {name: found[name] for name in _ORDER if name in found}

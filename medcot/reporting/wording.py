@@ -9,13 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import reduce
-from typing import get_args
+from typing import Literal, get_args
 
 from medcot.catalog import Message, say
 from medcot.evaluation.abilities import AbilityKind
 from medcot.evaluation.suite import SetAccuracy, Summary
-from medcot.reporting.schema import ChoiceEndpoint, Endpoint, Measure, Report, VerdictMessages
-from medcot.stats.paired import PairedDifference
+from medcot.reporting.schema import (
+    ChoiceEndpoint,
+    Measure,
+    Report,
+    SeedComparison,
+    VerdictMessages,
+)
+from medcot.stats.crossed import CrossedDifference
+from medcot.stats.paired import PairedDifference, Verdict
 from medcot.stats.power import ENOUGH_ROWS
 
 TINY_SHARE = 0.005
@@ -34,10 +41,18 @@ def state_verdict(report: Report) -> VerdictMessages:
 
     The last two are said only if there were questions or general items.
     """
-    mcq, abilities = report.paired.mcq, report.paired.abilities
+    mcq, abilities, seeds = report.paired.mcq, report.paired.abilities, report.seeds
+    if seeds and seeds.nll:
+        loss = tuple(_state_recipe("nll", seeds.nll, report.verdict.nll, seeds))
+    else:
+        loss = (_state_loss(report),)
+    if seeds and seeds.mcq:
+        choice = tuple(_state_recipe("mcq", seeds.mcq, report.verdict.mcq, seeds))
+    else:
+        choice = tuple(_state_choice(report, mcq)) if mcq else ()
     return VerdictMessages(
-        nll=(_state_loss(report),),
-        mcq=tuple(_state_choice(report, mcq)) if mcq else (),
+        nll=loss,
+        mcq=choice,
         abilities=tuple(_state_cost(report, abilities)) if abilities else (),
     )
 
@@ -136,6 +151,73 @@ def state_validation(report: Report) -> Iterator[Message]:
         yield Message("validation_stopped", {"steps": found.steps, "n": later})
 
 
+def _state_recipe(
+    name: Literal["nll", "mcq"],
+    found: CrossedDifference,
+    verdict: Verdict | None,
+    seeds: SeedComparison,
+) -> Iterator[Message]:
+    """State what several trainings say together, and how many of them say so by themselves."""
+    own = [getattr(one, f"{name}_verdict") for one in seeds.runs]
+    by = Message(f"by_{name}", {"size": _size(name, abs(found.difference))})
+    yield Message(
+        f"seeds_{(verdict or 'no evidence').replace(' ', '_')}",
+        {
+            "n": len(own),
+            "measure": Message(f"measure_short_{name}"),
+            "moved": Message("moved_down" if found.difference < 0 else "moved_up"),
+            "by": by,
+            "rows": Message(f"on_{name}", {"n": found.n}),
+            "span": _state_span(found, name),
+        },
+    )
+    counts = {"improved": own.count("improved"), "worse": own.count("worse"), "n": len(own)}
+    differ = Message(f"by_{name}", {"size": _size(name, found.deviation)})
+    yield Message(
+        "seeds_counts_worse" if counts["worse"] else "seeds_counts", counts | {"deviation": differ}
+    )
+
+
+def state_seeds(report: Report, language: str) -> Iterator[Message]:
+    """State p and the smallest change that so many rows and seeds show, for each measure."""
+    seeds = report.seeds
+    both: tuple[tuple[Literal["nll", "mcq"], CrossedDifference | None], ...] = (
+        (("nll", seeds.nll), ("mcq", seeds.mcq)) if seeds else ()
+    )
+    for name, found in both:
+        if found is None or seeds is None:
+            continue
+        shared = {"measure": Message(f"measure_{name}"), "p": format_p(found.p_value)}
+        yield Message("seeds_p", shared)
+        if found.detectable is not None:
+            size = format_size(name, found.detectable, language)
+            yield Message("seeds_detectable", {"n": len(seeds.runs), "size": size})
+
+
+def _size(name: Literal["nll", "mcq"], value: float) -> str:
+    return _nats(value) if name == "nll" else f"{100 * value:.1f}"
+
+
+def seed_rows(report: Report, language: str) -> Iterator[tuple[str, ...]]:
+    """Format a row for each training: seed, validation loss, changes, verdicts, whether kept."""
+    for one in report.seeds.runs if report.seeds else ():
+        cells: list[str] = []
+        both: tuple[tuple[Measure, PairedDifference | None, Verdict | None], ...] = (
+            ("nll", one.nll, one.nll_verdict), ("mcq", one.mcq, one.mcq_verdict),
+        )  # fmt: skip
+        for name, paired, verdict in both:
+            if paired is not None and verdict is not None:
+                cells += [
+                    format_change(name, paired.difference, language),
+                    format_interval(name, paired, language),
+                    say(f"called_{verdict.replace(' ', '_')}", language),
+                ]
+            else:
+                cells += ["", "", ""]
+        loss = format_value("nll", one.validation_loss)
+        yield (str(one.seed), loss, *cells, say("seed_kept", language) if one.kept else "")
+
+
 def _state_loss(report: Report) -> Message:
     nll = report.paired.nll
     if nll is None:
@@ -149,14 +231,14 @@ def _state_loss(report: Report) -> Message:
     return Message(code, {"moved": moved, "by": by, "rows": rows, "span": _state_span(nll)})
 
 
-def _state_span(nll: Endpoint) -> Message | str:
+def _state_span(nll: PairedDifference, name: Literal["nll", "mcq"] = "nll") -> Message | str:
     """State the interval by its size where the direction is sure, else with signs."""
     if nll.low is None or nll.high is None:
         return ""
     if nll.low * nll.high <= 0:
-        low, high = format_change("nll", nll.low), format_change("nll", nll.high)
+        low, high = (_signed(name, end) for end in (nll.low, nll.high))
     else:
-        low, high = (_nats(end) for end in sorted((abs(nll.low), abs(nll.high))))
+        low, high = (_size(name, end) for end in sorted((abs(nll.low), abs(nll.high))))
     return Message("span", {"low": low, "high": high})
 
 

@@ -75,6 +75,10 @@ class RunDirectory:
         """Return the report's file for a browser."""
         return self.path / "report.html"
 
+    def of_seed(self, number: int) -> RunDirectory:
+        """Return the run directory of a run's training ``number``, from 1."""
+        return RunDirectory(self.path / "seeds" / str(number))
+
     def evaluation(self, phase: Phase) -> Path:
         """Return the file with one scored test row per line."""
         return self.path / "evaluation" / f"{phase}.jsonl"
@@ -259,16 +263,20 @@ class RunDirectory:
 
     def truncate_events(self, step: int) -> None:
         """Drop the events after ``step``: training continues from that checkpoint."""
-        self._write_events(row for row in self.rows(self.events) if row["step"] <= step)
+        kept = (row for row in self.rows(self.events) if row["step"] <= step)
+        self.write_text("events.jsonl", self.lines_of(kept))
 
     def complete_last_event(self, values: Mapping[str, Any]) -> None:
         """Set ``values`` in the newest event."""
         *before, last = self.rows(self.events)
-        self._write_events([*before, last | dict(values)])
+        rows = [*before, last | dict(values)]
+        self.write_text("events.jsonl", self.lines_of(rows))
 
-    def _write_events(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        self.write_text("events.jsonl", "".join(f"{line}\n" for line in lines))
+    @staticmethod
+    def lines_of(rows: Iterable[Any]) -> str:
+        """Return the text of a ``.jsonl`` file with ``rows``."""
+        lines = (json.dumps(_plain(row), ensure_ascii=False) for row in rows)
+        return "".join(f"{line}\n" for line in lines)
 
     def set_stage(self, stage: Stage, **details: Any) -> None:
         """Write the run's stage to ``status.json``, and log it."""

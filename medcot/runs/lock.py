@@ -55,6 +55,10 @@ class Holder:
         return f"pid {self.pid} on {one_line(self.host, 60)}, since {one_line(self.since, 30)}"
 
 
+class BusyError(InputError):
+    """Another process works on the run."""
+
+
 class RunLock:
     """The lock of the run directory ``folder``, held by at most one process at a time."""
 
@@ -153,7 +157,7 @@ class RunLock:
         why = _why_stale(holder, silent)
         if not why:
             who = holder.description if holder else f"its {LOCK_FILE} is not readable"
-            raise InputError(
+            raise BusyError(
                 str(self.path.parent),
                 f"another process works on this run ({who})",
                 "wait until it has ended, or stop it",

@@ -5,7 +5,7 @@ Both take a second to import, so each function imports what it needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -103,6 +103,30 @@ def exchange_p_value(d: Numbers, resamples: int, batch: int, seed: int) -> float
         rng=np.random.default_rng(seed),
     )
     return float(found.pvalue)
+
+
+def upper_normal(tail: float) -> float:
+    """Return what a standard normal number exceeds with probability ``tail``; quick."""
+    import scipy.special  # pyright: ignore[reportMissingTypeStubs]
+
+    untyped: Any = scipy.special
+    return -float(untyped.ndtri(tail))
+
+
+def upper_t(tail: float, free: int) -> float:
+    """Return what t with ``free`` degrees of freedom exceeds with probability ``tail``; quick."""
+    import scipy.special  # pyright: ignore[reportMissingTypeStubs]
+
+    untyped: Any = scipy.special
+    return -float(untyped.stdtrit(free, tail))
+
+
+def find_root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Return where ``function``, of different signs at ``low`` and ``high``, is zero."""
+    import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
+
+    untyped: Any = scipy.optimize
+    return float(untyped.brentq(function, low, high))
 
 
 def mcnemar_p_value(gained: int, lost: int) -> float:

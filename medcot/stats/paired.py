@@ -101,7 +101,7 @@ def compare_means(
         return None
     d, w = _differences(before, after, weights)
     low, high = _bootstrap(d, w, level, resamples, seed)
-    p_value = _exchange_test(d, resamples, seed)
+    p_value = exchange_test(d, resamples, seed)
     return PairedDifference(float(d.sum() / w.sum()), low, high, p_value, n, level)
 
 
@@ -232,10 +232,11 @@ def _blocks(count: int, width: int) -> Iterator[int]:
         yield min(size, count - start)
 
 
-def _exchange_test(d: Numbers, resamples: int, seed: int) -> float:
+def exchange_test(d: Numbers, resamples: int = RESAMPLES, seed: int = 0) -> float:
     """Compute the p-value of sum(d) under exchange of before and after within each row.
 
-    The weights do not change under exchange, so they drop out of the statistic.
+    ``d`` [rows] are the changes. It is exact if the rows are few, else of ``resamples``. Weights do
+    not change under exchange, so they drop out of the statistic.
     """
     if len(d) < 2 or not np.any(d):
         return 1.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def detectable_rate(
     n = len(before)
     if not n:
         return None
-    return _smallest(lambda size: rate_power(n, _churn(before, after), size, level), 1.0, POWER)
+    return smallest(lambda size: rate_power(n, _churn(before, after), size, level), 1.0, POWER)
 
 
 def rows_for_rate(
@@ -82,12 +83,23 @@ def detectable_mean(
 ) -> float | None:
     """Return the smallest detectable change of a mean; None if these rows can show none."""
     n = len(before)
-    shape = describe_changes(before, after, weights)
+    return detectable_from_shape(n, describe_changes(before, after, weights), level)
+
+
+def detectable_from_shape(n: int, shape: ChangeShape, level: float = LEVEL) -> float | None:
+    """Return the smallest detectable change of a mean of ``n`` rows whose changes have a shape."""
     if not shape.deviation > 0:
         return None
     shift = _skew_shift(n, shape, level)
-    found = _smallest(lambda size: mean_power(n, size - shift, level), 100.0, PLANNED)
-    return None if found is None else found * shape.deviation * _assurance(n, shape)
+    # The effect beyond the shift depends on the number of rows alone.
+    found = _detectable_effect(n, level)
+    return None if found is None else (found + shift) * shape.deviation * _assurance(n, shape)
+
+
+@cache
+def _detectable_effect(n: int, level: float) -> float | None:
+    """Return the smallest detectable mean in deviations."""
+    return smallest(lambda size: mean_power(n, size, level), 100.0, PLANNED)
 
 
 def rows_for_mean(
@@ -167,7 +179,7 @@ def _assurance(n: int, shape: ChangeShape) -> float:
     return math.sqrt(freedom / float(chi_squared().ppf(1 - POWER, freedom)))
 
 
-def _smallest(power: Callable[[float], float], highest: float, enough: float) -> float | None:
+def smallest(power: Callable[[float], float], highest: float, enough: float) -> float | None:
     """Return the smallest difference whose power is ``enough``; None if none up to ``highest``."""
     if not power(highest) >= enough:
         return None

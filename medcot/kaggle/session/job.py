@@ -64,10 +64,11 @@ class RunSettings:
     wandb: str
     batch: int
     engine: str = "auto"
+    seeds: int = 1
 
 
 def read_settings(text: str) -> RunSettings:
     """Pick the settings out of ``config.json``, which only the training validates."""
     config: dict[str, Any] = json.loads(text)
     names = ("preset", "model", "wandb", "batch", "engine")
-    return RunSettings(*(config[name] for name in names))
+    return RunSettings(*(config[name] for name in names), seeds=config.get("seeds", 1))

@@ -10,7 +10,13 @@ from typing import Any
 
 from medcot.catalog import say
 from medcot.notebook.views.markup import figure
-from medcot.reporting.figures import ChartTheme, accuracy_chart, difference_chart, loss_chart
+from medcot.reporting.figures import (
+    ChartTheme,
+    accuracy_chart,
+    difference_chart,
+    loss_chart,
+    seed_chart,
+)
 from medcot.reporting.schema import Report
 from medcot.stats.paired import PairedDifference
 
@@ -218,6 +224,16 @@ def draw_differences(report: Report, language: str) -> str:
     worse = sum(row.after > row.before for row in report.differences)
     alt_text = say("differences_alt", language, better=better, worse=worse)
     return draw(chart, alt_text, say("differences_caption", language))
+
+
+def draw_seeds(report: Report, language: str) -> str:
+    """Draw a dot for each seed, and what all of them say; nothing for a single training."""
+    chart = seed_chart(report, PAGE, language)
+    if chart is None or report.seeds is None:
+        return ""
+    changes = [one.nll.difference for one in report.seeds.runs if one.nll]
+    alt_text = say("seeds_alt", language, values=", ".join(f"{one:+.3f}" for one in changes))
+    return draw(chart, alt_text, say("seeds_caption", language))
 
 
 def draw_interval(curve: Sequence[PairedDifference], chosen: int, language: str) -> str:

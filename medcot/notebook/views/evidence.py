@@ -13,6 +13,7 @@ from medcot.notebook.views.charts import (
     draw_differences,
     draw_loss,
     draw_losses,
+    draw_seeds,
 )
 from medcot.notebook.views.comparison import show_paired
 from medcot.notebook.views.markup import (
@@ -35,6 +36,7 @@ from medcot.reporting.wording import (
     compare_values,
     cost_by_kind,
     format_percent,
+    seed_rows,
     state_letter_bias,
     state_power,
     state_thought,
@@ -127,11 +129,13 @@ def show_comparison(report: Report, language: str) -> str:
     # Backticks are Markdown's, in which the report words the same cautions.
     cautions = [one.text(language).replace("`", "") for one in report.cautions]
     heads = [say(key, language) for key in keys]
-    note = small(say("comparison_note", language))
+    scope = "scope_kept" if report.seeds else "scope_one"
+    note = small(f"{say('comparison_note', language)} {say(scope, language)}")
     rest = details(say("other_measures", language, n=len(others)), table(heads, others) + note)
     warned = details(say("cautions", language, n=len(cautions)), items(cautions))
     return join(
         table(heads, chosen) if chosen else "",
+        show_seeds(report, language),
         folds(rest if others else note, warned if cautions else ""),
     )
 
@@ -151,6 +155,17 @@ def show_details(report: Report, language: str) -> str:
 def _begin(words: str) -> str:
     """Capitalise the first letter."""
     return words[:1].upper() + words[1:]
+
+
+def show_seeds(report: Report, language: str) -> str:
+    """Show several trainings of one recipe: a dot for each, and their table."""
+    if report.seeds is None:
+        return ""
+    heads = say("heads_seeds", language).split(" | ")
+    rows = [[text(cell) for cell in row] for row in seed_rows(report, language)]
+    note = paragraph(say("seeds_note", language))
+    listed = details(say("report_seeds", language), join(table(heads, rows), note))
+    return join(draw_seeds(report, language), listed)
 
 
 def _changed_rows(report: Report, language: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ import time
 import venv
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -341,6 +342,7 @@ def test_both_t4s_train_where_the_batch_can_be_divided(
 ) -> None:
     settings = RunSettings(preset, "smollm2-135m", "off", batch)
     assert count_processes(settings, gpus) == processes
+    assert count_processes(replace(settings, seeds=3), gpus) == 1
 
 
 def test_a_bundle_in_a_data_set_runs_like_one_in_the_script(

@@ -1,0 +1,74 @@
+"""Reads the options of a study, and prices one before it is begun."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from medcot.catalog import duration
+from medcot.cli.options import resolve_flags
+from medcot.config.schema import RunConfig
+from medcot.errors import InputError
+
+if TYPE_CHECKING:
+    from medcot.hardware.machine import Machine
+
+
+def resolve_study(
+    file: str | None, vary: Sequence[str], flags: dict[str, Any]
+) -> tuple[RunConfig, dict[str, list[Any]], Path, bool]:
+    """Return the config that all arms share, what varies, the study's folder, and ``--json``.
+
+    A folder that holds a study already, without any options, continues it.
+
+    Raises:
+        InputError: An option or the file is wrong.
+    """
+    from medcot.pipeline.study import FILE, parse_vary, read_study, study_path
+
+    given = list(vary)
+    if file is not None:
+        options, varied = _read_file(Path(file))
+        given = [*varied, *given]
+        flags = {**flags, **{name: value for name, value in options.items() if not flags.get(name)}}
+    resolved = resolve_flags(flags)
+    folder = resolved.out or study_path()
+    if not given and (folder / FILE).exists():
+        config, known = read_study(folder)
+        return config, known, folder, resolved.json
+    return resolved.config, parse_vary(given), folder, resolved.json
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return a file's options as flags have them, and its table ``vary`` as ``--vary`` has it."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), f"not readable as TOML ({error})", "expected options") from None
+    vary = found.pop("vary", {})
+    if not isinstance(vary, dict):
+        raise InputError(f"{path}, vary", "not a table", "write [vary] and rank = [4, 16]")
+    lines: list[str] = []
+    for name, values in cast("dict[str, Any]", vary).items():
+        several = cast("list[Any]", values) if isinstance(values, list) else [values]
+        lines.append(f"{name}={','.join(map(str, several))}")
+    return {name.replace("-", "_"): value for name, value in found.items()}, lines
+
+
+def price_study(config: RunConfig, vary: Sequence[str], machine: Machine) -> Iterator[str]:
+    """Yield a line for each arm with its time on ``machine``, and one for the whole study."""
+    from medcot.pipeline.prepare import plan_only
+    from medcot.pipeline.study import list_arms, parse_vary
+
+    total = 0.0
+    arms = list_arms(config, parse_vary(vary))
+    for number, arm in enumerate(arms):
+        time_s = plan_only(arm.config, machine).time_s
+        # The untuned model is scored in the first arm alone.
+        scoring = time_s["evaluate"] / 2 * (config.seeds + (number == 0))
+        seconds = time_s["load"] + config.seeds * time_s["train"] + scoring
+        total += seconds
+        yield f"{arm.name:<40} {duration(seconds, 'en')}"
+    yield f"{f'{len(arms)} arms x {config.seeds} seeds':<40} {duration(total, 'en')}"

@@ -1,0 +1,142 @@
+"""Trains several seeds at the same time, one per GPU, each in a process of its own.
+
+A process runs ``medcot train --resume`` on the seed's run directory and sees one GPU. A launcher's
+processes would train one model together.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import IO, Any
+
+from medcot.catalog import Message
+from medcot.config.resolve import ENVIRONMENT_ONLY
+from medcot.errors import Cancelled, RunFailed, one_line
+from medcot.hardware.machine import Machine, usable_gpus
+from medcot.listener import Listener
+from medcot.records import Event
+from medcot.runs.directory import RunDirectory
+
+POLL_S = 0.5
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+Command = Callable[[RunDirectory], Sequence[str]]
+"""Returns the command that trains the run in a directory."""
+
+
+def list_gpus(machine: Machine, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names by which a process can be given one of the usable GPUs each."""
+    count = len(usable_gpus(machine))
+    named = [name.strip() for name in environment.get(VISIBLE, "").split(",") if name.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]
+
+
+def train_command(directory: RunDirectory) -> Sequence[str]:
+    """Return the command that trains a seed's run, from where it stopped."""
+    return [sys.executable, "-m", "medcot", "train", "--resume", "--out", str(directory.path)]
+
+
+@dataclass(slots=True)
+class _Training:
+    """A process, its GPU, what it prints, and how many steps of it are shown."""
+
+    directory: RunDirectory
+    gpu: str
+    process: subprocess.Popen[bytes]
+    printed: IO[bytes]
+    shown: int = 0
+
+
+def train_in_processes(
+    directories: Sequence[RunDirectory],
+    gpus: Sequence[str],
+    listener: Listener,
+    command: Command = train_command,
+) -> None:
+    """Train the runs in ``directories``, as many at a time as there are ``gpus``.
+
+    Raises:
+        RunFailed: A training failed. The others were stopped first, and keep their work.
+        Cancelled: The listener asked to stop.
+    """
+    waiting, free, running = list(directories), list(gpus), list[_Training]()
+    started: list[_Training] = []
+    steps = _Steps(len(directories), listener)
+    try:
+        while waiting or running:
+            while waiting and free:
+                running.append(_start(waiting.pop(0), free.pop(0), command))
+                started.append(running[-1])
+            time.sleep(POLL_S)
+            for one in list(running):
+                code = one.process.poll()
+                steps.show(one)
+                if code is None:
+                    continue
+                running.remove(one)
+                free.append(one.gpu)
+                if code != 0:
+                    raise _explain(one, code)
+            if listener.should_stop():
+                raise Cancelled
+    finally:
+        for one in running:
+            if one.process.poll() is None:
+                one.process.send_signal(signal.SIGINT)
+        for one in started:
+            one.process.wait()
+            one.printed.close()
+
+
+def _start(directory: RunDirectory, gpu: str, command: Command) -> _Training:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        # The options are in the run's config, and another number of seeds would be refused.
+        if not name.startswith("MEDCOT_") or name in ENVIRONMENT_ONLY
+    }
+    printed = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
+    process = subprocess.Popen(
+        command(directory), env=kept | {VISIBLE: gpu}, stdin=subprocess.DEVNULL,
+        stdout=printed, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return _Training(directory, gpu, process, printed)
+
+
+def _explain(one: _Training, code: int) -> Exception:
+    """Return why a training ended, by its own words where it has some."""
+    if one.directory.has("error.json"):
+        found = one.directory.read_json("error.json")
+        return RunFailed("training", str(found["message"]), str(found["remedy"]))
+    if code in (130, -signal.SIGINT):
+        return Cancelled()
+    one.printed.seek(0)
+    lines = one.printed.read().decode("utf-8", errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    values = {"folder": str(one.directory.path), "code": code, "last": one_line(last, 200)}
+    return RunFailed("training", Message("error_seed_ended", values), Message("needs_seed_log"))
+
+
+class _Steps:
+    """Shows the steps of all trainings as one count."""
+
+    def __init__(self, trainings: int, listener: Listener) -> None:
+        self._trainings, self._listener, self._done = trainings, listener, 0
+
+    def show(self, one: _Training) -> None:
+        """Show the steps that a training did since the last time."""
+        names = [field.name for field in fields(Event)]
+        for row in list(one.directory.rows(one.directory.events))[one.shown :]:
+            one.shown += 1
+            self._done += 1
+            values: dict[str, Any] = {name: row.get(name) for name in names}
+            event = Event(**values)
+            whole = replace(event, step=self._done, steps=event.steps * self._trainings)
+            self._listener.event(whole)

@@ -1,0 +1,332 @@
+"""Compares recipes: several arms, each trained with several seeds, on the same test rows.
+
+Optuna keeps the books in a SQLite file: which arms there are, and what became of each. Processes
+may work on one study, also on several machines that share its folder. An arm is claimed by the lock
+of its run directory, so that one whose process was killed is resumed by another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medcot.catalog import Message
+from medcot.config.resolve import from_text
+from medcot.config.schema import RunConfig, build_config, option_name
+from medcot.errors import Cancelled, InputError, nearest
+from medcot.evaluation.interface import rows_from_json
+from medcot.listener import Listener
+from medcot.pipeline.report import find_validation
+from medcot.pipeline.run import run
+from medcot.reporting.study import ArmResult, Study, analyse_study, render_study
+from medcot.runs.directory import RunDirectory
+from medcot.runs.lock import BusyError
+
+TRAINING_FIELDS = (
+    "rank", "alpha", "steps", "epochs", "learning_rate", "samples", "batch", "dropout",
+    "warmup_steps", "schedule", "optimizer", "weight_decay", "keep", "patience",
+)  # fmt: skip
+"""What arms may differ in: the untuned model and the test rows are the same in all of them."""
+
+MOST_ARMS = 64
+WAIT_S = 2.0
+FILE, BOOKS, NAME = "study.json", "study.db", "medcot"
+
+Vary = Mapping[str, Sequence[Any]]
+"""Maps a field of the config to the values that it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One recipe of a study: what it has different, and its whole config."""
+
+    name: str
+    values: Mapping[str, Any]
+    config: RunConfig
+
+
+def parse_vary(given: Sequence[str]) -> dict[str, list[Any]]:
+    """Read ``--vary NAME=VALUE,VALUE`` options.
+
+    Raises:
+        InputError: No such field, one that arms may not differ in, or fewer than two values.
+    """
+    vary: dict[str, list[Any]] = {}
+    for text in given:
+        name, _, values = text.partition("=")
+        name = name.strip().lstrip("-").replace("-", "_")
+        if name not in TRAINING_FIELDS:
+            needs = f"expected one of {', '.join(TRAINING_FIELDS)}{nearest(name, TRAINING_FIELDS)}"
+            raise InputError(f"--vary {text}", f"found {name!r}", needs)
+        found = [from_text(name, one.strip()) for one in values.split(",") if one.strip()]
+        if len(found) < 2 or len(set(found)) < len(found):
+            raise InputError(f"--vary {text}", "found fewer than two different values",
+                             f"write for example --vary {option_name(name)[2:]}=4,16")  # fmt: skip
+        vary[name] = found
+    if not vary:
+        raise InputError("--vary", "nothing varies", "write for example --vary rank=4,16")
+    return vary
+
+
+def list_arms(config: RunConfig, vary: Vary) -> list[Arm]:
+    """Return an arm for each combination of values.
+
+    Raises:
+        InputError: A value is refused, or there are too many arms.
+    """
+    names = list(vary)
+    combinations = list(itertools.product(*(vary[name] for name in names)))
+    if len(combinations) > MOST_ARMS:
+        got = f"{len(combinations)} arms"
+        raise InputError(
+            "--vary", got, f"use at most {MOST_ARMS}: choosing among more shows little"
+        )
+    shared = {
+        "generate_samples": 0, "thought_samples": 0, "ability_samples": 0, "judge_url": "",
+    }  # fmt: skip
+    arms: list[Arm] = []
+    for combination in combinations:
+        values = dict(zip(names, combination, strict=True))
+        changes: dict[str, Any] = shared | values
+        if "steps" in values:
+            changes["epochs"] = None
+        if "epochs" in values:
+            changes["steps"] = None
+        label = "_".join(f"{name}-{value}" for name, value in values.items())
+        name = re.sub(r"[^\w.-]", "-", label)
+        arms.append(Arm(name, values, build_config(config.model_dump() | changes)))
+    return arms
+
+
+def run_study(
+    config: RunConfig, vary: Vary, folder: Path, listener: Listener | None = None
+) -> Study:
+    """Train and score what is missing of a study, and return what came of it.
+
+    Every process that is started on ``folder`` takes the next arm that nobody works on, and returns
+    when all are done.
+
+    Raises:
+        InputError: The folder holds another study, or the data have no validation rows.
+        RunFailed: An arm failed.
+        Cancelled: The listener asked to stop; finished work is kept.
+    """
+    listener = listener or Listener()
+    arms = list_arms(config, vary)
+    _begin(config, vary, folder)
+    books = _open_books(folder, arms, vary)
+    while open_arms := [arm for arm in arms if not _is_done(folder, arm)]:
+        worked = False
+        for arm in open_arms:
+            with suppress(BusyError):
+                _run_arm(arm, folder, listener)
+                worked = True
+                books.finish(arm.name, _validation_loss(folder, arm))
+                done = sum(_is_done(folder, one) for one in arms)
+                values = {"arm": arm.name, "done": done, "of": len(arms)}
+                loss = _validation_loss(folder, arm)
+                listener.say(Message("study_arm_done", values | {"loss": loss}))
+        if not worked:
+            _wait(listener)
+    for arm in arms:
+        # A process may have been killed between an arm's end and its entry in the books.
+        books.finish(arm.name, _validation_loss(folder, arm))
+    study = analyse_study(config, vary, [_read_arm(folder, arm) for arm in arms])
+    directory = RunDirectory(folder)
+    directory.write_json("study_report.json", study.to_json())
+    directory.write_text("study.md", render_study(study))
+    return study
+
+
+def read_study(folder: Path) -> tuple[RunConfig, dict[str, list[Any]]]:
+    """Return the config of a study and what varies in it.
+
+    Raises:
+        InputError: There is no study in ``folder``.
+    """
+    directory = RunDirectory(folder)
+    if not directory.has(FILE):
+        raise InputError(f"--out {folder}", f"no {FILE} in it", "name the folder of a study")
+    found = directory.read_json(FILE)
+    return build_config(found["config"], where=str(folder / FILE)), dict(found["vary"])
+
+
+def _begin(config: RunConfig, vary: Vary, folder: Path) -> None:
+    """Write down what the study is, or check that it is the same one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    directory = RunDirectory(folder)
+    facts = {
+        "config": config.model_dump(mode="json"),
+        "vary": {name: list(values) for name, values in vary.items()},
+    }
+    if directory.has(FILE):
+        if directory.read_json(FILE) != facts:
+            got = "it holds a study with other options"
+            raise InputError(f"--out {folder}", got, "use another folder, or the same options")
+        return
+    if any(not one.name.startswith(".") for one in folder.iterdir()):
+        raise InputError(f"--out {folder}", "the folder is not empty", "use a new or empty folder")
+    directory.write_json(FILE, facts)
+
+
+def _directory(folder: Path, arm: Arm) -> RunDirectory:
+    return RunDirectory(folder / "arms" / arm.name)
+
+
+def _is_done(folder: Path, arm: Arm) -> bool:
+    directory = _directory(folder, arm)
+    return directory.exists() and directory.stage() == "done"
+
+
+def _run_arm(arm: Arm, folder: Path, listener: Listener) -> None:
+    """Train and score an arm from where it stopped.
+
+    Raises:
+        BusyError: Another process works on it.
+    """
+    directory = _directory(folder, arm)
+    directory.path.mkdir(parents=True, exist_ok=True)
+    directory.lock.take()
+    if _is_done(folder, arm):
+        directory.lock.release()
+        return
+    listener.say(Message("study_arm_begins", {"arm": arm.name}))
+    known = _scores_before(folder)
+    run(arm.config, directory, listener, resume=directory.exists(), scores_before=known)
+
+
+def _scores_before(folder: Path) -> Path | None:
+    """Return the scores of the untuned model, which are the same in all arms, if one has them."""
+    for status in sorted((folder / "arms").glob("*/status.json")):
+        other = RunDirectory(status.parent)
+        if other.stage() == "done":
+            return other.evaluation("before")
+    return None
+
+
+def _validation_loss(folder: Path, arm: Arm) -> float:
+    losses = _losses(folder, arm)
+    return sum(losses) / len(losses)
+
+
+def _losses(folder: Path, arm: Arm) -> list[float]:
+    """Return the validation loss of each of the arm's trainings.
+
+    Raises:
+        InputError: The data have no validation rows.
+    """
+    found = [find_validation(one) for one in _trainings(folder, arm)]
+    losses = [one.kept_loss for one in found if one is not None]
+    if len(losses) < len(found):
+        got = "the data have no validation rows, by which a study chooses"
+        raise InputError(f"--dataset {arm.config.dataset}", got, "use more rows")
+    return losses
+
+
+def _trainings(folder: Path, arm: Arm) -> list[RunDirectory]:
+    directory = _directory(folder, arm)
+    if arm.config.seeds == 1:
+        return [directory]
+    return [directory.of_seed(number) for number in range(1, arm.config.seeds + 1)]
+
+
+def _read_arm(folder: Path, arm: Arm) -> ArmResult:
+    directory = _directory(folder, arm)
+    path = directory.evaluation("before")
+    before = rows_from_json(directory.rows(path), where=str(path))
+    after = [
+        rows_from_json(one.rows(one.evaluation("after")), where=str(one.evaluation("after")))
+        for one in _trainings(folder, arm)
+    ]
+    return ArmResult(arm.name, arm.values, tuple(_losses(folder, arm)), before, after)
+
+
+def _wait(listener: Listener) -> None:
+    """Wait until another process may have ended its arm.
+
+    Raises:
+        Cancelled: The listener asked to stop.
+    """
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        if listener.should_stop():
+            raise Cancelled
+        time.sleep(0.1)
+
+
+class _Books:
+    """The study's trials as Optuna keeps them, one for each arm."""
+
+    def __init__(self, study: Any, storage: Any) -> None:
+        self._study, self._storage = study, storage
+
+    def finish(self, arm: str, loss: float) -> None:
+        """Enter the validation loss of an arm that is done; the first entry stays."""
+        from optuna.trial import TrialState
+
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.user_attrs.get("arm") == arm and not trial.state.is_finished():
+                if trial.state == TrialState.WAITING:
+                    self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+                self._study.tell(trial.number, loss, skip_if_finished=True)
+
+
+def _open_books(folder: Path, arms: Sequence[Arm], vary: Vary) -> _Books:
+    """Open the SQLite file, and enter the arms that are not in it.
+
+    Raises:
+        InputError: Optuna is not installed.
+    """
+    try:
+        import optuna
+        from optuna.distributions import CategoricalDistribution
+        from optuna.trial import TrialState, create_trial
+    except ImportError:
+        needs = "install it with pip install 'medcot[study]'"
+        raise InputError("medcot study", "optuna is not installed", needs) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with _alone(folder):
+        storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / BOOKS).absolute()}")
+        study = optuna.create_study(
+            storage=storage, study_name=NAME, direction="minimize", load_if_exists=True
+        )
+        known = {trial.user_attrs.get("arm") for trial in study.get_trials(deepcopy=False)}
+        for arm in arms:
+            if arm.name not in known:
+                choices = {name: CategoricalDistribution(list(vary[name])) for name in arm.values}
+                trial = create_trial(
+                    state=TrialState.WAITING, params=dict(arm.values), distributions=choices,
+                    user_attrs={"arm": arm.name},
+                )  # fmt: skip
+                study.add_trial(trial)
+    return _Books(study, storage)
+
+
+class _alone:  # noqa: N801 - a context manager
+    """Holds the lock of the study's folder, and waits for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._lock = RunDirectory(folder).lock
+
+    def __enter__(self) -> None:
+        for _ in range(600):
+            with suppress(BusyError):
+                self._lock.take()
+                return
+            time.sleep(0.1)
+        self._lock.take()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def study_path(root: Path = Path("runs")) -> Path:
+    """Return ``runs/study``, with a number if that is taken."""
+    names: Iterator[Path] = (root / f"study-{number}" for number in itertools.count(1))
+    return next(path for path in names if not path.exists())

@@ -1,0 +1,140 @@
+"""Several trainings of one recipe: what they share, what is kept, and that they can be resumed."""
+
+import json
+
+import pytest
+
+from medcot.catalog import Message
+from medcot.config.presets import make_config
+from medcot.errors import Cancelled, InputError
+from medcot.listener import Listener
+from medcot.pipeline import seeds as pipeline
+from medcot.pipeline.run import report_only, run, train_only
+from medcot.reporting.storage import read_report
+from medcot.runs.directory import RunDirectory
+from tests.support.short_runs import SHORT, outcome, write_rows
+
+SEEDS = 3
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, tiny_model):
+    rows = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+    changes = {"model": str(tiny_model), "dataset": str(rows), "seeds": SEEDS, "test_samples": 6}
+    return make_config("demo", SHORT | changes)
+
+
+class Stopped(Listener):
+    """Asks to stop after so many steps or, as the other seeds are scored, after so many polls."""
+
+    def __init__(self, events=10_000, polls=10_000):
+        self.left, self.polls, self.name, self.lines = events, polls, "", []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def stage(self, name):
+        self.name = name
+
+    def event(self, event):
+        self.left -= 1
+
+    def should_stop(self):
+        self.polls -= self.name == "seeds"
+        return self.left <= 0 or self.polls <= 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, config):
+    directory, listener = RunDirectory(tmp_path_factory.mktemp("seeds") / "run"), Stopped()
+    return directory, run(config, directory, listener), listener
+
+
+def of_all(directory):
+    """What no interruption may change: of the run, and of each of its trainings."""
+    folders = [directory.path, *(directory.of_seed(n).path for n in range(1, SEEDS + 1))]
+    return [outcome(folder) for folder in folders]
+
+
+def adapter(directory):
+    return (directory.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def test_each_seed_is_a_run_of_its_own_with_the_scores_before_in_common(whole, config):
+    directory, _, listener = whole
+    runs = [directory.of_seed(number) for number in range(1, SEEDS + 1)]
+    assert [one.config().seed for one in runs] == [config.seed + n for n in range(SEEDS)]
+    assert {one.stage() for one in runs} == {"done"}
+    assert len({adapter(one) for one in runs}) == SEEDS
+    assert len({one.evaluation("before").read_bytes() for one in runs}) == 1
+    assert len({one.evaluation("after").read_bytes() for one in runs}) == SEEDS
+    assert len({(one.path / "split.json").read_bytes() for one in runs}) == 1
+    assert all(read_report(one.path) is not None for one in runs)
+    begun = [one for one in listener.lines if getattr(one, "code", "") == "seed_begins"]
+    assert [one.values["number"] for one in begun] == [1, 2, 3]
+
+
+def test_a_seed_is_trained_as_if_it_were_alone(whole, config, tmp_path):
+    directory, _, _ = whole
+    alone = RunDirectory(tmp_path / "alone")
+    train_only(config.model_copy(update={"seed": config.seed + 1, "seeds": 1}), alone, Listener())
+    assert adapter(alone) == adapter(directory.of_seed(2))
+
+
+def test_the_adapter_with_the_lowest_validation_loss_is_kept(whole):
+    directory, report, _ = whole
+    losses = {one.number: one.validation_loss for one in report.seeds.runs}
+    kept = next(one.number for one in report.seeds.runs if one.kept)
+    assert losses[kept] == min(losses.values())
+    assert adapter(directory) == adapter(directory.of_seed(kept))
+    assert directory.read_json("training.json")["kept_seed"] == kept
+    assert directory.events.read_bytes() == directory.of_seed(kept).events.read_bytes()
+    # Its own answers are in the run, its losses among those of the seeds.
+    rows = {row["id"]: row for row in directory.rows(directory.evaluation("after"))}
+    own = list(directory.of_seed(kept).rows(directory.of_seed(kept).evaluation("after")))
+    assert all(rows[row["id"]]["nll"] == row["nll"] for row in own)
+    assert any(row["output"] for row in rows.values())
+
+
+def test_the_report_speaks_of_the_recipe(whole):
+    directory, report, _ = whole
+    seeds, own = report.seeds, [one.nll.difference for one in report.seeds.runs]
+    assert seeds.nll.difference == pytest.approx(sum(own) / SEEDS)
+    assert report.verdict.nll == seeds.nll.verdict("lower")
+    counted = sum(one.nll_verdict == "improved" for one in seeds.runs)
+    assert f"Improved in {counted} of 3 seeds; seeds differ by " in report.verdict.sentence
+    text = directory.report_markdown.read_text()
+    assert "## Seeds" in text
+    assert report.verdict.sentence.split(":")[0] in text
+    assert text.count("| kept |") == 1
+    again = report_only(directory, Listener())
+    assert again == report == read_report(directory.path)
+
+
+@pytest.mark.parametrize("stops", [{"events": 2}, {"events": 5}, {"events": 8}, {"polls": 1}])
+def test_a_stopped_run_of_seeds_resumes_to_the_same_bytes(whole, config, tmp_path, stops):
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.raises(Cancelled):
+        run(config, directory, Stopped(**stops))
+    run(config, RunDirectory(directory.path), resume=True)
+    assert of_all(directory) == of_all(whole[0])
+
+
+def test_a_launcher_with_several_processes_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.comm, "world_size", lambda: 2)
+    with pytest.raises(InputError, match="without a launcher"):
+        pipeline.require_one_process(config)
+    pipeline.require_one_process(config.model_copy(update={"seeds": 1}))
+
+
+def test_steps_are_counted_over_all_seeds(whole, config, tmp_path):
+    seen = []
+
+    class Seeing(Listener):
+        def event(self, event):
+            seen.append((event.step, event.steps))
+
+    train_only(config.model_copy(update={"seeds": 2}), RunDirectory(tmp_path / "run"), Seeing())
+    assert seen == [(step, 6) for step in range(1, 7)]
+    assert "seeds" not in json.loads((whole[0].of_seed(1).path / "report.json").read_text())
+    assert str(Message("seed_begins", {"number": 2, "of": 3, "seed": 7})).startswith("training 2")

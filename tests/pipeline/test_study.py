@@ -1,0 +1,165 @@
+"""A study: arms on the same test rows, one of them picked by validation, each finished once."""
+
+import json
+
+import numpy as np
+import pytest
+
+from medcot.cli.study import price_study, resolve_study
+from medcot.config.presets import make_config
+from medcot.errors import Cancelled, InputError
+from medcot.evaluation.interface import ScoredRow
+from medcot.hardware.machine import named_machine
+from medcot.listener import Listener
+from medcot.pipeline import study as pipeline
+from medcot.pipeline.study import list_arms, parse_vary, run_study
+from medcot.reporting.study import ArmResult, analyse_study, fit_learning_curve
+from medcot.runs.directory import RunDirectory
+from tests.support.short_runs import SHORT, write_rows
+
+optuna = pytest.importorskip("optuna")
+VARY = {"rank": [2, 4], "samples": [4, 6]}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, tiny_model):
+    rows = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+    changes = {"model": str(tiny_model), "dataset": str(rows), "steps": 2}
+    return make_config("demo", SHORT | changes)
+
+
+class Stopping(Listener):
+    """Asks to stop after a number of optimizer steps."""
+
+    def __init__(self, steps):
+        self.left, self.arms = steps, []
+
+    def say(self, line):
+        if getattr(line, "code", "") == "study_arm_begins":
+            self.arms.append(line.values["arm"])
+
+    def event(self, event):
+        self.left -= 1
+
+    def should_stop(self):
+        return self.left <= 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, config):
+    """A study that is stopped within its second arm, and continued while another has the third."""
+    folder = tmp_path_factory.mktemp("study") / "study"
+    first = Stopping(3)
+    with pytest.raises(Cancelled):
+        run_study(config, VARY, folder, first)
+    second = Stopping(1000)
+    return folder, run_study(config, VARY, folder, second), (first.arms, second.arms)
+
+
+def test_a_stopped_study_is_continued_and_each_arm_is_finished_once(whole):
+    folder, study, (first, second) = whole
+    names = [arm.name for arm in study.arms]
+    assert len(names) == 4
+    assert first == names[:2]
+    assert second == names[1:]
+    books = optuna.load_study(study_name="medcot", storage=f"sqlite:///{folder / 'study.db'}")
+    assert [trial.user_attrs["arm"] for trial in books.trials] == names
+    assert {trial.state.name for trial in books.trials} == {"COMPLETE"}
+    assert [trial.value for trial in books.trials] == [arm.mean for arm in study.arms]
+    assert books.best_trial.params == next(a.values for a in study.arms if a.name == study.chosen)
+
+
+def test_the_untuned_model_is_scored_once_and_the_test_rows_are_told_of_one_arm(whole):
+    folder, study, _ = whole
+    before = {
+        (folder / "arms" / arm.name / "evaluation" / "before.jsonl").read_bytes()
+        for arm in study.arms
+    }
+    assert len(before) == 1
+    text = (folder / "study.md").read_text()
+    assert text.count("test loss") == 1
+    assert study.nll.level == pytest.approx(1 - 0.05 / 4)
+    assert json.loads((folder / "study_report.json").read_text())["chosen"] == study.chosen
+
+
+def test_an_arm_that_another_process_works_on_is_left_to_it(config, tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    arms = list_arms(config, {"rank": [2, 4]})
+    held = RunDirectory(folder / "arms" / arms[0].name)
+    worked = []
+
+    def work(arm_config, directory, listener, *, resume, scores_before):
+        worked.append(arm_config.rank)
+        raise Cancelled
+
+    monkeypatch.setattr(pipeline, "run", work)
+    pipeline._begin(config, {"rank": [2, 4]}, folder)
+    held.path.mkdir(parents=True)
+    held.lock.take()
+    with pytest.raises(Cancelled):
+        run_study(config, {"rank": [2, 4]}, folder)
+    assert worked == [4]
+    held.lock.release()
+
+
+def test_a_folder_of_another_study_is_refused(whole, config):
+    with pytest.raises(InputError, match="other options"):
+        run_study(config, {"rank": [2, 8]}, whole[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [("rnak=4,16", "rank"), ("rank=4", "two different"), ("rank=4,4", "two different"),
+     ("model=a,b", "expected one of"), ("test_samples=4,8", "expected one of")],
+)  # fmt: skip
+def test_what_arms_may_not_differ_in_is_refused(given, what):
+    with pytest.raises(InputError, match=what):
+        parse_vary([given])
+
+
+def test_a_file_and_options_make_a_study(tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text('preset = "demo"\nseeds = 2\n[vary]\nrank = [4, 16]\n')
+    config, vary, folder, _ = resolve_study(str(file), ["learning-rate=1e-4,1e-3"], {"out": "here"})
+    assert (config.seeds, vary) == (2, {"rank": [4, 16], "learning_rate": [1e-4, 1e-3]})
+    assert str(folder) == "here"
+    assert len(list_arms(config, vary)) == 4
+    lines = list(price_study(config, ["rank=4,16"], named_machine("H100")))
+    assert len(lines) == 3
+    assert lines[-1].startswith("2 arms x 2 seeds")
+
+
+def rows_of(losses):
+    return [
+        ScoredRow("case", "", str(number), "", nll=loss, nll_sum=100 * loss, completion_tokens=100)
+        for number, loss in enumerate(losses)
+    ]
+
+
+def test_choosing_among_arms_without_an_effect_is_seldom_an_improvement():
+    """``bench/verdicts.py --only study`` does this a thousand times."""
+    config, called = make_config("demo"), 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        before = rows_of(np.full(24, 3.0))
+        arms = []
+        for number in range(8):
+            # Seeds that are good on validation rows are good on test rows.
+            own = 0.05 * rng.normal(size=3)
+            changes = own[:, None] + 0.1 * rng.normal(size=24) + 0.02 * rng.normal(size=(3, 24))
+            after = [rows_of(3.0 + change) for change in changes]
+            losses = tuple(2.0 + own + 0.01 * rng.normal(size=3))
+            arms.append(ArmResult(f"arm-{number}", {"rank": number}, losses, before, after))
+        called += analyse_study(config, {"rank": range(8)}, arms).nll_verdict == "improved"
+    assert called <= 5
+
+
+def test_a_learning_curve_says_what_more_rows_buy():
+    rng = np.random.default_rng(1)
+    losses = {
+        size: list(3 - 0.1 * np.log(size) + 0.001 * rng.normal(size=3)) for size in (100, 200, 400)
+    }
+    curve = fit_learning_curve(losses)
+    assert curve.gain == pytest.approx(0.1 * np.log(1400 / 400), abs=2 * curve.half_width)
+    assert 0 < curve.half_width < 0.02
+    assert fit_learning_curve({100: [3.0]}) is None
