@@ -46,7 +46,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     model: str = _field(BUNDLED_MODEL, "hub name, folder or smollm2-135m (bundled)", min_length=1)
     dataset: str = _field(
         BUNDLED_DATA,
-        "hub name, file, folder, sample or sample-short (repeatable)",
+        "hub name, file, folder, sample, sample-short; repeatable",
         min_length=1,
     )
     columns: str = _field("", "columns, as question=NAME,thought=NAME,answer=NAME")

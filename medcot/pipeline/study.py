@@ -28,7 +28,7 @@ from medcot.reporting.study import ArmResult, Study, analyse_study, render_study
 from medcot.runs.directory import RunDirectory
 from medcot.runs.lock import BusyError
 
-TRAINING_FIELDS = (
+TRAINING_FIELDS: tuple[str, ...] = (
     "rank", "alpha", "steps", "epochs", "learning_rate", "samples", "batch", "dropout",
     "warmup_steps", "schedule", "optimizer", "weight_decay", "keep", "patience",
 )  # fmt: skip
@@ -299,7 +299,9 @@ def _open_books(folder: Path, arms: Sequence[Arm], vary: Vary) -> _Books:
         known = {trial.user_attrs.get("arm") for trial in study.get_trials(deepcopy=False)}
         for arm in arms:
             if arm.name not in known:
-                choices = {name: CategoricalDistribution(list(vary[name])) for name in arm.values}
+                choices: dict[str, Any] = {
+                    name: CategoricalDistribution(list(vary[name])) for name in arm.values
+                }
                 trial = create_trial(
                     state=TrialState.WAITING, params=dict(arm.values), distributions=choices,
                     user_attrs={"arm": arm.name},
