@@ -25,7 +25,6 @@ from medcot.pipeline.collective import (
 )
 from medcot.pipeline.failures import recorded
 from medcot.pipeline.fingerprints import record_adapter
-from medcot.pipeline.lm_eval import ready_tasks, score_tasks
 from medcot.pipeline.prepare import Prepared, prepare
 from medcot.pipeline.report import write_report
 from medcot.pipeline.seeds import require_one_process, score_seeds, train_seeds
@@ -123,6 +122,9 @@ def evaluate_only(
     Raises:
         InputError: The run is not trained, or a set or task cannot be scored.
     """
+    # No kernel on Kaggle carries it.
+    from medcot.pipeline.lm_eval import ready_tasks, score_tasks
+
     config = directory.config()
     if directory.working_directory() != str(Path.cwd()):
         mcq = tuple(str(Path(name).absolute()) if Path(name).exists() else name for name in mcq)
