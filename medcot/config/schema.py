@@ -63,7 +63,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     seeds: int = _field(1, "trainings with other seeds, for a verdict on the recipe", ge=1, le=100)
     mcq: tuple[str, ...] = _field((), "multiple-choice set: file, name or sample (repeatable)")
     keep: Literal["best", "last"] = _field(
-        "best", "adapter of the lowest validation loss or of the last step"
+        "best", "adapter of the lowest validation loss, or the last"
     )
     patience: int = _field(
         0, "validations without progress until it stops; 0: never", ge=0, le=1000

@@ -139,7 +139,7 @@ def rows_of(losses):
 def test_choosing_among_arms_without_an_effect_is_seldom_an_improvement():
     """``bench/verdicts.py --only study`` does this a thousand times."""
     config, called = make_config("demo"), 0
-    for seed in range(60):
+    for seed in range(30):
         rng = np.random.default_rng(seed)
         before = rows_of(np.full(24, 3.0))
         arms = []
@@ -151,7 +151,7 @@ def test_choosing_among_arms_without_an_effect_is_seldom_an_improvement():
             losses = tuple(2.0 + own + 0.01 * rng.normal(size=3))
             arms.append(ArmResult(f"arm-{number}", {"rank": number}, losses, before, after))
         called += analyse_study(config, {"rank": range(8)}, arms).nll_verdict == "improved"
-    assert called <= 5
+    assert called <= 3
 
 
 def test_a_learning_curve_says_what_more_rows_buy():

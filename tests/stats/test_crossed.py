@@ -86,12 +86,12 @@ def test_rates_over_seeds_count_rows_and_seeds():
 def test_seeds_alone_are_seldom_called_an_improvement():
     """``bench/verdicts.py --only seeds`` does this a thousand times for each case."""
     called = held = rows_alone = 0
-    for seed in range(200):
+    for seed in range(80):
         changes, tokens = draw(seed, 3, 24, 1.0, 0.0, 0.1)
         found = compare(changes, tokens, resamples=199)
         called += found.verdict("lower") == "improved"
         held += found.low <= 0 <= found.high
         rows_alone += abs(changes.sum() / tokens.sum() / 3) > 0.1
-    assert called <= 12
-    assert held >= 180
-    assert rows_alone > 100
+    assert called <= 6
+    assert held >= 70
+    assert rows_alone > 40
