@@ -26,7 +26,7 @@ from medcot.inference.loglikelihood import (
 )
 from medcot.records import Generation
 
-ROUNDS = {"cpu": 2, "cuda": 4}
+ROUNDS = {"cpu": 1, "cuda": 4}
 """Batches queued per call. Larger values keep the GPU busier but lose more work if the run is
 killed."""
 
