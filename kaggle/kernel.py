@@ -1,44 +1,49 @@
 """Does fine-tuning on medical reasoning help a small language model? One run, with its verdict.
 
-The model answers medical questions that it is never trained on. Then it is fine-tuned on other
-questions, whose answers are reasoned out step by step: a LoRA adapter learns, and the model's own
-weights stay as they are. Then it answers the first questions again. A paired test tells whether
-the difference is more than chance; "no evidence" is a possible verdict, and a frequent one.
+The model is tested on medical questions that are kept out of its training. Then it is fine-tuned
+on other questions, each with a chain of thought and an answer: a LoRA adapter (a small set of added
+weights) is trained, and the model's own weights stay as they are. Then the same test is repeated.
+Statistics tell whether the difference is more than chance; a frequent verdict is "no evidence".
 
-Where to look: the log ends with the verdict and the table of scores. The output holds `report.html`
-(scores, figures, answers before and after, side by side), the figures as PNG, and the adapter in
-`run/adapter`. The steps of the run follow its options.
+Where to find the result: the log ends with the verdict and the table of scores. The output holds
+`report.html` (scores, figures, answers before and after, side by side), the figures as PNG, the
+tutorial with this run's numbers (`tutorial.html`), and the adapter in `run/adapter`.
 
-The file was written by medcot, a Python project for such runs (`python kaggle/push.py build`): two
-builds of one commit are the same, byte for byte. medcot's sources are packed into the end of this
-file, or into a data set that the kernel mounts.
+How to read this file: first the options, then the settings of the session, then the run in six
+steps. medcot, a Python project for such runs, wrote it with `python kaggle/push.py build`; one
+commit and one set of options always give the same file. medcot's sources are packed at the end of
+this file, or, if that would make it too large, in a data set that the kernel mounts.
 
 Generated answers are research output, not medical advice.
 """
 
-# What the run computes. To try something else, copy this kernel and change a value.
+# What the run computes. To try something else, copy this kernel and change a value. (`preset` names
+# the set that the other values started from; changing it does not change them.) "Hub" is Hugging
+# Face's. Options without a comment are rarely changed: medcot's docs/options.md explains them.
 OPTIONS = {}
 
-# How long this session may take (in seconds), and under which names it looks for your secrets.
+# What the session does: `limit_s` is the longest it may take and `margin_s` the part of that kept
+# for saving, both in seconds. The labels are the names under which it looks for your secrets; the
+# packages under `unused` are not installed.
 SESSION = {}
 
 
 def run():
     """Carry out the run, step by step. A step that fails ends the kernel and says why."""
-    # Unpack medcot, and check that it is what was pushed.
+    # Unpack medcot's sources, and check that they are undamaged.
     session = unpack()
 
     # Look around: versions, GPUs, and which secrets are attached.
     session.look()
 
-    # Install what Kaggle's image lacks, at pinned versions. Its torch stays as it is.
+    # Install the packages that Kaggle's image lacks, at pinned versions. Its PyTorch is kept.
     session.install()
 
     # The run itself: score the model, fine-tune it, score it again, compare. A session that runs
-    # out of time saves its work first; the next one continues from there.
+    # out of time saves its work first, and another one can continue from there.
     session.train()
 
-    # Write what people read: the report and its figures, and the tutorial with this run's numbers.
+    # Write the pages to read: the report with its figures, the tutorial with this run's numbers.
     session.publish()
 
     # Print the verdict and the table of scores, and list every file with its checksum.
