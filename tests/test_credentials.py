@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def test_a_failed_run_leaves_no_secret_in_its_directory(
     def fail() -> None:
         directory.create(config)
         directory.append(directory.events, {"step": 1, "note": TOKEN})
-        pipeline.logger.warning("a log line with %s", TOKEN)
+        logging.getLogger("medcot.pipeline.run").warning("a log line with %s", TOKEN)
         raise ValueError(f"Illegal header value b'Bearer {TOKEN}\\n'")
 
     with pytest.raises(RunFailed), pipeline.recorded(directory, Listener(), resume=False):

@@ -211,14 +211,19 @@ def _find_layout(rows: Sequence[SourceRow], named: Mapping[str, str]) -> _Layout
     return readings[0] if readings else None
 
 
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 def _conversations(columns: Sequence[str], rows: Sequence[SourceRow]) -> Iterator[_Layout]:
     """Yield the readings of columns that hold conversations."""
     system = _named(columns, "system")
     more = {"system": system[0]} if len(system) == 1 else {}
     for column in _named(columns, "messages"):
         values = (_as_list(row.values.get(column)) for row in rows)
-        objects = (one[0] for one in values if one and isinstance(one[0], dict))
-        first = cast("dict[str, Any]", next(objects, None) or {})
+        firsts: Iterator[Any] = (one[0] for one in values if one)
+        empty: dict[str, Any] = {}
+        first = cast("dict[str, Any]", next(filter(_is_object, firsts), empty))
         if "from" in first or "value" in first:
             yield _Layout("ShareGPT", {"messages": column} | more)
         elif "role" in first or "content" in first:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ def repeat_shared_keys() -> None:
     from transformers.integrations import sdpa_attention
 
     module: ModuleType = sdpa_attention
-    vars(module)["use_gqa_in_sdpa"] = lambda *_: False
+    setattr(module, "use_gqa_in_sdpa", lambda *_: False)  # noqa: B010 - its type has no such name
 
 
 def provide_loss(function: type[torch.autograd.Function], device: str) -> None:
@@ -198,16 +198,17 @@ def deterministic_kernels() -> Iterator[None]:
     """
     import torch
 
+    settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    filled = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(mode=True)
     # Filling new memory shows reads of what nobody wrote; it costs time and changes no result here.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    settings.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(mode=before)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        settings.fill_uninitialized_memory = filled
 
 
 def keep_accelerate_from_splitting() -> None:

@@ -62,7 +62,9 @@ def parse_vary(given: Sequence[str]) -> dict[str, list[Any]]:
         name, _, values = text.partition("=")
         name = name.strip().lstrip("-").replace("-", "_")
         if name not in TRAINING_FIELDS:
-            needs = f"expected one of {', '.join(TRAINING_FIELDS)}{nearest(name, TRAINING_FIELDS)}"
+            needs = (
+                f"expected one of {', '.join(TRAINING_FIELDS)}{nearest(name, [*TRAINING_FIELDS])}"
+            )
             raise InputError(f"--vary {text}", f"found {name!r}", needs)
         found = [from_text(name, one.strip()) for one in values.split(",") if one.strip()]
         if len(found) < 2 or len(set(found)) < len(found):

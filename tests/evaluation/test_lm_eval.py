@@ -67,7 +67,7 @@ def tiny() -> Any:
 def our_rows(tiny: Any, asked: list[Question]) -> list[ScoredRow]:
     from medcot.inference.generate import model_tools
 
-    config = make_config("demo", {"mcq": ("local",)})
+    config = make_config("demo", {"mcq": ("local",), "mcq_samples": 0, "mcq_orders": 1})
     suite = make_suite(config, [], None, {"local": asked})
     return evaluate(suite, model_tools(tiny, config), [], lambda row: None)
 

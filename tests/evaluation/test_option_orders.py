@@ -45,7 +45,7 @@ def tools_of(prefer: Prefer) -> ModelTools:
 
 
 def suite_of(questions: Sequence[Question], orders: int = 0) -> EvaluationSuite:
-    config = make_config("demo", {"mcq_orders": orders})
+    config = make_config("demo", {"mcq_orders": orders, "mcq_samples": 0})
     return make_suite(config, [], None, {"exam": list(questions)})
 
 

@@ -79,6 +79,7 @@ def suite_of(
             "generate_samples": generated,
             "mcq_method": method,
             "mcq_orders": more.get("orders", 1),
+            "mcq_samples": 0,
         },
     )
     asked = {"set": [question(n) for n in range(questions)]} if questions else {}

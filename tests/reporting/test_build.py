@@ -31,7 +31,8 @@ from medcot.reporting.storage import report_from_json, report_to_json
 from medcot.reporting.wording import word_opening
 
 SETTING = make_config(
-    "demo", {"test_samples": 400, "generate_samples": 12, "mcq_method": "generate"}
+    "demo",
+    {"test_samples": 400, "generate_samples": 12, "mcq_method": "generate", "mcq_samples": 0},
 )
 OPTIONS = {"A": "one", "B": "two", "C": "three", "D": "four"}
 CLAIMS = (Claim("rest is advised", ("rest",), ("exercise",)),)

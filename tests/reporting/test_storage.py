@@ -32,7 +32,7 @@ def test_a_report_without_a_version_opens_and_is_worded(language: str) -> None:
     page = render_markdown(report)
     assert old["verdict"]["sentence"] in page
     said = {
-        "en": "Of 17 generated answers, 12 before and 4 after reached 160 tokens",
+        "en": "Of 13 generated answers, 9 before and 4 after reached 160 tokens",
         "zh": "Of 13 generated answers, 13 before and 13 after reached 160 tokens",
     }
     assert said[language] in page
