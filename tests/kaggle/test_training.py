@@ -104,7 +104,8 @@ def test_a_run_on_kaggle_reports_what_the_same_run_reports_here(
     assert all((run.path / name).exists() for name in names)
     assert run.stage() == "done"
     page = (run.path / "tutorial.html").read_text(encoding="utf-8")
-    assert "tutorial: exported" in run.read_json("kaggle/manifest.json")["notes"]
+    notes = run.read_json("kaggle/manifest.json")["notes"]
+    assert "tutorial: exported" in notes, notes
     [loss] = re.findall(r"[\d.]+ nats per token", report(run.path)["verdict"]["sentence"])
     assert loss in page
     assert "train 2/2" in shown.text

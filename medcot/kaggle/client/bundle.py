@@ -21,7 +21,7 @@ from medcot.data.readers import READERS
 from medcot.data.sources import is_data_file, split_names
 from medcot.data.streams import COMPRESSED, format_of
 from medcot.errors import InputError, RunFailed
-from medcot.kaggle.client.sources import collect_package, read_with_unix_line_ends
+from medcot.kaggle.client.sources import PACKAGE_FOLDER, collect_package, read_with_unix_line_ends
 from medcot.kaggle.session.job import CONFIG_FILE, JOB_FILE, JobSpec
 from medcot.kaggle.session.secret_scan import SecretMatch, find_secrets
 from medcot.paths import PROJECT, is_folder
@@ -80,8 +80,13 @@ def collect(config: RunConfig, job: JobSpec, project: Path = PROJECT) -> Bundle:
         InputError: the config names a model folder, or a data file that does not exist.
     """
     sent, data = carry_data(config)
+    # The notebook compares a run with the finished one in its own language.
+    unused = (
+        f"{PACKAGE_FOLDER}/medcot/runs/finished/demo-{'zh' if config.language == 'en' else 'en'}/"
+    )
+    package = collect_package(project)
     files = {
-        **collect_package(project),
+        **{name: package[name] for name in package if not name.startswith(unused)},
         CONFIG_FILE: _json(sent.model_dump(mode="json")),
         JOB_FILE: _json(replace(job, run=run_key(config)).to_json()),
         **data,

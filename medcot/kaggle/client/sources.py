@@ -23,7 +23,6 @@ STAYS = (
     "exporting/",
     "serving/",
     "kaggle/client/",
-    "comparing/",
     "cli/compare.py",
     "cli/doctor.py",
     "cli/kaggle.py",
