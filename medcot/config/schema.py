@@ -96,7 +96,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     )
     dropout: float = _field(0.0, "LoRA dropout", shown=False, ge=0, lt=1)
     deterministic: bool = _field(
-        default=False, description="the same bits each time on one GPU; slower", shown=False
+        default=False, description="the same bits each time on one GPU", shown=False
     )
     warmup_steps: int = _field(2, "steps of rising learning rate", shown=False, ge=0, le=100_000)
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = _field(

@@ -22,8 +22,8 @@ VALIDATION = 0.125
 
 CPU_ANSWER_ROWS = 32
 """Prompts answered at once on a CPU, which reads all weights for each token of all of them. With
-SmolLM2-135M on two cores, 26 answers of 40 tokens took 18 s so, 24 s 16 at once, 46 s 8 at once.
-More are no quicker, and a kill loses those that are not complete."""
+SmolLM2-135M on two cores, 26 answers of 40 tokens took 18 s so and 24 s 16 at once. A kill loses
+those that are not complete."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,7 @@ def fit(
                 raise _out_of_memory_in_one_process(plan) from error
             plan = _with_less_memory(plan, loaded.model.config.num_hidden_layers)
     directory.require()
-    ended = recorder.step >= training.steps
+    ended = recorder.step >= training.steps and not recorder.validation_is_pending
     stopped_early = not ended and recorder.validation.is_exhausted
     cancelled = not ended and not stopped_early
     kept_step = recorder.step if cancelled else recorder.validation.choose_weights(recorder.step)
@@ -149,7 +149,8 @@ class _Training:
         recorder = self._recorder(checkpoint, plan)
         if checkpoint and (recorder.step >= self.steps or recorder.validation.is_exhausted):
             _load_weights(loaded.model, checkpoint)
-            recorder.finish_validation()
+            with self._interruptible():
+                recorder.finish_validation()
             return recorder
         loaded.model.config.use_cache = False
         arguments = make_arguments(self.config, plan, self.steps, self.directory.checkpoints)
@@ -172,22 +173,22 @@ class _Training:
 
     def _train(self, trainer: Any, recorder: Recorder, checkpoint: Path | None) -> None:
         """Train to the end of the run, or stop after a step or, in a single process, within it."""
-        resumed = str(checkpoint) if checkpoint else None
-        if comm.world_size() > 1:
-            trainer.train(resume_from_checkpoint=resumed)
-            return
         kept = last_step_kept(recorder.validation.save)
         trainer.add_callback(kept)
+        try:
+            with self._interruptible():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Cancelled:
+            kept.save(trainer)
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        """Let a stop end a pass of the model, where no other process waits for it."""
 
         def poll() -> None:
             if self.should_stop():
                 raise Cancelled
 
-        try:
-            with interruptible(self.loaded, poll):
-                trainer.train(resume_from_checkpoint=resumed)
-        except Cancelled:
-            kept.save(trainer)
+        return nullcontext() if comm.world_size() > 1 else interruptible(self.loaded, poll)
 
     def _recorder(self, checkpoint: Path | None, plan: Plan) -> Recorder:
         """Return a recorder that continues the events up to ``checkpoint``."""

@@ -76,14 +76,18 @@ class Recorder:
 
     def finish_validation(self) -> None:
         """Score the validation rows after the step resumed from, if a stop came in between."""
-        if not self.step or not self.validation.is_due(self.step):
-            return
-        if self.step in self.validation.losses:
+        if not self.validation_is_pending:
             return
         self.validation.run(self.step)
         if comm.is_main():
             loss = self.validation.losses[self.step]
             self.directory.complete_last_event({"validation_loss": loss})
+
+    @property
+    def validation_is_pending(self) -> bool:
+        """Whether a stop kept the validation after the last step from its end."""
+        due = self.step > 0 and self.validation.is_due(self.step)
+        return due and self.step not in self.validation.losses
 
     def should_end(self) -> bool:
         """Return whether training ends after this step: on request, or for want of progress."""
