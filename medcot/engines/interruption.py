@@ -1,4 +1,4 @@
-"""Lets a pass of a model be interrupted: on a CPU one pass can take half a minute."""
+"""Lets a pass of a model be interrupted: on a CPU a long row takes a minute and more."""
 
 from __future__ import annotations
 
