@@ -138,7 +138,11 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         0, "general items that show what training cost; 0: none", shown=False, ge=0, le=100_000
     )
     choice_seed: int | None = _field(
-        None, "seed that chooses questions and items; none: that of the run", shown=False, ge=0
+        None,
+        "seed that chooses questions and items; none: that of the run",
+        shown=False,
+        ge=0,
+        le=2**31 - 1,
     )
     mcq_method: Literal["likelihood", "generate"] = _field(
         "likelihood", "answer by option likelihood or by reasoning", shown=False

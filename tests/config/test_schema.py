@@ -74,6 +74,11 @@ def test_bounds_come_from_the_fields():
     assert describe_values("language") == "one of en, zh"
 
 
+def test_every_number_has_a_lowest_and_a_highest_value() -> None:
+    described = {name: describe_values(name) for name in RunConfig.model_fields}
+    assert not [name for name, values in described.items() if "None" in values]
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         make_config("demo").rank = 3
