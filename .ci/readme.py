@@ -39,6 +39,9 @@ WORDS = {
         " CPU cores, {date}. By `medcot run --preset demo`, which you can repeat.",
         "chinese": "The same in Chinese, `medcot run --preset demo --language zh`: {opening}"
         " Answers that ended by themselves: {before}, then {after}.",
+        "chinese_before": "In Chinese, `medcot run --preset demo --language zh` before the preset"
+        " changed to fewer rows and questions ({date}): {opening} Answers that ended by themselves:"
+        " {before}, then {after}.",
         "before": "Before training",
         "after": "After training",
         "cut": "… cut off at {limit} tokens, thought not closed",
@@ -57,6 +60,9 @@ WORDS = {
         "run": "SmolLM2-135M，{steps} 步，每步 {batch} 个短病例（共 {tokens:,} 个词元），"
         "{cores} 个 CPU 核心，{date}。由 `medcot run --preset demo` 得到，任何人都可以重做。",
         "chinese": "中文的同一次运行（`medcot run --preset demo --language zh`）：{opening}"
+        "自行结束的回答：训练前 {before}，训练后 {after}。",
+        "chinese_before": "中文的一次运行（`medcot run --preset demo --language zh`，{date}，"
+        "当时预设的行数和题数更多）：{opening}"
         "自行结束的回答：训练前 {before}，训练后 {after}。",
         "before": "训练前",
         "after": "训练后",
@@ -179,13 +185,16 @@ def describe_run(language: str) -> str:
 
 
 def tell_chinese_run(language: str) -> str:
-    """Return in two sentences what the bundled Chinese run found."""
+    """Return in two sentences what the bundled Chinese run found, and if the preset was another."""
     report = report_of("zh")
+    same = report.config == make_config("demo", {"language": "zh"})
+    words = WORDS[language]["chinese" if same else "chinese_before"]
+    status = json.loads((bundled_run("zh").path / "status.json").read_text(encoding="utf-8"))
     before, after = (
         format_value("finished_rate", side.finished_rate) for side in (report.before, report.after)
     )
     opening = word_opening(report, language)
-    return WORDS[language]["chinese"].format(opening=opening, before=before, after=after)
+    return words.format(opening=opening, before=before, after=after, date=status["at"][:10])
 
 
 def list_presets(language: str) -> str:
