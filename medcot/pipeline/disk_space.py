@@ -7,6 +7,7 @@ import shutil
 from medcot.config.schema import RunConfig
 from medcot.errors import InputError
 from medcot.planning.plan import Plan
+from medcot.planning.speed_model import count_answers
 from medcot.runs.directory import RunDirectory
 
 CHECKPOINTS = 3
@@ -24,11 +25,10 @@ FIXED = 16 << 20
 def estimate_bytes(config: RunConfig, plan: Plan) -> int:
     """Return about how many bytes a new run writes to its directory."""
     trained = plan.trainable_parameters
-    answers = config.generate_samples + 1 + config.ability_samples
     return (
         (CHECKPOINTS * (BYTES_PER_PARAMETER + BYTES_OF_BEST) * trained + 4 * trained)
         * (config.seeds + (config.seeds > 1))
-        + 2 * answers * config.max_new_tokens * BYTES_PER_TOKEN
+        + 2 * count_answers(config) * config.max_new_tokens * BYTES_PER_TOKEN
         + FIXED
     )
 

@@ -146,7 +146,8 @@ def _compose_plan(
     steps = config.total_steps(rows)
     epochs = steps * config.batch / max(1, rows)
     tokens = config.batch * workload.mean_tokens
-    time_s = _stage_times_s(workload, best, steps)
+    answer_rows = _answer_rows(workload, constraints, best)
+    time_s = _stage_times_s(workload, best, steps, answer_rows)
     warnings = list_warnings(workload, constraints, epochs, time_s["total"])
     return Plan(
         engine=step.engine,
@@ -172,19 +173,21 @@ def _compose_plan(
         time_s=time_s,
         reasons=(*constraints.reasons, *explain_choice(constraints, best, found)),
         warnings=(*constraints.warnings, *warnings),
-        answer_rows=_answer_rows(workload, constraints, best),
+        answer_rows=answer_rows,
         recomputed_layers=step.recomputed_layers,
         split=constraints.split,
     )
 
 
-def _stage_times_s(workload: Workload, best: Candidate, steps: int) -> dict[str, float]:
+def _stage_times_s(
+    workload: Workload, best: Candidate, steps: int, answer_rows: int
+) -> dict[str, float]:
     """Return the seconds of each stage and their total."""
     config = workload.config
     stages = {
         "load": loading_s(workload.config, best.step, workload.spec),
         "evaluate": evaluation_s(
-            config, best.step, workload.spec, workload.machine, workload.mean_tokens
+            config, best.step, workload.spec, workload.machine, workload.mean_tokens, answer_rows
         ),
         "train": steps * best.step_s * (1 + (VALIDATION if config.validation_samples else 0)),
     }

@@ -14,8 +14,17 @@ from medcot.planning.model_specs import ModelSpec
 
 OPTIONS_TOKENS = 4 * 120
 """Tokens scored to compare the options of one multiple-choice question: a rough figure."""
-CPU_BANDWIDTH = 10e9
-"""Bytes of weights that a CPU reads per second while a token is generated: a rough figure."""
+ORDER_COST = 0.4
+"""Time to read a question in one more order of its options, relative to the first: 26 questions in
+four orders took 41 CPU seconds, in one 19 (``bench/chance.py sample``)."""
+ALL_ORDERS = 4
+"""Orders of a question's options, where all are asked: most have four."""
+BUNDLED_QUESTIONS = 26
+BUNDLED_ABILITIES = {"en": 72, "zh": 48}
+"""General items, of which no more can be asked."""
+CPU_BANDWIDTH = 2.6e9
+"""Bytes of weights that a CPU reads per second while a token is generated. Fitted on two cores to
+answers 8, 13 and 26 at once: 0.28, 0.34 and 0.46 s for a token of each (SmolLM2-135M)."""
 
 
 @dataclass(frozen=True)
@@ -182,20 +191,37 @@ def stored_bytes(model: str, spec: ModelSpec) -> float:
 
 
 def evaluation_s(
-    config: RunConfig, step: StepConfig, spec: ModelSpec, machine: Machine, mean_tokens: float
+    config: RunConfig,
+    step: StepConfig,
+    spec: ModelSpec,
+    machine: Machine,
+    mean_tokens: float,
+    answer_rows: int,
 ) -> float:
-    """Predict roughly the seconds of both evaluations, before and after training."""
+    """Predict roughly the seconds of both evaluations, before and after training.
+
+    ``answer_rows`` prompts are answered at once.
+    """
     throughput = throughput_of(step, machine)
-    choices = sum(24 if name == "sample" else 1000 for name in config.mcq)
+    choices = sum(BUNDLED_QUESTIONS if name == "sample" else 1000 for name in config.mcq)
     if config.mcq_samples:
         choices = min(choices, config.mcq_samples * len(config.mcq))
     read = 4 * min(config.thought_samples, config.generate_samples, config.test_samples)
-    tokens = (config.test_samples + read) * mean_tokens + choices * OPTIONS_TOKENS
+    orders = (config.mcq_orders or ALL_ORDERS) if config.mcq_method == "likelihood" else 1
+    options = choices * OPTIONS_TOKENS * (1 + ORDER_COST * (orders - 1))
+    answers = count_answers(config)
+    tokens = (config.test_samples + read) * mean_tokens + options
+    tokens += answers * config.max_new_tokens
     score = tokens * 2 * spec.computed_parameters / throughput.rate
     on_cpu = step.device != "cuda"
-    answers = config.generate_samples + 1 + config.ability_samples
-    rounds = math.ceil(answers / (8 if on_cpu else 64))
+    rounds = math.ceil(answers / answer_rows)
     weights = weight_bytes(spec, step.quantization, 4.0 if on_cpu else 2.0)
     one_token = spec.layers * throughput.layer_pass_s / 2
     one_token += weights / _bandwidth(step, machine) + gather_s(step, spec)
     return 2 * (score + rounds * config.max_new_tokens * one_token)
+
+
+def count_answers(config: RunConfig) -> int:
+    """Return how many answers each evaluation generates: test rows, fixed question, items."""
+    items = min(config.ability_samples, BUNDLED_ABILITIES[config.language])
+    return min(config.generate_samples, config.test_samples) + 1 + items

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predic
 from medcot.planning.model_specs import SMOLLM2_135M, ModelSpec, find_model_spec, read_model_spec
 from medcot.planning.plan import describe, make_plan
 from medcot.planning.search import Candidate, choose_best
-from medcot.planning.speed_model import micro_batch_s
+from medcot.planning.speed_model import BUNDLED_ABILITIES, BUNDLED_QUESTIONS, micro_batch_s
 from medcot.planning.validation import predict_run
 from medcot.runs.directory import RunDirectory
 from tests.support.plans import GPU_PRESETS, GPUS, LAPTOP, LLAMA_8B, plan_for
@@ -423,6 +424,21 @@ def test_a_deterministic_run_says_what_it_changes_on_a_gpu_and_nothing_elsewhere
     ]
 
 
+def test_the_plan_counts_the_bundled_questions_and_items_that_there_are() -> None:
+    samples = files("medcot.data") / "samples"
+    for language, items in BUNDLED_ABILITIES.items():
+        rows = {
+            name: (samples / f"{name}_{language}.jsonl").read_text("utf-8").splitlines()
+            for name in ("questions", "abilities")
+        }
+        assert (len(rows["questions"]), len(rows["abilities"])) == (BUNDLED_QUESTIONS, items)
+    some, all_, more = (
+        plan_for("kaggle-t4", named_machine("T4"), ability_samples=count).time_s["evaluate"]
+        for count in (10, 72, 1000)
+    )
+    assert some < all_ == more
+
+
 def test_presets_name_only_things_that_some_machine_can_do() -> None:
     for preset in PRESETS:
         machine = LAPTOP if preset == "demo" else named_machine("H100")
@@ -435,11 +451,12 @@ def test_a_t4_reads_weights_at_its_own_bandwidth_and_files_at_their_own_size() -
     [gpu] = slow.gpus
     assert gpu.bandwidth_gb_s == 320
     quick = replace(slow, gpus=(replace(gpu, bandwidth_gb_s=1000.0),))
-    here, there = (
-        plan_for("kaggle-t4", one, ability_samples=0).time_s["evaluate"] for one in (slow, quick)
-    )
-    # Before and after, 1,200 tokens for all 17 prompts at once, from 5.7 GB of 4-bit weights.
-    assert here - there == pytest.approx(2 * 1200 * (5.7 / 320 - 5.7 / 1000), rel=0.03)
+    here, there = (plan_for("kaggle-t4", one, ability_samples=0) for one in (slow, quick))
+    rounds = -(-17 // here.answer_rows)
+    assert rounds == 2
+    # Before and after, 1,200 tokens of 17 prompts in two rounds, from 5.7 GB of 4-bit weights.
+    more = here.time_s["evaluate"] - there.time_s["evaluate"]
+    assert more == pytest.approx(2 * rounds * 1200 * (5.7 / 320 - 5.7 / 1000), rel=0.03)
     whole = plan_for("kaggle-t4", slow)
     quantized = plan_for("kaggle-t4", slow, model=f"{R1_LLAMA_8B}-bnb-4bit")
     # 16 GB and 5.7 GB at 1 GB/s.
