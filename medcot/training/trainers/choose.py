@@ -69,7 +69,7 @@ def make_arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path)
     on_cpu = plan.device == "cpu"
     if on_cpu and comm.world_size() > 1:
         name_cpu_without_number()
-    return SFTConfig(
+    arguments: Any = SFTConfig(
         output_dir=str(checkpoints),
         max_steps=steps,
         per_device_train_batch_size=plan.micro_batch,
@@ -96,6 +96,10 @@ def make_arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path)
         ddp_find_unused_parameters=False,
         **_arguments_by_pass(config, plan),
     )
+    if arguments.n_gpu > 1:
+        # A process has one GPU, as planned. Trainer would take all: a batch for each, DataParallel.
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _arguments_by_pass(config: RunConfig, plan: Plan) -> dict[str, Any]:
