@@ -72,15 +72,21 @@ def read_run(path: Path, *, bundled: bool = False) -> RunRecord:
 
 def bundled_run(language: Language) -> RunRecord:
     """Return the finished run that comes with the package: the demo, without its adapter."""
-    folder = Path(str(files("medcot.runs"))) / "finished" / f"demo-{language}"
-    return read_run(folder, bundled=True)
+    return read_run(_bundled_folder(language), bundled=True)
+
+
+def _bundled_folder(language: Language) -> Path:
+    return Path(str(files("medcot.runs"))) / "finished" / f"demo-{language}"
 
 
 def companion(shown: RunRecord) -> RunRecord:
-    """Return the bundled run to compare with ``shown``, in its language or else the other."""
-    own = bundled_run(shown.config.language)
-    if own.path.resolve() != shown.path.resolve():
-        return own
+    """Return the bundled run to compare with ``shown``, in its language or else the other.
+
+    A kernel on Kaggle carries one of them: its options may be changed, and then it is the other.
+    """
+    own = _bundled_folder(shown.config.language)
+    if own.is_dir() and own.resolve() != shown.path.resolve():
+        return bundled_run(shown.config.language)
     return bundled_run("en" if shown.config.language == "zh" else "zh")
 
 
