@@ -89,16 +89,19 @@ def wait_and_fetch(run: KaggleRun, sent: PushRecord) -> KaggleResult:
 def fetch_and_record(
     account: Account, sent: PushRecord, run: RunDirectory, say: Say, status: FinalStatus
 ) -> KaggleResult:
-    """Fetch the output of the ended session ``sent``, and record and report the result."""
+    """Fetch the output of the ended session ``sent``, and record and report the result.
+
+    The reason of a failed run is the last line that ``say`` gets.
+    """
     fetched = _fetch_listed(account, sent, run, say, status)
     for note in fetched.manifest.notes if fetched.manifest else ():
         say(note)
     result = _make_result(fetched, status, run)
     save_push(run, replace(sent, outcome=result.outcome, progress=result.progress))
+    sync_wandb(run, say)
     if result.outcome == "failed" and run.has("error.json"):
         error = run.read_json("error.json")
         say(f"{error['stage']}: {error['message']} {error.get('remedy', '')}".rstrip())
-    sync_wandb(run, say)
     return result
 
 

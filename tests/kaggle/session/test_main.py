@@ -441,6 +441,26 @@ def test_an_offline_wandb_run_is_sent_or_said_how_to(run: RunDirectory, lines: L
     assert len(lines) == 1
 
 
+def test_the_reason_of_a_failed_run_is_said_last(
+    kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
+) -> None:
+    """`push.py fetch` and the notebook's panel show that line as the reason."""
+    error = {"stage": "training", "message": "It broke.", "remedy": "Mend it."}
+
+    def fail(session: Session) -> None:
+        saved = {
+            "run/error.json": json.dumps(error).encode(),
+            "run/wandb/offline-run-1/run.wandb": b"log",
+        }
+        end_session(session, saved, outcome="failed", code=1, status="ERROR")
+
+    kaggle.start = fail
+    result = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1))
+    assert result.outcome == "failed"
+    assert lines[-2].startswith("W&B was offline")
+    assert lines[-1] == "training: It broke. Mend it."
+
+
 def test_a_session_that_a_person_cancelled_is_not_pushed_again_by_itself(
     kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
 ) -> None:
