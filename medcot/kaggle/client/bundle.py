@@ -18,7 +18,7 @@ from typing import Any
 from medcot.config.schema import BETWEEN_DATA_SETS, RunConfig
 from medcot.credentials import Secret
 from medcot.data.readers import READERS
-from medcot.data.sources import is_data_file, split_names
+from medcot.data.sources import is_data_file, list_files, split_names
 from medcot.data.streams import COMPRESSED, format_of
 from medcot.errors import InputError, RunFailed
 from medcot.kaggle.client.sources import PACKAGE_FOLDER, collect_package, read_with_unix_line_ends
@@ -334,26 +334,28 @@ def carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
         )
     files: dict[str, bytes] = {}
 
+    def add(wanted: str, contents: Mapping[str, bytes]) -> str:
+        """Add a file or folder, under another name if other data has that one."""
+        name, number = wanted, 0
+        while _is_taken(files, f"data/{name}", contents):
+            number += 1
+            name = f"{number}-{wanted}"
+        files.update((f"data/{name}{inside}", content) for inside, content in contents.items())
+        return name
+
     def carry(option: str, source: str) -> str:
-        path = Path(source)
-        if path.is_dir():
-            carried = [f"{path.name}/{one.relative_to(path)}" for one in _files_below(path)]
-            files.update(
-                (f"data/{name}", one.read_bytes())
-                for name, one in zip(carried, _files_below(path), strict=True)
-            )
-            return path.name
+        if is_folder(source):
+            path = Path(source).resolve()
+            list_files(path)  # a folder without a set is refused here, not in the kernel
+            return add(path.name, {f"/{n}": c for n, c in _files_below(path).items()})
         if not is_data_file(source):
             return source
+        path = Path(source)
         if not path.is_file():
             raise InputError(
                 f"{option} {source}", "no such file", "expected an existing file or a hub name"
             )
-        content, name = path.read_bytes(), path.name
-        while files.get(f"data/{name}", content) != content:
-            name = f"{len(files)}-{path.name}"
-        files[f"data/{name}"] = content
-        return name
+        return add(path.name, {"": path.read_bytes()})
 
     names = (carry("--dataset", source) for source in split_names(config.dataset))
     changes: dict[str, Any] = {"dataset": BETWEEN_DATA_SETS.join(names)}
@@ -361,14 +363,24 @@ def carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
     return config.model_copy(update=changes), files
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """Return the files of a data set's folder, and of the splits that ``datasets`` saved in it."""
+def _is_taken(files: Mapping[str, bytes], place: str, contents: Mapping[str, bytes]) -> bool:
+    """Return whether there is something else at ``place``, or something more."""
+    there = {
+        name.removeprefix(place): content
+        for name, content in files.items()
+        if name == place or name.startswith(f"{place}/")
+    }
+    return bool(there) and there != contents
+
+
+def _files_below(folder: Path) -> dict[str, bytes]:
+    """Read a data set's folder, and the splits that ``datasets`` saved in it; names lie within."""
     kept = (".json", *READERS)
     found = sorted(folder.glob("*")) + sorted(folder.glob("*/*"))
-    return [
-        one for one in found
+    return {
+        one.relative_to(folder).as_posix(): one.read_bytes() for one in found
         if one.is_file() and not one.name.startswith(".") and format_of(one) in kept
-    ]  # fmt: skip
+    }  # fmt: skip
 
 
 def _json(value: Any) -> bytes:

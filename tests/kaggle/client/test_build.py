@@ -525,6 +525,19 @@ def test_folders_and_several_sets_are_carried_with_their_names(tmp_path: Path) -
     assert sorted(files) == ["data/more.tsv", "data/set/a.jsonl.gz", "data/set/b.csv"]
 
 
+def test_folders_of_one_name_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place / "set").mkdir(parents=True)
+        (tmp_path / place / "set" / f"{place}.csv").write_text(f"question\n{place}\n")
+    first, second = tmp_path / "a" / "set", tmp_path / "b" / "set"
+    sent, files = carry_data(config_with(dataset=f"{first} + {second} + {first}"))
+    assert sent.dataset == "set + 1-set + set"
+    assert sorted(files) == ["data/1-set/b.csv", "data/set/a.csv"]
+    monkeypatch.chdir(first)
+    sent, files = carry_data(config_with(dataset="."))
+    assert (sent.dataset, sorted(files)) == ("set", ["data/set/a.csv"])
+
+
 def test_a_token_with_quotes_is_found_in_csv() -> None:
     secret = Secret("KEY", 'with"quotes"inside')
     assert find_secrets("rows.csv", '1,"with""quotes""inside"\n', [secret])
