@@ -56,6 +56,8 @@ from medcot.kaggle.client.push import push, url_of
 from medcot.kaggle.client.push_state import PushRecord, last_push
 from medcot.kaggle.client.retry import RetryPolicy
 from medcot.kaggle.client.wait import FinalStatus, final_status, wait
+from medcot.kaggle.session.job import read_settings
+from medcot.kaggle.session.machine import count_processes
 from medcot.kaggle.session.subprocesses import Say
 from medcot.network import prepare_network
 from medcot.reporting.storage import read_report
@@ -312,10 +314,11 @@ def estimate_session(config: RunConfig) -> tuple[tuple[StageEstimate, ...], floa
     Raises:
         InputError: the config asks for something that this machine cannot do.
     """
-    from medcot.kaggle.client.session_plan import plan_session
+    from medcot.kaggle.client.session_plan import GPUS, plan_session
     from medcot.pipeline.prepare import plan_only
 
-    gpus = "T4" if config.batch % 2 else "2xT4"
+    settings = read_settings(config.model_dump_json())
+    gpus = "2xT4" if count_processes(settings, GPUS) == GPUS else "T4"
     machine = named_machine(gpus) if needs_gpu(config) else Machine((), 4, 29.0, "Linux x86_64")
     return plan_session(config, plan_only(config, machine))
 

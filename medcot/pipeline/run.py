@@ -29,14 +29,12 @@ from medcot.pipeline.prepare import Prepared, prepare
 from medcot.pipeline.report import write_report
 from medcot.pipeline.seeds import require_one_process, score_seeds, train_seeds
 from medcot.pipeline.worker import broadcast_task
+from medcot.planning.speed_model import LOSSES_ALONE
 from medcot.records import Event
 from medcot.reporting.schema import Report
 from medcot.reporting.storage import report_to_json
 from medcot.runs.directory import Phase, RunDirectory, Stage
 from medcot.training.tracking import Tracker, start_tracking
-
-LOSSES_ALONE = 0.2
-"""Rough part of a scoring's time that remains without generated answers."""
 
 
 def run(

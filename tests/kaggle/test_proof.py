@@ -13,6 +13,7 @@ import pytest
 from medcot.cli.kaggle import cli, estimate_session
 from medcot.config.presets import make_config
 from medcot.errors import RunFailed
+from medcot.hardware.machine import named_machine
 from medcot.kaggle.client import orchestrate
 from medcot.kaggle.client.build import build
 from medcot.kaggle.client.probe import ImageFacts
@@ -56,6 +57,22 @@ def test_a_session_is_planned_by_stage_and_each_figure_says_what_it_rests_on() -
     lines = describe_session(stages, total_s)
     assert lines[-1].startswith("in all")
     assert all(one.source in line for one, line in zip(stages, lines[:-1], strict=True))
+
+
+def test_a_session_is_planned_with_the_gpus_that_train_and_with_every_seed() -> None:
+    def seconds(preset: str, **changes: object) -> dict[str, float]:
+        stages, _ = estimate_session(make_config(preset, changes))
+        return {one.stage: one.seconds for one in stages}
+
+    # Only Kaggle's own presets divide a batch between the two.
+    both, one = seconds("kaggle-t4"), seconds("kaggle-t4", batch=7)
+    assert both["train"] < one["train"]
+    alone = plan_only(make_config("tutorial"), named_machine("T4"))
+    assert seconds("tutorial")["train"] == pytest.approx(alone.time_s["train"])
+    # Each GPU trains one seed at a time, and the losses of the others are scored.
+    single, three = seconds("tutorial"), seconds("tutorial", seeds=3)
+    assert three["train"] == pytest.approx(2 * single["train"])
+    assert three["evaluate"] == pytest.approx(1.2 * single["evaluate"])
 
 
 def test_a_4_bit_repository_is_shorter_to_download_and_not_quantized() -> None:

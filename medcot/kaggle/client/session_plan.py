@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from medcot.kaggle.client.probe import IMAGE
 from medcot.planning.constraints import unused_packages
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan
-from medcot.planning.speed_model import stored_bytes
+from medcot.planning.speed_model import LOSSES_ALONE, stored_bytes
 
 QUEUE_S, INSTALL_S, UNSLOTH_S, REPORT_S = 60.0, 60.0, 60.0, 60.0
 """Assumed; the report's time includes that of the executed notebook."""
@@ -24,6 +25,8 @@ QUANTIZE_GB_PER_S = 1.0
 """Assumed: 16-bit weights that two processes read, send to their GPUs and quantize there."""
 BUNDLED_BYTES = 93e6
 """The package that carries the small model."""
+GPUS = 2
+"""T4s of a session; each trains one of several seeds at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,9 @@ def plan_session(
     Raises:
         InputError: the sizes of the config's model are not known.
     """
+    seeds = config.seeds
+    rounds = math.ceil(seeds / GPUS) if plan.device == "cuda" else seeds
+    scorings = 2 + (seeds - 1) * LOSSES_ALONE  # before, after, and the losses of the other seeds
     unsloth = plan.device == "cuda" and not unused_packages(config)
     packages = "with unsloth" if unsloth else "without unsloth, which this run does not import"
     trained = (
@@ -56,8 +62,8 @@ def plan_session(
         _download(config, image),
         StageEstimate("load", plan.time_s["load"], "the planner: imports, and files at 1 GB/s"),
         *_quantize(config, plan),
-        StageEstimate("evaluate", plan.time_s["evaluate"], _evaluation_source(plan)),
-        StageEstimate("train", plan.time_s["train"], trained),
+        StageEstimate("evaluate", plan.time_s["evaluate"] / 2 * scorings, _evaluation_source(plan)),
+        StageEstimate("train", plan.time_s["train"] * rounds, trained),
         StageEstimate("report", REPORT_S, "assumed"),
     )
     return stages, sum(one.seconds for one in stages)

@@ -77,7 +77,7 @@ def count_processes(settings: RunSettings, gpus: int) -> int:
     """Return how many processes train: one per GPU with Kaggle's presets, else one.
 
     A session has two T4s at the quota of one. The batch is divided evenly, or one process has it.
-    A run of several seeds starts a process for each of them by itself.
+    A run of several seeds starts a process for each of them by itself, one on each GPU.
     """
     if settings.seeds > 1:
         return 1

@@ -93,7 +93,7 @@ def train(session: Session, found: Sequence[SecretLookup]) -> ExitStatus:
     resume = _continue(session)
     processes = count_processes(session.settings, len(machine.gpus))
     environ = _environment(session, found)
-    if len(machine.gpus) > processes == 1:
+    if len(machine.gpus) > processes == 1 and session.settings.seeds == 1:
         environ["CUDA_VISIBLE_DEVICES"] = "0"
     if session.seconds_left < 10:
         raise RunFailed("session", "no time is left to train.", "Use a longer session (--hours).")

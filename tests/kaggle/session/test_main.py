@@ -345,6 +345,29 @@ def test_both_t4s_train_where_the_batch_can_be_divided(
     assert count_processes(replace(settings, seeds=3), gpus) == 1
 
 
+@pytest.mark.parametrize(("seeds", "visible"), [(1, "0"), (3, None)])
+def test_a_single_process_sees_one_gpu_and_a_run_of_several_seeds_both(
+    seeds: int,
+    visible: str | None,
+    tmp_path: Path,
+    lines: Lines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str | None] = []
+
+    def run(*_: object, environ: dict[str, str], **__: object) -> ExitStatus:
+        seen.append(environ.get("CUDA_VISIBLE_DEVICES"))
+        return ExitStatus(0, False)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(steps, "run_command", run)
+    monkeypatch.setattr(steps, "detect_machine", lambda: machine(T4, T4))
+    settings = RunSettings("tutorial", "smollm2-135m", "off", 8, seeds=seeds)
+    session = steps.Session(tmp_path, tmp_path, JobSpec(), settings, "", time.time(), lines)
+    assert steps.train(session, []).code == 0
+    assert seen == [visible]
+
+
 def test_a_bundle_in_a_data_set_runs_like_one_in_the_script(
     kaggle: KaggleServer, account: Account, run: RunDirectory, lines: Lines
 ) -> None:
