@@ -31,7 +31,7 @@ _VERSIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltKernel:
+class KernelFolder:
     """The kernel folder of a run directory, as `build` left it."""
 
     ref: str
@@ -39,7 +39,7 @@ class BuiltKernel:
     job: JobSpec
 
 
-def read_built_kernel(run: RunDirectory) -> BuiltKernel | None:
+def read_built_kernel(run: RunDirectory) -> KernelFolder | None:
     """Return the kernel that was built in ``run``, or None.
 
     Raises:
@@ -52,7 +52,7 @@ def read_built_kernel(run: RunDirectory) -> BuiltKernel | None:
     source = paths[0].read_text(encoding="utf-8")
     job = read_job(read_script(source)[JOB_FILE].decode())
     metadata = json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))
-    return BuiltKernel(str(metadata["id"]), checksum_of(source), job)
+    return KernelFolder(str(metadata["id"]), checksum_of(source), job)
 
 
 def plain_commands(run: RunDirectory, ref: str) -> list[str]:
@@ -89,7 +89,7 @@ def find_push(account: Account, run: RunDirectory, say: Say) -> PushRecord:
     )
 
 
-def _find_version(account: Account, kernel: BuiltKernel) -> int:
+def _find_version(account: Account, kernel: KernelFolder) -> int:
     """Return the newest version that carries the kernel's bundle, or 0."""
     newest = account.kernel(kernel.ref)
     if newest is None:

@@ -21,6 +21,7 @@ from medcot.data.readers import READERS
 from medcot.data.sources import is_data_file, list_files, split_names
 from medcot.data.streams import COMPRESSED, format_of
 from medcot.errors import InputError, RunFailed
+from medcot.kaggle.client.metadata import CODE_FILES
 from medcot.kaggle.client.sources import PACKAGE_FOLDER, collect_package, read_with_unix_line_ends
 from medcot.kaggle.session.job import CONFIG_FILE, JOB_FILE, JobSpec
 from medcot.kaggle.session.secret_scan import SecretMatch, find_secrets
@@ -269,7 +270,7 @@ def _readable(name: str, content: bytes) -> bytes | str:
     Raises:
         InputError: a Parquet file that cannot be read and therefore not searched.
     """
-    if name in ("kernel.py", "kernel.ipynb"):
+    if name in CODE_FILES.values():
         # Packed data looks like a token by chance; what it holds is searched unpacked.
         return _PACKED.sub(b"", content)
     if not name.startswith("data/"):

@@ -18,7 +18,7 @@ _DONE = re.compile(rf"({_TITLES}) (\d+)/(\d+)  .*")
 class LogReader:
     """Passes what a log's lines tell to a listener; call it with one line after the other.
 
-    A log that is read again from its beginning changes nothing: every step is passed once.
+    A later session's log begins with the steps of the earlier ones: each step is passed once.
     """
 
     def __init__(self, listener: Listener) -> None:

@@ -107,9 +107,10 @@ def _queue_seconds(run: RunDirectory, sent: PushRecord) -> float | None:
     stamp = run.read_json(f"{FOLDER}/{STAMP}") if run.has(f"{FOLDER}/{STAMP}") else {}
     try:
         began, pushed = (datetime.fromisoformat(str(at)) for at in (stamp.get("at"), sent.at))
-        return max(0.0, (began - pushed).total_seconds())
+        seconds = (began - pushed).total_seconds()
     except (TypeError, ValueError):  # an older session's stamp, or one time without its zone
         return None
+    return seconds if seconds >= 0 else None  # clocks that differ, or a push taken over later
 
 
 def stage_seconds(log: str) -> dict[str, float]:

@@ -34,10 +34,11 @@ def publish_report(session: Session) -> str:
     if not (session.run / PAGE).exists():
         return "report: none was written"
     command = ["-m", "medcot.kaggle.session.figures", str(session.run), str(session.output)]
-    run_with_package(session, command, FIGURES_S)
+    drawn = run_with_package(session, command, FIGURES_S)
     (session.run / PAGE).replace(session.output / PAGE)
     figures = sorted(path.name for path in session.output.glob("*.png"))
-    return f"report: {', '.join([PAGE, *figures])}"
+    failed = "" if drawn.code == 0 else "; not all figures could be drawn as PNG, see the log"
+    return f"report: {', '.join([PAGE, *figures])}{failed}"
 
 
 def report_lines(run: Path) -> Iterator[str]:

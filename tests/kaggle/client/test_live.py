@@ -123,7 +123,7 @@ def test_a_log_that_is_cut_and_begins_anew_gives_each_step_once(
     assert record.said == ["preset demo"]
 
 
-def test_a_log_read_a_second_time_adds_nothing() -> None:
+def test_a_log_read_a_second_time_adds_no_step() -> None:
     record = Record()
     reader = LogReader(record)
     for line in log_lines() * 2:
