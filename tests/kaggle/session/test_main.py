@@ -1,18 +1,14 @@
-"""Inside the kernel: secrets, machine, installing, stopping. The pushed script really runs."""
+"""Inside the kernel: secrets, machine, how a session ends. The pushed script really runs."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
 import json
-import re
-import signal
 import stat
 import subprocess
 import sys
 import time
-import venv
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +16,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from medcot.credentials import Redactor, Secret
 from medcot.errors import RunFailed
 from medcot.hardware.gpu_specs import Gpu
 from medcot.hardware.machine import Machine
@@ -30,11 +25,11 @@ from medcot.kaggle.client.orchestrate import KaggleRun, probe_secrets, run_on_ka
 from medcot.kaggle.client.push import push
 from medcot.kaggle.client.push_state import training_pushes
 from medcot.kaggle.client.wait import FinalStatus, wait
-from medcot.kaggle.session import install, launch, steps
+from medcot.kaggle.session import steps
 from medcot.kaggle.session.job import JobSpec, RunSettings
 from medcot.kaggle.session.machine import check_gpus, count_processes, make_training_command
 from medcot.kaggle.session.requirements import PROJECT
-from medcot.kaggle.session.subprocesses import ExitStatus, run_command
+from medcot.kaggle.session.subprocesses import ExitStatus
 from medcot.kaggle.session.user_secrets import SecretNotAttached, find_secret, secret_needs
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, Lines, config_with, end_session, quick_session
@@ -513,186 +508,3 @@ def test_an_interrupted_run_is_taken_up_where_it_was(
     result = run_on_kaggle(KaggleRun(account, CONFIG, run, KernelOptions(), lines, interval_s=0.1))
     assert result.outcome == "done"
     assert len(kaggle.sessions()) == 1
-
-
-# Commands.
-
-
-def test_a_command_is_interrupted_as_by_a_person_and_given_time(lines: Lines) -> None:
-    code = (
-        "import sys, time\n"
-        "print('started', flush=True)\n"
-        "try:\n    time.sleep(60)\n"
-        "except KeyboardInterrupt:\n    print('saved', flush=True); sys.exit(130)\n"
-    )
-    ended = run_command([sys.executable, "-c", code], lines, seconds=3.0)
-    assert (ended.code, ended.stopped) == (130, True)
-    assert lines == ["started", "saved"]
-
-
-def test_a_command_that_does_not_end_is_ended(
-    lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("medcot.kaggle.session.subprocesses.INTERRUPT_GRACE_S", 0.2)
-    monkeypatch.setattr("medcot.kaggle.session.subprocesses.TERMINATE_GRACE_S", 0.2)
-    code = "import signal, time\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\n"
-    code += "print('deaf', flush=True)\ntime.sleep(60)"
-    began = time.monotonic()
-    ended = run_command([sys.executable, "-c", code], lines, seconds=3.0)
-    assert (ended.code, ended.stopped) == (128 + signal.SIGKILL, True)
-    assert time.monotonic() - began < 20
-
-
-def test_a_commands_lines_are_redacted(lines: Lines) -> None:
-    redact = Redactor([Secret("KEY", "s3cret-value")])
-    run_command(["echo", "the s3cret-value"], lambda line: lines(redact(line)))
-    assert lines == ["the [hidden: KEY]"]
-
-
-# Side by side.
-
-
-def both(lines: Lines, code: str, seconds: float | None = None) -> ExitStatus:
-    """How two processes of ``code`` ended, each with its number in RANK."""
-    command = [sys.executable, "-m", "medcot.kaggle.session.launch", "2", "-c", code]
-    return run_command(command, lines, seconds=seconds)
-
-
-def test_each_process_learns_its_number_and_how_to_find_the_others(lines: Lines) -> None:
-    code = (
-        "import os; e = os.environ\n"
-        "names = 'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT'.split()\n"
-        "os.write(1, (' '.join(e[name] for name in names) + '\\n').encode())"
-    )
-    assert both(lines, code) == ExitStatus(0, stopped=False)
-    first, second = sorted(line.split() for line in lines)
-    assert (first[:4], second[:4]) == (["0", "0", "2", "127.0.0.1"], ["1", "1", "2", "127.0.0.1"])
-    assert first[4] == second[4]
-
-
-def test_both_have_the_time_to_save_that_an_interrupted_run_has(lines: Lines) -> None:
-    code = (
-        "import os, sys, time\n"
-        "try:\n    os.write(1, b'started\\n'); time.sleep(60)\n"
-        "except KeyboardInterrupt:\n    time.sleep(0.5)\n"
-        "    os.write(1, f\"saved {os.environ['RANK']}\\n\".encode()); sys.exit(130)\n"
-    )
-    assert both(lines, code, seconds=4.0) == ExitStatus(130, stopped=True)
-    assert sorted(lines) == ["saved 0", "saved 1", "started", "started"]
-
-
-def test_the_exit_code_is_that_of_the_first_that_failed(
-    lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert both(lines, "import sys; sys.exit(2)").code == 2
-    monkeypatch.setattr(launch, "EXIT_GRACE_S", 0.2)
-    code = (
-        "import os, signal, time\n"
-        "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "time.sleep(60)\n"
-    )
-    # The other is stuck, and is ended after a grace period.
-    began = time.monotonic()
-    assert launch.wait_for(launch.start(["-c", code], 2)) == 128 + signal.SIGKILL
-    assert time.monotonic() - began < 30
-
-
-# Installing.
-
-
-def test_only_what_is_absent_or_of_another_version_is_missing() -> None:
-    wanted = [
-        "pydantic>=2", "pydantic<2", "no-such-thing>=1",
-        'another-thing; extra == "gpu"', 'windows-thing; sys_platform == "win32"',
-        'third-thing; (sys_platform == "linux") and extra == "app"',
-    ]  # fmt: skip
-    linux = {"sys_platform": "linux"}
-    assert install.find_missing(wanted, [], linux) == ["pydantic<2", "no-such-thing>=1"]
-    assert "another-thing" in install.find_missing(wanted, ["gpu"], linux)
-    assert "third-thing" in install.find_missing(wanted, ["app"], linux)
-
-
-@pytest.mark.parametrize(("engine", "left_out"), [("auto", ["unsloth"]), ("unsloth", [])])
-def test_a_copied_kernel_installs_the_engine_that_its_options_name(
-    engine: str, left_out: list[str], tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[list[str]] = []
-
-    def find_missing(*_: object, unused: list[str]) -> list[str]:
-        asked.append(unused)
-        return []
-
-    monkeypatch.setattr(install, "find_missing", find_missing)
-    settings = RunSettings("kaggle-t4", "someone/model", "off", 8, engine)
-    job = JobSpec(unused=("unsloth",))
-    steps.prepare(steps.Session(tmp_path, tmp_path, job, settings, "", 0.0, lines))
-    assert asked == [left_out]
-    assert "installing: nothing is missing" in lines
-
-
-def test_constraints_keep_the_images_torch_and_pin_what_is_absent_or_too_old() -> None:
-    text = install.make_constraints("torch==9.9\npydantic==0.1\nno-such-thing==1.2  # why\n\n")
-    have = install.installed_version("torch")
-    assert f"torch=={have}" in text
-    assert "9.9" not in text
-    assert "pydantic" not in text
-    assert "pydantic==0.1\n" in install.make_constraints("pydantic==0.1\n", ["Pydantic<1"])
-    # Somebody may need the newer one, and pip would take the newest of all.
-    assert "pydantic==9.9\n" in install.make_constraints("pydantic==9.9\n")
-    assert "no-such-thing==1.2\n" in text
-
-
-def test_a_package_that_must_stay_is_never_handed_to_pip(lines: Lines) -> None:
-    have = install.installed_version("torch")
-    assert have is not None
-    newer, older = f"torch<{have.partition('+')[0]}", "torch>=99,<100"
-    assert install.find_missing([newer, older], []) == []
-    install.check_kept([newer, "pydantic<1"], [], lines)
-    assert f"the image's torch {have} is outside of {newer[5:]}: untested" in lines.text
-    with pytest.raises(RunFailed, match=rf"image's torch {re.escape(have)} is outside of .*newer"):
-        install.check_kept([older], [], lines)
-
-
-def make_wheel(folder: Path, name: str, version: str, needs: str = "") -> None:
-    info = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        archive.writestr(f"{name}.py", f"VERSION = {version!r}\n")
-        archive.writestr(
-            f"{info}/METADATA",
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-            + (f"Requires-Dist: {needs}\n" if needs else ""),
-        )
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(f"{info}/RECORD", "")
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python of its own to install into."""
-    folder = tmp_path_factory.mktemp("image")
-    venv.create(folder, with_pip=True, symlinks=True)
-    return folder
-
-
-def test_missing_packages_are_installed_at_their_pins_and_optional_ones_may_fail(
-    image: Path, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for version in ("1.0", "1.1", "1.2"):
-        make_wheel(tmp_path, "needed_thing", version)
-    monkeypatch.setattr("sys.executable", str(image / "bin" / "python"))
-    for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(tmp_path))):
-        monkeypatch.setenv(name, value)
-    wanted = ["needed-thing>=1", "unsloth==2026.10.7"]
-    install.install(wanted, "needed-thing==1.1\n", tmp_path, lines)
-    shown = [str(image / "bin" / "python"), "-c", "import needed_thing as n; print(n.VERSION)"]
-    answer = subprocess.run(shown, capture_output=True, text=True, check=True)
-    assert answer.stdout == "1.1\n"
-    assert "installing: unsloth==2026.10.7 failed; the run continues without" in lines.text
-    with pytest.raises(RunFailed, match=r"could not install absent-thing.*Internet"):
-        install.install(["absent-thing"], "", tmp_path, lines)
-    make_wheel(tmp_path, "greedy_thing", "1.0", needs="needed-thing>=9")
-    pins = "needed-thing==1.1\n"
-    with pytest.raises(RunFailed, match=r"could not install greedy-thing.*must keep.*torch"):
-        install.install(["greedy-thing", "needed-thing"], pins, tmp_path, lines)
