@@ -164,7 +164,8 @@ def judge_answers(
         return JudgeResult(model, url, reached=False, sentence=said)
     judged = tally({one.id: found[name] for name, one in pairs.items()}, model, url)
     if not planted:
-        return judged
+        untested = f"It was not tested: fewer than {FEWEST_PLANTED} references differ."
+        return replace(judged, sentence=f"{judged.sentence} {untested}")
     said = (
         f"{judged.sentence} Tested before on {len(planted)} planted pairs, it preferred the right"
         f" answer in both orders {right} times."

@@ -130,14 +130,12 @@ def make_suite(
 
 
 def _pair_thoughts(cases: Sequence[Case]) -> dict[str, str]:
-    """Give each case the thought of the next one, the last case that of the first.
-
-    Cases without thoughts have none to test.
-    """
-    if len(cases) < 2 or not all(case.thought for case in cases):
+    """Give each case that has a thought that of the next one, the last case that of the first."""
+    thinking = [case for case in cases if case.thought]
+    if len(thinking) < 2:
         return {}
-    turned = [*cases[1:], cases[0]]
-    return {case.id: other.thought for case, other in zip(cases, turned, strict=True)}
+    turned = [*thinking[1:], thinking[0]]
+    return {case.id: other.thought for case, other in zip(thinking, turned, strict=True)}
 
 
 def evaluate(

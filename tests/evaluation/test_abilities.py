@@ -20,7 +20,6 @@ from medcot.evaluation.abilities import (
 )
 from medcot.evaluation.ability_checks import (
     All,
-    CharCount,
     Choice,
     ContainsAny,
     Exact,
@@ -277,4 +276,3 @@ def test_a_row_that_names_an_unknown_kind_or_repeats_an_id_is_refused() -> None:
             parse_abilities([SourceRow(1, "f, row 1", values | wrong)], "en")
     with pytest.raises(InputError, match="id of its own"):
         parse_abilities([SourceRow(n, f"f, row {n}", values) for n in (1, 2)], "en")
-    assert CharCount(1, 2).passes("好", "zh")
