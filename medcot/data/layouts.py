@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice, product
 from typing import Any, Literal, NamedTuple, cast
 
 from medcot.config.schema import RunConfig, read_columns
@@ -193,12 +193,15 @@ def _find_layout(rows: Sequence[SourceRow], named: Mapping[str, str]) -> _Layout
                     "expected the name of one of them",
                 )  # fmt: skip
         return _Layout("the named columns", named)
-    if {QUESTION, RESPONSE} <= set(columns):
+    alone = THOUGHT in columns or not _named(columns, "thought")
+    if {QUESTION, RESPONSE} <= set(columns) and alone and not _named(columns, "system"):
         own = {"question": QUESTION, "thought": THOUGHT, "answer": RESPONSE}
         return _Layout("columns", {role: name for role, name in own.items() if name in columns})
-    readings = [*_conversations(columns, rows), *_column_readings(columns, rows)]
+    # Two are enough to refuse, and columns by the hundred have readings by the million.
+    found = chain(_conversations(columns, rows), _column_readings(columns, rows))
+    readings = list(islice(found, 2))
     if len(readings) > 1:
-        first, second = (_as_option(one.columns) for one in readings[:2])
+        first, second = (_as_option(one.columns) for one in readings)
         raise InputError(
             _place(rows[0]), f"found two readings of its columns: {first} or {second}",
             f"say which: --columns {first}",
@@ -217,19 +220,21 @@ def _is_object(value: Any) -> bool:
 
 def _conversations(columns: Sequence[str], rows: Sequence[SourceRow]) -> Iterator[_Layout]:
     """Yield the readings of columns that hold conversations."""
-    system = _named(columns, "system")
-    more = {"system": system[0]} if len(system) == 1 else {}
-    for column in _named(columns, "messages"):
+    systems = _named(columns, "system") or [""]
+    for column, system in product(_named(columns, "messages"), systems):
+        chosen = _without_blanks({"messages": column, "system": system})
         values = (_as_list(row.values.get(column)) for row in rows)
         firsts: Iterator[Any] = (one[0] for one in values if one)
         empty: dict[str, Any] = {}
         first = cast("dict[str, Any]", next(filter(_is_object, firsts), empty))
         if "from" in first or "value" in first:
-            yield _Layout("ShareGPT", {"messages": column} | more)
+            yield _Layout("ShareGPT", chosen)
         elif "role" in first or "content" in first:
-            yield _Layout("messages", {"messages": column} | more)
+            yield _Layout("messages", chosen)
     if {"prompt", "completion"} <= set(columns) and _holds_lists("prompt", rows):
-        yield _Layout("prompt and completion", {"messages": "prompt", "answer": "completion"})
+        for system in systems:
+            chosen = {"messages": "prompt", "answer": "completion", "system": system}
+            yield _Layout("prompt and completion", _without_blanks(chosen))
 
 
 def _column_readings(columns: Sequence[str], rows: Sequence[SourceRow]) -> Iterator[_Layout]:
@@ -246,16 +251,20 @@ def _column_readings(columns: Sequence[str], rows: Sequence[SourceRow]) -> Itera
         title = "Alpaca"
     elif {"prompt", "completion"} <= names:
         title = "prompt and completion"
-    single = {
-        role: some[0]
-        for role, some in (("input", inputs), ("system", found["system"]))
-        if len(some) == 1
+    choices = {
+        "question": questions,
+        "thought": found["thought"] or [""],
+        "answer": found["answer"],
+        "input": inputs or [""],
+        "system": found["system"] or [""],
     }
-    for question in questions:
-        for answer in found["answer"]:
-            for thought in found["thought"] or [""]:
-                chosen = {"question": question, "thought": thought, "answer": answer, **single}
-                yield _Layout(title, {role: name for role, name in chosen.items() if name})
+    for names in product(*choices.values()):
+        yield _Layout(title, _without_blanks(dict(zip(choices, names, strict=True))))
+
+
+def _without_blanks(columns: Mapping[str, str]) -> dict[str, str]:
+    """Leave out the parts for which there is no column."""
+    return {role: name for role, name in columns.items() if name}
 
 
 def _holds_lists(column: str, rows: Sequence[SourceRow]) -> bool:
@@ -487,7 +496,9 @@ def _read_turns(row: SourceRow, layout: _Layout) -> tuple[list[Turn], list[_Said
         return Fault(row.where, column, got, f"a list of 1 to {MOST_TURNS:,} messages")
     system: list[Turn] = []
     own = row.values.get(layout.columns["system"]) if "system" in layout.columns else None
-    if isinstance(own, str) and own.strip():
+    if not (own is None or isinstance(own, str)):
+        return Fault(row.where, printable(layout.columns["system"]), describe_type(own), "text")
+    if own and own.strip():
         system.append(Turn("system", own.strip()))
     turns: list[_Said] = []
     for at, message in enumerate(messages):

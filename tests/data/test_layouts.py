@@ -60,6 +60,7 @@ LAYOUTS: list[tuple[dict[str, Any], str]] = [
     ({"问题": QUESTION, "思考": THOUGHT, "答案": ANSWER}, "question from 问题, answer from 答案, thought from 思考"),
     ({"instruction": QUESTION, "input": "", "output": TAGGED}, "Alpaca: question from instruction and input, answer from output, thought from <think> tags"),
     ({"prompt": QUESTION, "completion": TAGGED}, "prompt and completion: question from prompt, answer from completion"),
+    ({"Question": QUESTION, "Reasoning": THOUGHT, "Response": ANSWER}, "question from Question, answer from Response, thought from Reasoning"),
     ({"prompt": [PAIR[0]], "completion": [PAIR[1]]}, "prompt and completion: the last turn of the assistant in prompt is trained"),
     (sharegpt(("system", ""), ("human", QUESTION), ("gpt", TAGGED)), "ShareGPT: the last turn of the assistant in conversations is trained"),
     (chat(*PAIR), "messages: the last turn of the assistant in messages is trained, thought from <think> tags"),
@@ -157,6 +158,9 @@ AMBIGUOUS: list[tuple[dict[str, Any], str, str]] = [
     ({"question": "a", "cot": "b", "reasoning": "c", "answer": "d"}, "thought=cot", "thought=reasoning"),
     (chat(*PAIR, question="a", answer="b"), "messages=messages", "question=question,answer=answer"),
     ({"messages": list(PAIR), "conversations": list(PAIR)}, "messages=messages", "messages=conversations"),
+    ({"instruction": "a", "input": "b", "context": "c", "output": "d"}, "input=input", "input=context"),
+    ({"question": "a", "answer": "b", "system": "c", "system_prompt": "d"}, "system=system", "system=system_prompt"),
+    (chat(*PAIR, system="a", system_prompt="b"), "messages=messages,system=system", "messages=messages,system=system_prompt"),
 ]  # fmt: skip
 
 
@@ -194,6 +198,7 @@ MALFORMED: list[tuple[str, str, bytes, str, str]] = [
     ("input a list", "a.jsonl", jsonl({"instruction": "Q?", "input": ["a"], "output": "A."}), ", line 1, input", "list; expected text"),
     ("system a number", "a.jsonl", jsonl({"system": 5, "question": "Q?", "answer": "A."}), ", line 1, system", "number; expected text"),
     ("named column missing in a row", "a.jsonl", jsonl({"prompt": "Q?", "output": "A."}, {"prompt": "R?"}), ", line 2, output", "only the columns prompt"),
+    ("system of a conversation a number", "a.jsonl", jsonl(chat(*PAIR, system=5)), ", line 1, system", "number; expected text"),
     ("messages empty", "a.jsonl", jsonl(chat(*PAIR), chat()), ", line 2, messages", "list without turns"),
     ("messages a text", "a.jsonl", jsonl(chat(*PAIR), {"messages": "hello"}), ", line 2, messages", "text without turns"),
     ("messages missing", "a.jsonl", jsonl(chat(*PAIR), {"other": 1}), ", line 2, messages", "only the columns other"),
@@ -257,6 +262,26 @@ def test_the_last_turn_is_trained_and_the_earlier_ones_are_its_prompt(tmp_path: 
     assert (case.id, case.question, case.thought, case.response) == ("x", QUESTION, THOUGHT, ANSWER)
     earlier = (Turn("system", "Be brief."), Turn("user", "Who?"), Turn("assistant", "You."))
     assert case.turns == earlier
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        NATIVE,
+        {"prompt": QUESTION, "completion": TAGGED},
+        {"prompt": [PAIR[0]], "completion": [PAIR[1]]},
+        chat(*PAIR),
+        sharegpt(("human", QUESTION), ("gpt", TAGGED)),
+    ],
+)
+def test_a_system_prompt_in_a_column_of_its_own_is_kept(tmp_path: Path, row: Any) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(row | {"system": "Be brief."}))
+    found = load(path)
+    (case,) = found.cases
+    assert (case.question, case.thought, case.response) == (QUESTION, THOUGHT, ANSWER)
+    assert case.turns == (Turn("system", "Be brief."),)
+    assert "system prompt from system" in found.notes[0]
 
 
 def test_each_turn_is_trained_where_all_are_wanted_and_all_fall_to_one_part(tmp_path: Path) -> None:
