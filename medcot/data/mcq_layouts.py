@@ -2,8 +2,8 @@
 
 In that layout ``options`` maps letters from A on to texts, and ``answer_idx`` is a letter. Options
 may also be a list, an object with other keys, a list of objects, or columns of their own; the
-answer a letter or key, a number counted from 0 or 1, or the text of an option. Which of these an
-answer is, is decided by all rows together: the one reading under which every row has an option.
+answer a letter or key, a number counted from 0 or 1, or the text of an option. Which of these the
+answers are, all rows decide together: it is the reading under which most of them name an option.
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ class _Reading:
             "from 1": "a number counted from 1",
         }
         return f"{one_line(printable(self.column), 40)} as {meaning[self.kind]}"
+
+
+_CHECKED = _Reading("answer", "text")
+"""A reading that the check of each row compares with the letter, where another one gives that."""
 
 
 def recognise_questions(rows: Sequence[SourceRow]) -> tuple[Sequence[SourceRow], str]:
@@ -223,7 +227,8 @@ def _choose_reading(
     """Return the reading of the answers that gives most rows an option.
 
     Raises:
-        InputError: Two that give as many give different options.
+        InputError: Two that give as many give different options, and checking the rows would not
+            show where.
     """
     found: list[tuple[int, _Reading, list[str | None]]] = []
     for column in columns:
@@ -242,17 +247,21 @@ def _choose_reading(
     # Where one column can be read in two ways, another one that agrees decides.
     support = {letters: len({one.column for one in some}) for letters, some in groups.items()}
     best = [letters for letters in groups if support[letters] == max(support.values())]
+    if {groups[letters][0].column for letters in best} != {_CHECKED.column}:
+        best.sort(key=lambda letters: groups[letters][0] == _CHECKED)
     reading = groups[best[0]][0]
     for others in best[1:]:
         other = groups[others][0]
         differing = [
             n for n, pair in enumerate(zip(best[0], others, strict=True)) if len({*pair}) > 1
         ]
-        # Two columns may contradict one another in single rows, which are reported with them.
-        if other.column == reading.column or len(differing) > len(pairs) / 2:
+        # Single rows that the text in "answer" contradicts are reported by themselves.
+        same = other.column == reading.column
+        if same or other != _CHECKED or len(differing) > len(pairs) / 2:
             row = pairs[differing[0]][0]
             got = f"found two readings of the answers: {reading}, or {other}"
-            needs = f"they differ first in {row.where}; give {ANSWER} as a letter"
+            mend = f"give {ANSWER} as a letter" if same else "leave one of the columns out"
+            needs = f"they differ first in {row.where}; {mend}"
             raise InputError(where, one_line(got, 200), needs)
     return reading
 

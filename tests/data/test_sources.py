@@ -304,6 +304,34 @@ def test_two_readings_of_questions_are_refused(tmp_path: Path, rows: Any, says: 
     assert says in str(refused.value)
 
 
+@pytest.mark.parametrize("first", ["answer", "answer_idx"])
+def test_a_row_whose_two_answers_contradict_is_refused(tmp_path: Path, first: str) -> None:
+    given = [("Iron", "B"), ("Lead", "C"), ("Tin", "C")]
+    rows = [
+        dict(
+            sorted({"answer": text, "answer_idx": letter}.items(), key=lambda one: one[0] != first)
+        )
+        | {"question": f"Question {n}?", "options": ["Tin", "Iron", "Lead"]}
+        for n, (text, letter) in enumerate(given)
+    ]
+    with pytest.raises(InputError, match=r"line 3, answer: found 'Tin', but option C says other"):
+        load_questions(str(write(tmp_path / "q.jsonl", *rows)), "en")
+
+
+def test_two_columns_of_which_either_may_be_the_answer_are_refused(tmp_path: Path) -> None:
+    rows = [
+        mcq(
+            question=f"Question {n}?",
+            options=["yes", "no", "maybe"],
+            label=n % 3,
+            gold=n % 3 * (n < 8),
+        )
+        for n in range(9)
+    ]
+    with pytest.raises(InputError, match=r"label as .* or gold as .* line 9; leave one of the col"):
+        load_questions(str(write(tmp_path / "q.jsonl", *rows)), "en")
+
+
 def test_a_second_column_that_agrees_decides_between_two_readings(tmp_path: Path) -> None:
     path = write(tmp_path / "q.jsonl", mcq(options=["Tin", "Iron", "Zinc"], cop=1, answer="Iron"))
     (question,) = load_questions(str(path), "en").questions
