@@ -52,15 +52,13 @@ class ValidatedCases:
     layout: str = ""
 
 
-def validate_rows(
-    rows: Iterable[SourceRow], language: Language, *, thinks: bool = True
-) -> ValidatedCases:
+def validate_rows(rows: Iterable[SourceRow], language: Language) -> ValidatedCases:
     """Check every row and leave out questions that an earlier row has.
 
-    ``language`` is that of rows that name none; ``thinks`` tells whether rows have thoughts. A
-    repeated question is no fault, whether or not its answer differs: the first one stays.
+    ``language`` is that of rows that name none. A repeated question is no fault, whether or not its
+    answer differs: the first one stays.
     """
-    validation = _Validation(language, thinks=thinks)
+    validation = _Validation(language)
     cases = hold_cases(validation.check(rows))
     found = validation.found
     found.cases = CaseList(
@@ -72,9 +70,9 @@ def validate_rows(
 class _Validation:
     """One pass over a source's rows, with what is remembered of the earlier ones."""
 
-    def __init__(self, language: Language, *, thinks: bool) -> None:
+    def __init__(self, language: Language) -> None:
         self.language: Language = language
-        self.found = ValidatedCases(thinks=thinks)
+        self.found = ValidatedCases()
         self.ids: list[str] = []
         self.unit_hashes = array("d")
         self.digest = hashlib.sha256()

@@ -67,7 +67,7 @@ def load_dataset(config: RunConfig) -> Dataset:
         found = source.found
         names = split_names(config.dataset)
         hub = tuple(f"{name}, " for name in names if kind_of(name) == "hub")
-        local = [fault for fault in found.faults if not fault.where.startswith(hub or ("\0",))]
+        local = [fault for fault in found.faults if not fault.where.startswith(hub)]
         if local or (found.faults and not found.cases):
             raise _first_fault(local or found.faults, config.dataset)
     return Dataset(
@@ -185,27 +185,29 @@ def _key_of(parts: Sequence[_Part], config: RunConfig) -> str:
 def _validate_parts(parts: Sequence[_Part], config: RunConfig) -> ValidatedCases:
     """Recognise each part's layout, and check the rows of all as one source.
 
+    Parts are opened one after another: a folder may have more files than a process may open.
+
     Raises:
         InputError: some parts have thoughts, others none.
     """
     wanted = Wanted.of(config)
-    found = [recognise(part.rows(), wanted) for part in parts]
-    thinking = {one.thinks for one in found}
-    if len(thinking) > 1:
-        with_thought, without = (
-            next(p for p, one in zip(parts, found, strict=True) if one.thinks is thinks)
-            for thinks in (True, False)
-        )
-        got = f"{_name(with_thought)} has thoughts, {_name(without)} has none"
-        needs = "use sets of one kind, or --thought none to train no thoughts"
-        raise InputError(config.dataset, got, needs)
-    rows = _join_rows(parts, [one.rows for one in found])
-    validated = validate_rows(rows, config.language, thinks=thinking == {True})
-    shown = {
-        f"{part.owner}: {one.note}": None
-        for part, one in zip(parts, found, strict=True)
-        if one.note and part.kind != "sample"
-    }
+    shown: dict[str, None] = {}
+    thinking: dict[bool, str] = {}
+
+    def recognised() -> Iterator[Iterator[SourceRow]]:
+        for part in parts:
+            found = recognise(part.rows(), wanted)
+            thinking.setdefault(found.thinks, _name(part))
+            if len(thinking) > 1:
+                got = f"{thinking[True]} has thoughts, {thinking[False]} has none"
+                needs = "use sets of one kind, or --thought none to train no thoughts"
+                raise InputError(config.dataset, got, needs)
+            if found.note and part.kind != "sample":
+                shown[f"{part.owner}: {found.note}"] = None
+            yield found.rows
+
+    validated = validate_rows(_join_rows(parts, recognised()), config.language)
+    validated.thinks = set(thinking) == {True}
     encodings = {
         f"{path}: decoded from {ENCODINGS[code]}": None
         for part in parts
@@ -225,7 +227,7 @@ def _encoding(path: Path) -> str:
 
 
 def _join_rows(
-    parts: Sequence[_Part], sources: Sequence[Iterator[SourceRow]]
+    parts: Sequence[_Part], sources: Iterable[Iterator[SourceRow]]
 ) -> Iterator[SourceRow]:
     """Yield the rows of all parts, numbered across the files of a data set.
 

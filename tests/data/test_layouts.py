@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import pytest
 
 from medcot.config.presets import make_config
 from medcot.config.schema import build_config
-from medcot.data import streams
+from medcot.data import dataset, streams
 from medcot.data.cases import unit_hash
 from medcot.data.dataset import load_dataset, settle_thought, split_cases
 from medcot.data.inspection import describe_inspection, inspect_dataset
+from medcot.data.layouts import HEAD_ROWS
 from medcot.data.mcq import load_questions
+from medcot.data.readers import SourceRow
 from medcot.errors import InputError
 from medcot.records import Dataset, Turn
 
@@ -463,6 +466,25 @@ def test_a_folder_is_read_as_one_set_whatever_its_files_are(tmp_path: Path) -> N
         load(folder)
 
 
+def test_the_files_of_a_folder_are_opened_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may often open 1,024 files; a folder may have 10,000."""
+    opened, read = [0], dataset.read_file
+
+    def counted(path: Path) -> Iterator[SourceRow]:
+        opened.append(opened[-1] + 1)
+        yield from read(path)
+        opened.append(opened[-1] - 1)
+
+    monkeypatch.setattr(dataset, "read_file", counted)
+    for n in range(3):
+        rows = ({"question": f"Q{n} {at}?", "answer": TAGGED} for at in range(HEAD_ROWS + 1))
+        (tmp_path / f"{n}.jsonl").write_bytes(jsonl(*rows))
+    assert len(load(tmp_path).cases) == 3 * (HEAD_ROWS + 1)
+    assert opened == [0, 1, 0, 1, 0, 1, 0]
+
+
 def test_several_data_sets_are_one(tmp_path: Path) -> None:
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     first.write_bytes(jsonl({"id": 1, "question": "Q1?", "answer": TAGGED}))
@@ -489,7 +511,7 @@ def test_several_data_sets_are_one(tmp_path: Path) -> None:
 def test_large_files_of_other_layouts_come_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medcot.data import case_list, dataset
+    from medcot.data import case_list
 
     monkeypatch.setenv("MEDCOT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(case_list, "IN_MEMORY", 300)
