@@ -167,20 +167,23 @@ def _compare(pairs: Pairs, first: Side, second: Side) -> Iterator[Compared | Mes
     cases = [pair for pair in pairs if pair[0].kind == "case"]
     yield from _compare_losses(cases, one.seed)
     asked = [pair for pair in pairs if pair[0].kind == "mcq"]
+    generated = asked and one.mcq_method == other.mcq_method == "generate"
+    other_limit = one.max_new_tokens != other.max_new_tokens
     if asked and one.mcq_method != other.mcq_method:
         values = {"first": one.mcq_method, "second": other.mcq_method}
         yield Message("compare_other_method", values)
     elif any(len(a.letters) != len(b.letters) for a, b in asked):
         yield Message("compare_other_orders")
         yield from _compare_rates("mcq", asked, lambda row: row.correct_as_given)
-    elif asked:
+    elif asked and not (generated and other_limit):
         yield from _compare_rates("mcq", asked, lambda row: row.correct)
     answered = [(a, b) for a, b in cases if a.output is not None and b.output is not None]
-    if answered and one.max_new_tokens != other.max_new_tokens:
+    items = [pair for pair in pairs if pair[0].kind == "ability"]
+    if (answered or items or generated) and other_limit:
         values = {"first": one.max_new_tokens, "second": other.max_new_tokens}
         yield Message("compare_other_limit", values)
         return
-    if items := [pair for pair in pairs if pair[0].kind == "ability"]:
+    if items:
         yield from _compare_rates("abilities", items, lambda row: row.correct)
     if answered:
         yield from _compare_answers(answered, one.seed)

@@ -65,6 +65,20 @@ def test_general_items_of_two_runs_are_compared(make_run):
     assert (round(items.first * 30), round(items.second * 30)) == (25, 8)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [replace(make_row("ability", "knowledge", "i", "p"), correct=True), choice(1, correct=True)],
+)
+def test_general_items_and_generated_choices_with_another_limit_are_not_compared(make_run, row):
+    runs = [
+        make_run(name, [row], mcq_method="generate", max_new_tokens=limit)
+        for name, limit in (("a", 64), ("b", 96))
+    ]
+    found = compare(*runs)
+    assert not found.measures
+    assert "compare_other_limit" in [note.code for note in found.notes]
+
+
 def test_the_better_one_is_named_whichever_comes_first(make_run):
     found = compare(make_run("a", LOWER), make_run("b", CASES))
     assert "a is better than b" in "\n".join(describe_comparison(found))
