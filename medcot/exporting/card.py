@@ -17,8 +17,9 @@ from medcot.config.schema import (
     SHORT_DATA,
     RunConfig,
 )
-from medcot.data.sources import kind_of, split_names
+from medcot.data.sources import Kind, kind_of, split_names
 from medcot.data.tokenization import chat_template
+from medcot.errors import InputError
 from medcot.exporting.formats import Format
 from medcot.exporting.make import base_name
 from medcot.exporting.proof_file import ExportRecord
@@ -82,7 +83,8 @@ def _metadata(model: RunModel, report: Report | None, name: Format) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     config = model.config
-    base, datasets = _hub_name(model), _hub_datasets(config)
+    recorded = model.directory.read_json("environment.json")["dataset"]
+    base, datasets = _hub_name(model), _hub_datasets(config, recorded.get("revision") or "")
     results = [
         EvalResult(
             task_type="text-generation",
@@ -263,15 +265,30 @@ def _hub_name(model: RunModel) -> str | None:
     return None if Path(name).exists() else name
 
 
-def _hub_datasets(config: RunConfig) -> list[str]:
-    return [name for name in split_names(config.dataset) if kind_of(name) == "hub"]
+def _hub_datasets(config: RunConfig, revision: str) -> list[str]:
+    """Return the data sets from the hub: as many as the run recorded revisions, or none.
+
+    A folder that is no longer there may have a name like those of the hub.
+    """
+    names = [name for name in split_names(config.dataset) if _kind_of(name) == "hub"]
+    recorded = revision.split(BETWEEN_DATA_SETS) if revision else []
+    return names if len(names) == len(recorded) else []
 
 
 def _data_name(config: RunConfig) -> str:
     """Return the names of the data sets; of files and folders without where they lie."""
     return BETWEEN_DATA_SETS.join(
-        Path(name).name if kind_of(name) == "file" else name for name in split_names(config.dataset)
+        Path(name).name if _kind_of(name) == "file" else name
+        for name in split_names(config.dataset)
     )
+
+
+def _kind_of(name: str) -> Kind:
+    """Return what a data set is. What cannot be told was a folder, perhaps of another machine."""
+    try:
+        return kind_of(name)
+    except InputError:
+        return "file"
 
 
 def _synthetic(report: Report) -> bool:
@@ -284,7 +301,8 @@ def _with_revision(name: str, revision: str | None) -> str:
 
 def _without_folder(value: str) -> str:
     """Return a file's or a folder's own name: its place on this machine means nothing elsewhere."""
-    return Path(value).name if value and Path(value).exists() else value
+    path = Path(value)
+    return path.name if value and (path.is_absolute() or path.exists()) else value
 
 
 def _toml(config: RunConfig) -> str:
@@ -293,7 +311,9 @@ def _toml(config: RunConfig) -> str:
     for name, value in config.model_dump(mode="json").items():
         if value == RunConfig.model_fields[name].default or value is None or name in UNSAID:
             continue
-        if isinstance(value, str):
+        if name == "dataset":
+            value = _data_name(config)
+        elif isinstance(value, str):
             value = _without_folder(value)
         elif isinstance(value, list):
             value = [_without_folder(str(one)) for one in cast("list[object]", value)]

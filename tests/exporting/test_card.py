@@ -117,6 +117,32 @@ def test_a_run_in_chinese_has_a_card_in_both_languages(finished_run, tmp_path):
     assert card.data.language == "zh"
 
 
+@pytest.mark.parametrize(
+    ("name", "revision", "expected"),
+    [
+        ("/kaggle/input/set", "", None),
+        ("data/set", "", None),
+        ("owner/name", "a" * 40, ["owner/name"]),
+        ("/kaggle/input/set + owner/name", "a" * 40, ["owner/name"]),
+    ],
+)
+def test_only_data_with_a_recorded_revision_is_named_as_a_set_of_the_hub(
+    finished_run, tmp_path, name, revision, expected
+):
+    """The folder that a run was trained on may be gone, or on another machine."""
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(finished_run.path, run.path)
+    environment = run.read_json("environment.json")
+    environment["dataset"] |= {"name": name, "revision": revision}
+    (run.path / "environment.json").write_text(json.dumps(environment))
+    config = run.read_json("config.json") | {"dataset": name}
+    (run.path / "config.json").write_text(json.dumps(config))
+    write_card(RunModel.of(run), tmp_path, record(), "adapter")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.datasets == expected
+    assert "/kaggle" not in card.text
+
+
 def test_a_run_without_a_report_says_that_nobody_knows(finished_run, tmp_path):
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(finished_run.path, run.path)
