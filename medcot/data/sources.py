@@ -86,7 +86,8 @@ def list_files(path: Path) -> list[Path]:
     Of a folder that ``datasets`` saved they are the parts of its set; of several splits, ``train``.
 
     Raises:
-        InputError: a folder without data files, with too many, or without a split to train on.
+        InputError: a folder that cannot be read, without data files, with too many, or without a
+            split to train on.
     """
     try:
         if not path.is_dir():
@@ -97,16 +98,17 @@ def list_files(path: Path) -> list[Path]:
         path = path / _choose_split(path)
     if (path / SAVED_SET).is_file():
         return _list_saved(path)
-    found = sorted(
-        one for one in path.iterdir()
-        if is_data_file(one.name) and not one.name.startswith(".") and one.is_file()
-    )  # fmt: skip
+    try:
+        found = sorted(
+            one for one in path.iterdir()
+            if is_data_file(one.name) and not one.name.startswith(".") and one.is_file()
+        )  # fmt: skip
+    except OSError as error:
+        needs = "expected a readable folder"
+        raise InputError(str(path), error.strerror or str(error), needs) from None
     if not found:
-        got, needs = (
-            "found a folder without data files",
-            f"expected some {', '.join(READERS)} in it",
-        )
-        raise InputError(str(path), got, needs)
+        needs = f"expected some {', '.join(READERS)} in it"
+        raise InputError(str(path), "found a folder without data files", needs)
     if len(found) > MOST_FILES:
         raise InputError(str(path), f"found {len(found):,} files", f"at most {MOST_FILES:,}")
     return found

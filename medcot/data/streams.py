@@ -25,8 +25,8 @@ PACKABLE = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 """Formats that are read from compressed files, too."""
 
 LARGEST_UNPACKED = 1 << 28
-"""Bytes that any compressed file may unpack to. Beyond, it must be no smaller than a bomb's: by no
-more than ``HIGHEST_RATIO``."""
+"""Bytes that any compressed file may unpack to. More than that may be at most ``HIGHEST_RATIO``
+times as large as the file."""
 
 BLOCK = 1 << 20
 """Bytes read at a time, and bytes of the sample by which an encoding is told."""

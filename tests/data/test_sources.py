@@ -248,6 +248,17 @@ def test_a_folder_named_like_a_hub_name_is_taken_for_what_it_is(
     assert kind_of("owner/name") == "file"
 
 
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match=r"Permission denied; expected a readable folder"):
+        load_questions(str(tmp_path), "en")
+
+
 def test_the_data_modules_load_nothing_heavy() -> None:
     code = (
         "import sys, medcot.data.inspection, medcot.data.contamination\n"
