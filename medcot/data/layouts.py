@@ -292,7 +292,7 @@ def _find_thought(rows: Sequence[SourceRow], layout: _Layout) -> Place:
     places: dict[Place, str] = {}
     for row in rows:
         for text, thought in _answers(row, layout):
-            if isinstance(text, str) and _has_tags(text):
+            if isinstance(text, str) and _has_tags(text) and _divide(text)[0]:
                 places.setdefault("tags", f"{OPEN} tags of the answer")
             if thought:
                 places.setdefault("field", "a field of the message")
@@ -421,6 +421,8 @@ def _make_row(
 ) -> SourceRow:
     """Return a row of the one layout; ``shown`` maps its columns to their names in the file."""
     response, thought = said.content, said.thought
+    if isinstance(response, str) and _has_tags(response) and not _divide(response)[0]:
+        response = _divide(response)[1]  # Empty tags say that there is no thought.
     if isinstance(response, str) and response.lstrip().startswith(OPEN):
         if layout.thought in ("column", "field"):
             return _faulty(row, said.place, f"a second thought, in {OPEN} tags", "one thought")

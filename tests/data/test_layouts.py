@@ -99,8 +99,8 @@ def test_layouts_are_recognised_and_give_the_same_case(tmp_path: Path, row: Any,
         {"question": QUESTION, "answer": ANSWER},
         {"instruction": "Answer.", "input": QUESTION, "output": ANSWER},
         chat(said("user", QUESTION), said("assistant", ANSWER)),
-        {"question": QUESTION, "answer": f"<think>\n\n</think>\n\n{ANSWER}", "x": 1}
-        | {"answer": ANSWER},
+        {"question": QUESTION, "answer": f"<think>\n\n</think>\n\n{ANSWER}"},
+        chat(said("user", QUESTION), said("assistant", f"<think></think>{ANSWER}")),
     ],
 )
 def test_data_without_thoughts_train_none(tmp_path: Path, row: dict[str, Any]) -> None:
