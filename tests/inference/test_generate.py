@@ -10,7 +10,7 @@ from medcot.engines.loading import load_base
 from medcot.hardware.machine import detect_machine
 from medcot.inference import generate as generation
 from medcot.inference.generate import generate, stream
-from medcot.inference.loglikelihood import score, score_options
+from medcot.inference.loglikelihood import SHARED_TOKENS, _list_families, score, score_options
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import make_plan
 from tests.support.fakes import make_case, make_talker
@@ -83,6 +83,16 @@ def test_letters_score_as_they_do_as_continuations(loaded, pairs):
     for one, other in zip(fast, slow, strict=True):
         for a, b in zip(one, other, strict=False):
             assert a.total == pytest.approx(b.total, rel=1e-4)
+
+
+def test_consecutive_prompts_are_grouped_by_a_long_common_beginning():
+    stem = list(range(SHARED_TOKENS))
+    prompts = [[*stem, 1, 2], [*stem, 1, 3], [*stem, 4], [5, 6], [*stem, 1]]
+    assert _list_families(prompts) == [
+        (SHARED_TOKENS, [0, 1, 2]),
+        (1, [3]),
+        (SHARED_TOKENS, [4]),
+    ]
 
 
 def test_prompts_that_begin_alike_share_a_pass_and_score_as_each_alone(loaded, pairs):
