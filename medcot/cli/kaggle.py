@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medcot.catalog import duration
+from medcot.cli.config_command import ConfigCommand
 from medcot.cli.exit_codes import exit_on_error
 from medcot.cli.kaggle_options import (
     AGAIN,
@@ -28,7 +29,7 @@ from medcot.cli.kaggle_options import (
     add_naming_options,
     take_kernel_options,
 )
-from medcot.cli.options import config_flags, resolve_flags
+from medcot.cli.options import resolve_flags
 from medcot.cli.progress import WatchListener, make_console
 from medcot.cli.run_choice import choose_directory, config_of_run, existing_run
 from medcot.config.schema import RunConfig
@@ -88,8 +89,7 @@ def cli() -> None:
     """
 
 
-@config_flags()
-@cli.command("build")
+@cli.command("build", cls=ConfigCommand)
 @OWNER
 @add_kernel_options
 def build_command(owner: str | None, **flags: Any) -> None:
@@ -100,8 +100,7 @@ def build_command(owner: str | None, **flags: Any) -> None:
     print_kernel(kernel, run, as_json=as_json)
 
 
-@config_flags()
-@cli.command("push")
+@cli.command("push", cls=ConfigCommand)
 @OWNER
 @add_kernel_options
 @AGAIN
@@ -171,8 +170,7 @@ def fetch_command(out: str | None, *, retry_min: float, as_json: bool) -> None:
     sys.exit(result.exit_code)
 
 
-@config_flags()
-@cli.command("run")
+@cli.command("run", cls=ConfigCommand)
 @OWNER
 @add_kernel_options
 @click.option("--until-done", is_flag=True, help="continue in as many sessions as it takes")
@@ -260,8 +258,7 @@ def probe_command(
     print_facts({**asdict(facts), "lines": lines, "out": str(run.path)}, as_json=as_json)
 
 
-@config_flags()
-@cli.command("plan")
+@cli.command("plan", cls=ConfigCommand)
 def plan_command(**flags: Any) -> None:
     """Estimate how long a session takes, by stage, and say what each figure rests on."""
     from medcot.kaggle.client.session_plan import describe_session

@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medcot import __version__
+from medcot.cli.config_command import ConfigCommand
 from medcot.cli.exit_codes import ExitCode, exit_on_error
-from medcot.cli.options import config_flags, resolve_flags
-from medcot.cli.run_choice import (
-    RESUMABLE,
-    choose_directory,
-    config_of_run,
-    existing_run,
-    run_to_ask,
-)
 from medcot.credentials import prepare_credentials, redacted_output
 from medcot.distributed import comm
 from medcot.hardware.host_memory import keep_heap_small
@@ -60,10 +53,12 @@ def cli() -> None:
     """
 
 
-@config_flags()
-@cli.command("run")
+@cli.command("run", cls=ConfigCommand)
 def run_command(**flags: Any) -> None:
     """Plan, score before, train, score after, report."""
+    from medcot.cli.options import resolve_flags
+    from medcot.cli.run_choice import choose_directory
+
     resolved = resolve_flags(flags)
     directory = choose_directory(resolved)
     from medcot.pipeline.run import run
@@ -75,9 +70,9 @@ def run_command(**flags: Any) -> None:
     _print_report(report, directory, as_json=resolved.json)
 
 
-@config_flags()
 @cli.command(
     "study",
+    cls=ConfigCommand,
     params=[
         click.Option(
             ["--vary"],
@@ -109,9 +104,10 @@ def study_command(vary: tuple[str, ...], file: str | None, **flags: Any) -> None
     return None
 
 
-@config_flags(places=False)
 @cli.command(
     "plan",
+    cls=ConfigCommand,
+    places=False,
     params=[
         click.Option(
             ["--gpu"],
@@ -125,6 +121,7 @@ def study_command(vary: tuple[str, ...], file: str | None, **flags: Any) -> None
 )
 def plan_command(gpu: str | None, vary: tuple[str, ...], **flags: Any) -> None:
     """Predict parameters, memory and time; say what would be chosen and why."""
+    from medcot.cli.options import resolve_flags
     from medcot.hardware.machine import detect_machine, named_machine
     from medcot.pipeline.prepare import plan_only
     from medcot.planning.plan import describe
@@ -146,10 +143,12 @@ def plan_command(gpu: str | None, vary: tuple[str, ...], **flags: Any) -> None:
     return None
 
 
-@config_flags()
-@cli.command("train")
+@cli.command("train", cls=ConfigCommand)
 def train_command(**flags: Any) -> None:
     """Plan and train only; score with `medcot evaluate`."""
+    from medcot.cli.options import resolve_flags
+    from medcot.cli.run_choice import choose_directory
+
     resolved = resolve_flags(flags)
     directory = choose_directory(resolved)
     from medcot.pipeline.run import train_only
@@ -202,6 +201,8 @@ def evaluate_command(
     as_json: bool,
 ) -> None:
     """Score base and tuned model on the run's test rows; write the report."""
+    from medcot.cli.run_choice import existing_run
+
     directory = existing_run(run_path)
     from medcot.pipeline.run import evaluate_only
 
@@ -223,6 +224,8 @@ def evaluate_command(
 @JSON
 def report_command(*, run_path: str | None, as_json: bool) -> None:
     """Write the report again from the stored scores; of a run on Kaggle, fetch it first."""
+    from medcot.cli.run_choice import existing_run
+
     directory = existing_run(run_path)
     from medcot.pipeline.run import report_only
 
@@ -264,6 +267,7 @@ def ask_command(
 
     Before your first run, the tuned model is the one that comes with medcot.
     """
+    from medcot.cli.run_choice import run_to_ask
     from medcot.inference.ask import ask, describe_reply, write_reply
 
     if server is None:
@@ -314,6 +318,7 @@ def export_command(
     as_json: bool,
 ) -> None:
     """Take the model away in other formats, each proved equal to what was scored."""
+    from medcot.cli.run_choice import existing_run
     from medcot.exporting.formats import parse_formats, parse_quantizations
     from medcot.exporting.workflow import ExportOptions, export_run
 
@@ -359,6 +364,7 @@ def serve_command(
     backend: str,
 ) -> None:
     """Serve the tuned model to OpenAI clients, with a token."""
+    from medcot.cli.run_choice import existing_run
     from medcot.config.resolve import check_path
     from medcot.serving.backends import parse_backend
     from medcot.serving.target import open_export, open_run
@@ -394,6 +400,7 @@ def compare_command(
     question: str | None,
 ) -> None:
     """Compare two runs by their scored rows or, with QUESTION, by their answers."""
+    from medcot.cli.run_choice import existing_run
     from medcot.comparing.sides import choose_sides
 
     first, second = choose_sides([existing_run(path) for path in run_paths or (None,)])
@@ -527,6 +534,8 @@ def _describe_replies(
 
 def _config_for(resolved: Resolved, directory: RunDirectory) -> RunConfig:
     """Return the config of the flags or, to resume, that of the run itself."""
+    from medcot.cli.run_choice import RESUMABLE, config_of_run
+
     if not (resolved.resume and directory.exists()):
         return resolved.config
     return config_of_run(directory, resolved, changeable=RESUMABLE, ignored=("preset",))

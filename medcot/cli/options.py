@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -14,8 +13,6 @@ from medcot.terminal import say
 if TYPE_CHECKING:
     from medcot.hardware.machine import Machine
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 PLACES = (
     click.Option(["--config", "config_file"], metavar="FILE", help="options from a .toml file"),
     click.Option(["--out"], metavar="DIR", help="run directory (default: runs/PRESET-TIME)"),
@@ -24,18 +21,10 @@ PLACES = (
 )
 
 
-def config_flags(*, places: bool = True) -> Callable[[Command], Command]:
-    """Add every field of `RunConfig` to a command as a flag, and the flags for its output."""
-
-    def decorate(command: Command) -> Command:
-        made: Any = command
-        extra = [*PLACES] if places else [PLACES[0], PLACES[3]]
-        made.params.extend(flag for name in RunConfig.model_fields for flag in [_flag(name)])
-        made.params.extend(extra)
-        made.params.append(_help_all())
-        return made
-
-    return decorate
+def list_flags(*, places: bool = True) -> list[click.Parameter]:
+    """Return every field of `RunConfig` as a flag, and the flags for a command's output."""
+    extra = [*PLACES] if places else [PLACES[0], PLACES[3]]
+    return [*map(_flag, RunConfig.model_fields), *extra, _help_all()]
 
 
 def resolve_flags(values: dict[str, Any], machine: Machine | None = None) -> Resolved:
