@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from medcot.catalog import duration
 from medcot.cli.options import resolve_flags
-from medcot.config.schema import RunConfig
+from medcot.config.schema import RunConfig, option_name
 from medcot.errors import InputError
 
 if TYPE_CHECKING:
+    from medcot.config.resolve import Resolved
     from medcot.hardware.machine import Machine
 
 
@@ -21,10 +22,10 @@ def resolve_study(
 ) -> tuple[RunConfig, dict[str, list[Any]], Path, bool]:
     """Return the config that all arms share, what varies, the study's folder, and ``--json``.
 
-    A folder that holds a study already, without any options, continues it.
+    A folder that holds a study already, without ``--vary``, continues it.
 
     Raises:
-        InputError: An option or the file is wrong.
+        InputError: An option or the file is wrong, or the study has another value of it.
     """
     from medcot.pipeline.study import FILE, parse_vary, read_study, study_path
 
@@ -37,8 +38,20 @@ def resolve_study(
     folder = resolved.out or study_path()
     if not given and (folder / FILE).exists():
         config, known = read_study(folder)
+        _require_same_options(resolved, config, folder)
         return config, known, folder, resolved.json
     return resolved.config, parse_vary(given), folder, resolved.json
+
+
+def _require_same_options(resolved: Resolved, config: RunConfig, folder: Path) -> None:
+    for name in resolved.given:
+        if name not in RunConfig.model_fields:
+            continue
+        kept, asked = getattr(config, name), getattr(resolved.config, name)
+        if kept != asked:
+            got = f"the study in {folder} has {kept}"
+            needs = "omit the option, or use another --out"
+            raise InputError(f"{option_name(name)} {asked}", got, needs)
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -107,6 +107,15 @@ def test_a_folder_of_another_study_is_refused(whole, config):
         run_study(config, {"rank": [2, 8]}, whole[0])
 
 
+def test_a_study_is_continued_with_the_options_that_it_has(whole, config):
+    folder, place = whole[0], {"out": str(whole[0])}
+    assert resolve_study(None, [], dict(place)) == (config, VARY, folder, False)
+    same, other = place | {"steps": "2"}, place | {"seeds": "3"}
+    assert resolve_study(None, [], same)[0] == config
+    with pytest.raises(InputError, match=r"^--seeds 3: the study in .* has 1; "):
+        resolve_study(None, [], other)
+
+
 @pytest.mark.parametrize(
     ("given", "what"),
     [("rnak=4,16", "rank"), ("rank=4", "two different"), ("rank=4,4", "two different"),
