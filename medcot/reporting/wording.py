@@ -284,7 +284,8 @@ def _state_cost(report: Report, abilities: ChoiceEndpoint) -> Iterator[Message]:
 
 def _size_cautions(report: Report) -> Iterator[Message]:
     """Say how small a change is that is shown and yet tiny beside the loss itself."""
-    nll, before = report.paired.nll, report.before.nll
+    nll = (report.seeds and report.seeds.nll) or report.paired.nll
+    before = report.before.nll
     if nll is None or not before or report.verdict.nll == "no evidence":
         return
     share = abs(nll.difference) / before
@@ -328,9 +329,9 @@ def _chance_cautions(report: Report) -> Iterator[Message]:
 
 
 def _letter_cautions(report: Report) -> Iterator[Message]:
-    """Say that the letters alone would have given another verdict."""
-    found = report.letter_bias
-    if found and found.verdict_as_given != "no evidence" == report.verdict.mcq:
+    """Say that the letters alone would have given another verdict on the same adapter."""
+    found, mcq = report.letter_bias, report.paired.mcq
+    if found and mcq and found.verdict_as_given != "no evidence" == mcq.verdict("higher"):
         values = {"before": 100 * found.rate_before, "after": 100 * found.rate_after}
         yield Message("caution_letters", values)
 

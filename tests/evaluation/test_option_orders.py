@@ -16,6 +16,7 @@ from medcot.records import Question, TokenLoss
 from medcot.reporting.build import build_report
 from medcot.reporting.markdown import render_markdown
 from medcot.reporting.schema import Report
+from medcot.reporting.seeds import SeedRows
 from medcot.reporting.storage import report_from_json, report_to_json
 
 TEXTS = ("aspirin", "heparin", "rest", "surgery")
@@ -152,6 +153,20 @@ def test_what_a_model_learnt_is_found_behind_its_preference_for_a_letter() -> No
     assert report.verdict.mcq == "improved"
     assert report.letter_bias
     assert report.letter_bias.as_given.difference == 0
+
+
+def test_a_recipe_without_evidence_is_not_put_down_to_letters() -> None:
+    suite, config = suite_of([ask(n) for n in range(120)]), make_config("demo", {"seeds": 3})
+    before, after = score(suite, knows(0.1)), score(suite, knows(0.9))
+    seeds = [
+        SeedRows(number, number, number == 1, None, after if number == 1 else before)
+        for number in (1, 2, 3)
+    ]
+    report = build_report(before, after, suite, config, seeds=seeds)
+    assert report.verdict.mcq == "no evidence"
+    assert report.letter_bias
+    assert report.letter_bias.verdict_as_given == "improved"
+    assert all(one.code != "caution_letters" for one in report.cautions)
 
 
 def test_the_same_model_twice_differs_by_exactly_nothing() -> None:
