@@ -209,7 +209,8 @@ def train(
         if config.seeds == 1:
             train_one(prepared, loaded, listener, tracker)
             return
-        train_seeds(prepared, loaded, listener, partial(train_one, tracker=tracker))
+        untracked = partial(train_one, tracker=Tracker())
+        train_seeds(prepared, loaded, listener, untracked, tracker.log)
     load_adapter(loaded, config, prepared.plan, directory.adapter)
 
 

@@ -32,7 +32,7 @@ from medcot.pipeline import fingerprints
 from medcot.pipeline.prepare import Prepared
 from medcot.pipeline.report import find_validation, write_report
 from medcot.pipeline.seed_processes import list_gpus, train_in_processes
-from medcot.records import Event
+from medcot.records import Event, OnEvent
 from medcot.runs.directory import Phase, RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -98,11 +98,16 @@ def begin_seeds(prepared: Prepared) -> list[Prepared]:
 
 
 def train_seeds(
-    prepared: Prepared, loaded: LoadedModel, listener: Listener, train_one: TrainOne
+    prepared: Prepared,
+    loaded: LoadedModel,
+    listener: Listener,
+    train_one: TrainOne,
+    on_event: OnEvent,
 ) -> None:
     """Train every seed that is not trained yet, and make the best adapter that of the run.
 
-    ``loaded`` has that adapter afterwards.
+    ``on_event`` takes the steps of seeds that are trained in turn, counted over all of them; those
+    in processes of their own report by themselves.
     """
     seeds = begin_seeds(prepared)
     left = [one for one in seeds if not one.directory.has("training.json")]
@@ -113,7 +118,7 @@ def train_seeds(
         train_in_processes([one.directory for one in left], gpus, listener)
         loaded.model = models.load_base(prepared.config, prepared.plan).model
     else:
-        _train_in_turn(seeds, left, loaded, listener, train_one)
+        _train_in_turn(seeds, left, loaded, listener, train_one, on_event)
     keep_best(prepared, seeds)
 
 
@@ -123,13 +128,14 @@ def _train_in_turn(
     loaded: LoadedModel,
     listener: Listener,
     train_one: TrainOne,
+    on_event: OnEvent,
 ) -> None:
     for number, one in enumerate(seeds, 1):
         if all(one is not other for other in left):
             continue
         values = {"number": number, "of": len(seeds), "seed": one.config.seed}
         listener.say(Message("seed_begins", values))
-        train_one(one, loaded, _OneOfSeveral(listener, number - 1, len(seeds)))
+        train_one(one, loaded, _OneOfSeveral(listener, number - 1, len(seeds), on_event))
         one.directory.set_stage("trained")
         models.remove_adapter(loaded)
 
@@ -216,8 +222,9 @@ def _read_rows(directory: RunDirectory, phase: Phase) -> list[ScoredRow]:
 class _OneOfSeveral(Listener):
     """Shows the steps of one training as a part of those of all."""
 
-    def __init__(self, listener: Listener, before: int, of: int) -> None:
+    def __init__(self, listener: Listener, before: int, of: int, on_event: OnEvent) -> None:
         self._listener, self._before, self._of = listener, before, of
+        self._on_event = on_event
 
     def say(self, line: str | Message) -> None:
         """Pass the line on."""
@@ -227,14 +234,14 @@ class _OneOfSeveral(Listener):
         """Pass the step on, counted over all trainings."""
         left = event.steps * (self._of - self._before - 1)
         seconds = event.eta_s / max(1, event.steps - event.step)
-        self._listener.event(
-            replace(
-                event,
-                step=event.step + event.steps * self._before,
-                steps=event.steps * self._of,
-                eta_s=round(event.eta_s + seconds * left, 1),
-            )
+        whole = replace(
+            event,
+            step=event.step + event.steps * self._before,
+            steps=event.steps * self._of,
+            eta_s=round(event.eta_s + seconds * left, 1),
         )
+        self._on_event(whole)
+        self._listener.event(whole)
 
     def should_stop(self) -> bool:
         """Ask the run's listener."""
