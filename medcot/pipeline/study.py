@@ -167,12 +167,14 @@ def _begin(config: RunConfig, vary: Vary, folder: Path) -> None:
         "config": config.model_dump(mode="json"),
         "vary": {name: list(values) for name, values in vary.items()},
     }
+    # Listed before the file is looked for, which another process may be writing.
+    is_empty = all(one.name.startswith(".") for one in folder.iterdir())
     if directory.has(FILE):
         if directory.read_json(FILE) != facts:
             got = "it holds a study with other options"
             raise InputError(f"--out {folder}", got, "use another folder, or the same options")
         return
-    if any(not one.name.startswith(".") for one in folder.iterdir()):
+    if not is_empty:
         raise InputError(f"--out {folder}", "the folder is not empty", "use a new or empty folder")
     directory.write_json(FILE, facts)
 
