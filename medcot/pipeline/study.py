@@ -248,7 +248,8 @@ def _read_arm(folder: Path, arm: Arm) -> ArmResult:
         rows_from_json(one.rows(one.evaluation("after")), where=str(one.evaluation("after")))
         for one in _trainings(folder, arm)
     ]
-    return ArmResult(arm.name, arm.values, tuple(_losses(folder, arm)), before, after)
+    rows = directory.read_json("report.json")["facts"]["rows"]
+    return ArmResult(arm.name, arm.values, tuple(_losses(folder, arm)), before, after, rows)
 
 
 def _wait(listener: Listener) -> None:

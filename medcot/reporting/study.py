@@ -27,13 +27,17 @@ FEWEST_SIZES = 3
 
 @dataclass(frozen=True, slots=True)
 class ArmResult:
-    """What an arm's trainings gave: the validation loss and the scored rows of each."""
+    """What an arm's trainings gave: the validation loss and the scored rows of each.
+
+    ``rows`` counts the training rows, which may be fewer than the arm asks for.
+    """
 
     name: str
     values: Mapping[str, Any]
     losses: tuple[float, ...]
     before: Sequence[ScoredRow]
     after: Sequence[Sequence[ScoredRow]]
+    rows: int
 
     @property
     def mean(self) -> float:
@@ -165,11 +169,14 @@ def _fit_curve(
     vary: Mapping[str, Sequence[Any]], arms: Sequence[ArmResult], best: ArmResult
 ) -> LearningCurve | None:
     """Fit the loss over the log of training rows, of the arms that are else like ``best``."""
-    if len(vary.get("samples", ())) < FEWEST_SIZES:
+    if "samples" not in vary:
         return None
     others = {name: value for name, value in best.values.items() if name != "samples"}
-    like = [arm for arm in arms if others.items() <= arm.values.items()]
-    return fit_learning_curve({int(arm.values["samples"]): arm.losses for arm in like})
+    losses: dict[int, tuple[float, ...]] = {}
+    for arm in arms:
+        if others.items() <= arm.values.items():
+            losses[arm.rows] = losses.get(arm.rows, ()) + arm.losses
+    return fit_learning_curve(losses) if len(losses) >= FEWEST_SIZES else None
 
 
 def fit_learning_curve(losses: Mapping[int, Sequence[float]]) -> LearningCurve | None:

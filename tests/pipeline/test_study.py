@@ -158,7 +158,7 @@ def test_choosing_among_arms_without_an_effect_is_seldom_an_improvement():
             changes = own[:, None] + 0.1 * rng.normal(size=24) + 0.02 * rng.normal(size=(3, 24))
             after = [rows_of(3.0 + change) for change in changes]
             losses = tuple(2.0 + own + 0.01 * rng.normal(size=3))
-            arms.append(ArmResult(f"arm-{number}", {"rank": number}, losses, before, after))
+            arms.append(ArmResult(f"arm-{number}", {"rank": number}, losses, before, after, 64))
         called += analyse_study(config, {"rank": range(8)}, arms).nll_verdict == "improved"
     assert called <= 3
 
@@ -172,3 +172,22 @@ def test_a_learning_curve_says_what_more_rows_buy():
     assert curve.gain == pytest.approx(0.1 * np.log(1400 / 400), abs=2 * curve.half_width)
     assert 0 < curve.half_width < 0.02
     assert fit_learning_curve({100: [3.0]}) is None
+
+
+def test_a_learning_curve_goes_by_the_rows_that_there_were():
+    config, rows = make_config("demo"), rows_of([2.0, 3.0])
+    given = {100: 100, 200: 200, 400: 400, 10_000: 400}
+
+    def curve(sizes):
+        arms = [
+            ArmResult(f"{asked}", {"samples": asked}, (3 - 0.1 * np.log(there),) * 2, rows,
+                      [rows, rows], there)
+            for asked, there in sizes.items()
+        ]  # fmt: skip
+        return analyse_study(config, {"samples": list(sizes)}, arms).curve
+
+    found = curve(given)
+    assert found.largest == 400
+    assert found.gain == pytest.approx(0.1 * np.log(1400 / 400))
+    del given[100]
+    assert curve(given) is None
