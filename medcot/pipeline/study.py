@@ -249,7 +249,9 @@ def _read_arm(folder: Path, arm: Arm) -> ArmResult:
         for one in _trainings(folder, arm)
     ]
     rows = directory.read_json("report.json")["facts"]["rows"]
-    return ArmResult(arm.name, arm.values, tuple(_losses(folder, arm)), before, after, rows)
+    # The rows beyond the steps were never trained on.
+    seen = min(rows, arm.config.total_steps(rows) * arm.config.batch)
+    return ArmResult(arm.name, arm.values, tuple(_losses(folder, arm)), before, after, seen)
 
 
 def _wait(listener: Listener) -> None:

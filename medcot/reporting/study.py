@@ -29,7 +29,7 @@ FEWEST_SIZES = 3
 class ArmResult:
     """What an arm's trainings gave: the validation loss and the scored rows of each.
 
-    ``rows`` counts the training rows, which may be fewer than the arm asks for.
+    ``rows`` counts the training rows that it saw, which may be fewer than the arm asks for.
     """
 
     name: str

@@ -82,6 +82,12 @@ def test_the_untuned_model_is_scored_once_and_the_test_rows_are_told_of_one_arm(
     assert json.loads((folder / "study_report.json").read_text())["chosen"] == study.chosen
 
 
+def test_an_arm_counts_the_rows_that_it_saw(whole, config):
+    arms = list_arms(config, VARY)
+    seen = [pipeline._read_arm(whole[0], arm).rows for arm in arms]
+    assert seen == [min(arm.config.samples, config.steps * config.batch) for arm in arms]
+
+
 def test_an_arm_that_another_process_works_on_is_left_to_it(config, tmp_path, monkeypatch):
     folder = tmp_path / "study"
     arms = list_arms(config, {"rank": [2, 4]})
