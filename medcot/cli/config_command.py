@@ -32,5 +32,5 @@ class ConfigCommand(click.Command):
         return self._params
 
     @params.setter
-    def params(self, own: list[click.Parameter]) -> None:
+    def params(self, own: list[click.Parameter]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._params = own
