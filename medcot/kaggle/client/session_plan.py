@@ -15,7 +15,7 @@ from medcot.kaggle.client.probe import IMAGE
 from medcot.planning.constraints import unused_packages
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan
-from medcot.planning.speed_model import LOSSES_ALONE, stored_bytes
+from medcot.planning.speed_model import CPU_BANDWIDTH, LOSSES_ALONE, stored_bytes
 
 QUEUE_S, INSTALL_S, UNSLOTH_S, REPORT_S = 60.0, 60.0, 60.0, 60.0
 """Assumed; the report's time includes that of the executed notebook."""
@@ -103,5 +103,6 @@ def _quantize(config: RunConfig, plan: Plan) -> tuple[StageEstimate, ...]:
 
 def _evaluation_source(plan: Plan) -> str:
     if plan.device != "cuda":
-        return "the planner: weights read at 10 GB/s for each token of an answer"
+        rate = CPU_BANDWIDTH / 1e9
+        return f"the planner: weights read at {rate:.1f} GB/s for each token of an answer"
     return "the planner: a T4 reads weights at 320 GB/s (data sheet) for each token of an answer"
