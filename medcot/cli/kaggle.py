@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -315,8 +315,9 @@ def estimate_session(config: RunConfig) -> tuple[tuple[StageEstimate, ...], floa
     from medcot.pipeline.prepare import plan_only
 
     settings = read_settings(config.model_dump_json())
-    gpus = "2xT4" if count_processes(settings, GPUS) == GPUS else "T4"
-    machine = named_machine(gpus) if needs_gpu(config) else Machine((), 4, 29.0, "Linux x86_64")
+    machine = Machine((), 4, 29.0, "Linux x86_64")
+    if needs_gpu(config):
+        machine = replace(named_machine("2xT4"), processes=count_processes(settings, GPUS))
     return plan_session(config, plan_only(config, machine))
 
 

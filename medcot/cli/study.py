@@ -74,14 +74,15 @@ def price_study(config: RunConfig, vary: Sequence[str], machine: Machine) -> Ite
     """Yield a line for each arm with its time on ``machine``, and one for the whole study."""
     from medcot.pipeline.prepare import plan_only
     from medcot.pipeline.study import list_arms, parse_vary
+    from medcot.planning.speed_model import count_scorings
 
     total = 0.0
     arms = list_arms(config, parse_vary(vary))
     for number, arm in enumerate(arms):
         time_s = plan_only(arm.config, machine).time_s
         # The untuned model is scored in the first arm alone.
-        scoring = time_s["evaluate"] / 2 * (config.seeds + (number == 0))
-        seconds = time_s["load"] + config.seeds * time_s["train"] + scoring
+        before = time_s["evaluate"] / count_scorings(config.seeds)
+        seconds = time_s["total"] - (before if number else 0.0)
         total += seconds
         yield f"{arm.name:<40} {duration(seconds, 'en')}"
     yield f"{f'{len(arms)} arms x {config.seeds} seeds':<40} {duration(total, 'en')}"

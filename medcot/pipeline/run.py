@@ -29,7 +29,7 @@ from medcot.pipeline.prepare import Prepared, prepare
 from medcot.pipeline.report import write_report
 from medcot.pipeline.seeds import require_one_process, score_seeds, train_seeds
 from medcot.pipeline.worker import broadcast_task
-from medcot.planning.speed_model import LOSSES_ALONE
+from medcot.planning.speed_model import count_scorings
 from medcot.records import Event
 from medcot.reporting.schema import Report
 from medcot.reporting.storage import report_to_json
@@ -252,10 +252,11 @@ def _tracked(prepared: Prepared, listener: Listener) -> Generator[Tracker]:
 def _announce_times(prepared: Prepared, listener: Listener, *stages: str) -> None:
     """Tell how long the plan expects each of ``stages`` to take; training once only."""
     times = prepared.plan.time_s
-    scoring, seeds = times["evaluate"] / 2, prepared.config.seeds
-    expected = {"before": scoring, "training": seeds * times["train"], "after": scoring}
+    seeds = prepared.config.seeds
+    scoring = times["evaluate"] / count_scorings(seeds)
+    expected = {"before": scoring, "training": times["train"], "after": scoring}
     if seeds > 1:
-        expected["seeds"] = (seeds - 1) * LOSSES_ALONE * scoring
+        expected["seeds"] = times["evaluate"] - 2 * scoring
     if prepared.directory.has("training.json"):
         del expected["training"]
     listener.planned({name: seconds for name, seconds in expected.items() if name in stages})

@@ -14,7 +14,7 @@ from medcot.planning.explain import explain_choice, explain_no_fit, list_warning
 from medcot.planning.memory_model import PRECISION_BYTES, max_answer_rows
 from medcot.planning.model_specs import ModelSpec
 from medcot.planning.search import Candidate, Workload, choose_best, list_candidates
-from medcot.planning.speed_model import evaluation_s, loading_s
+from medcot.planning.speed_model import count_rounds, evaluation_s, loading_s
 
 VALIDATION = 0.125
 """Time of the validations of a training, as a part of the rest; see
@@ -182,14 +182,17 @@ def _compose_plan(
 def _stage_times_s(
     workload: Workload, best: Candidate, steps: int, answer_rows: int
 ) -> dict[str, float]:
-    """Return the seconds of each stage and their total."""
+    """Return the seconds of each stage and their total, of all seeds together."""
     config = workload.config
     stages = {
         "load": loading_s(workload.config, best.step, workload.spec),
         "evaluate": evaluation_s(
             config, best.step, workload.spec, workload.machine, workload.mean_tokens, answer_rows
         ),
-        "train": steps * best.step_s * (1 + (VALIDATION if config.validation_samples else 0)),
+        "train": count_rounds(config.seeds, workload.machine, best.step.device)
+        * steps
+        * best.step_s
+        * (1 + (VALIDATION if config.validation_samples else 0)),
     }
     return {name: round(s, 1) for name, s in (stages | {"total": sum(stages.values())}).items()}
 

@@ -200,7 +200,7 @@ def evaluation_s(
     mean_tokens: float,
     answer_rows: int,
 ) -> float:
-    """Predict roughly the seconds of both evaluations, before and after training.
+    """Predict roughly the seconds of all evaluations, before and after training.
 
     ``answer_rows`` prompts are answered at once.
     """
@@ -220,10 +220,22 @@ def evaluation_s(
     weights = weight_bytes(spec, step.quantization, 4.0 if on_cpu else 2.0)
     one_token = spec.layers * throughput.layer_pass_s / 2
     one_token += weights / _bandwidth(step, machine) + gather_s(step, spec)
-    return 2 * (score + rounds * config.max_new_tokens * one_token)
+    scoring = score + rounds * config.max_new_tokens * one_token
+    return count_scorings(config.seeds) * scoring
 
 
 def count_answers(config: RunConfig) -> int:
     """Return how many answers each evaluation generates: test rows, fixed question, items."""
     items = min(config.ability_samples, BUNDLED_ABILITIES[config.language])
     return min(config.generate_samples, config.test_samples) + 1 + items
+
+
+def count_scorings(seeds: int) -> float:
+    """Return how many evaluations a run takes: before, after, and the losses of other seeds."""
+    return 2 + (seeds - 1) * LOSSES_ALONE
+
+
+def count_rounds(seeds: int, machine: Machine, device: str) -> int:
+    """Return how many trainings follow one another: without a launcher each GPU takes a seed."""
+    parallel = len(usable_gpus(machine)) if device == "cuda" and machine.processes == 1 else 1
+    return math.ceil(seeds / parallel)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from medcot.kaggle.client.probe import IMAGE
 from medcot.planning.constraints import unused_packages
 from medcot.planning.model_specs import find_model_spec
 from medcot.planning.plan import Plan
-from medcot.planning.speed_model import CPU_BANDWIDTH, LOSSES_ALONE, stored_bytes
+from medcot.planning.speed_model import CPU_BANDWIDTH, stored_bytes
 
 QUEUE_S, INSTALL_S, UNSLOTH_S, REPORT_S = 60.0, 60.0, 60.0, 60.0
 """Assumed; the report's time includes that of the executed notebook."""
@@ -26,7 +25,7 @@ QUANTIZE_GB_PER_S = 1.0
 BUNDLED_BYTES = 93e6
 """The package that carries the small model."""
 GPUS = 2
-"""T4s of a session; each trains one of several seeds at a time."""
+"""T4s of a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +45,6 @@ def plan_session(
     Raises:
         InputError: the sizes of the config's model are not known.
     """
-    seeds = config.seeds
-    rounds = math.ceil(seeds / GPUS) if plan.device == "cuda" else seeds
-    scorings = 2 + (seeds - 1) * LOSSES_ALONE  # before, after, and the losses of the other seeds
     unsloth = plan.device == "cuda" and not unused_packages(config)
     packages = "with unsloth" if unsloth else "without unsloth, which this run does not import"
     trained = (
@@ -62,8 +58,8 @@ def plan_session(
         _download(config, image),
         StageEstimate("load", plan.time_s["load"], "the planner: imports, and files at 1 GB/s"),
         *_quantize(config, plan),
-        StageEstimate("evaluate", plan.time_s["evaluate"] / 2 * scorings, _evaluation_source(plan)),
-        StageEstimate("train", plan.time_s["train"] * rounds, trained),
+        StageEstimate("evaluate", plan.time_s["evaluate"], _evaluation_source(plan)),
+        StageEstimate("train", plan.time_s["train"], trained),
         StageEstimate("report", REPORT_S, "assumed"),
     )
     return stages, sum(one.seconds for one in stages)
