@@ -12,15 +12,22 @@ import json
 import logging
 import os
 import socket
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from medcot.errors import InputError, one_line
+
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
 
 logger = logging.getLogger(__name__)
 
@@ -83,24 +90,12 @@ class RunLock:
         """
         if self.held:
             return ""
-        replaced = ""
         try:
-            for _ in range(ATTEMPTS):
-                own = _this_process()
-                if self._create(own):
-                    self._own = own
-                    self._ended.clear()
-                    threading.Thread(
-                        target=self._beat, args=(self._ended,), daemon=True, name="medcot-lock"
-                    ).start()
-                    return replaced
-                replaced = self._remove_stale() or replaced
+            with _one_at_a_time(self.path.parent):
+                return self._take()
         except OSError as error:
             got = f"cannot write {LOCK_FILE} ({error.strerror or error})"
             raise InputError(str(self.path.parent), got, "use a writable folder") from None
-        raise InputError(
-            str(self.path.parent), "other processes keep taking its lock", "start one at a time"
-        )
 
     def release(self) -> None:
         """Give the lock back, if this object holds it and nobody has replaced it."""
@@ -114,6 +109,22 @@ class RunLock:
     def is_intact(self) -> bool:
         """Return whether the file on disk is still this object's own lock."""
         return self._own is not None and _read(self.path) == self._own
+
+    def _take(self) -> str:
+        replaced = ""
+        for _ in range(ATTEMPTS):
+            own = _this_process()
+            if self._create(own):
+                self._own = own
+                self._ended.clear()
+                threading.Thread(
+                    target=self._beat, args=(self._ended,), daemon=True, name="medcot-lock"
+                ).start()
+                return replaced
+            replaced = self._remove_stale() or replaced
+        raise InputError(
+            str(self.path.parent), "other processes keep taking its lock", "start one at a time"
+        )
 
     def _create(self, own: Holder) -> bool:
         """Create the file with its content in one step; return False where there is one."""
@@ -196,6 +207,27 @@ class RunLock:
                 # The next write to the directory ends the run, with a message.
                 logger.warning("%s: %s", self.path, error.strerror or error)
                 return
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process of a machine look at the lock and replace it.
+
+    Without this, three that find a stale lock can end as two holders: one moves away the new lock
+    of another, and a third creates its own before that lock is back. The system gives this up
+    when the process ends. A file system that cannot do it (NFS refuses it for folders) is left
+    with the check at every write.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _read(path: Path) -> Holder | None:
