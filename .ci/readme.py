@@ -94,8 +94,12 @@ OPTIONS_HEAD = """# All options
 Made by `make readme` from `config.schema.RunConfig`. The command line takes them as `--rank 8`, the
 environment as `MEDCOT_RANK=8`, a file as `rank = 8` (`--config run.toml`), the notebook after `--`.
 The command line takes precedence over the environment, the environment over the file, the file over
-the preset. The defaults below are those before a preset; `medcot plan --preset NAME` shows what a
-preset makes of them.
+the preset. The defaults below are those before a preset; `medcot config --preset NAME` prints what
+a preset makes of them, as a file for `--config`.
+
+`medcot config --schema > run.schema.json` writes the JSON schema of such files,
+`medcot config --schema study` that of files for `medcot study`. Editors with Taplo complete and
+check a file whose first line is `#:schema ./run.schema.json` (from Taplo's documentation).
 
 | option | values | default | what it is |
 | --- | --- | --- | --- |

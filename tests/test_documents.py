@@ -27,7 +27,12 @@ from tests.support.paths import ROOT
 READMES = ("README.md", "README.zh-CN.md")
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "kaggle" / "README.md")
+    for path in (
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        ROOT / "kaggle/README.md",
+        ROOT / "llms.txt",
+    )
 )
 HISTORY = "docs/experiments.md"
 """Its entries keep the names that modules had on the day; only its table of names is checked."""

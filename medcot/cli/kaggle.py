@@ -277,8 +277,9 @@ def plan_command(**flags: Any) -> None:
 @click.option("--preset", default="kaggle-t4", show_default=True, help="preset of the run")
 @INTERVAL
 @RETRY
+@JSON
 def proof_command(
-    out: str, preset: str, *, interval: float, retry_min: float, **flags: Any
+    out: str, preset: str, *, interval: float, retry_min: float, as_json: bool, **flags: Any
 ) -> None:
     """Probe, run for about ten minutes, fetch, and write what was measured as Markdown.
 
@@ -289,7 +290,7 @@ def proof_command(
 
     options = take_kernel_options(flags)
     config, run, _ = choose_run({"preset": preset, "out": out, **proof.options_for(preset)})
-    account, say = sign_in(retry_min), make_say(as_json=False)
+    account, say = sign_in(retry_min), make_say(as_json=as_json)
     request = KaggleRun(account, config, run, options, say, say, interval)
     stages, total_s = estimate_session(config)
     say(f"planned: {duration(total_s, 'en')}")
@@ -298,11 +299,12 @@ def proof_command(
         say(line)
     result = run_on_kaggle(request)
     if result.outcome != "done":
-        print_result(result, run, as_json=False)
+        print_result(result, run, as_json=as_json)
     snippet = proof.make_snippet(run, last_push(run), stages, facts)
     target = f"{FOLDER}/{proof.FILE}"
     run.write_text(target, snippet)
     say(f"{run.path / target}: paste it into docs/experiments.md")
+    print_facts(asdict(result) | {"out": str(run.path), "proof": snippet}, as_json=as_json)
 
 
 def estimate_session(config: RunConfig) -> tuple[tuple[StageEstimate, ...], float]:

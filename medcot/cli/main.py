@@ -8,6 +8,7 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,9 +130,12 @@ def plan_command(gpu: str | None, vary: tuple[str, ...], **flags: Any) -> None:
     machine = named_machine(gpu) if gpu else detect_machine()
     resolved = resolve_flags(flags, machine)
     if vary:
-        from medcot.cli.study import price_study
+        from medcot.cli.study import describe_price, price_study
 
-        for line in price_study(resolved.config, vary, machine):
+        arms, seeds = price_study(resolved.config, vary, machine), resolved.config.seeds
+        if resolved.json:
+            return _print_json({"seeds": seeds, "arms_s": arms, "total_s": sum(arms.values())})
+        for line in describe_price(arms, seeds):
             say(line)
         return None
     plan = plan_only(resolved.config, machine)
@@ -139,6 +143,39 @@ def plan_command(gpu: str | None, vary: tuple[str, ...], **flags: Any) -> None:
         return _print_json(plan.to_json())
     say(_preset_line(resolved))
     for line in describe(plan):
+        say(line)
+    return None
+
+
+@cli.command(
+    "config",
+    cls=ConfigCommand,
+    places=False,
+    params=[
+        click.Option(
+            ["--schema"],
+            type=click.Choice(("run", "study")),
+            is_flag=False,
+            flag_value="run",
+            help="print the JSON schema of such a file instead (default: run)",
+        ),
+    ],
+)
+def config_command(schema: str | None, **flags: Any) -> None:
+    """Print the options as they are resolved, as a file for --config."""
+    from medcot.config.file_schema import describe_file, write_options
+
+    if schema:
+        from medcot.pipeline.study import TRAINING_FIELDS
+
+        return _print_json(describe_file(TRAINING_FIELDS if schema == "study" else ()))
+    from medcot.cli.options import resolve_flags
+
+    resolved = resolve_flags(flags)
+    if resolved.json:
+        return _print_json(resolved.config.model_dump(mode="json"))
+    say(f"# {_preset_line(resolved)}")
+    for line in write_options(resolved.config):
         say(line)
     return None
 
@@ -354,6 +391,7 @@ def export_command(
     metavar="NAME",
     help="what runs the model: vllm, transformers or llama.cpp (default: what fits)",
 )
+@JSON
 def serve_command(
     *,
     run_path: str | None,
@@ -362,6 +400,7 @@ def serve_command(
     port: int,
     token_file: str | None,
     backend: str,
+    as_json: bool,
 ) -> None:
     """Serve the tuned model to OpenAI clients, with a token."""
     from medcot.cli.run_choice import existing_run
@@ -376,7 +415,11 @@ def serve_command(
     else:
         target = open_run(existing_run(run_path))
     file = check_path("--token-file", token_file) if token_file else None
-    serve(target, ServeOptions(host, port, file, parse_backend(backend)), say)
+    options = ServeOptions(host, port, file, parse_backend(backend))
+    if as_json:
+        serve(target, options, partial(say, err=True), announce=_print_json)
+    else:
+        serve(target, options, say)
 
 
 @cli.command("compare")

@@ -70,19 +70,23 @@ def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     return {name.replace("-", "_"): value for name, value in found.items()}, lines
 
 
-def price_study(config: RunConfig, vary: Sequence[str], machine: Machine) -> Iterator[str]:
-    """Yield a line for each arm with its time on ``machine``, and one for the whole study."""
+def price_study(config: RunConfig, vary: Sequence[str], machine: Machine) -> dict[str, float]:
+    """Return the seconds that each arm takes on ``machine``, by the arm's name."""
     from medcot.pipeline.prepare import plan_only
     from medcot.pipeline.study import list_arms, parse_vary
     from medcot.planning.speed_model import count_scorings
 
-    total = 0.0
-    arms = list_arms(config, parse_vary(vary))
-    for number, arm in enumerate(arms):
+    arms: dict[str, float] = {}
+    for arm in list_arms(config, parse_vary(vary)):
         time_s = plan_only(arm.config, machine).time_s
         # The untuned model is scored in the first arm alone.
         before = time_s["evaluate"] / count_scorings(config.seeds)
-        seconds = time_s["total"] - (before if number else 0.0)
-        total += seconds
-        yield f"{arm.name:<40} {duration(seconds, 'en')}"
-    yield f"{f'{len(arms)} arms x {config.seeds} seeds':<40} {duration(total, 'en')}"
+        arms[arm.name] = time_s["total"] - (before if arms else 0.0)
+    return arms
+
+
+def describe_price(arms: dict[str, float], seeds: int) -> Iterator[str]:
+    """Yield a line for each arm of :func:`price_study`, and one for the whole study."""
+    for name, seconds in arms.items():
+        yield f"{name:<40} {duration(seconds, 'en')}"
+    yield f"{f'{len(arms)} arms x {seeds} seeds':<40} {duration(sum(arms.values()), 'en')}"

@@ -32,7 +32,7 @@ from medcot.paths import PROJECT, expand_home
 from medcot.records import Language
 from medcot.runs.directory import RunDirectory
 from medcot.runs.history import bundled_run, read_run
-from medcot.terminal import say
+from medcot.terminal import say, write_json
 
 _CACHES = shutil.ignore_patterns("__marimo__", "__pycache__")
 
@@ -136,16 +136,24 @@ def _copy_assets(out: Path) -> None:
 @click.command()
 @click.option("--run", "run_path", metavar="DIR", help="show this finished run; trains otherwise")
 @click.option("--out", default="site", show_default=True, metavar="DIR", help="where pages go")
+@click.option("--json", "as_json", is_flag=True, help="print facts as JSON")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def main(run_path: str | None, out: str, options: tuple[str, ...]) -> None:
+def main(run_path: str | None, out: str, options: tuple[str, ...], *, as_json: bool) -> None:
     """Write the executed tutorial as a static site; OPTIONS after -- are those of a run."""
     with redacted_output():
         try:
             prepare_credentials()
             prepare_network()
             run = Path(expand_home(run_path)).resolve() if run_path else None
-            for page in build_site(Path(expand_home(out)), run, options):
-                say(f"{page} ({page.stat().st_size / 1024:,.0f} KB)")
+            sizes = {
+                str(page): page.stat().st_size
+                for page in build_site(Path(expand_home(out)), run, options)
+            }
+            if as_json:
+                write_json([{"page": page, "bytes": size} for page, size in sizes.items()])
+                return
+            for page, size in sizes.items():
+                say(f"{page} ({size / 1024:,.0f} KB)")
         except InputError as error:
             say(f"medcot: {error}", err=True)
             sys.exit(2)

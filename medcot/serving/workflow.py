@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 Say = Callable[[str], None]
+Announce = Callable[[dict[str, str]], None]
+"""Takes ``address``, ``model`` and ``token`` or where it is, once the model answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,13 @@ class ServeOptions:
     backend: BackendName = "auto"
 
 
-def serve(target: Target, options: ServeOptions, say: Say) -> None:
+def serve(
+    target: Target, options: ServeOptions, say: Say, announce: Announce | None = None
+) -> None:
     """Answer clients until SIGINT or SIGTERM; the model server ends with this process.
+
+    Args:
+        announce: Takes the facts for a program; a new token is then not said.
 
     Raises:
         InputError: The options do not allow it, or a library is missing; nothing was started.
@@ -65,7 +72,8 @@ def serve(target: Target, options: ServeOptions, say: Say) -> None:
         say(str(Message("serve_loading", {"model": target.name, "server": backend.title})))
         try:
             with running(backend, folder) as process:
-                _introduce(target, options, access, int(bound.getsockname()[1]), say)
+                address = f"{http_address(options.host, int(bound.getsockname()[1]))}/v1"
+                _introduce(target, options, access, address, say, announce)
                 _answer(target, access, backend, process, bound)
                 if process.poll() is not None:
                     raise ended_by_itself(backend, folder / "server.log")
@@ -73,16 +81,29 @@ def serve(target: Target, options: ServeOptions, say: Say) -> None:
             say(str(Message("serve_stopped")))
 
 
-def _introduce(target: Target, options: ServeOptions, access: Access, port: int, say: Say) -> None:
-    values = {"address": f"{http_address(options.host, port)}/v1", "model": target.name}
-    say(str(Message("serve_ready", values)))
+def _introduce(
+    target: Target,
+    options: ServeOptions,
+    access: Access,
+    address: str,
+    say: Say,
+    announce: Announce | None,
+) -> None:
+    facts = {"address": address, "model": target.name}
+    say(str(Message("serve_ready", dict(facts))))
     if options.token_file is not None:
-        say(str(Message("serve_token_file", {"file": str(options.token_file)})))
+        facts["token_file"] = str(options.token_file)
+        say(str(Message("serve_token_file", {"file": facts["token_file"]})))
     elif access.given:
+        facts["token_variable"] = SERVE_TOKEN
         say(str(Message("serve_token_given", {"variable": SERVE_TOKEN})))
     else:
-        say(str(Message("serve_token_made", {"token": access.token})))
+        facts["token"] = access.token
+        if announce is None:
+            say(str(Message("serve_token_made", {"token": access.token})))
     say(NOT_MEDICAL_ADVICE)
+    if announce is not None:
+        announce(facts)
 
 
 def _answer(

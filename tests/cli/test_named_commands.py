@@ -23,7 +23,7 @@ HISTORY = {"experiments.md", "CHANGELOG.md"}
 
 MARKDOWN = [
     path
-    for pattern in ("*.md", "docs/*.md", "kaggle/*.md", "apps/*.md", "medcot/**/*.md")
+    for pattern in ("*.md", "llms.txt", "docs/*.md", "kaggle/*.md", "apps/*.md", "medcot/**/*.md")
     for path in sorted(ROOT.glob(pattern))
     if path.name not in HISTORY
 ]

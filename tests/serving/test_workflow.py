@@ -113,6 +113,15 @@ def test_a_model_server_that_ends_is_told_with_its_last_line(target, stubbed):
         serve(target, ServeOptions(port=0), say=print)
 
 
+def test_a_program_is_told_where_the_model_answers(target, stubbed, monkeypatch):
+    monkeypatch.setattr(workflow, "_answer", lambda *_: None)
+    said, facts = [], []
+    serve(target, ServeOptions(port=0), said.append, announce=facts.append)
+    assert facts[0]["model"] == target.name
+    assert facts[0]["address"].startswith("http://127.0.0.1:")
+    assert not any(facts[0]["token"] in line for line in said)
+
+
 EMPTY = json.dumps(
     {
         "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None,

@@ -28,6 +28,7 @@ STAYS = (
     "cli/kaggle.py",
     "cli/kaggle_options.py",
     "cli/study.py",
+    "config/file_schema.py",
     "pipeline/lm_eval.py",
     "pipeline/study.py",
     "reporting/study.py",
