@@ -68,12 +68,15 @@ def is_offline() -> bool:
 def prepare_network(environ: MutableMapping[str, str] | None = None) -> None:
     """Turn the libraries' telemetry off and, with ``MEDCOT_OFFLINE``, the network.
 
+    The hub's address is kept without spaces and a slash at its end: ``datasets`` would double it.
     Libraries read these variables when they are imported. Compiled clients (the hub's transfers,
     W&B's service) heed the variables alone; Python's own connections are refused besides.
     """
     environ = os.environ if environ is None else environ
     for name, value in NO_TELEMETRY.items():
         environ.setdefault(name, value)
+    if endpoint := environ.pop("HF_ENDPOINT", "").strip().rstrip("/"):
+        environ["HF_ENDPOINT"] = endpoint
     if is_offline():
         environ.update(_LIBRARIES_OFFLINE)
         _guard_connections()

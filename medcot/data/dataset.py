@@ -66,7 +66,7 @@ def load_dataset(config: RunConfig) -> Dataset:
         source = read_source(config)
         found = source.found
         names = split_names(config.dataset)
-        hub = tuple(f"{name}, " for name in names if kind_of(name) == "hub")
+        hub = tuple(f"{name}, " for name in names if kind_of(name) in ("snapshot", "hub"))
         local = [fault for fault in found.faults if not fault.where.startswith(hub)]
         if local or (found.faults and not found.cases):
             raise _first_fault(local or found.faults, config.dataset)
@@ -169,7 +169,7 @@ def _file_part(name: str, path: Path) -> _Part:
 def _key_of(parts: Sequence[_Part], config: RunConfig) -> str:
     """Return the key of a source's cache entry, "" for one that is not cached."""
     sizes = [state[0] for part in parts for state in part.state() if state is not None]
-    if any(part.kind == "hub" and not part.fixed for part in parts):
+    if any(part.kind in ("snapshot", "hub") and not part.fixed for part in parts):
         return ""
     if sum(sizes) < case_list.IN_MEMORY and not any(part.fixed for part in parts):
         return ""

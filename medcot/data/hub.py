@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from medcot.credentials import TOKENS, hub_token
 from medcot.data.arrow import load_datasets
 from medcot.data.connection import check_connection, explain_cache, explain_connection
 from medcot.data.readers import BATCH, SourceRow, python_rows
+from medcot.data.snapshots import COMMIT, Snapshot, find_snapshot
 from medcot.errors import InputError, RunFailed, nearest
 from medcot.network import OFFLINE, is_offline, limit_hub_requests
 
@@ -24,8 +24,6 @@ Kind = Literal["dataset", "model"]
 
 _OUT_OF_REACH = ("error_no_connection", "error_offline_mode")
 """Codes of :func:`no_connection`."""
-
-_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,8 @@ def load_hub_rows(
     """Load one split of ``name`` at the commit that ``revision`` (empty: the main branch) names.
 
     With ``fallback`` the only configuration of a data set is taken if it is not ``config``.
-    Without a network the copy in the client's cache is used, and a note says so.
+    Without a network the copy in the client's cache is used, and a note says so. ``name`` may also
+    be a folder of that cache, which is read without asking the hub.
 
     Raises:
         InputError: no network and no copy, no such data set, revision, configuration or split, or
@@ -57,6 +56,8 @@ def load_hub_rows(
     """
     from httpx import HTTPError
 
+    if snapshot := find_snapshot(name):
+        return _load_snapshot(snapshot, name, config, revision, split, fallback=fallback)
     datasets = load_datasets()
     try:
         commit = find_commit(name, revision, "dataset")
@@ -80,17 +81,40 @@ def load_hub_rows(
     return HubRows(_iterate(data, name), loaded, tuple(notes))
 
 
+def _load_snapshot(
+    snapshot: Snapshot, name: str, config: str | None, revision: str, split: str, *, fallback: bool
+) -> HubRows:
+    """Load one split of a folder of the client's cache, as it would be loaded from the hub."""
+    if not snapshot.commit.startswith(revision):
+        got = f"this folder holds commit {snapshot.commit[:12]}"
+        raise InputError(name, got, f"omit the revision {revision}, or name the data set itself")
+    datasets, folder = load_datasets(), str(snapshot.folder)
+    try:
+        chosen = _choose_config(folder, config, None, fallback=fallback)
+        data = datasets.load_dataset(folder, chosen, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise explain_hub_error(error, name, "dataset") from None
+    notes = [f"{snapshot.repository} at commit {snapshot.commit[:12]}"]
+    if chosen != config:
+        notes.append(f"configuration {chosen!r}, the only one of {snapshot.repository}")
+    return HubRows(_iterate(data, name), snapshot.commit, tuple(notes))
+
+
 def explain_hub_error(error: BaseException, name: str, kind: Kind) -> InputError | RunFailed:
     """Translate an exception of the hub's clients for the user.
 
     The clients wrap one error in another, so the whole chain is searched.
+
+    Args:
+        name: What the user wrote: the repository, behind an option or alone.
     """
     from huggingface_hub import errors as hub
 
     chain = list(_chain(error))
     status = next((s for e in chain if (s := _status(e))), 0)
     kinds = {type_ for e in chain for type_ in type(e).__mro__}
-    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
+    repository = name.rpartition(" ")[2]
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
     if hub.GatedRepoError in kinds and not hub_token():
         needs = f"set {' or '.join(TOKENS)} to a token of an account with access ({page})"
         return InputError(name, f"this {kind} is gated and no token was found", needs)
@@ -147,7 +171,8 @@ def _explain_connection(
         remedy = "Try again: complete files are kept."
         return RunFailed(stage, f"{name}: the connection to the hub broke ({chain[-1]}).", remedy)
     if kinds & {httpx.ConnectError, httpx.TimeoutException, ConnectionError, OfflineModeIsEnabled}:
-        return InputError(name, no_connection(), Message("needs_local_file"))
+        needs = "needs_local_file" if kind == "dataset" else "needs_local_folder"
+        return InputError(name, no_connection(), Message(needs))
     if explained := explain_cache(Path(constants.HF_HUB_CACHE)):
         return InputError(name, *explained)
     root = chain[0]
@@ -210,7 +235,9 @@ def _load_cached(name: str, config: str | None, split: str) -> Any:
     return builder.as_dataset(split=split)
 
 
-def _choose_config(name: str, config: str | None, commit: str, *, fallback: bool) -> str | None:
+def _choose_config(
+    name: str, config: str | None, commit: str | None, *, fallback: bool
+) -> str | None:
     """Return ``config`` if the data set has it, or with ``fallback`` the only one it has."""
     if config is None:
         return None
@@ -228,7 +255,7 @@ def _choose_config(name: str, config: str | None, commit: str, *, fallback: bool
 def _loaded_commit(data: Any) -> str:
     """Return the commit a loaded split is from: the client's cache has a folder for each."""
     folders = (Path(file["filename"]).parent.name for file in data.cache_files)
-    return next((name for name in folders if _COMMIT.fullmatch(name)), "")
+    return next((name for name in folders if COMMIT.fullmatch(name)), "")
 
 
 def _require_same_revision(name: str, wanted: str, loaded: str) -> None:

@@ -14,6 +14,7 @@ from medcot.catalog import Message
 from medcot.config.schema import BETWEEN_DATA_SETS, BUNDLED_DATA, SHORT_DATA
 from medcot.data.file_signatures import find_wrong_file
 from medcot.data.readers import READERS, SourceRow
+from medcot.data.snapshots import find_snapshot
 from medcot.data.streams import COMPRESSED, format_of
 from medcot.data.text import printable
 from medcot.errors import InputError, nearest
@@ -31,7 +32,8 @@ LARGEST_STATE = 1 << 24
 MOST_FILES = 10_000
 """Files of a folder."""
 
-Kind = Literal["sample", "file", "hub"]
+Kind = Literal["sample", "file", "snapshot", "hub"]
+"""What a data set's name means; a snapshot is a folder of the hub's cache."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _OTHER_FILES = (".txt", ".xlsx", ".xls", ".gz", ".zst", ".zip", ".bz2", ".xz")
@@ -59,6 +61,8 @@ def kind_of(name: str) -> Kind:
     """
     if name in SAMPLES:
         return "sample"
+    if (snapshot := find_snapshot(name)) and snapshot.kind == "dataset":
+        return "snapshot"
     if is_data_file(name) or format_of(name) in _OTHER_FILES or _exists(name):
         return "file"
     if _HUB_NAME.fullmatch(name):

@@ -122,11 +122,13 @@ class Location:
     """Where ``from_pretrained`` finds a model: a folder or hub name, and the commit.
 
     ``cached`` is True when the hub is out of reach, so that only its local cache can answer.
+    ``commit`` is that of a folder, where it is one of the hub's cache.
     """
 
     source: str
     revision: str | None = None
     cached: bool = False
+    commit: str = ""
 
     @property
     def options(self) -> dict[str, Any]:

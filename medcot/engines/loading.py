@@ -14,6 +14,7 @@ from typing import Any
 from medcot.catalog import Message
 from medcot.config.schema import BUNDLED_MODEL, RunConfig
 from medcot.data.hub import explain_hub_error, find_commit, no_connection
+from medcot.data.snapshots import find_snapshot
 from medcot.engines.base import Engine, LoadedModel, Location, settle_pad_token
 from medcot.engines.bundled_model import bundled_model
 from medcot.engines.compat import (
@@ -48,9 +49,12 @@ def locate(model: str, revision: str = "") -> Location:
     if model == BUNDLED_MODEL:
         return Location(str(bundled_model()), cached=True)
     if exists(model):
-        check_model_files(Path(model))
+        snapshot = find_snapshot(model)
+        folder = snapshot.folder if snapshot else Path(model)
+        check_model_files(folder)
+        commit = snapshot.commit if snapshot else ""
         # An adapter names the base by this path, and must be of use from any folder.
-        return Location(str(Path(model).absolute()), cached=True)
+        return Location(str(folder.absolute()), cached=True, commit=commit)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         needs = Message("needs_folder_or_hub_name", {"model": BUNDLED_MODEL})
         raise InputError("--model", f"found {model!r}", needs)
@@ -59,8 +63,8 @@ def locate(model: str, revision: str = "") -> Location:
     try:
         return Location(model, _commit_on_hub(model, revision))
     except _HubUnreachable:
-        if _is_cached(model, revision):
-            return Location(model, revision or None, cached=True)
+        if commit := _cached_commit(model, revision):
+            return Location(model, commit, cached=True)
     except (OSError, ValueError, HTTPError) as error:
         raise explain_hub_error(error, f"--model {model}", "model") from None
     needs = Message("needs_local_folder")
@@ -75,10 +79,12 @@ def _commit_on_hub(model: str, revision: str) -> str:
     return commit
 
 
-def _is_cached(model: str, revision: str) -> bool:
+def _cached_commit(model: str, revision: str) -> str:
+    """Return the commit whose files the client's cache has under ``revision``, or ""."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(model, "config.json", revision=revision or None), str)
+    found = try_to_load_from_cache(model, "config.json", revision=revision or None)
+    return Path(found).parent.name if isinstance(found, str) else ""
 
 
 def engine_for(plan: Plan) -> Engine:

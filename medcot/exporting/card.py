@@ -17,6 +17,7 @@ from medcot.config.schema import (
     SHORT_DATA,
     RunConfig,
 )
+from medcot.data.snapshots import find_snapshot
 from medcot.data.sources import Kind, kind_of, split_names
 from medcot.data.tokenization import chat_template
 from medcot.errors import InputError
@@ -277,10 +278,13 @@ def _hub_datasets(config: RunConfig, revision: str) -> list[str]:
 
 def _data_name(config: RunConfig) -> str:
     """Return the names of the data sets; of files and folders without where they lie."""
-    return BETWEEN_DATA_SETS.join(
-        Path(name).name if _kind_of(name) == "file" else name
-        for name in split_names(config.dataset)
-    )
+    return BETWEEN_DATA_SETS.join(map(_shown_name, split_names(config.dataset)))
+
+
+def _shown_name(name: str) -> str:
+    if snapshot := find_snapshot(name):
+        return snapshot.repository
+    return Path(name).name if _kind_of(name) == "file" else name
 
 
 def _kind_of(name: str) -> Kind:

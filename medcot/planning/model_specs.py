@@ -10,7 +10,9 @@ from typing import Any, cast
 
 from medcot.catalog import Message
 from medcot.config.schema import BUNDLED_MODEL, TARGET_MODULES, RunConfig
+from medcot.credentials import hub_token
 from medcot.data.connection import check_connection
+from medcot.data.snapshots import find_snapshot
 from medcot.errors import InputError, one_line
 from medcot.network import limit_hub_requests
 from medcot.paths import is_folder
@@ -147,7 +149,8 @@ def find_model_spec(config: RunConfig) -> ModelSpec:
     if config.model == BUNDLED_MODEL:
         return SMOLLM2_135M
     if is_folder(config.model):
-        return _read_file(Path(config.model) / "config.json")
+        snapshot = find_snapshot(config.model)
+        return _read_file((snapshot.folder if snapshot else Path(config.model)) / "config.json")
     known = look_up_model_spec(config.model)
     return known if known is not None else _fetch_from_hub(config)
 
@@ -213,25 +216,29 @@ def _read_file(path: Path) -> ModelSpec:
 
 
 def _fetch_from_hub(config: RunConfig) -> ModelSpec:
-    """Fetch only config.json, from the local cache if it is there."""
+    """Fetch only config.json, from the local cache if it is there.
+
+    Raises:
+        InputError, RunFailed: as :func:`medcot.data.hub.explain_hub_error`.
+    """
     import huggingface_hub
     from httpx import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from medcot.data.hub import explain_hub_error
 
     check_connection()
     hub: Any = huggingface_hub  # its signatures hold types without their parameters
     revision = config.model_revision or None
     limit_hub_requests()
     try:
-        path: str = hub.hf_hub_download(config.model, "config.json", revision=revision)
+        path: str = hub.hf_hub_download(
+            config.model, "config.json", revision=revision, token=hub_token()
+        )
     except HFValidationError:
         got = Message("error_found", {"value": repr(config.model)})
         needs = Message("needs_folder_or_hub_name", {"model": BUNDLED_MODEL})
         raise InputError("--model", got, needs) from None
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        kind = type(error).__name__
-        needs = "use a model of the hub or its local cache, or --preset demo"
-        raise InputError(
-            f"--model {config.model}", f"it could not be loaded ({kind})", needs
-        ) from None
+        raise explain_hub_error(error, f"--model {config.model}", "model") from None
     return _read_file(Path(path))

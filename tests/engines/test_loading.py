@@ -49,8 +49,8 @@ def test_the_hub_is_asked_once_for_a_commit_that_it_knows(hub):
 
 
 def test_without_a_connection_the_cached_copy_is_used(hub, monkeypatch):
-    monkeypatch.setattr(loading, "_is_cached", lambda *_: True)
-    assert locate("owner/model", "v1") == Location("owner/model", "v1", cached=True)
+    monkeypatch.setattr(loading, "_cached_commit", lambda *_: "c" * 40)
+    assert locate("owner/model", "v1") == Location("owner/model", "c" * 40, cached=True)
 
 
 @pytest.mark.parametrize(

@@ -26,15 +26,16 @@ from urllib.parse import parse_qs, unquote, urlsplit
 GOOD_TOKEN = "hf_good"
 """The only token that may read gated repositories; ``hf_bad`` is refused everywhere."""
 
-Trouble = Literal["", "gated", "busy", "broken", "cut", "cut once"]
+Trouble = Literal["", "gated", "private", "busy", "broken", "cut", "cut once"]
 
 
 @dataclass(frozen=True)
 class Repo:
     """A repository: ``files`` at one commit.
 
-    ``trouble``: ``gated`` wants a token, ``busy`` answers 429, ``broken`` answers 503, ``cut``
-    drops the connection in the middle of every data file, ``cut once`` only the first time.
+    ``trouble``: ``gated`` wants a token, ``private`` does not exist without one, ``busy`` answers
+    429, ``broken`` answers 503, ``cut`` drops the connection in the middle of every data file,
+    ``cut once`` only the first time.
     """
 
     name: str
@@ -141,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token == "hf_bad":
             self._fail(401, "", "Invalid credentials in Authorization header")
-        elif repo is None:
+        elif repo is None or (repo.trouble == "private" and token != GOOD_TOKEN):
             status, message = (404, "Repository not found") if token else (401, "Invalid username")
             self._fail(status, "RepoNotFound", message)
         elif repo.trouble == "busy":

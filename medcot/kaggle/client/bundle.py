@@ -18,6 +18,7 @@ from typing import Any
 from medcot.config.schema import BETWEEN_DATA_SETS, RunConfig
 from medcot.credentials import Secret
 from medcot.data.readers import READERS
+from medcot.data.snapshots import find_snapshot
 from medcot.data.sources import is_data_file, list_files, split_names
 from medcot.data.streams import COMPRESSED, format_of
 from medcot.errors import InputError, RunFailed
@@ -345,6 +346,12 @@ def carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
         return name
 
     def carry(option: str, source: str) -> str:
+        if snapshot := find_snapshot(source):
+            raise InputError(
+                f"{option} {source}",
+                "a folder of the hub's cache cannot be sent",
+                f"use {snapshot.repository}, with --dataset-revision {snapshot.commit[:12]}",
+            )
         if is_folder(source):
             path = Path(source).resolve()
             list_files(path)  # a folder without a set is refused here, not in the kernel
