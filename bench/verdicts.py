@@ -1,6 +1,6 @@
 """How often the verdict is wrong without an effect, and finds one that the report calls detectable.
 
-    python bench/verdicts.py            # all tables of docs/experiments.md, about ten minutes
+    python bench/verdicts.py            # all tables of docs/experiments.md: long
     python bench/verdicts.py --runs 200 # a quick look
     python bench/verdicts.py --rows 8   # some of the lines: each has a seed of its own
     python bench/verdicts.py --only cost     # one table; --help lists the others
@@ -23,6 +23,7 @@ from scipy.stats import t as student
 
 from medcot.stats import crossed, power
 from medcot.stats.paired import compare_means, compare_rates
+from medcot.stats.prediction_powered import correct_mean
 
 RESAMPLES = 999
 ROWS = (8, 16, 50, 200)
@@ -360,11 +361,68 @@ def print_studies(runs: int) -> None:
             print(f"| {ARMS} | {seeds} | {own} | {how} | {cells} |", flush=True)
 
 
+TABLES = ("loss", "answers", "cost", "seeds", "methods", "study", "judge")
+
+JUDGED = (
+    (40, 10, 5, 0.0), (40, 10, 5, 0.2), (60, 20, 1, 0.2), (60, 20, 5, 0.0),
+    (60, 20, 5, 0.2), (60, 20, 5, 0.4), (200, 20, 5, 0.2), (200, 50, 5, 0.2),
+)  # fmt: skip
+"""Questions, how many of them are checked by hand, criteria of each, bias of the judge."""
+
+
+def judge_criteria(
+    questions: int, checked: int, criteria: int, bias: float, runs: int
+) -> tuple[float, ...]:
+    """Shares of runs whose interval holds the true gain of ten points, and mean half-widths:
+    corrected, of the judge alone, and of the checked questions alone.
+
+    Questions differ in difficulty. The judge misreads 5 % of the criteria, and takes as met, for
+    the tuned model alone, so many more that it favours it by ``bias``.
+    """
+    rng, held, widths = np.random.default_rng([questions, checked, criteria]), [], []
+    for _ in range(runs):
+        hard = rng.beta(1.5, 1.5, (questions, 1))
+        before = rng.random((questions, criteria)) >= hard
+        after = rng.random((questions, criteria)) >= 0.8 * hard
+        wrong = rng.random((2, questions, criteria)) < 0.05
+        favoured = ~after & (rng.random(after.shape) < bias / 0.4)
+        true = after.mean(1, dtype=float) - before.mean(1, dtype=float)
+        said = ((after ^ wrong[0]) | favoured).mean(1) - (before ^ wrong[1]).mean(1, dtype=float)
+        found = correct_mean(
+            said[checked:].tolist(), said[:checked].tolist(), true[:checked].tolist(),
+            step=1 / criteria,
+        )  # fmt: skip
+        assert found is not None
+        assert found.high is not None
+        centres = [found.difference, said.mean(), true[:checked].mean()]
+        halves = [
+            found.high - found.difference,
+            *(
+                student.isf(0.025, len(one) - 1) * one.std(ddof=1) / np.sqrt(len(one))
+                for one in (said, true[:checked])
+            ),
+        ]
+        held.append([abs(a - 0.1) <= b for a, b in zip(centres, halves, strict=True)])
+        widths.append(halves)
+    return (*np.mean(held, axis=0), *np.mean(widths, axis=0))
+
+
+def print_judge(runs: int) -> None:
+    heads = ("questions", "checked by hand", "criteria each", "bias (points)", "held: corrected",
+             "held: judge alone", "held: checked alone", "± corrected", "± judge alone",
+             "± checked alone")  # fmt: skip
+    print(f"\n| {' | '.join(heads)} |\n|{' --: |' * len(heads)}")
+    for questions, checked, criteria, bias in JUDGED:
+        shares = judge_criteria(questions, checked, criteria, bias, runs)
+        cells = " | ".join(f"{100 * one:.1f}" for one in shares)
+        print(f"| {questions} | {checked} | {criteria} | {100 * bias:.0f} | {cells} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1_000)
     parser.add_argument("--rows", type=int, nargs="*", default=[*ROWS, 1_000])
-    parser.add_argument("--only", choices=("loss", "answers", "cost", "seeds", "methods", "study"))
+    parser.add_argument("--only", choices=TABLES)
     given = parser.parse_args()
     if given.only in (None, "loss"):
         print_losses(given.runs, given.rows)
@@ -378,6 +436,8 @@ def main() -> None:
         print_methods(given.runs)
     if given.only in (None, "study"):
         print_studies(given.runs)
+    if given.only in (None, "judge"):
+        print_judge(given.runs)
 
 
 def print_losses(runs: int, rows: list[int]) -> None:

@@ -360,6 +360,8 @@ def _require_sense(check: Check) -> None:
             raise InvalidCheck(f"the answer {check.answer!r}", f"one of {', '.join(check.options)}")
         case WordCount() | CharCount() if not 0 < check.min <= check.max:
             raise InvalidCheck(f"{check.min} to {check.max}", "1 or more, max not below min")
+        case Includes() if not (check.words or check.excluded):
+            raise InvalidCheck("neither words nor excluded", "one of them")
         case JsonKeys() if set(check.values or {}) - set(check.keys):
             raise InvalidCheck("values for other keys", "values for some of the keys")
         case Refusal() if not check.expected and not check.must_mention_any:

@@ -15,12 +15,23 @@ from dataclasses import replace
 from medcot.records import Question
 
 _REFERS = re.compile(
-    r"\b(?:above|below|preceding|following)\b"
-    r"|\b(?:both|all|neither|none|either) of (?:these|them)\b"
-    r"|(?<![A-Za-z])[A-J]\s*(?:,|/|&|\+|\band\b|\bor\b|\bnor\b|和|与|或|及|、)\s*[A-J](?![A-Za-z])"
-    r"|以上|上述|下列|前述"
+    r"\b(?:both|all|neither|none|either|any) of (?:these|them)\b"
+    r"|\b(?:both|all|neither|none|either|any) of the (?:below|preceding|following)\b(?! \w)"
+    r"|\b(?:both|all|none|any) above\b(?! (?:the|\d))|\bthe (?:above|foregoing)\b(?!-)"
+    r"|\b(?:above|below|preceding|following|other) (?:options?|answers?|choices?|statements?)\b"
+    r"|\b(?:options?|answers?|choices?|statements?) (?:above|below)\b"
+    r"|(?:\A|[\s,，、；;(（除非是由和])以上|上述|下列|前述",
+    re.IGNORECASE,
 )
-"""What refers to other options, whose order then means something."""
+_LETTER = r"(?<![A-Za-z])[A-J](?![A-Za-z])"
+_LETTERS_ALONE = re.compile(
+    rf"(?:(?:both|either|neither|only|options?|answers?|choices?|选项|答案)\s*)*{_LETTER}"
+    rf"(?:\s*(?:,|，|、|/|&|\+|\band\b|\bor\b|\bnor\b|\bbut not\b|和|与|或|及)+\s*{_LETTER})+"
+    r"\s*(?:only|together|above|(?:are |is )?(?:both )?(?:correct|true|right|wrong|false)"
+    r"|[都均皆全]?(?:不?对|不?正确|不?是|错误?))?\s*[.。]?",
+    re.IGNORECASE,
+)
+"""An option that is nothing but letters of others: "A and C", but not "vitamins A and D"."""
 
 
 def list_orders(question: Question, orders: int) -> list[Question]:
@@ -31,7 +42,7 @@ def list_orders(question: Question, orders: int) -> list[Question]:
     """
     letters, texts = list(question.options), list(question.options.values())
     count = min(orders or len(letters), len(letters))
-    if any(_REFERS.search(text) for text in texts):
+    if any(_refers(text) for text in texts):
         count = 1
     return [
         replace(
@@ -41,6 +52,11 @@ def list_orders(question: Question, orders: int) -> list[Question]:
         )
         for shift in range(count)
     ]
+
+
+def _refers(text: str) -> bool:
+    """Tell whether an option speaks of other options, whose order then means something."""
+    return bool(_REFERS.search(text) or _LETTERS_ALONE.fullmatch(text.strip()))
 
 
 def average_losses(letters: Sequence[str], readings: Sequence[Sequence[float]]) -> dict[str, float]:

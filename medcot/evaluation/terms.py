@@ -27,6 +27,8 @@ UNKNOWN, WRONG = "@unknown", "@wrong"
 :func:`~.answer_markers.calls_wrong` ("that is a mistake") find."""
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
+_THOUSANDS = re.compile(r",\d{3}(?!\d)")
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\brather than|\binstead of|不是|并非|而非|不要|请勿|(?<![特分区级类])别)"
     r"\s*(?:in |an? |the )?$"
@@ -77,7 +79,7 @@ def is_term(text: str) -> bool:
 @cache
 def _compile_term(term: str) -> re.Pattern[str]:
     parts = fold(term.removesuffix("*").replace("#", "\0")).split("\0")
-    return re.compile(r"\d+(?:\.\d+)?".join(map(re.escape, parts)))
+    return re.compile(_NUMBER.join(map(re.escape, parts)))
 
 
 def _runs_on(text: str, edge: int, step: int) -> bool:
@@ -89,8 +91,10 @@ def _runs_on(text: str, edge: int, step: int) -> bool:
     if not (0 <= outside < len(text) and _is_wordlike(text[inside])):
         return False
     beyond = outside + step
-    decimal = text[outside] == "." and 0 <= beyond < len(text) and text[beyond].isdigit()
-    return _is_wordlike(text[outside]) or (decimal and text[inside].isdigit())
+    between = 0 <= beyond < len(text) and text[beyond].isdigit() and text[inside].isdigit()
+    decimal = between and text[outside] == "."
+    thousands = between and bool(_THOUSANDS.match(text, outside))
+    return _is_wordlike(text[outside]) or decimal or thousands
 
 
 def _is_wordlike(char: str) -> bool:

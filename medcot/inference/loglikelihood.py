@@ -124,9 +124,10 @@ def _score_families(
 ) -> list[list[TokenLoss]]:
     """Score one-token options after prompts, each family's beginning being read once."""
     results: list[list[TokenLoss]] = [[] for _ in prompts]
-    limit = LOGIT_TOKENS.get(loaded.device, 1024)
+    limit = 4 * LOGIT_TOKENS.get(loaded.device, 1024)
+    families = [part for one in families for part in _split_family(one, prompts, limit)]
     sizes = [
-        1 + int(1000 * len(members) * max(len(prompts[one]) for one in members) / (4 * limit))
+        1 + int(1000 * len(members) * max(len(prompts[one]) for one in members) / limit)
         for _, members in families
     ]
     for chosen in _batches(sizes, 1000, 16):
@@ -136,6 +137,15 @@ def _score_families(
         for index, row in zip(members, _read_families(loaded, batch, prompts), strict=True):
             results[index] = [TokenLoss(-row[ids[0]].item(), 1) for ids in options[index]]
     return results
+
+
+def _split_family(family: Family, prompts: Sequence[list[int]], limit: int) -> Iterator[Family]:
+    """Divide a family so that the keys of a pass, one copy for each member, stay within
+    ``limit`` tokens."""
+    length, members = family
+    most = max(1, limit // max(len(prompts[one]) for one in members))
+    for start in range(0, len(members), most):
+        yield length, members[start : start + most]
 
 
 def _read_families(

@@ -21,6 +21,9 @@ PASSED: list[tuple[dict[str, Any], str]] = [
     ({"type": "exact", "accepted": ["Paris"]}, "**paris**."),
     ({"type": "regex", "pattern": "^End$"}, "  End\n"),
     ({"type": "contains_any", "accepted": ["400 mg"], "rejected": ["400 g"]}, "400 mg, not 400 g"),
+    ({"type": "contains_any", "accepted": ["10 mg"]}, "take 5,10 mg"),
+    ({"type": "exact", "accepted": ["1,500 kg"]}, "1,500 kg."),
+    ({"type": "includes", "words": ["weighs # kg"]}, "It weighs 1,500.5 kg."),
     ({"type": "premise", "must_mention_any": [["@unknown"]]}, "There is no such drug."),
 ]
 FAILED: list[tuple[dict[str, Any], str]] = [
@@ -34,6 +37,8 @@ FAILED: list[tuple[dict[str, Any], str]] = [
     ({"type": "order", "items": ["one", "two"]}, "one two one"),
     ({"type": "exact", "accepted": ["Paris"]}, "Paris, France"),
     ({"type": "contains_any", "accepted": ["5 kg"]}, "25 kg, or 5.5 kg"),
+    ({"type": "contains_any", "accepted": ["500 kg", "1"]}, "It weighs 1,500 kg."),
+    ({"type": "contains_any", "accepted": ["500 kg"]}, "重 12,345,500 kg"),
     ({"type": "premise", "must_mention_any": [["@wrong"], ["400 mg"]]}, "That is a mistake."),
     (
         {"type": "all", "checks": [{"type": "lines", "count": 1}, {"type": "lines", "count": 2}]},
@@ -71,6 +76,7 @@ def test_an_answer_that_misses_what_a_check_asks_fails(check: dict[str, Any], an
         {"type": "contains_any", "accepted": ["@magic"]},
         {"type": "case", "case": "title"},
         {"type": "all", "checks": [{"type": "magic"}]},
+        {"type": "includes"},
     ],
 )
 def test_a_check_that_no_answer_could_pass_or_that_is_mistyped_is_refused(check: object) -> None:

@@ -75,6 +75,18 @@ def test_the_orders_of_a_question_put_each_option_once_at_each_letter() -> None:
         "以上都是",
         "A和B",
         "both of them",
+        "None of these",
+        "Any of the following",
+        "All above are true",
+        "The above, but at night",
+        "Neither option above",
+        "A and B but not C",
+        "Option B and C only",
+        "both a and c",
+        "选项A和B",
+        "A、B均正确",
+        "除以上外",
+        "上述各项",
     ],
 )
 def test_a_question_whose_options_speak_of_others_keeps_its_order(text: str) -> None:
@@ -82,8 +94,29 @@ def test_a_question_whose_options_speak_of_others_keeps_its_order(text: str) -> 
     assert list_orders(question, 0) == [question]
 
 
-@pytest.mark.parametrize("text", ["Vitamin A", "hepatitis B", "Crohn disease and colitis", "ABO"])
-def test_an_option_with_a_capital_in_it_is_turned(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Vitamin A",
+        "hepatitis B",
+        "Crohn disease and colitis",
+        "ABO",
+        "vitamins A and D",
+        "influenza A or B",
+        "B and T cells",
+        "pain below the knee",
+        "all above the knee",
+        "above 140 mmHg",
+        "an above-knee amputation",
+        "the day following surgery",
+        "a preceding infection",
+        "one of the following drugs",
+        "60岁以上",
+        "收缩压140 mmHg以上",
+        "3次以上",
+    ],
+)
+def test_an_option_that_speaks_of_no_other_is_turned(text: str) -> None:
     question = Question("q", "Which?", {"A": "one", "B": "two", "C": text}, "A")
     assert len(list_orders(question, 0)) == 3
 

@@ -9,6 +9,7 @@ from medcot.data.tokenization import encode, encode_text
 from medcot.engines.loading import load_base
 from medcot.hardware.machine import detect_machine
 from medcot.inference import generate as generation
+from medcot.inference import loglikelihood
 from medcot.inference.generate import generate, stream
 from medcot.inference.loglikelihood import SHARED_TOKENS, _list_families, score, score_options
 from medcot.planning.model_specs import find_model_spec
@@ -103,6 +104,27 @@ def test_prompts_that_begin_alike_share_a_pass_and_score_as_each_alone(loaded, p
     together = score_options(loaded, [(prompt, letters) for prompt in prompts])
     alone = [score_options(loaded, [(prompt, letters)])[0] for prompt in prompts]
     for one, other in zip(together, alone, strict=True):
+        assert [loss.total for loss in one] == pytest.approx([loss.total for loss in other])
+
+
+def test_a_long_family_is_read_in_passes_of_limited_size(loaded, pairs, monkeypatch):
+    letters, sizes, limit = [" A", " B"], [], 40
+    prompts = [f"{pairs[1].text} Which of these is the right one for him, {n}?" for n in range(7)]
+    wanted = [score_options(loaded, [(prompt, letters)])[0] for prompt in prompts]
+    monkeypatch.setitem(loglikelihood.LOGIT_TOKENS, "cpu", limit)
+    read = loglikelihood._read_families
+    monkeypatch.setattr(
+        loglikelihood,
+        "_read_families",
+        lambda model, families, ids: (
+            sizes.append(sum(len(ids[one]) for _, members in families for one in members))
+            or read(model, families, ids)
+        ),
+    )
+    found = score_options(loaded, [(prompt, letters) for prompt in prompts])
+    assert len(sizes) > 1
+    assert max(sizes) <= 4 * limit
+    for one, other in zip(found, wanted, strict=True):
         assert [loss.total for loss in one] == pytest.approx([loss.total for loss in other])
 
 

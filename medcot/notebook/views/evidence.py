@@ -130,11 +130,12 @@ def show_comparison(report: Report, language: str) -> str:
     cautions = [one.text(language).replace("`", "") for one in report.cautions]
     heads = [say(key, language) for key in keys]
     scope = "scope_kept" if report.seeds else "scope_one"
-    note = small(f"{say('comparison_note', language)} {say(scope, language)}")
+    note = small(say("comparison_note", language))
     rest = details(say("other_measures", language, n=len(others)), table(heads, others) + note)
     warned = details(say("cautions", language, n=len(cautions)), items(cautions))
     return join(
         table(heads, chosen) if chosen else "",
+        small(say(scope, language)),
         show_seeds(report, language),
         folds(rest if others else note, warned if cautions else ""),
     )
