@@ -263,7 +263,33 @@ def _choose_reading(
             mend = f"give {ANSWER} as a letter" if same else "leave one of the columns out"
             needs = f"they differ first in {row.where}; {mend}"
             raise InputError(where, one_line(got, 200), needs)
+    _refuse_contradictions(pairs, reading, best[0], found)
     return reading
+
+
+def _refuse_contradictions(
+    pairs: Sequence[tuple[SourceRow, _Options]],
+    reading: _Reading,
+    letters: Sequence[str | None],
+    found: Sequence[tuple[int, _Reading, list[str | None]]],
+) -> None:
+    """Refuse rows that another column, which mostly agrees, gives a different answer to.
+
+    A column that agrees in less than most of the rows that both read is about something else.
+    """
+    for column in {other.column for _, other, _ in found} - {reading.column, _CHECKED.column}:
+        wrong: list[dict[int, bool]] = []
+        for _, other, its in found:
+            if other.column == column:
+                both = [
+                    (n, pair) for n, pair in enumerate(zip(letters, its, strict=True)) if all(pair)
+                ]
+                wrong.append({n: one != two for n, (one, two) in both})
+        differs = min(wrong, key=lambda rows: sum(rows.values()) / max(len(rows), 1))
+        if 0 < sum(differs.values()) < len(differs) / 2:
+            first = next(n for n, is_wrong in differs.items() if is_wrong)
+            got = f"found {reading}, and another answer in {one_line(printable(column), 40)}"
+            raise InputError(pairs[first][0].where, got, "correct one of the two")
 
 
 def _convert(

@@ -329,6 +329,23 @@ def test_a_row_whose_two_answers_contradict_is_refused(tmp_path: Path, first: st
         load_questions(str(write(tmp_path / "q.jsonl", *rows)), "en")
 
 
+def test_a_second_answer_column_that_is_not_in_every_row_is_compared_too(tmp_path: Path) -> None:
+    rows = [
+        mcq(question=f"Question {n}?", options=["Tin", "Iron", "Lead"], answer_idx=letter)
+        for n, letter in enumerate("ABCAB")
+    ]
+    for row, number in zip(rows, [0, 1, 1, None, 1], strict=True):
+        row["label"] = number
+    path = str(write(tmp_path / "q.jsonl", *rows))
+    with pytest.raises(
+        InputError, match=r"line 3: found answer_idx as .* answer in label; correct"
+    ):
+        load_questions(path, "en")
+    for row in rows:
+        row["label"] = 1 if row is not rows[0] else None  # about something else
+    assert len(load_questions(str(write(tmp_path / "q.jsonl", *rows)), "en").questions) == 5
+
+
 def test_two_columns_of_which_either_may_be_the_answer_are_refused(tmp_path: Path) -> None:
     rows = [
         mcq(
