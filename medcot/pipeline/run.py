@@ -124,6 +124,7 @@ def evaluate_only(
     from medcot.pipeline.lm_eval import ready_tasks, score_tasks
 
     config = directory.config()
+    require_one_process(config)
     if directory.working_directory() != str(Path.cwd()):
         mcq = tuple(str(Path(name).absolute()) if Path(name).exists() else name for name in mcq)
     added = tuple(name for name in mcq if name not in config.mcq)

@@ -149,7 +149,7 @@ class _Training:
         recorder = self._recorder(checkpoint, plan)
         if checkpoint and (recorder.step >= self.steps or recorder.validation.is_exhausted):
             _load_weights(loaded.model, checkpoint)
-            with self._interruptible():
+            with loaded.engine.training_pass(loaded, plan), self._interruptible():
                 recorder.finish_validation()
             return recorder
         loaded.model.config.use_cache = False

@@ -1,5 +1,7 @@
 """Validation while training: what is kept, when it stops, and that nothing else changes."""
 
+import json
+
 import pytest
 from safetensors.torch import load_file
 
@@ -131,6 +133,23 @@ def test_a_stop_within_a_validation_is_heard_and_loses_nothing(tmp_path, tiny_mo
     assert second.validations() == whole.validations()
     assert second.losses() == whole.losses()
     assert second.adapter() == whole.adapter()
+
+
+@pytest.mark.parametrize("engine", ["transformers", "fused"])
+def test_a_validation_that_is_missing_after_the_last_step_is_made_up(
+    tmp_path, tiny_model, rows, engine
+):
+    first = Validated(tmp_path / "run", tiny_model, rows, engine=engine)
+    first.fit()
+    known, adapter = first.validations(), first.adapter()
+    events = list(first.directory.rows(first.directory.events))
+    assert events[-1].pop("validation_loss") == known[max(known)]
+    text = "".join(json.dumps(event) + "\n" for event in events)
+    first.directory.events.write_text(text, encoding="utf-8")
+    second = Validated(tmp_path / "run", tiny_model, rows, engine=engine)
+    second.fit()
+    assert second.validations() == pytest.approx(known, rel=1e-6)
+    assert second.adapter() == adapter
 
 
 def test_patience_ends_the_training_and_a_resumed_one_does_no_further_step(
