@@ -48,9 +48,9 @@ LICENCES = {
 UNSAID = ("judge_url", "judge_model", "wandb", "wandb_project", "wandb_job_type", "track")
 """Settings that name services of whoever made the run, and change nothing about the model."""
 
-LIBRARIES: dict[Format, str] = {
-    "adapter": "peft", "hub": "peft", "merged": "transformers", "gguf": "gguf", "ollama": "gguf",
-}  # fmt: skip
+LIBRARIES: dict[Format, str] = {"adapter": "peft", "hub": "peft", "merged": "transformers"}
+"""Libraries by the names that the hub lists. It lists none for a GGUF, which it knows by a tag."""
+
 RELATIONS: dict[Format, str] = {
     "adapter": "adapter", "hub": "adapter", "merged": "finetune", "gguf": "quantized",
     "ollama": "quantized",
@@ -67,7 +67,8 @@ def write_card(model: RunModel, folder: Path, record: ExportRecord, name: Format
 
     report = _report(model)
     languages: list[Language] = ["en", "zh"] if model.config.language == "zh" else ["en"]
-    bodies = [_body(model, report, record, name, language) for language in languages]
+    usage = _usage(model, folder, name)
+    bodies = [_body(model, report, record, name, language, usage) for language in languages]
     header = f"---\n{_metadata(model, report, name).to_yaml()}\n---\n"
     card = ModelCard(header + "\n" + "\n\n".join(bodies))  # parses the metadata it was given
     card.save(folder / "README.md")
@@ -101,17 +102,19 @@ def _metadata(model: RunModel, report: Report | None, name: Format) -> Any:
         )
         for metric, title, value in _results(report)
     ]
-    thoughts = ["chain-of-thought"] if config.thinks else []
+    tags = ["medcot", "lora", *(["chain-of-thought"] if config.thinks else [])]
+    if name not in LIBRARIES:
+        tags.append("gguf")
     return ModelCardData(
         model_name=_title(model),
         base_model=base,
         base_model_relation=RELATIONS[name] if base else None,
         datasets=datasets or None,
         language=config.language,
-        library_name=LIBRARIES[name],
+        library_name=LIBRARIES.get(name),
         license=LICENCES.get(config.model),
         pipeline_tag="text-generation",
-        tags=["medcot", "lora", *thoughts, "medical", "not-medical-advice"],
+        tags=[*tags, "medical", "not-medical-advice"],
         eval_results=results or None,
     )
 
@@ -130,12 +133,16 @@ def _results(report: Report | None) -> Iterator[tuple[str, str, float]]:
 
 
 def _body(
-    model: RunModel, report: Report | None, record: ExportRecord, name: Format, language: Language
+    model: RunModel,
+    report: Report | None,
+    record: ExportRecord,
+    name: Format,
+    language: Language,
+    usage: str,
 ) -> str:
     config, directory = model.config, model.directory
     environment = directory.read_json("environment.json")
     training = directory.read_json("training.json") if directory.has("training.json") else {}
-    prompt = "{question}".join(prompt_around(config, chat_template(model.tokenizer)))
     dataset = environment["dataset"]
     packages = environment.get("packages", {})
     unknown = say("card_licence_unknown", language)
@@ -171,8 +178,8 @@ def _body(
         "about_prompt": say(
             "card_prompt_thought" if config.thinks else "card_prompt_plain", language
         ),
-        "prompt": prompt,
-        "usage": _usage(model, name, prompt),
+        "prompt": _prompt(model),
+        "usage": usage,
         "test_rows": str(report.after.rows if report else 0),
         "medcot": packages.get("medcot", ""),
         "format": name,
@@ -187,7 +194,7 @@ def _body(
 def _precision(model: RunModel, name: Format, language: Language) -> str:
     """Return what the base was stored and computed in, and that a merge de-quantised it."""
     found = f"{model.quantization}, {model.plan.get('precision')}"
-    if model.is_quantized and LIBRARIES[name] != LIBRARIES["adapter"]:
+    if model.is_quantized and LIBRARIES.get(name) != LIBRARIES["adapter"]:
         return f"{found}. {model.dequantized.text(language)}"
     return found
 
@@ -231,18 +238,25 @@ def _machine(environment: Mapping[str, Any]) -> str:
     return escape(f"{names}; {cores}" if names else cores)
 
 
-def _usage(model: RunModel, name: Format, prompt: str) -> str:
+def _prompt(model: RunModel) -> str:
+    """Return the run's prompt with ``{question}`` in place of the question."""
+    return "{question}".join(prompt_around(model.config, chat_template(model.tokenizer)))
+
+
+def _usage(model: RunModel, folder: Path, name: Format) -> str:
     """Return code or commands that load the export; ``FOLDER`` stands for where it is."""
     if name == "ollama":
         return "```\nollama create medcot-model -f Modelfile\nollama run medcot-model\n```"
     if name == "gguf":
-        return "```\nllama-server -m model-Q8_0.gguf --host 127.0.0.1\n```"
+        made = [one.name for one in sorted(folder.glob("*.gguf"))]
+        file = next((one for one in made if "Q8_0" in one), made[0] if made else "model.gguf")
+        return f"```\nllama-server -m {file} --host 127.0.0.1\n```"
     load = (
         "from peft import AutoPeftModelForCausalLM as Model"
         if name in ("adapter", "hub")
         else "from transformers import AutoModelForCausalLM as Model"
     )
-    start = model.added_start
+    prompt, start = _prompt(model), model.added_start
     added = ", add_special_tokens=False" if not start or prompt.startswith(start) else ""
     return (
         f"```python\nfrom transformers import AutoTokenizer\n{load}\n\n"

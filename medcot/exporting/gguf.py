@@ -28,6 +28,9 @@ from medcot.exporting.run_model import RunModel
 PROGRAM = "llama-quantize"
 """llama.cpp's own program; used where it is installed, else its library."""
 
+QUESTION = "{{ .Prompt }}"
+"""Where Ollama's template takes the question."""
+
 
 def require_llama() -> None:
     """Check that llama.cpp is installed.
@@ -204,6 +207,12 @@ def _last_line(text: str) -> str:
     return one_line(lines[-1], 120) if lines else ""
 
 
+def _template(model: RunModel, around: tuple[str, str]) -> str:
+    """Return the run's prompt as Ollama's template; llama.cpp adds the start token by itself."""
+    before, after = around
+    return f"{before.removeprefix(model.added_start)}{QUESTION}{after}"
+
+
 def make_modelfile(
     model: RunModel, folder: Path, quantization: Quantization, around: tuple[str, str]
 ) -> None:
@@ -214,8 +223,6 @@ def make_modelfile(
     """
     tokens = model.tokenizer.convert_ids_to_tokens(list(model.end_ids))
     stops = "".join(f"PARAMETER stop {json.dumps(one, ensure_ascii=False)}\n" for one in tokens)
-    before, after = around
-    before = before.removeprefix(model.added_start)
     begins = (
         "# begins inside the thought and closes it with </think>.\n"
         if model.config.thinks
@@ -226,7 +233,7 @@ def make_modelfile(
         "# The template is the prompt that the model was trained and scored with; the answer\n"
         f"{begins}"
         f"FROM ./{file_name(quantization)}\n"
-        f'TEMPLATE """{before}{{{{ .Prompt }}}}{after}"""\n'
+        f'TEMPLATE """{_template(model, around)}"""\n'
         f"{stops}"
         "PARAMETER temperature 0\n"
         "PARAMETER repeat_penalty 1\n"
@@ -236,8 +243,16 @@ def make_modelfile(
     (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
-def check_modelfile(model: RunModel, folder: Path, asked: ProofSet) -> Iterator[Message]:
-    """Read the Modelfile back: its template must give the run's prompts, its stops the ends."""
+def check_modelfile(
+    model: RunModel, folder: Path, asked: ProofSet, around: tuple[str, str]
+) -> Iterator[Message]:
+    """Read the Modelfile back: its template must give the run's prompts, its stops the ends.
+
+    A run may have no test row that is a question alone; the template is compared all the same.
+
+    Args:
+        around: The run's prompt before and after the question.
+    """
     text = (folder / "Modelfile").read_text(encoding="utf-8")
     source = re.search(r"^FROM \./(.+)$", text, re.MULTILINE)
     if source is None or not (folder / source[1]).is_file():
@@ -245,10 +260,11 @@ def check_modelfile(model: RunModel, folder: Path, asked: ProofSet) -> Iterator[
             "Modelfile, FROM", source and source[1], "a file of this folder"
         )
     template = re.search(r'^TEMPLATE """(.*?)"""$', text, re.MULTILINE | re.DOTALL)
-    before, mark, after = (template[1] if template else "").partition("{{ .Prompt }}")
-    single = (row for row in asked.rows if row.single)
-    prompts = [row.prompt.removeprefix(model.added_start) for row in single]
-    if not mark or not all(one.startswith(before) and one.endswith(after) for one in prompts):
+    found = template[1] if template else ""
+    rows = [row.prompt.removeprefix(model.added_start) for row in asked.rows if row.single]
+    before, _, after = found.partition(QUESTION)
+    of_rows = all(one.startswith(before) and one.endswith(after) for one in rows)
+    if found != _template(model, around) or not of_rows:
         yield Message("proof_template_differs")
     stops = {json.loads(one) for one in re.findall(r"^PARAMETER stop (.+)$", text, re.MULTILINE)}
     wanted = model.tokenizer.convert_ids_to_tokens(list(model.end_ids))

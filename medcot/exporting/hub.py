@@ -155,6 +155,10 @@ def explain(error: BaseException, repository: str) -> InputError | RunFailed | N
     if status == 403:
         needs = "use a token that may write there, or name a repository of your own"
         return InputError(where, "the token may not write to it", needs)
+    if str(error).startswith("Invalid metadata in README.md"):
+        # The client asks the hub's validator before it sends anything.
+        needs = "correct its metadata in the export's folder, and repeat the command"
+        return InputError("README.md", one_line(str(error)), needs)
     if status == 400:
         return InputError(where, one_line(str(error)), "expected a name that the hub takes")
     network = (httpx.HTTPError, OSError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError)

@@ -97,6 +97,11 @@ class Export:
             )
         return self._asked[0]
 
+    @property
+    def prompt_around(self) -> tuple[str, str]:
+        """Return the run's prompt before and after the question."""
+        return prompt_around(self.model.config, chat_template(self.model.tokenizer))
+
     def progress(self) -> Progress:
         """Return what reports the rows of a proof and hears of a cancel."""
         return cancel_when(self.listener.should_stop, self.listener.progress)
@@ -284,9 +289,7 @@ def make_ollama(export: Export, folder: Path) -> None:
         shutil.copyfile(made, folder / made.name)
     else:
         make_gguf(export, folder, (chosen,))
-    model = export.model
-    around = prompt_around(model.config, chat_template(model.tokenizer))
-    gguf.make_modelfile(model, folder, chosen, around)
+    gguf.make_modelfile(export.model, folder, chosen, export.prompt_around)
 
 
 def _made_gguf(export: Export, quantization: Quantization) -> Path | None:
@@ -361,7 +364,8 @@ def _prove_file(export: Export, file: Path, name: str, kind: Quantization) -> Co
 def prove_ollama(export: Export, folder: Path) -> tuple[Part, ...]:
     """Prove the GGUF by llama.cpp, which Ollama runs, and read the Modelfile back."""
     parts = prove_gguf(export, folder, (export.options.ollama_quantization,))
-    if findings := tuple(gguf.check_modelfile(export.model, folder, export.asked())):
+    checked = gguf.check_modelfile(export.model, folder, export.asked(), export.prompt_around)
+    if findings := tuple(checked):
         sentence = Message("proof_broken", {"format": "Modelfile", "first": findings[0]})
         return (*parts, Part("Modelfile", Comparison("broken", sentence, findings)))
     return parts

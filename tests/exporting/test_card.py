@@ -10,12 +10,15 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from medcot.catalog import Message
-from medcot.exporting.card import write_card
+from medcot.config.schema import BUNDLED_MODEL
+from medcot.exporting.card import BUNDLED_SOURCE, LICENCES, write_card
+from medcot.exporting.formats import FORMATS
 from medcot.exporting.proof_file import ExportRecord, Part
 from medcot.exporting.run_model import RunModel
 from medcot.exporting.verdict import Comparison
 from medcot.runs.directory import RunDirectory
-from tests.support.hub_upload_server import WRITER, serve_uploads
+from tests.support.hub_upload_server import LICENCES as HUB_LICENCES
+from tests.support.hub_upload_server import WRITER, problems_of_card, serve_uploads
 
 
 def record(outcome="unproved", code="proof_unproved"):
@@ -52,6 +55,9 @@ def test_the_results_are_the_same_after_the_hubs_library_has_read_them(card):
         (("", ""), None),
         (("language: en", "language: English"), "language is no ISO 639 code"),
         (("  - task:", "  - tasks:"), "a result lacks task, dataset or metric"),
+        (("library_name: peft", "library_name: gguf"), "none of the hub's libraries"),
+        (("tags:", "license: apache-2\ntags:"), "license is no identifier of the hub"),
+        (("tags:", "datasets:\n- a/b/c\ntags:"), "Repo id must be in the form"),
         (("---\n", ""), "no metadata"),
     ],
 )
@@ -76,6 +82,30 @@ def test_the_clients_validation_takes_the_card_and_no_damaged_one(
             with pytest.raises(ValueError, match=problem):
                 card.validate()
         assert hub.cards == [text]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_card_of_every_format_has_what_the_hub_documents(finished_run, tmp_path, language):
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(finished_run.path, run.path)
+    bundled = {"language": language, "model": BUNDLED_MODEL}
+    run.write_json("config.json", run.read_json("config.json") | bundled)
+    model = RunModel.of(run)
+    for name in FORMATS:
+        (folder := tmp_path / name).mkdir()
+        write_card(model, folder, record(), name)
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        assert problems_of_card(text) == []
+        data = ModelCard(text).data
+        assert (data.license, data.base_model) == (LICENCES[BUNDLED_MODEL], BUNDLED_SOURCE)
+        assert ("gguf" in data.tags) == (name in ("gguf", "ollama")) == (data.library_name is None)
+    assert set(LICENCES.values()) <= set(HUB_LICENCES)
+
+
+def test_the_card_of_a_gguf_names_a_file_that_is_there(finished_run, tmp_path):
+    (tmp_path / "model-Q4_K_M.gguf").touch()
+    write_card(RunModel.of(finished_run), tmp_path, record(), "gguf")
+    assert "llama-server -m model-Q4_K_M.gguf" in (tmp_path / "README.md").read_text("utf-8")
 
 
 def test_the_card_says_what_a_user_must_know(card, finished_run):

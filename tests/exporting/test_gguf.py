@@ -4,14 +4,17 @@ import json
 import shutil
 import struct
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from gguf.quants import quantize
 
+from medcot.data.tokenization import chat_template
 from medcot.errors import InputError, RunFailed
 from medcot.exporting import converter, gguf, workflow
 from medcot.exporting.gguf_weights import open_weights
+from medcot.exporting.proof_set import load_proof_set, prompt_around
 from medcot.exporting.run_model import RunModel
 from medcot.exporting.workflow import Export, ExportOptions, export_run
 from medcot.listener import Listener
@@ -88,20 +91,25 @@ def test_a_modelfile_has_the_prompt_of_the_run_its_stop_and_its_settings(exporte
     ("change", "code"),
     [
         (("<think>", "<thought>"), "proof_template_differs"),
+        (("{{ .Prompt }}", ""), "proof_template_differs"),
+        (('TEMPLATE """', 'TEMPLATE """{{ .Prompt }}"""\nSYSTEM """'), "proof_template_differs"),
         (('PARAMETER stop "<|im_end|>"', ""), "proof_end_not_named"),
         (("FROM ./model", "FROM ./other"), "proof_setting_differs"),
     ],
 )
 def test_a_wrong_modelfile_is_found(exported, finished_run, tmp_path, change, code):
-    from medcot.exporting.proof_set import load_proof_set
-
     shutil.copytree(exported[0] / "ollama", tmp_path / "ollama")
     path = tmp_path / "ollama" / "Modelfile"
     path.write_text(path.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
     model = RunModel.of(finished_run)
     asked = load_proof_set(finished_run, model.tokenizer, model.end_ids, 2)
-    found = list(gguf.check_modelfile(model, tmp_path / "ollama", asked))
-    assert [one.code for one in found] == [code]
+    around = prompt_around(model.config, chat_template(model.tokenizer))
+    folder = tmp_path / "ollama"
+    # A run of conversations has no row that is a question alone.
+    turns = replace(asked, rows=tuple(replace(row, single=False) for row in asked.rows))
+    for one in (asked, turns):
+        found = list(gguf.check_modelfile(model, folder, one, around))
+        assert [finding.code for finding in found] == [code]
 
 
 def number(key, value, kind="<f"):

@@ -58,6 +58,7 @@ def test_a_new_repository_is_private_and_the_revision_is_printed(hub, finished_r
     assert repo["private"]
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "proof.json",
             "tokenizer.json"} <= set(repo["files"])  # fmt: skip
+    assert hub.cards == [repo["files"]["README.md"].decode()]  # the validator is asked first
     assert record.made_from["revision"] == hub.head(REPO)
     assert f"revision {hub.head(REPO)}." in hearing.lines[-1]
 
@@ -128,6 +129,21 @@ def test_a_file_that_arrives_changed_is_found(hub, finished_run, options):
     hub.spoil = True
     with pytest.raises(RunFailed, match="did not arrive whole"):
         export_run(finished_run, options)
+
+
+def test_a_card_that_the_hub_does_not_take_is_one_line_and_nothing_is_sent(
+    hub, finished_run, options, folder
+):
+    path = folder / "adapter" / "README.md"
+    card = path.read_text(encoding="utf-8")
+    path.write_text(card.replace("language: en", "language: English"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"README\.md: .*no ISO 639 code.*; correct its metadata"):
+        export_run(finished_run, options)
+    assert not hub.repos[REPO]["commits"]
+    assert not hub.objects
+    path.write_text(card, encoding="utf-8")
+    export_run(finished_run, options)
+    assert hub.repos[REPO]["commits"]
 
 
 @pytest.mark.parametrize("name", ["", "tuned", "a/b/c", "https://x/y"])

@@ -18,15 +18,24 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 WRITER, READER, EXPIRED = "hf_writer", "hf_reader", "hf_expired"
 LARGE = (".safetensors", ".gguf", "tokenizer.json")
+
+LICENCES = ("apache-2.0", "mit")
+"""Of the identifiers on the hub's page on licences, those that medcot names."""
+
+LIBRARIES = ("peft", "transformers")
+"""Of the libraries in the hub's npm package @huggingface/tasks 0.21.54, those that medcot names."""
 
 
 def problems_of_card(content: str) -> list[str]:
     """What the hub's documentation of a model card's metadata forbids, as far as it is said there.
 
-    The hub's own validator is a program of the hub's, which nobody else has.
+    The hub's own validator is a program of the hub's, which nobody else has. What it checks, says
+    modelcard.md of the repository huggingface/hub-docs: model-index, datasets and license.
     """
     found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     data: Any = yaml.safe_load(found[1]) if found else None
@@ -37,6 +46,18 @@ def problems_of_card(content: str) -> list[str]:
     lists = (data.get("tags", []), data.get("datasets", []))
     if not all(isinstance(one, list) and all(isinstance(x, str) for x in one) for one in lists):
         problems.append("tags and datasets are lists of texts")
+    if data.get("license", "mit") not in LICENCES:
+        problems.append("license is no identifier of the hub")
+    if data.get("library_name", "peft") not in LIBRARIES:
+        problems.append("library_name is none of the hub's libraries")
+    for name in (
+        *data.get("datasets", []),
+        *([data["base_model"]] if "base_model" in data else []),
+    ):
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            problems.append(str(error))
     if not re.fullmatch(r"[a-z]{2,3}", str(data.get("language", "en"))):
         problems.append("language is no ISO 639 code")
     relations = ("adapter", "merge", "quantized", "finetune")
@@ -54,7 +75,7 @@ def problems_of_card(content: str) -> list[str]:
             ]
             if not all(isinstance(one, str) and one for one in needed):
                 problems.append(f"model-index[{index}]: a result lacks task, dataset or metric")
-            if any("value" not in one for one in result.get("metrics", [])):
+            if any(not isinstance(x.get("value"), int | float) for x in result.get("metrics", [])):
                 problems.append(f"model-index[{index}]: a metric lacks its value")
     return problems
 
