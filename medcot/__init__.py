@@ -7,6 +7,8 @@ their layers. Importing this package does not import torch: each name loads on f
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from medcot.runs.directory import RunDirectory
 
 __version__ = "0.1.0"
+
+if sys.platform == "darwin":
+    # What a Mac's GPU cannot do then runs on the CPU. torch reads this when it is imported.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __all__ = [
     "Case",

@@ -36,6 +36,14 @@ class Cancelled(Exception):
     """End a command because the user asked to: finished work is kept, exit code 130."""
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out: a GPU's, a Mac's or what the CPU allocates."""
+    told = ("not enough memory", "MPS backend out of memory")
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    )
+
+
 def one_line(text: str | Message, width: int = 160) -> str:
     """Fold the whitespace of ``text`` and shorten it to ``width`` characters."""
     folded = " ".join(str(text).split())

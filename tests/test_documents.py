@@ -427,6 +427,8 @@ def problem_of(found: list[str]) -> str | None:
             known = re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE)
             unknown = {one for one in targets if "=" not in one} - set(known)
             return f"make has no {unknown}" if unknown else None
+        case ["marimo", command, "--sandbox" | "--no-sandbox", *rest]:
+            return problem_of(["marimo", command, *rest])
         case ["marimo", _, notebook, *rest]:
             own = [*(option_name(one) for one in RunConfig.model_fields), *OWN_OPTIONS]
             unknown = {one for one in rest if one.startswith("--") and one != "--"} - set(own)
@@ -469,6 +471,8 @@ def test_a_command_that_cannot_be_typed_is_found():
         "make demo": None,
         "make dmeo": "make has no {'dmeo'}",
         ".venv/bin/marimo edit apps/tutorial.py -- --rank 32": None,
+        ".venv/bin/marimo edit --no-sandbox apps/tutorial.py -- --rank 32": None,
+        ".venv/bin/marimo edit --no-sandbox apps/none.py": "no set() in apps/none.py",
         ".venv/bin/marimo edit apps/tutorial.py -- --rnak 32": "no {'--rnak'} in apps/tutorial.py",
         "pip install -c constraints.txt -e '.[gpu,trakc]'": "no extra {'trakc'}",
     }

@@ -9,9 +9,11 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from email import message_from_string
 
 import pytest
 
+from medcot import __version__
 from medcot.config.schema import build_config
 from medcot.kaggle.client.bundle import collect
 from medcot.kaggle.session.job import JobSpec
@@ -59,6 +61,16 @@ def test_the_wheel_carries_all_that_its_commands_need_of_a_checkout(wheel):
     kaggle = {f"kaggle/{name}" for name in ("constraints.txt", "image.json", "kernel.py")}
     assert found == {"pyproject.toml"} | apps | kaggle
     assert PROJECT == ROOT
+
+
+def test_the_index_is_told_what_this_is(wheel):
+    [metadata] = wheel.glob("medcot-*.dist-info/METADATA")
+    told = message_from_string(metadata.read_text(encoding="utf-8"))
+    assert told["Version"] == __version__
+    assert told["Description-Content-Type"] == "text/markdown"
+    assert told["License-Expression"] == "Apache-2.0"
+    assert told.get_payload().startswith("# medcot")
+    assert (wheel / "medcot" / "py.typed").is_file()
 
 
 def test_a_kernel_built_from_the_wheel_is_the_one_that_a_clone_builds(wheel, tmp_path):

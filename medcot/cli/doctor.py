@@ -18,7 +18,7 @@ from typing import Literal
 from medcot.credentials import has_hub_token, has_wandb_login
 from medcot.engines.bundled_model import PACKAGE, find_gguf
 from medcot.hardware.gpu_specs import capability, is_usable, supports_bf16
-from medcot.hardware.machine import Machine, choose_preset, detect_machine, torch_cuda_version
+from medcot.hardware.machine import Machine, choose_preset, detect_machine, torch_build
 from medcot.kaggle.client.local_login import WAYS_TO_LOG_IN, find_login
 from medcot.network import OFFLINE, is_offline
 from medcot.paths import cache_folder
@@ -106,8 +106,9 @@ def _torch(machine: Machine) -> Finding:
         found = version("torch")
     except PackageNotFoundError:
         return Finding("torch", "problem", "not installed", "pip install medcot")
-    cuda = torch_cuda_version()
-    detail = f"{found}, {f'built for CUDA {cuda}' if cuda else 'without CUDA'}"
+    cuda, hip = torch_build("cuda"), torch_build("hip")
+    built = f"built for ROCm, HIP {hip}" if hip else f"built for CUDA {cuda}"
+    detail = f"{found}, {built if cuda or hip else 'without CUDA'}"
     if machine.unused_gpus:
         needs = "Install a CUDA build: https://pytorch.org/get-started/locally"
         return Finding("torch", "problem", f"{detail}, although there is a GPU", needs)
@@ -140,8 +141,16 @@ def _libraries() -> Iterator[Finding]:
 
 
 def _gpus(machine: Machine) -> Iterator[Finding]:
+    if machine.mps:
+        detail = "this Mac's, by MPS, in the machine's memory; medcot was never run on one"
+        yield Finding("gpu", "ok", detail)
+        return
     for gpu in machine.gpus:
         detail = f"{gpu.name}, {gpu.memory_gib:.1f} GiB free, compute capability {capability(gpu)}"
+        if gpu.rocm:
+            detail = f"{gpu.name}, {gpu.memory_gib:.1f} GiB free, by ROCm"
+            yield Finding("gpu", "ok", f"{detail}; medcot was never run on one")
+            continue
         if not is_usable(gpu):
             remedy = "Use a GPU with compute capability 7.0 or more, such as a T4."
             yield Finding("gpu", "problem", f"{detail}, too old", remedy)

@@ -131,6 +131,11 @@ class Location:
     commit: str = ""
 
     @property
+    def recorded(self) -> str | None:
+        """The commit, or None for a folder that names none."""
+        return self.commit or self.revision
+
+    @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of ``from_pretrained``; code that comes with a model never runs."""
         return {

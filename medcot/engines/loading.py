@@ -25,7 +25,7 @@ from medcot.engines.compat import (
 )
 from medcot.engines.hf import HfEngine
 from medcot.engines.model_files import check_model_files
-from medcot.errors import InputError, RunFailed, one_line
+from medcot.errors import InputError, RunFailed, one_line, ran_out_of_memory
 from medcot.hardware.machine import Machine
 from medcot.paths import exists
 from medcot.planning.constraints import find_constraints
@@ -212,10 +212,19 @@ def trainable_parameters(model: Any) -> int:
 def release(loaded: LoadedModel) -> None:
     """Free the model's memory, also the accelerator's."""
     loaded.model = None
+    free_memory()
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more, also the accelerator's memory."""
     gc.collect()
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is None:
+        return
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 @contextmanager
@@ -231,7 +240,7 @@ def _readable_errors(config: RunConfig) -> Iterator[None]:
 
 def _explain(config: RunConfig, error: Exception) -> Exception:
     """Return one line for an expected error of a loading library; any other stays as it is."""
-    if type(error).__name__ == "OutOfMemoryError":
+    if ran_out_of_memory(error):
         return RunFailed("model", Message("error_model_memory"), Message("needs_4bit"))
     if not isinstance(error, OSError | ValueError | KeyError):
         return error

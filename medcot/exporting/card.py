@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, metadata
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -148,11 +149,12 @@ def _body(
     unknown = say("card_licence_unknown", language)
     values = {
         "title": _title(model),
+        "project": _medcot(),
         "kind_line": say(f"card_kind_{name}", language),
         "verdict": _verdict(report, language),
         "evaluation": _evaluation(report, language),
         "cautions": _cautions(report, language),
-        "base": _with_revision(base_name(model), model.location.revision),
+        "base": _with_revision(base_name(model), model.location.recorded),
         "base_licence": LICENCES.get(config.model, unknown),
         "precision": _precision(model, name, language),
         "data": _with_revision(_data_name(config), dataset.get("revision")),
@@ -277,6 +279,8 @@ def _hub_name(model: RunModel) -> str | None:
     name = model.config.model
     if name == BUNDLED_MODEL:
         return BUNDLED_SOURCE
+    if snapshot := find_snapshot(name):
+        return snapshot.repository
     return None if Path(name).exists() else name
 
 
@@ -307,6 +311,15 @@ def _kind_of(name: str) -> Kind:
         return kind_of(name)
     except InputError:
         return "file"
+
+
+def _medcot() -> str:
+    """Return the project's name with a link to its page, if its metadata name one."""
+    try:
+        addresses = metadata("medcot").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        addresses = []
+    return f"[medcot]({addresses[0].split(', ')[-1]})" if addresses else "medcot"
 
 
 def _synthetic(report: Report) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medcot.config.schema import BUNDLED_MODEL
+from medcot.data.snapshots import find_snapshot
 from medcot.errors import InputError, one_line
 from medcot.exporting.run_model import RunModel
 
@@ -22,7 +23,7 @@ def make_adapter(model: RunModel, folder: Path) -> None:
     # The bundled model and a base in a folder are named, not located: paths of this machine mean
     # nothing elsewhere.
     config["base_model_name_or_path"] = base_name(model)
-    config["revision"] = model.location.revision
+    config["revision"] = model.location.recorded
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
     save_tokenizer(model.tokenizer, folder)
@@ -108,4 +109,5 @@ def base_name(model: RunModel) -> str:
     name = model.config.model
     if name == BUNDLED_MODEL or not Path(name).exists():
         return name
-    return Path(name).resolve().name
+    snapshot = find_snapshot(name)
+    return snapshot.repository if snapshot else Path(name).resolve().name

@@ -401,7 +401,7 @@ def describe_sources(export: Export, name: Format) -> dict[str, Any]:
     return {
         "adapter": model.adapter_digest,
         "base": make.base_name(model),
-        "base_revision": model.location.revision or "",
+        "base_revision": model.location.recorded or "",
         "base_precision": model.quantization,
         "quantizations": list(quantizations.get(name, ())),
     }

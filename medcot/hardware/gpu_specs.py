@@ -14,7 +14,7 @@ REACHED_GB_S = 1000.0
 
 @dataclass(frozen=True)
 class Gpu:
-    """One CUDA GPU.
+    """One GPU that torch calls CUDA: NVIDIA's, or with ``rocm`` AMD's by a ROCm build of torch.
 
     ``memory_gib`` is what a process can use. ``tflops_16bit`` is the throughput of a large 16-bit
     matrix product: measured, or the data sheet's dense figure times the share that was measured
@@ -27,6 +27,7 @@ class Gpu:
     compute_capability: tuple[int, int]
     tflops_16bit: float
     bandwidth_gb_s: float = REACHED_GB_S
+    rocm: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def supports_bf16(gpu: Gpu) -> bool:
 
 
 def supports_fp8(gpu: Gpu) -> bool:
-    """Return whether the GPU multiplies 8-bit floats."""
-    return gpu.compute_capability >= (8, 9)
+    """Return whether the GPU multiplies 8-bit floats in NVIDIA's format."""
+    return gpu.compute_capability >= (8, 9) and not gpu.rocm
 
 
 def is_usable(gpu: Gpu) -> bool:

@@ -8,9 +8,10 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from medcot.catalog import Reason
 from medcot.errors import InputError, nearest
@@ -34,7 +35,8 @@ class Machine:
     ``memory_gib`` is free RAM, within the limit that a container sets. ``packages`` are those of
     ``GPU_PACKAGES`` that are installed. ``processes`` is the number of training
     processes that the launcher started, each with one GPU; with ``split`` (FSDP) each holds a part
-    of the weights. ``unused_gpus`` says why GPUs that are there cannot be used.
+    of the weights. ``unused_gpus`` says why GPUs that are there cannot be used. ``mps`` tells that
+    torch can use a Mac's GPU, which shares the RAM.
     """
 
     gpus: tuple[Gpu, ...]
@@ -45,6 +47,7 @@ class Machine:
     processes: int = 1
     unused_gpus: tuple[Reason, ...] = ()
     split: bool = False
+    mps: bool = False
 
 
 _NAMED = {
@@ -77,8 +80,9 @@ def named_machine(name: str) -> Machine:
 
 def detect_machine() -> Machine:
     """Detect this machine; respects ``CUDA_VISIBLE_DEVICES`` and the launcher's ``WORLD_SIZE``."""
-    gpus, unused = _detect_gpus(), ()
-    if gpus and torch_cuda_version() is None:
+    rocm = torch_build("hip") is not None
+    gpus, unused = (_ask_torch() if rocm else _detect_gpus()), ()
+    if gpus and not rocm and torch_build("cuda") is None:
         unused = tuple(Reason("preset_no_cuda", {"gpu": gpu.name}) for gpu in gpus)
         gpus = ()
     processes = os.environ.get("WORLD_SIZE", "1")
@@ -92,13 +96,15 @@ def detect_machine() -> Machine:
         processes=count,
         unused_gpus=unused,
         split=count > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true",
+        mps=not gpus and _has_mps(),
     )
 
 
 def choose_preset(machine: Machine) -> tuple[str, Reason]:
     """Return the preset that ``auto`` means on ``machine``, and why."""
     if not machine.gpus:
-        return "demo", machine.unused_gpus[0] if machine.unused_gpus else Reason("preset_no_gpu")
+        none = Reason("preset_mps" if machine.mps else "preset_no_gpu")
+        return "demo", machine.unused_gpus[0] if machine.unused_gpus else none
     usable = usable_gpus(machine)
     if not usable:
         old = machine.gpus[0]
@@ -132,8 +138,11 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         return cores
 
 
-def torch_cuda_version() -> str | None:
-    """Return the CUDA version of the installed torch, read without importing it, or None."""
+def torch_build(toolkit: Literal["cuda", "hip"]) -> str | None:
+    """Return the version of CUDA, or of AMD's HIP, that the installed torch is built with, or None.
+
+    It is read without importing torch.
+    """
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -141,7 +150,7 @@ def torch_cuda_version() -> str | None:
         text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
     except OSError:
         return None
-    found = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)", text, re.MULTILINE)
+    found = re.search(rf"^{toolkit}\b[^=]*=\s*['\"]([\d.]+)", text, re.MULTILINE)
     return found.group(1) if found else None
 
 
@@ -190,21 +199,34 @@ def _detect_gpus() -> tuple[Gpu, ...]:
 
 
 def _ask_torch() -> tuple[Gpu, ...]:
-    """Ask torch for CUDA GPUs: slower, for drivers without a recent nvidia-smi."""
-    if torch_cuda_version() is None:
+    """Ask torch for GPUs: slower, for drivers without a recent nvidia-smi and for AMD's GPUs."""
+    rocm = torch_build("hip") is not None
+    if not rocm and torch_build("cuda") is None:
         return ()
     import torch
 
     if not torch.cuda.is_available():
         return ()
     return tuple(
-        recognise_gpu(
-            torch.cuda.get_device_name(index),
-            torch.cuda.mem_get_info(index)[0] / 2**30,
-            torch.cuda.get_device_capability(index),
+        replace(
+            recognise_gpu(
+                torch.cuda.get_device_name(index),
+                torch.cuda.mem_get_info(index)[0] / 2**30,
+                torch.cuda.get_device_capability(index),
+            ),
+            rocm=rocm,
         )
         for index in range(torch.cuda.device_count())
     )
+
+
+def _has_mps() -> bool:
+    """Ask torch for the GPU of a Mac: its system may be too old for it, or a virtual machine."""
+    if (platform.system(), platform.machine()) != ("Darwin", "arm64") or find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.backends.mps.is_available()
 
 
 def _as_pair(capability: str) -> tuple[int, int]:

@@ -6,8 +6,6 @@ page sees of it is a :class:`Job`, which holds numbers and text, never a model.
 
 from __future__ import annotations
 
-import gc
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +17,7 @@ from typing import Any, Literal
 from medcot.catalog import Message, duration_message
 from medcot.config.schema import RunConfig
 from medcot.credentials import redact
+from medcot.engines.loading import free_memory
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.hardware.host_memory import return_free_memory
 from medcot.listener import Listener
@@ -326,8 +325,5 @@ def _run(job: Job, *, resume: bool) -> State:
 
 
 def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     return_free_memory()

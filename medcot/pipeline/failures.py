@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from medcot.catalog import Message
 from medcot.distributed import comm
-from medcot.errors import Cancelled, InputError, RunFailed, one_line
+from medcot.errors import Cancelled, InputError, RunFailed, one_line, ran_out_of_memory
 from medcot.listener import Listener
 from medcot.pipeline.run_log import run_log
 from medcot.runs.directory import RunDirectory
@@ -112,7 +112,7 @@ def _explain(directory: RunDirectory, error: Exception) -> RunFailed:
         return error
     stage = directory.reached or "start"
     folder = str(directory.path)
-    if type(error).__name__ == "OutOfMemoryError":
+    if ran_out_of_memory(error):
         return RunFailed(stage, Message("error_out_of_memory"), Message("needs_4bit_or_shorter"))
     if _is_gone(directory, error):
         return RunFailed(stage, Message("error_run_gone", {"folder": folder}),

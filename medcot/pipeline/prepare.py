@@ -265,10 +265,9 @@ def _write_decisions(prepared: Prepared, machine: Machine) -> None:
     directory.write_json("split.json", replace(prepared.split, train=kept))
     directory.write_json("plan.json", prepared.plan.to_json())
     config = prepared.config
-    where = models.locate(config.model, config.model_revision)
+    commit = models.locate(config.model, config.model_revision).recorded or ""
     shown = directory.as_recorded(config)
     dataset = replace(dataset, name=shown.dataset)
-    commit = where.commit or where.revision or ""
     environment = describe_environment(shown, dataset, machine, commit)
     directory.write_json("environment.json", environment | kept_facts)
     keep_fallbacks(directory)

@@ -77,7 +77,9 @@ def find_constraints(config: RunConfig, machine: Machine, spec: ModelSpec) -> Co
     if machine.split and config.quantization == "8bit":
         raise _refuse(config, "quantization", SPLIT, _use("--quantization 4bit or none"))
     packing = _choose_packing(config, device.value, engine.value, attention.value)
-    can_quantize = device.value == "cuda" and "bitsandbytes" in machine.packages
+    can_quantize = (
+        device.value == "cuda" and "bitsandbytes" in machine.packages and not _is_rocm(machine)
+    )
     no_fp8 = _obstacle_to_fp8(machine, spec, engine.value, precision.value)
     quantizations = _list_quantizations(config, device.value, no_fp8, can_quantize=can_quantize)
     decisions = (device, engine, precision, attention, processes, packing, quantizations)
@@ -125,7 +127,8 @@ def is_from_preset(config: RunConfig, field: str) -> bool:
 def _choose_device(config: RunConfig, machine: Machine) -> _Decision[Device]:
     if gpus := usable_gpus(machine):
         values = {"gpu": gpus[0].name, "memory_gib": gpus[0].memory_gib}
-        return _Decision("cuda", (Reason("reason_device_cuda", values),))
+        never = (Message("warning_never_run", {"device": "ROCm"}),) if gpus[0].rocm else ()
+        return _Decision("cuda", (Reason("reason_device_cuda", values),), never)
     warnings: tuple[Message, ...] = ()
     if machine.gpus:
         old = machine.gpus[0]
@@ -133,7 +136,8 @@ def _choose_device(config: RunConfig, machine: Machine) -> _Decision[Device]:
             got = Message("error_old_gpu", {"gpu": old.name, "capability": capability(old)})
             raise InputError(f"--preset {config.preset}", got, Message("needs_recent_gpu"))
         warnings = (Message("warning_old_gpu", {"gpu": old.name}),)
-    if machine.system.startswith("Darwin") and "arm64" in machine.system:
+    if machine.mps and machine.processes == 1:
+        warnings = (*warnings, Message("warning_never_run", {"device": "MPS"}))
         return _Decision("mps", (Reason("reason_device_mps"),), warnings)
     return _Decision("cpu", (Reason("reason_device_cpu"),), warnings)
 
@@ -150,6 +154,8 @@ def _choose_engine(
         return _Decision(config.engine, (reason,))
     if device != "cuda":
         return _Decision(PLAIN_ENGINE, (Reason("reason_engine_no_cuda"),))
+    if _is_rocm(machine):
+        return _Decision(PLAIN_ENGINE, (Reason("reason_engine_rocm"),))
     if unsupported is None:
         return _Decision("fused", (Reason("reason_engine_fused"),))
     if TRAITS["unsloth"].package in machine.packages:
@@ -198,12 +204,18 @@ def _choose_precision(config: RunConfig, machine: Machine, device: Device) -> _D
     if config.precision != "auto":
         reason = Reason("reason_precision_given", {"choice": config.precision})
         return _Decision(config.precision, (reason,))
+    if device == "mps":
+        return _Decision("fp32", (Reason("reason_precision_mps"),))
     if device != "cuda":
         return _Decision("fp32", (Reason("reason_precision_fp32"),))
     if _has_bf16(machine, device):
         return _Decision("bf16", (Reason("reason_precision_bf16"),))
     gpu = usable_gpus(machine)[0]
     return _Decision("fp16", (Reason("reason_precision_fp16", {"gpu": gpu.name}),))
+
+
+def _is_rocm(machine: Machine) -> bool:
+    return any(gpu.rocm for gpu in usable_gpus(machine))
 
 
 def _has_bf16(machine: Machine, device: Device) -> bool:

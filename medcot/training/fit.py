@@ -22,9 +22,10 @@ from medcot.engines.interruption import interruptible
 from medcot.engines.loading import (
     engine_for,
     find_weight_not_finite,
+    free_memory,
     trainable_parameters,
 )
-from medcot.errors import Cancelled, InputError, RunFailed
+from medcot.errors import Cancelled, InputError, RunFailed, ran_out_of_memory
 from medcot.planning.plan import Plan
 from medcot.records import OnEvent, TokenLoss
 from medcot.runs.directory import RunDirectory
@@ -99,7 +100,7 @@ def fit(
             recorder = training.run(plan)
             break
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not ran_out_of_memory(error):
                 raise
             if comm.world_size() > 1:
                 raise _out_of_memory_in_one_process(plan) from error
@@ -293,13 +294,7 @@ def _with_less_memory(plan: Plan, layers: int) -> Plan:
     Raises:
         RunFailed: Nothing is left that would need less memory.
     """
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     if engine_for(plan).traits.packs and plan.recomputed_layers < layers:
         report_fallback(
             "recompute-all-layers",
@@ -336,12 +331,6 @@ def _out_of_memory_in_one_process(plan: Plan) -> RunFailed:
         f"Continue with --resume --micro-batch {fewer}." if fewer else "Try --checkpointing on."
     )
     return RunFailed("training", f"process {comm.rank()} ran out of memory.", remedy)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
-    )
 
 
 def _save_adapter(loaded: LoadedModel, folder: Path) -> None:

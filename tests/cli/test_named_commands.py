@@ -44,7 +44,7 @@ OF_A_LOG = "step"
 
 OTHER_PROGRAMS = re.compile(
     r"^(\w+=\S+ )*(accelerate|bin/|chmod|curl|docker|git|hf|kaggle|lm-eval|lm_eval|marimo|mkdir"
-    r"|nvidia-smi|pip|pre-commit|pytest|python3?|ruff|source|ssh|torchrun|uv|wandb|\.venv)\b"
+    r"|nvidia-smi|pipx?|pre-commit|pytest|python3?|ruff|source|ssh|tmux|torchrun|uvx?|wandb|\.venv)\b"
 )
 # A double hyphen also begins the names of the page's colours.
 OPTION = re.compile(r"(?<![\w-])--(?!mc-)[a-z][a-z0-9_-]*[a-z0-9]")
@@ -57,7 +57,16 @@ OF_OTHERS = {
     *("--no-input", "--progress-bar", "--include_path", "--tasks"),
     *("--ctx-size", "--parallel", "--no-webui", "--uds", "--served-model-name", "--revision"),
     *("--dtype", "--enable-lora", "--lora-modules", "--max-lora-rank", "--max-model-len"),
-    *("--force", "--no-sandbox", "--sort", "--output", "--format", "--help", "--query-gpu"),
+    *(
+        "--force",
+        "--sandbox",
+        "--no-sandbox",
+        "--sort",
+        "--output",
+        "--format",
+        "--help",
+        "--query-gpu",
+    ),
 }
 """Options of other programs that the code names: pip, git, marimo, lm_eval, llama.cpp, vLLM …"""
 

@@ -10,9 +10,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from medcot.catalog import Message
+from medcot.config.presets import make_config
 from medcot.config.schema import BUNDLED_MODEL
 from medcot.exporting.card import BUNDLED_SOURCE, LICENCES, write_card
 from medcot.exporting.formats import FORMATS
+from medcot.exporting.make import base_name
 from medcot.exporting.proof_file import ExportRecord, Part
 from medcot.exporting.run_model import RunModel
 from medcot.exporting.verdict import Comparison
@@ -30,6 +32,13 @@ def record(outcome="unproved", code="proof_unproved"):
 def card(finished_run, tmp_path):
     write_card(RunModel.of(finished_run), tmp_path, record(), "adapter")
     return ModelCard.load(tmp_path / "README.md")
+
+
+def test_a_folder_of_the_hubs_cache_is_named_as_on_the_hub(tmp_path):
+    folder = tmp_path / "models--org--tiny" / "snapshots" / ("a" * 40)
+    folder.mkdir(parents=True)
+    model = SimpleNamespace(config=make_config("demo", {"model": str(folder)}))
+    assert base_name(model) == "org/tiny"
 
 
 def test_the_metadata_is_read_by_the_hubs_library(card):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from medcot.cli import doctor
+from medcot.cli.doctor import examine_machine
 from medcot.config.presets import make_config
 from medcot.errors import InputError
 from medcot.hardware import machine as hardware
@@ -23,6 +27,8 @@ from medcot.hardware.machine import (
     read_gpus,
     usable_gpus,
 )
+from medcot.planning.model_specs import find_model_spec
+from medcot.planning.plan import make_plan
 
 TWO_T4 = (
     "0, GPU-aaaa1111, Tesla T4, 15095, 7.5\n"
@@ -152,7 +158,9 @@ def test_gpus_are_found_by_the_drivers_program(
     write_nvidia_smi(tmp_path / "bin", TWO_T4)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(hardware, "torch_cuda_version", lambda: "12.8")
+    monkeypatch.setattr(
+        hardware, "torch_build", lambda toolkit: "12.8" if toolkit == "cuda" else None
+    )
     assert [gpu.name for gpu in detect_machine().gpus] == ["Tesla T4", "Tesla T4"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert len(detect_machine().gpus) == 1
@@ -164,7 +172,7 @@ def test_a_gpu_that_torch_cannot_use_is_named_as_such(
     write_nvidia_smi(tmp_path / "bin", TWO_T4)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(hardware, "torch_cuda_version", lambda: None)
+    monkeypatch.setattr(hardware, "torch_build", lambda _: None)
     machine = detect_machine()
     assert machine.gpus == ()
     preset, why = choose_preset(machine)
@@ -174,8 +182,71 @@ def test_a_gpu_that_torch_cannot_use_is_named_as_such(
 def test_a_failing_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_nvidia_smi(tmp_path / "bin", "NVIDIA-SMI has failed\n", code=9)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(hardware, "torch_cuda_version", lambda: None)
+    monkeypatch.setattr(hardware, "torch_build", lambda _: None)
     assert detect_machine().gpus == ()
+
+
+def test_the_toolkit_that_torch_is_built_with_is_read_without_importing_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = tmp_path / "torch" / "__init__.py"
+    place.parent.mkdir()
+    version = place.with_name("version.py")
+    monkeypatch.setattr(hardware, "find_spec", lambda _: SimpleNamespace(origin=str(place)))
+    version.write_text("cuda: Optional[str] = None\nhip: Optional[str] = '6.4.43482-0f2d60242'\n")
+    assert (hardware.torch_build("cuda"), hardware.torch_build("hip")) == (None, "6.4.43482")
+    version.write_text("cuda: Optional[str] = '12.8'\nhip: Optional[str] = None\n")
+    assert (hardware.torch_build("cuda"), hardware.torch_build("hip")) == ("12.8", None)
+
+
+@pytest.fixture
+def amd(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine with an MI300X, as a ROCm build of torch describes it."""
+    import torch
+
+    for module in (hardware, doctor):
+        monkeypatch.setattr(module, "torch_build", lambda kind: "6.4" if kind == "hip" else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "AMD Instinct MI300X")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 4))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (191 * 2**30, 192 * 2**30))
+    return detect_machine()
+
+
+def test_an_amd_gpu_is_recognised_and_gets_what_is_not_nvidias(amd: Machine) -> None:
+    (gpu,) = amd.gpus
+    assert (gpu.name, gpu.memory_gib, gpu.rocm) == ("AMD Instinct MI300X", 191.0, True)
+    assert supports_bf16(gpu)
+    assert choose_preset(amd)[0] == "gpu-80g"
+    with_packages = replace(amd, packages=("bitsandbytes", "unsloth"))
+    config = make_config("gpu-80g", {"samples": 100})
+    plan = make_plan(config, with_packages, find_model_spec(config), 100, 500.0, 900)
+    chosen = (plan.device, plan.engine, plan.precision, plan.quantization)
+    assert chosen == ("cuda", "transformers", "bf16", "none")
+    assert any("never run on ROCm" in str(one) for one in plan.warnings)
+    told = {one.name: one.detail for one in examine_machine(amd)}
+    assert "built for ROCm, HIP 6.4" in told["torch"]
+    assert "by ROCm; medcot was never run" in told["gpu"]
+
+
+def test_a_macs_gpu_is_asked_for_and_trains_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(hardware.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(hardware.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    mac = detect_machine()
+    assert mac.mps
+    preset, why = choose_preset(mac)
+    assert (preset, "Mac" in str(why)) == ("demo", True)
+    config = make_config("demo", {})
+    plan = make_plan(config, mac, find_model_spec(config), 50, 150.0, 200)
+    assert (plan.device, plan.engine, plan.precision) == ("mps", "transformers", "fp32")
+    assert any("never run on MPS" in str(one) for one in plan.warnings)
+    assert "by MPS" in next(one.detail for one in examine_machine(mac) if one.name == "gpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert not detect_machine().mps, "an old system, or a virtual machine"
 
 
 @pytest.mark.parametrize(("value", "processes"), [("4", 4), ("0", 1), ("many", 1), (None, 1)])

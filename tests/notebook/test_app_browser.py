@@ -85,7 +85,7 @@ def serve(folder, mode, notebook):
     command = [sys.executable, "-m", "medcot.notebook.server"]
     if mode == "edit":
         command = [sys.executable, "-m", "marimo", "edit", str(notebook)]
-        command += ["--token-password", EDITOR_TOKEN]
+        command += ["--no-sandbox", "--token-password", EDITOR_TOKEN]
     command += ["--headless", "--host", "127.0.0.1", "--port", str(port), "--"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     home = {"HOME": str(folder), "MEDCOT_CACHE": str(REAL_CACHE), "OMP_NUM_THREADS": "1"}
