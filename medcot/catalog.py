@@ -16,8 +16,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Self, cast
 
-CATALOGS = ("", "exporting")
-"""Folders with a catalog. Those of packages that stay at home are not sent to Kaggle."""
+CATALOGS = ("", "evaluation", "exporting", "reporting", "serving")
+"""Folders with a catalog. Texts that no kernel shows are in one that is not sent to Kaggle."""
 
 
 @dataclass(frozen=True, slots=True)

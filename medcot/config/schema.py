@@ -152,6 +152,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     )
     judge_url: str = _field("", "OpenAI-compatible endpoint that judges answers", shown=False)
     judge_model: str = _field("", "model to ask at the judge's endpoint", shown=False)
+    judge_criteria: str = _field("", "file of criteria by which the judge grades", shown=False)
     wandb: Literal["online", "offline", "off"] = _field("off", "Weights & Biases", shown=False)
     wandb_project: str = _field("medcot", "W&B project", shown=False, min_length=1)
     wandb_job_type: str = _field("training", "W&B job type", shown=False)

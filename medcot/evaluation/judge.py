@@ -17,13 +17,14 @@ from dataclasses import astuple, dataclass, field, replace
 from importlib.util import find_spec
 from typing import Literal
 
+from medcot.catalog import Message
 from medcot.config.schema import RunConfig
 from medcot.credentials import judge_headers, resolve_secret
 from medcot.errors import InputError, one_line
 from medcot.evaluation.interface import EvaluationSuite, ScoredRow
 from medcot.network import require_network
 from medcot.runs.directory import Phase
-from medcot.stats.paired import LEVEL, sign_test
+from medcot.stats.paired import LEVEL, PairedDifference, sign_test
 
 AskJudge = Callable[[str], str]
 """Sends a prompt to the judge and returns its reply."""
@@ -38,6 +39,8 @@ RETRIES = 2
 
 MOST_PLANTED, FEWEST_PLANTED = 10, 4
 """Planted pairs that test a judge, and the fewest that can."""
+NO_ANSWER = "(no answer)"
+"""Stands for the answer of a model that gave none."""
 LEAST_RIGHT = 0.8
 """Share of planted pairs on which a judge has to prefer the reference, in both orders."""
 
@@ -104,14 +107,49 @@ class JudgeResult:
     planted_right: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class GradeResult:
+    """The judge's grades by criteria (:mod:`.grading`), as the report shows them.
+
+    ``reached`` is False if the endpoint gave no answer, or failed its test. ``before`` and
+    ``after`` are mean shares of the points, ``scores`` those of each question. ``judged`` is their
+    difference as the judge sees it, ``corrected`` the one corrected by its error on the ``checked``
+    questions, where it agreed with a share ``agreement`` of the decisions made by hand and saw a
+    gain too high by ``bias``.
+    """
+
+    model: str
+    url: str
+    reached: bool
+    messages: tuple[Message, ...]
+    questions: int = 0
+    decisions: int = 0
+    unread: int = 0
+    before: float | None = None
+    after: float | None = None
+    judged: PairedDifference | None = None
+    checked: int = 0
+    agreement: float | None = None
+    bias: float | None = None
+    corrected: PairedDifference | None = None
+    planted: int = 0
+    planted_right: int = 0
+    scores: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict[str, tuple[float, float]]
+    )
+
+
 def check_judge(config: RunConfig) -> None:
     """Refuse a judge that could not be asked, before anything is trained.
 
     Raises:
-        InputError: an endpoint without a model, a model without one, no client installed, or an
-            endpoint that ``MEDCOT_OFFLINE`` forbids.
+        InputError: an endpoint without a model, a model or criteria without one, no client
+            installed, or an endpoint that ``MEDCOT_OFFLINE`` forbids.
     """
     url, model = config.judge_url, config.judge_model
+    if config.judge_criteria and not url:
+        where = f"--judge-criteria {config.judge_criteria}"
+        raise InputError(where, "no endpoint given", "add --judge-url")
     if model and not url:
         raise InputError(f"--judge-model {model}", "no endpoint given", "add --judge-url")
     if url and not model:
@@ -140,7 +178,7 @@ def judge_answers(
     """
     import openai
 
-    pairs = {_name(one, model): one for one in _pair_answers(before, after, suite)}
+    pairs = {_name(one, model): one for one in pair_answers(before, after, suite)}
     planted = {_name(one, model): one for one in plant_pairs(suite)}
     found: dict[str, Preference] = {
         name: one for name, one in (known or {}).items() if name in pairs or name in planted
@@ -260,9 +298,10 @@ def tally(outcomes: Mapping[str, Preference], model: str, url: str) -> JudgeResu
     )
 
 
-def _pair_answers(
+def pair_answers(
     before: Sequence[ScoredRow], after: Sequence[ScoredRow], suite: EvaluationSuite
 ) -> Iterator[AnswerPair]:
+    """Pair the open answers of both sides: those of test rows and the fixed question's."""
     tuned = {(row.kind, row.id): row for row in after}
     fixed = [suite.fixed] if suite.fixed else []
     cases = {case.id: case for case in [*suite.cases, *fixed]}
@@ -283,21 +322,30 @@ def _name(pair: AnswerPair, model: str) -> str:
 
 
 def _answer(row: ScoredRow) -> str:
-    return row.answer or "(no answer)"
+    return row.answer or NO_ANSWER
 
 
 def _prompt(pair: AnswerPair, first: str, second: str) -> str:
     parts = {"question": pair.question, "reference": pair.reference}
     parts |= {"first": first, "second": second}
-    return _PROMPT.format(**{name: text.replace(">>>", "> > >") for name, text in parts.items()})
+    return _PROMPT.format(**mark_data(parts))
+
+
+def mark_data(parts: Mapping[str, str]) -> dict[str, str]:
+    """Keep texts from closing the marks of a prompt that they stand between."""
+    return {name: text.replace(">>>", "> > >") for name, text in parts.items()}
+
+
+def read_last_word(reply: str) -> str:
+    """Read the last line of a reply as one word in small letters."""
+    lines = [line for line in reply.splitlines() if line.strip()]
+    return re.sub(r"[^a-z0-9]", "", lines[-1].lower()) if lines else ""
 
 
 def _read_winner(reply: str, first: Phase, second: Phase) -> Preference | None:
     """Read the winner from the last line; None if it is none of the three words."""
-    lines = [line for line in reply.splitlines() if line.strip()]
-    word = re.sub(r"[^a-z0-9]", "", lines[-1].lower()) if lines else ""
     said: dict[str, Preference] = {"1": first, "2": second, "tie": "tie"}
-    return said.get(word)
+    return said.get(read_last_word(reply))
 
 
 def _say(count: Counter[Preference], read: int, agreed: int, p_value: float) -> str:

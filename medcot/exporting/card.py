@@ -46,7 +46,15 @@ LICENCES = {
 }
 """Licences as the pages of these models and data sets state them."""
 
-UNSAID = ("judge_url", "judge_model", "wandb", "wandb_project", "wandb_job_type", "track")
+UNSAID = (
+    "judge_url",
+    "judge_model",
+    "judge_criteria",
+    "wandb",
+    "wandb_project",
+    "wandb_job_type",
+    "track",
+)
 """Settings that name services of whoever made the run, and change nothing about the model."""
 
 LIBRARIES: dict[Format, str] = {"adapter": "peft", "hub": "peft", "merged": "transformers"}

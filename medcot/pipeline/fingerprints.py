@@ -26,7 +26,7 @@ FILE = "fingerprints.json"
 
 CHANGEABLE = (
     "micro_batch", "checkpointing", "mcq", "ability_samples", "judge_url", "judge_model",
-    "wandb", "wandb_project", "wandb_job_type", "track",
+    "judge_criteria", "wandb", "wandb_project", "wandb_job_type", "track",
 )  # fmt: skip
 """Settings that may change while a run continues. They cost memory or time, or add what is looked
 at; no score that is there already depends on them. Their items are compared one by one."""

@@ -83,6 +83,10 @@ def prepare(
     models.prepare_engine(config, machine)
     tokenizer = models.load_tokenizer(config)
     prepared = _decide(config, directory, machine, dataset, tokenizer, _trained(directory))
+    if config.judge_criteria:
+        from medcot.evaluation.grading import require_criteria
+
+        require_criteria(config.judge_criteria, prepared.suite)
     if not directory.exists():
         require_space(directory, config, prepared.plan)
         directory.create(config, lock=comm.is_main())

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from medcot.data.case_list import select_cases
 from medcot.data.tokenized import list_row_ids
+from medcot.errors import InputError, one_line
 from medcot.evaluation.decontaminate import decontaminate_rows
 from medcot.evaluation.interface import ScoredRow, rows_from_json
-from medcot.evaluation.judge import JudgeResult, judge_answers
+from medcot.evaluation.judge import GradeResult, JudgeResult, judge_answers
 from medcot.listener import Listener
 from medcot.pipeline.prepare import Prepared
 from medcot.reporting.build import build_report
@@ -30,7 +31,10 @@ from medcot.reporting.webpage import write_report_files
 from medcot.runs.directory import Phase, RunDirectory
 
 JUDGED = "evaluation/judge.jsonl"
-"""The judge's preferences by pair, so that none is asked for twice."""
+"""The judge's preferences by pair and its decisions, so that none is asked for twice."""
+
+LABELS = "evaluation/judge_labels.jsonl"
+"""Decisions of the judge laid out to be checked by hand: ``met`` is for the user to fill in."""
 
 
 def write_report(prepared: Prepared, listener: Listener, *, figures: bool = True) -> Report:
@@ -48,6 +52,8 @@ def write_report(prepared: Prepared, listener: Listener, *, figures: bool = True
     facts = _facts(prepared)
     if config.judge_url:
         facts = replace(facts, judge=_judge(prepared, before, after))
+    if config.judge_criteria:
+        facts = replace(facts, grades=_grade(prepared, before, after))
     report = build_report(
         before,
         after,
@@ -110,6 +116,37 @@ def _judge(
         save=lambda pair, preference: directory.append(
             path, {"contest": pair, "outcome": preference}
         ),
+    )
+
+
+def _grade(
+    prepared: Prepared, before: Sequence[ScoredRow], after: Sequence[ScoredRow]
+) -> GradeResult:
+    """Have the judge grade all answers that have criteria, and lay some out to be checked."""
+    from medcot.evaluation.grading import find_graded, grade_answers, list_checks, load_criteria
+
+    directory, config = prepared.directory, prepared.config
+    sets, judged, checks = load_criteria(config.judge_criteria), directory.path / JUDGED, LABELS
+    there = {row["id"]: row.get("met") for row in directory.rows(directory.path / checks)}
+    for name, met in there.items():
+        if not (met is None or isinstance(met, bool)):
+            where, got = f"{directory.path / checks}, {one_line(name)}", one_line(repr(met), 40)
+            raise InputError(where, f"met is {got}", "expected true, false or null")
+    for row in list_checks(find_graded(before, after, prepared.suite, sets)):
+        if row["id"] not in there:
+            directory.append(directory.path / checks, row)
+    return grade_answers(
+        before,
+        after,
+        prepared.suite,
+        sets,
+        config.judge_url,
+        config.judge_model,
+        known={row["contest"]: row["outcome"] for row in directory.rows(judged)},
+        save=lambda name, decision: directory.append(
+            judged, {"contest": name, "outcome": decision}
+        ),
+        labels={name: met for name, met in there.items() if met is not None},
     )
 
 

@@ -59,7 +59,10 @@ def seed_config(config: RunConfig, number: int) -> RunConfig:
     """Return the config of training ``number``, from 1: the first has the run's own seed."""
     chosen_by = config.seed if config.choice_seed is None else config.choice_seed
     own = {"seed": (config.seed + number - 1) % 2**31, "seeds": 1, "choice_seed": chosen_by}
-    unscored = {"generate_samples": 0, "thought_samples": 0, "ability_samples": 0, "judge_url": ""}
+    unscored = {
+        "generate_samples": 0, "thought_samples": 0, "ability_samples": 0,
+        "judge_url": "", "judge_criteria": "",
+    }  # fmt: skip
     return config.model_copy(update=own | unscored)
 
 

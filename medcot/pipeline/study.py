@@ -90,7 +90,8 @@ def list_arms(config: RunConfig, vary: Vary) -> list[Arm]:
             "--vary", got, f"use at most {MOST_ARMS}: choosing among more shows little"
         )
     shared = {
-        "generate_samples": 0, "thought_samples": 0, "ability_samples": 0, "judge_url": "",
+        "generate_samples": 0, "thought_samples": 0, "ability_samples": 0,
+        "judge_url": "", "judge_criteria": "",
     }  # fmt: skip
     arms: list[Arm] = []
     for combination in combinations:

@@ -320,9 +320,13 @@ def _shorten(text: str, longest: int = LONGEST_TEXT) -> str:
 
 
 def _judge(report: Report, language: str) -> Iterator[str]:
-    if report.facts.judge:
+    judge, grades = report.facts.judge, report.facts.grades
+    if judge or grades:
         yield f"## {say('report_judge', language)}"
-        yield escape(report.facts.judge.sentence)
+    if judge:
+        yield escape(judge.sentence)
+    if grades:
+        yield escape(" ".join(one.text(language) for one in grades.messages))
 
 
 def _overlaps(code: str, overlaps: Sequence[Overlap], language: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Literal, cast
 from medcot.catalog import Message, say
 from medcot.config.schema import RunConfig
 from medcot.data.contamination import Overlap
-from medcot.evaluation.judge import JudgeResult
+from medcot.evaluation.judge import GradeResult, JudgeResult
 from medcot.evaluation.rubric import ClaimFinding
 from medcot.evaluation.suite import Summary
 from medcot.records import Dropped
@@ -392,6 +392,7 @@ class Facts:
     environment: EnvironmentFacts | None = None
     exports: tuple[ExportFact, ...] | None = None
     validation: ValidationFacts | None = None
+    grades: GradeResult | None = None
 
 
 @dataclass(frozen=True, slots=True)

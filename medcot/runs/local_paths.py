@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from medcot.config.schema import BETWEEN_DATA_SETS, RunConfig
 
-PATH_FIELDS = ("model", "dataset", "mcq")
+PATH_FIELDS = ("model", "dataset", "mcq", "judge_criteria")
 """The options that may name a file or folder."""
 
 
@@ -41,4 +41,4 @@ def resolve_values(values: Mapping[str, Any], origin: str | None) -> dict[str, A
 
 def _resolve(value: str, origin: str) -> str:
     path = Path(origin, value)
-    return str(path) if path.exists() else value
+    return str(path) if value and path.exists() else value

@@ -23,6 +23,7 @@ REQUIRED: Mapping[str, Mapping[str, Field]] = {
     "wandb.json": {"id": str},
     "events.jsonl": {"step": int},
     "judge.jsonl": {"contest": str, "outcome": str},
+    "judge_labels.jsonl": {"id": str},
 }
 """By file: fields that must be there, with their types."""
 OPTIONAL: Mapping[str, Mapping[str, Field]] = {

@@ -14,11 +14,12 @@ import pytest
 
 from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig
-from medcot.data.dataset import load_dataset
+from medcot.data.dataset import load_dataset, load_fixed_question
 from medcot.errors import InputError
 from medcot.listener import Listener
 from medcot.pipeline.run import evaluate_only, report_only, run
 from medcot.reporting.schema import Agreement
+from medcot.reporting.storage import read_report
 from medcot.runs.directory import RunDirectory
 from tests.support.judge_endpoint import endpoint, prefers
 
@@ -154,6 +155,42 @@ def test_a_run_with_a_judge_reports_its_opinion_and_asks_once(
     with pytest.raises(InputError, match="--judge-model"):
         run(config.model_copy(update={"judge_url": url}), RunDirectory(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+def test_answers_are_graded_by_criteria_and_checked_by_hand(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    path, directory = tmp_path / "criteria.jsonl", RunDirectory(tmp_path / "run")
+    fixed = load_fixed_question("en").question
+    criteria = [{"criterion": "States that the volume is normal", "points": 1}]
+    path.write_text(json.dumps({"question": fixed, "rubrics": criteria}) + "\n")
+    with endpoint(lambda answers: "tie" if answers else "yes") as (url, requests):
+        judge = {"judge_url": url, "judge_model": "m", "judge_criteria": str(path)}
+        graded = config.model_copy(update=judge | {"steps": 0, "mcq": ()})
+        run(graded, directory)
+        for phase in ("before", "after"):  # the small model never ends its thought
+            scored = directory.evaluation(phase)
+            lines = [json.loads(line) for line in scored.read_text().splitlines()]
+            given = [one | {"answer": "No." if one["kind"] == "fixed" else None} for one in lines]
+            scored.write_text("".join(json.dumps(one) + "\n" for one in given))
+        report = report_only(directory, Listener())
+        asked = len(requests)
+        labels = directory.path / "evaluation" / "judge_labels.jsonl"
+        rows = [json.loads(line) for line in labels.read_text(encoding="utf-8").splitlines()]
+        assert {row["met"] for row in rows} == {None}
+        labels.write_text("".join(json.dumps(row | {"met": False}) + "\n" for row in rows))
+        again = report_only(directory, Listener())
+        assert len(requests) == asked
+    assert report.facts.grades
+    assert again.facts.grades
+    assert (report.facts.grades.before, report.facts.grades.after) == (1.0, 1.0)
+    assert (report.facts.grades.checked, again.facts.grades.checked) == (0, 1)
+    assert again.facts.grades.agreement == 0.0
+    assert "Criterion by criterion" in directory.report_markdown.read_text()
+    assert read_report(directory.path) == again
+    labels.write_text(json.dumps(rows[0] | {"met": "maybe"}) + "\n")
+    with pytest.raises(InputError, match=r"judge_labels.jsonl.*met is 'maybe'.*true, false"):
+        report_only(directory, Listener())
 
 
 def test_a_killed_evaluation_scores_no_row_twice(config: RunConfig, tmp_path: Path) -> None:

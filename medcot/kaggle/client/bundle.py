@@ -334,6 +334,12 @@ def carry_data(config: RunConfig) -> tuple[RunConfig, dict[str, bytes]]:
             "a folder on this machine cannot be sent",
             "use a hub name or smollm2-135m",
         )
+    if config.judge_criteria:
+        raise InputError(
+            f"--judge-criteria {config.judge_criteria}",
+            "a kernel does not grade by criteria",
+            "leave it out on Kaggle",
+        )
     files: dict[str, bytes] = {}
 
     def add(wanted: str, contents: Mapping[str, bytes]) -> str:

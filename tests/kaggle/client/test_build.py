@@ -71,6 +71,11 @@ def test_two_builds_on_two_folders_are_identical(tmp_path: Path) -> None:
     assert set(scripts[0]) == {"kernel.py", "kernel-metadata.json"}
 
 
+def test_criteria_of_a_judge_are_not_sent() -> None:
+    with pytest.raises(InputError, match=r"--judge-criteria .*leave it out on Kaggle"):
+        carry_data(make_config("kaggle-t4", {"judge_criteria": "criteria.jsonl"}))
+
+
 def test_the_bundle_is_under_300_kb_without_data(tmp_path: Path) -> None:
     project = checkout(tmp_path / "project")
     for path in (project / "medcot" / "data" / "samples").glob("*.jsonl"):
