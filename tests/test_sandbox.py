@@ -4,6 +4,7 @@ It needs uv and a package index, downloads some gigabytes and trains the demo: `
 for it.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -49,6 +50,23 @@ def test_the_head_of_a_notebook_names_this_version_and_the_bundled_model(noteboo
     # uv would otherwise compile llama.cpp for the bundled model.
     own = project["tool"]["uv"]["dependency-metadata"]
     assert head["tool"]["uv"]["dependency-metadata"] == own
+
+
+def test_what_molab_shows_is_of_this_notebook(tmp_path):
+    specification = importlib.util.spec_from_file_location("snapshot", ROOT / ".ci/snapshot.py")
+    snapshot = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(snapshot)
+    assert snapshot.find_stale(ROOT) == [], "run: make snapshot"
+    shutil.copytree(ROOT / "apps", tmp_path / "apps")
+    notebook = tmp_path / "apps" / "tutorial.py"
+    text = notebook.read_text(encoding="utf-8")
+    notebook.write_text(text.replace('RUNS = Path("runs")', 'RUNS = Path("other")'), "utf-8")
+    assert snapshot.find_stale(tmp_path) == [snapshot.SESSION, snapshot.THUMBNAIL]
+    shown = json.loads((ROOT / snapshot.SESSION).read_text(encoding="utf-8"))
+    outputs = [output for cell in shown["cells"] for output in cell["outputs"]]
+    # What waits for a button is stopped; nothing failed.
+    assert {one["ename"] for one in outputs if one["type"] == "error"} == {"ancestor-stopped"}
+    assert len(outputs) > 40
 
 
 @pytest.fixture(scope="module")
