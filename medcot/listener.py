@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from medcot.catalog import Message
-from medcot.records import Event
+from medcot.records import Event, StudyState
 
 STAGE_TITLES = {
     "before": "score before",
@@ -40,6 +40,9 @@ class Listener:
 
     def event(self, event: Event) -> None:
         """Receive one optimizer step."""
+
+    def study(self, state: StudyState) -> None:
+        """Receive how far a study is, when that changed."""
 
     def should_stop(self) -> bool:
         """Return whether to end after the current step or row; finished work is kept."""

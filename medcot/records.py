@@ -74,11 +74,13 @@ class Prompt:
 
     ``text`` ends inside the open thought; ``completion`` closes it and carries the response, and
     ends without the end-of-sequence token, which is added when the pair becomes tokens. Without a
-    thought, ``text`` ends where the response begins.
+    thought, ``text`` ends where the response begins. ``begun`` is how the model's turn has begun
+    before ``completion``: it is tokenised together with that, but has no loss.
     """
 
     text: str
     completion: str
+    begun: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,28 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.where}, {self.field}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """How far one training of a study is, and its loss once that is known."""
+
+    state: Literal["waiting", "training", "trained", "scored"]
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyState:
+    """How far a study is: the trainings of each arm, how many arms are done, and the time left.
+
+    ``seconds_left`` is None while nothing is known of it.
+    """
+
+    arms: Mapping[str, Sequence[TrainingState]]
+    done: int
+    seconds_left: float | None
 
 
 @dataclass(frozen=True, slots=True)

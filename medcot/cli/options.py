@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -27,10 +28,15 @@ def list_flags(*, places: bool = True) -> list[click.Parameter]:
     return [*map(_flag, RunConfig.model_fields), *extra, _help_all()]
 
 
-def resolve_flags(values: dict[str, Any], machine: Machine | None = None) -> Resolved:
+def resolve_flags(
+    values: dict[str, Any],
+    machine: Machine | None = None,
+    from_file: Mapping[str, Any] | None = None,
+) -> Resolved:
     """Resolve the config from the given flags, the environment and the config file.
 
-    ``auto`` chooses the preset for ``machine``, by default this one.
+    ``auto`` chooses the preset for ``machine``, by default this one. ``from_file`` are the options
+    of a file that was read already.
     """
     from medcot.hardware.machine import choose_preset, detect_machine
 
@@ -40,6 +46,7 @@ def resolve_flags(values: dict[str, Any], machine: Machine | None = None) -> Res
         given,
         lambda: choose_preset(machine or detect_machine()),
         config_file=check_path("--config", config_file) if config_file else None,
+        from_file=from_file,
     )
 
 

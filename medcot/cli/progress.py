@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
@@ -23,9 +23,8 @@ from rich.progress import (
 from rich.text import Text
 
 from medcot.catalog import Message
-from medcot.cli.curve import draw_curve
 from medcot.listener import STAGE_TITLES, Listener
-from medcot.records import Event
+from medcot.records import Event, StudyState
 from medcot.run_clock import RunClock
 from medcot.terminal import show_line, tolerate_encodings
 
@@ -48,6 +47,7 @@ class TerminalListener(Listener):
         self._steps_seen = False
         self._rows = (0, 0)
         self._losses: list[float] = []
+        self._study: StudyState | None = None
         self._bars: Progress | None = None
         self._whole: TaskID | None = None
         self._task: TaskID | None = None
@@ -61,6 +61,8 @@ class TerminalListener(Listener):
 
     def planned(self, seconds: Mapping[str, float]) -> None:
         """Show a bar of the whole run, and how long it will take."""
+        # Each arm of a study has a plan of its own.
+        self._clock, self._losses = RunClock(), []
         self._clock.plan(seconds)
         if self._bars is not None and self._whole is None:
             self._whole = self._bars.add_task("whole run", total=1.0, count="", facts="")
@@ -106,6 +108,10 @@ class TerminalListener(Listener):
         self._losses.append(event.loss)
         self._clock.advance(event.step / event.steps)
         self._show(event.step, event.steps, facts)
+
+    def study(self, state: StudyState) -> None:
+        """Show a table of the arms above the bars."""
+        self._study = state
 
     def should_stop(self) -> bool:
         """Return whether the user asked to stop."""
@@ -156,9 +162,16 @@ class TerminalListener(Listener):
         return f"whole run {100 * fraction:.0f} %, about {_duration(left)} left"
 
     def _draw(self) -> Group:
-        """Return the bars and, once there are steps, the curve of the loss below them."""
+        """Return the bars, a study's table above, and the curve of the loss below them."""
+        from medcot.cli.curve import draw_curve  # No kernel on Kaggle carries what terminals show.
+
         curve = draw_curve(self._losses, width=min(60, self.console.width - 12))
-        return Group(*([self._bars] if self._bars else []), *map(Text, curve))
+        shown: list[RenderableType] = [*([self._bars] if self._bars else []), *map(Text, curve)]
+        if self._study:
+            from medcot.cli.study_table import draw_study
+
+            shown.insert(0, draw_study(self._study, max(1, self.console.height - len(curve) - 8)))
+        return Group(*shown)
 
     def _finish_task(self) -> None:
         if self._bars is not None and self._task is not None:

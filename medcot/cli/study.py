@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from medcot.catalog import duration
 from medcot.cli.options import resolve_flags
+from medcot.config.resolve import check_file_options, read_table
 from medcot.config.schema import RunConfig, option_name
 from medcot.errors import InputError
 
@@ -22,7 +22,9 @@ def resolve_study(
 ) -> tuple[RunConfig, dict[str, list[Any]], Path, bool]:
     """Return the config that all arms share, what varies, the study's folder, and ``--json``.
 
-    A folder that holds a study already, without ``--vary``, continues it.
+    Options take precedence over the environment, the environment over ``file``, as over
+    ``--config``; ``--vary`` replaces what the file says of the same name, and adds other names. A
+    folder that holds a study already, without anything that varies, continues it.
 
     Raises:
         InputError: An option or the file is wrong, or the study has another value of it.
@@ -30,11 +32,13 @@ def resolve_study(
     from medcot.pipeline.study import FILE, parse_vary, read_study, study_path
 
     given = list(vary)
+    from_file: dict[str, Any] | None = None
     if file is not None:
-        options, varied = _read_file(Path(file))
+        if flags.get("config_file"):
+            raise InputError(f"--config {flags['config_file']}", f"{file} is given too", "give one")
+        from_file, varied = _read_file(Path(file))
         given = [*varied, *given]
-        flags = {**flags, **{name: value for name, value in options.items() if not flags.get(name)}}
-    resolved = resolve_flags(flags)
+    resolved = resolve_flags(flags, from_file=from_file)
     folder = resolved.out or study_path()
     if not given and (folder / FILE).exists():
         config, known = read_study(folder)
@@ -55,11 +59,8 @@ def _require_same_options(resolved: Resolved, config: RunConfig, folder: Path) -
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return a file's options as flags have them, and its table ``vary`` as ``--vary`` has it."""
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(str(path), f"not readable as TOML ({error})", "expected options") from None
+    """Return a file's options, and its table ``vary`` as ``--vary`` has it."""
+    found = read_table(path, str(path))
     vary = found.pop("vary", {})
     if not isinstance(vary, dict):
         raise InputError(f"{path}, vary", "not a table", "write [vary] and rank = [4, 16]")
@@ -67,7 +68,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     for name, values in cast("dict[str, Any]", vary).items():
         several = cast("list[Any]", values) if isinstance(values, list) else [values]
         lines.append(f"{name}={','.join(map(str, several))}")
-    return {name.replace("-", "_"): value for name, value in found.items()}, lines
+    return check_file_options(found, str(path)), lines
 
 
 def price_study(config: RunConfig, vary: Sequence[str], machine: Machine) -> dict[str, float]:
@@ -77,11 +78,13 @@ def price_study(config: RunConfig, vary: Sequence[str], machine: Machine) -> dic
     from medcot.planning.speed_model import count_scorings
 
     arms: dict[str, float] = {}
+    scored: set[bool] = set()
     for arm in list_arms(config, parse_vary(vary)):
         time_s = plan_only(arm.config, machine).time_s
-        # The untuned model is scored in the first arm alone.
-        before = time_s["evaluate"] / count_scorings(config.seeds)
-        arms[arm.name] = time_s["total"] - (before if arms else 0.0)
+        # The untuned model is scored in the first arm that asks it the same, and in no other.
+        before = time_s["evaluate"] / count_scorings(arm.config)
+        arms[arm.name] = time_s["total"] - (before if arm.config.thinks in scored else 0.0)
+        scored.add(arm.config.thinks)
     return arms
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from copy import deepcopy
 from typing import Any
 
-from medcot.config.schema import RunConfig
+from medcot.config.schema import ARM_THOUGHTS, RunConfig
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _PLACES: dict[str, dict[str, Any]] = {
@@ -77,7 +77,9 @@ def _describe_vary(names: Collection[str]) -> dict[str, Any]:
             "type": "array",
             "minItems": 2,
             "uniqueItems": True,
-            "items": {"$ref": f"#/properties/{name}"},
+            "items": {"enum": [*ARM_THOUGHTS]}
+            if name == "thought"
+            else {"$ref": f"#/properties/{name}"},
         }
         for name in names
     }

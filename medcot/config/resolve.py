@@ -53,13 +53,18 @@ def resolve(
     choose_preset: ChoosePreset,
     environment: Mapping[str, str] | None = None,
     config_file: Path | None = None,
+    from_file: Mapping[str, Any] | None = None,
 ) -> Resolved:
     """Combine the sources; ``options`` holds only what was given on the command line.
+
+    Args:
+        from_file: The options of a file that was read already, in the place of ``config_file``.
 
     Raises:
         InputError: an unknown name, or a value that its field refuses, with its source.
     """
-    from_file = read_config_file(config_file) if config_file else {}
+    if from_file is None:
+        from_file = read_config_file(config_file) if config_file else {}
     from_environment = read_environment(os.environ if environment is None else environment)
     merged = _override(_override(from_file, from_environment), dict(options))
     places = {name: merged.pop(name) for name in PLACE_OPTIONS if name in merged}
@@ -84,6 +89,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
         InputError: no such file, no TOML or JSON, an unknown key or a refused value.
     """
     where = f"--config {path}"
+    return check_file_options(read_table(path, where), where)
+
+
+def read_table(path: Path, where: str) -> dict[str, Any]:
+    """Read a ``.toml`` or ``.json`` file of options, whose names may have hyphens.
+
+    Raises:
+        InputError: no such file, or no TOML or JSON.
+    """
     try:
         text = _read_text(path, where)
     except UnicodeDecodeError as error:
@@ -101,7 +115,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(parsed, dict):
         raise InputError(where, f"found a {type(parsed).__name__}", "expected a table of options")
-    values = {key.replace("-", "_"): value for key, value in cast("dict[str, Any]", parsed).items()}
+    return {key.replace("-", "_"): value for key, value in cast("dict[str, Any]", parsed).items()}
+
+
+def check_file_options(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the options of the file ``where``.
+
+    Raises:
+        InputError: an unknown key or a refused value.
+    """
     known = [*RunConfig.model_fields, *PLACE_OPTIONS]
     for key in values:
         if key not in known:

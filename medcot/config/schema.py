@@ -29,6 +29,9 @@ SHORT_DATA = "sample-short"
 R1_LLAMA_8B = "unsloth/DeepSeek-R1-Distill-Llama-8B"
 MEDICAL_O1 = "FreedomIntelligence/medical-o1-reasoning-SFT"
 
+ARM_THOUGHTS = {"kept": "train", "none": "removed", "shuffled": "shuffled", "another": "another"}
+"""Values of ``thought`` in a study, and those of ``--thought``. All arms train on the same rows."""
+
 EngineName = Literal["fused", "unsloth", "transformers"]
 PresetName = Literal["auto", "demo", "tutorial", "kaggle-t4", "kaggle-t4x2", "gpu-24g", "gpu-80g"]
 
@@ -69,9 +72,10 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         0, "validations without progress until it stops; 0: never", ge=0, le=1000
     )
 
-    thought: Literal["auto", "train", "none"] = _field(
-        "auto", "chain of thought: train it, leave it out, or go by the data", shown=False
-    )
+    thought: Literal["auto", "train", "none", "removed", "shuffled", "another"] = _field(
+        "auto", "chain of thought: train it, leave it out or change it; auto: as in the data",
+        shown=False,
+    )  # fmt: skip
     train_turns: Literal["last", "all"] = _field(
         "last", "turns of a conversation to train: the assistant's last or all", shown=False
     )
@@ -110,6 +114,11 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     dataset_revision: str = _field("", "hub branch, tag or commit of the data", shown=False)
     dataset_config: str = _field("", "hub configuration; empty means the language", shown=False)
     test_samples: int = _field(12, "rows scored before and after", shown=False, ge=1, le=100_000)
+    test_loss: Literal["all", "answer"] = _field(
+        "all",
+        "loss of thought and answer, or of the answer after the model's own thought",
+        shown=False,
+    )
     test_fraction: float = _field(
         0.25, "share of questions never trained on", shown=False, gt=0, le=0.5
     )
@@ -209,7 +218,12 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def thinks(self) -> bool:
         """Tell whether thoughts are trained and asked for; a run's own config says so."""
-        return self.thought != "none"
+        return self.thought not in ("none", "removed")
+
+    @property
+    def generates_to_score(self) -> bool:
+        """Tell whether each test row's loss needs a thought that the model writes first."""
+        return self.thinks and self.test_loss == "answer"
 
     def total_steps(self, rows: int) -> int:
         """Return the number of optimizer steps for ``rows`` training rows."""

@@ -80,7 +80,8 @@ class Wanted:
     @classmethod
     def of(cls, config: RunConfig) -> Wanted:
         """Return what ``config`` says."""
-        return cls(read_columns(config.columns), config.thought, config.train_turns)
+        thought = config.thought if config.thought in ("auto", "none") else "train"
+        return cls(read_columns(config.columns), thought, config.train_turns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,11 @@ def close_thought(prompt: str, thought: str = "") -> str:
     return f"{prompt.rstrip()}\n{thought.strip()}\n{CLOSE}"
 
 
+def render_answer(case: Case, prompt: Prompt, thought: str) -> Prompt:
+    """Return the case's answer alone as what is scored after ``prompt`` and a closed thought."""
+    return Prompt(prompt.text, case.response.strip(), f"{thought.strip()}\n{CLOSE}\n\n")
+
+
 def parse(output: str, *, thinks: bool = True) -> Reply:
     """Parse a continuation of :func:`ask`.
 

@@ -113,6 +113,9 @@ def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[TokenizedRow]:
     texts = [pair.completion for pair in pairs.values()]
     completions = tokenizer(texts, add_special_tokens=False).input_ids
     prompts = encode_texts(tokenizer, [pair.text for pair in pairs.values()])
+    for index, pair in enumerate(pairs.values()):
+        if pair.begun:
+            prompts[index] += _encode_begun(tokenizer, pair, completions[index])
     rows: list[TokenizedRow] = []
     for row_id, prompt, ids in zip(pairs, prompts, completions, strict=True):
         if tokenizer.eos_token_id in ids:
@@ -123,6 +126,15 @@ def encode(tokenizer: Any, pairs: Mapping[str, Prompt]) -> list[TokenizedRow]:
             )
         rows.append(TokenizedRow.of(row_id, prompt, [*ids, tokenizer.eos_token_id]))
     return rows
+
+
+def _encode_begun(tokenizer: Any, pair: Prompt, completion: list[int]) -> list[int]:
+    """Tokenise how a turn has begun, as in training, where its parts are tokenised together."""
+    whole: list[int] = tokenizer(pair.begun + pair.completion, add_special_tokens=False).input_ids
+    if completion and whole[-len(completion) :] == completion:
+        return whole[: -len(completion)]
+    begun: list[int] = tokenizer(pair.begun, add_special_tokens=False).input_ids
+    return begun
 
 
 ROWS_COMPARED = 256

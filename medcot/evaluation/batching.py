@@ -59,7 +59,9 @@ def _case_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
     rest: list[CaseOfKind] = [("case", case) for case in suite.cases if case.id not in in_full]
     if suite.fixed:
         full.append(("fixed", suite.fixed))
-    for group, size in ((full, max(1, tools.answers_at_once)), (rest, SCORED_AT_ONCE)):
+    generated = max(1, tools.answers_at_once)
+    thinks = suite.answer_alone and suite.thinks
+    for group, size in ((full, generated), (rest, generated if thinks else SCORED_AT_ONCE)):
         for cases in _by_length(group, _case_length, size):
             keys: list[RowKey] = [(kind, "", case.id) for kind, case in cases]
             score = partial(
@@ -68,6 +70,7 @@ def _case_batches(suite: EvaluationSuite, tools: ModelTools) -> Iterator[Batch]:
                 suite.style,
                 tools,
                 answered=group is full,
+                answer_alone=suite.answer_alone,
                 wrong_thoughts=suite.wrong_thoughts,
             )
             yield Batch(tuple(keys), score)

@@ -189,7 +189,8 @@ class EvaluationSuite:
     ``mcq_orders`` cyclic orders of the options, 0 meaning all. ``abilities`` are general items,
     which show what the training cost. ``thinks`` tells whether thoughts are asked for.
     ``wrong_thoughts`` maps a test row's id to the thought of another, for the rows that test
-    whether the thought is used.
+    whether the thought is used. With ``answer_alone`` a test row's loss is that of its answer after
+    the model's own thought.
     """
 
     cases: tuple[Case, ...]
@@ -202,6 +203,7 @@ class EvaluationSuite:
     abilities: tuple[Ability, ...] = ()
     thinks: bool = True
     wrong_thoughts: Mapping[str, str] = field(default_factory=dict[str, str])
+    answer_alone: bool = False
 
 
 AnswerBatches = Callable[[EvaluationSuite, ModelTools, Sequence[int]], Iterable[list[ScoredRow]]]

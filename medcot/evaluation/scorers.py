@@ -23,17 +23,21 @@ def score_cases(
     tools: ModelTools,
     *,
     answered: bool,
+    answer_alone: bool = False,
     wrong_thoughts: Mapping[str, str] = _NO_THOUGHTS,
 ) -> Iterator[ScoredRow]:
     """Score cases by the loss of their reference and, if ``answered``, by a generated answer.
 
-    Test rows in ``wrong_thoughts`` also tell whether the thought is used.
+    With ``answer_alone`` the loss is that of the reference's answer, after the thought that the
+    model writes itself. Test rows in ``wrong_thoughts`` also tell whether the thought is used.
     """
     asked = [prompts.render(case, style, tools.chat) for _, case in cases]
-    losses = tools.score(asked)
     texts: Sequence[Generation | None] = [None] * len(cases)
-    if answered:
+    if answered or (answer_alone and any(case.thought for _, case in cases)):
         texts = tools.generate([prompt.text for prompt in asked])
+    losses = tools.score(_after_own_thoughts(cases, asked, texts) if answer_alone else asked)
+    if not answered:
+        texts = [None] * len(cases)
     rows = [
         make_row(
             kind, "", case.id, prompt.text, loss, text, case.language, thinks=bool(case.thought)
@@ -47,6 +51,18 @@ def score_cases(
             checked = rubric.check_claims(row.answer, case.claims)
             row = replace(row, claims=tuple(checked), correct=rubric.states_all(checked))
         yield row
+
+
+def _after_own_thoughts(
+    cases: Sequence[CaseOfKind], asked: Sequence[Prompt], texts: Sequence[Generation | None]
+) -> list[Prompt]:
+    """Return the answers alone, each after the model's thought; one not closed is closed for it."""
+    return [
+        prompts.render_answer(case, prompt, prompts.parse(text.text).thought)
+        if text is not None and case.thought
+        else prompt
+        for (_, case), prompt, text in zip(cases, asked, texts, strict=True)
+    ]
 
 
 def _score_thoughts(

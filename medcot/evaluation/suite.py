@@ -126,6 +126,7 @@ def make_suite(
         if (asked := config.ability_samples)
         else (),
         thinks=config.thinks,
+        answer_alone=config.test_loss == "answer",
     )
 
 

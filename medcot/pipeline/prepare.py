@@ -22,7 +22,8 @@ from medcot.data.dataset import (
 )
 from medcot.data.fast_tokenizer import load_fast_tokenizer
 from medcot.data.hub import is_out_of_reach
-from medcot.data.selection import explain_nothing_left, select_training_rows
+from medcot.data.selection import Selection, explain_nothing_left, select_training_rows
+from medcot.data.thoughts import CHANGED, change_rows
 from medcot.data.tokenization import TokenizedRow, shared_prefix_length
 from medcot.data.tokenized import list_row_ids, list_row_lengths
 from medcot.distributed import comm
@@ -149,6 +150,8 @@ def _decide(
     split = split_cases(dataset.cases, config.model_copy(update={"samples": len(dataset.cases)}))
     at = {row_id: position for position, row_id in enumerate(list_case_ids(dataset.cases))}
     test_cases = [dataset.cases[at[row_id]] for row_id in split.test]
+    if not config.thinks:
+        test_cases = [replace(case, thought="") for case in test_cases]
     sets = {name: load_questions(name, config.language) for name in config.mcq}
     suite, withheld = _suite(config, sets, test_cases, select_cases(dataset.cases, trained))
     limited = config.model_copy(update={"max_length": _longest_row(config)})
@@ -159,11 +162,17 @@ def _decide(
         limited,
         tokenizer,
     )
+    chosen = _cases_of(selection, dataset.cases, at)
+    if config.thought in CHANGED:
+        selection = change_rows(selection, chosen, chosen, limited, tokenizer)
     rows = selection.rows
-    validation = _validation_rows(
+    validated = _select_validation(
         CaseSubset(dataset.cases, (at[row_id] for row_id in split.validation)),
         dataset.fingerprint, suite, limited, tokenizer,
     )  # fmt: skip
+    if config.thought in CHANGED:
+        cases = _cases_of(validated, dataset.cases, at)
+        validated = change_rows(validated, cases, chosen, limited, tokenizer)
     _require_embeddings(config, tokenizer)
     if not rows:
         raise explain_nothing_left(limited, selection)
@@ -178,30 +187,34 @@ def _decide(
         dropped=(*dataset.dropped, *selection.dropped),
         overlaps=selection.overlaps,
         withheld=withheld,
-        validation=validation,
+        validation=validated.rows,
         kept_note=selection.note,
         question_notes=tuple(found.note for found in sets.values() if found.note),
     )
 
 
-def _validation_rows(
+def _cases_of(selection: Selection, cases: Sequence[Case], at: Mapping[str, int]) -> CaseSubset:
+    return CaseSubset(cases, (at[row_id] for row_id in list_row_ids(selection.rows)))
+
+
+def _select_validation(
     cases: CaseSubset, fingerprint: str, suite: EvaluationSuite, config: RunConfig, tokenizer: Any
-) -> Sequence[TokenizedRow]:
-    """Return the rows to score while training; like training rows, none is in an evaluation set.
+) -> Selection:
+    """Select the rows to score while training; like training rows, none is in an evaluation set.
 
     Raises:
         InputError: There is none, and ``config.patience`` needs some.
     """
     if not len(cases) or not config.validation_samples:
-        rows: Sequence[TokenizedRow] = ()
+        found = Selection((), (), ())
     else:
         wanted = config.model_copy(update={"samples": config.validation_samples})
         texts = collect_texts(suite)
-        rows = select_training_rows(cases, fingerprint, texts, wanted, tokenizer).rows
-    if config.patience and not len(rows):
+        found = select_training_rows(cases, fingerprint, texts, wanted, tokenizer)
+    if config.patience and not len(found.rows):
         got = f"--dataset {config.dataset} has no validation rows, or --validation-samples is 0"
         raise InputError(f"--patience {config.patience}", got, "use more rows, or no --patience")
-    return rows
+    return found
 
 
 def _longest_row(config: RunConfig) -> int:

@@ -27,7 +27,12 @@ from medcot.pipeline.failures import recorded
 from medcot.pipeline.fingerprints import record_adapter
 from medcot.pipeline.prepare import Prepared, prepare
 from medcot.pipeline.report import write_report
-from medcot.pipeline.seeds import require_one_process, score_seeds, train_seeds
+from medcot.pipeline.seeds import (
+    list_seed_directories,
+    require_one_process,
+    score_seeds,
+    train_seeds,
+)
 from medcot.pipeline.worker import broadcast_task
 from medcot.planning.speed_model import count_scorings
 from medcot.records import Event
@@ -138,8 +143,10 @@ def evaluate_only(
         tasks = ready_tasks(lm_eval, config, directory, ability_tasks)
         prepared = prepare(config, directory, listener, resume=True)
         if added:
-            kept = directory.read_json("config.json")
-            directory.write_json("config.json", kept | {"mcq": [*kept.get("mcq", ()), *added]})
+            for one in (directory, *list_seed_directories(directory, config)):
+                kept = one.read_json("config.json")
+                new = [name for name in added if name not in kept.get("mcq", ())]
+                one.write_json("config.json", kept | {"mcq": [*kept.get("mcq", ()), *new]})
         if ability_samples:
             kept = directory.read_json("config.json")
             directory.write_json("config.json", kept | {"ability_samples": ability_samples})
@@ -254,7 +261,7 @@ def _announce_times(prepared: Prepared, listener: Listener, *stages: str) -> Non
     """Tell how long the plan expects each of ``stages`` to take; training once only."""
     times = prepared.plan.time_s
     seeds = prepared.config.seeds
-    scoring = times["evaluate"] / count_scorings(seeds)
+    scoring = times["evaluate"] / count_scorings(prepared.config)
     expected = {"before": scoring, "training": times["train"], "after": scoring}
     if seeds > 1:
         expected["seeds"] = times["evaluate"] - 2 * scoring

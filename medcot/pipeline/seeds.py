@@ -66,6 +66,12 @@ def seed_config(config: RunConfig, number: int) -> RunConfig:
     return config.model_copy(update=own | unscored)
 
 
+def list_seed_directories(directory: RunDirectory, config: RunConfig) -> list[RunDirectory]:
+    """Return the directories of a run's trainings; none if it has one seed."""
+    numbers = range(1, config.seeds + 1) if config.seeds > 1 else ()
+    return [directory.of_seed(number) for number in numbers]
+
+
 def list_seeds(prepared: Prepared) -> list[Prepared]:
     """Return the trainings of a run, each with its directory and with what it is scored on.
 

@@ -1,8 +1,8 @@
 """Compares recipes: several arms, each trained with several seeds, on the same test rows.
 
-Optuna keeps the books in a SQLite file: which arms there are, and what became of each. Processes
-may work on one study, also on several machines that share its folder. An arm is claimed by the lock
-of its run directory, so that one whose process was killed is resumed by another.
+Optuna keeps the books in a SQLite file: what became of each arm. Processes may work on one study,
+also on several machines that share its folder. An arm is claimed by the lock of its run directory,
+so that one whose process was killed is resumed by another.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from typing import Any
 
 from medcot.catalog import Message
 from medcot.config.resolve import from_text
-from medcot.config.schema import RunConfig, build_config, option_name
+from medcot.config.schema import ARM_THOUGHTS, RunConfig, build_config, option_name
 from medcot.errors import Cancelled, InputError, nearest
-from medcot.evaluation.interface import rows_from_json
+from medcot.evaluation.interface import ScoredRow, rows_from_json
 from medcot.listener import Listener
 from medcot.pipeline.report import find_validation
 from medcot.pipeline.run import run
-from medcot.reporting.study import ArmResult, Study, analyse_study, render_study
-from medcot.runs.directory import RunDirectory
+from medcot.pipeline.study_progress import StudyProgress, read_state
+from medcot.records import TrainingState
+from medcot.reporting.study import ArmResult, Study, analyse_study, name_loss, render_study
+from medcot.runs.directory import Phase, RunDirectory
 from medcot.runs.lock import BusyError
 
 TRAINING_FIELDS: tuple[str, ...] = (
     "rank", "alpha", "steps", "epochs", "learning_rate", "samples", "batch", "dropout",
-    "warmup_steps", "schedule", "optimizer", "weight_decay", "keep", "patience",
+    "warmup_steps", "schedule", "optimizer", "weight_decay", "keep", "patience", "thought",
 )  # fmt: skip
 """What arms may differ in: the untuned model and the test rows are the same in all of them."""
 
@@ -68,9 +70,19 @@ def parse_vary(given: Sequence[str]) -> dict[str, list[Any]]:
             raise InputError(f"--vary {text}", f"found {name!r}", needs)
         found = [from_text(name, one.strip()) for one in values.split(",") if one.strip()]
         if len(found) < 2 or len(set(found)) < len(found):
+            example = f"{option_name(name)[2:]}={'kept,none' if name == 'thought' else '4,16'}"
             raise InputError(f"--vary {text}", "found fewer than two different values",
-                             f"write for example --vary {option_name(name)[2:]}=4,16")  # fmt: skip
+                             f"write for example --vary {example}")  # fmt: skip
+        if name == "thought" and (unknown := [one for one in found if one not in ARM_THOUGHTS]):
+            got, needs = (
+                f"found {unknown[0]!r}",
+                f"expected two or more of {', '.join(ARM_THOUGHTS)}",
+            )
+            raise InputError(f"--vary {text}", got, needs)
         vary[name] = found
+    if "thought" in vary and len(vary) > 1:
+        got = f"{', '.join(name for name in vary if name != 'thought')} varies too"
+        raise InputError("--vary thought", got, "let thought vary alone: its arms are compared")
     if not vary:
         raise InputError("--vary", "nothing varies", "write for example --vary rank=4,16")
     return vary
@@ -97,6 +109,8 @@ def list_arms(config: RunConfig, vary: Vary) -> list[Arm]:
     for combination in combinations:
         values = dict(zip(names, combination, strict=True))
         changes: dict[str, Any] = shared | values
+        if "thought" in values:
+            changes |= {"thought": ARM_THOUGHTS[values["thought"]], "test_loss": "answer"}
         if "steps" in values:
             changes["epochs"] = None
         if "epochs" in values:
@@ -123,23 +137,27 @@ def run_study(
     listener = listener or Listener()
     arms = list_arms(config, vary)
     _begin(config, vary, folder)
-    books = _open_books(folder, arms, vary)
+    books = _open_books(folder, vary)
+    by_name = {arm.name: arm for arm in arms}
+    progress = StudyProgress(listener, list(by_name), lambda name: _look_at(folder, by_name[name]))
     while open_arms := [arm for arm in arms if not _is_done(folder, arm)]:
         worked = False
         for arm in open_arms:
             with suppress(BusyError):
-                _run_arm(arm, folder, listener)
+                if not _run_arm(arm, folder, progress):
+                    continue
                 worked = True
-                books.finish(arm.name, _validation_loss(folder, arm))
+                loss = _mean_loss(folder, arm)
+                books.finish(arm, loss)
                 done = sum(_is_done(folder, one) for one in arms)
-                values = {"arm": arm.name, "done": done, "of": len(arms)}
-                loss = _validation_loss(folder, arm)
-                listener.say(Message("study_arm_done", values | {"loss": loss}))
+                values = {"arm": arm.name, "done": done, "of": len(arms), "loss": loss}
+                values |= {"measure": name_loss(vary)}
+                listener.say(Message("study_arm_done", values))
         if not worked:
-            _wait(listener)
+            _wait(progress)
     for arm in arms:
         # A process may have been killed between an arm's end and its entry in the books.
-        books.finish(arm.name, _validation_loss(folder, arm))
+        books.finish(arm, _mean_loss(folder, arm))
     study = analyse_study(config, vary, [_read_arm(folder, arm) for arm in arms])
     directory = RunDirectory(folder)
     directory.write_json("study_report.json", study.to_json())
@@ -189,8 +207,19 @@ def _is_done(folder: Path, arm: Arm) -> bool:
     return directory.exists() and directory.stage() == "done"
 
 
-def _run_arm(arm: Arm, folder: Path, listener: Listener) -> None:
-    """Train and score an arm from where it stopped.
+def _look_at(folder: Path, arm: Arm) -> list[TrainingState]:
+    """Return how far the trainings of an arm are, with the losses that arms are compared by."""
+    trainings = _trainings(folder, arm)
+    if "thought" in arm.values:
+        losses = _losses(folder, arm) if _is_done(folder, arm) else [None] * len(trainings)
+    else:
+        found = [find_validation(one) for one in trainings]
+        losses = [one and one.kept_loss for one in found]
+    return [read_state(one, loss) for one, loss in zip(trainings, losses, strict=True)]
+
+
+def _run_arm(arm: Arm, folder: Path, progress: StudyProgress) -> bool:
+    """Train and score an arm from where it stopped; return False if another process just did.
 
     Raises:
         BusyError: Another process works on it.
@@ -200,38 +229,55 @@ def _run_arm(arm: Arm, folder: Path, listener: Listener) -> None:
     directory.lock.take()
     if _is_done(folder, arm):
         directory.lock.release()
-        return
-    listener.say(Message("study_arm_begins", {"arm": arm.name}))
-    known = _scores_before(folder)
-    run(arm.config, directory, listener, resume=directory.exists(), scores_before=known)
+        return False
+    progress.begin_arm(arm.name)
+    known = _scores_before(folder, arm)
+    run(arm.config, directory, progress, resume=directory.exists(), scores_before=known)
+    progress.end_arm()
+    return True
 
 
-def _scores_before(folder: Path) -> Path | None:
-    """Return the scores of the untuned model, which are the same in all arms, if one has them."""
+def _scores_before(folder: Path, arm: Arm) -> Path | None:
+    """Return the scores of the untuned model from an arm that asks it the same, if one has them."""
     for status in sorted((folder / "arms").glob("*/status.json")):
         other = RunDirectory(status.parent)
-        if other.stage() == "done":
+        if other.stage() == "done" and other.config().thinks == arm.config.thinks:
             return other.evaluation("before")
     return None
 
 
-def _validation_loss(folder: Path, arm: Arm) -> float:
+def _mean_loss(folder: Path, arm: Arm) -> float:
     losses = _losses(folder, arm)
     return sum(losses) / len(losses)
 
 
 def _losses(folder: Path, arm: Arm) -> list[float]:
-    """Return the validation loss of each of the arm's trainings.
+    """Return the loss of each of the arm's trainings: that by which arms are compared.
+
+    It is that of validation rows; where thoughts vary, whose validation rows differ, that of the
+    test rows' answers.
 
     Raises:
         InputError: The data have no validation rows.
     """
+    if "thought" in arm.values:
+        return [_mean_test_loss(one) for one in _trainings(folder, arm)]
     found = [find_validation(one) for one in _trainings(folder, arm)]
     losses = [one.kept_loss for one in found if one is not None]
     if len(losses) < len(found):
         got = "the data have no validation rows, by which a study chooses"
         raise InputError(f"--dataset {arm.config.dataset}", got, "use more rows")
     return losses
+
+
+def _mean_test_loss(training: RunDirectory) -> float:
+    rows = [row for row in _read_rows(training, "after") if row.kind == "case"]
+    return sum(row.nll_sum or 0 for row in rows) / sum(row.completion_tokens or 0 for row in rows)
+
+
+def _read_rows(training: RunDirectory, phase: Phase) -> list[ScoredRow]:
+    path = training.evaluation(phase)
+    return rows_from_json(training.rows(path), where=str(path))
 
 
 def _trainings(folder: Path, arm: Arm) -> list[RunDirectory]:
@@ -243,19 +289,15 @@ def _trainings(folder: Path, arm: Arm) -> list[RunDirectory]:
 
 def _read_arm(folder: Path, arm: Arm) -> ArmResult:
     directory = _directory(folder, arm)
-    path = directory.evaluation("before")
-    before = rows_from_json(directory.rows(path), where=str(path))
-    after = [
-        rows_from_json(one.rows(one.evaluation("after")), where=str(one.evaluation("after")))
-        for one in _trainings(folder, arm)
-    ]
+    before = _read_rows(directory, "before")
+    after = [_read_rows(one, "after") for one in _trainings(folder, arm)]
     rows = directory.read_json("report.json")["facts"]["rows"]
     # The rows beyond the steps were never trained on.
     seen = min(rows, arm.config.total_steps(rows) * arm.config.batch)
     return ArmResult(arm.name, arm.values, tuple(_losses(folder, arm)), before, after, seen)
 
 
-def _wait(listener: Listener) -> None:
+def _wait(progress: StudyProgress) -> None:
     """Wait until another process may have ended its arm.
 
     Raises:
@@ -263,38 +305,43 @@ def _wait(listener: Listener) -> None:
     """
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
-        if listener.should_stop():
+        if progress.should_stop():
             raise Cancelled
+        progress.refresh()
         time.sleep(0.1)
 
 
 class _Books:
-    """The study's trials as Optuna keeps them, one for each arm."""
+    """The study's finished trials as Optuna keeps them, one for each arm."""
 
-    def __init__(self, study: Any, storage: Any) -> None:
-        self._study, self._storage = study, storage
+    def __init__(self, folder: Path, study: Any, vary: Vary) -> None:
+        self._folder, self._study, self._vary = folder, study, vary
 
-    def finish(self, arm: str, loss: float) -> None:
-        """Enter the validation loss of an arm that is done; the first entry stays."""
-        from optuna.trial import TrialState
+    def finish(self, arm: Arm, loss: float) -> None:
+        """Enter an arm that is done with its loss, unless it is entered already."""
+        from optuna.distributions import CategoricalDistribution
+        from optuna.trial import create_trial
 
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.user_attrs.get("arm") == arm and not trial.state.is_finished():
-                if trial.state == TrialState.WAITING:
-                    self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-                self._study.tell(trial.number, loss, skip_if_finished=True)
+        choices = {name: CategoricalDistribution(list(self._vary[name])) for name in arm.values}
+        with _alone(self._folder):
+            trials = self._study.get_trials(deepcopy=False)
+            if any(trial.user_attrs.get("arm") == arm.name for trial in trials):
+                return
+            trial = create_trial(
+                value=loss, params=dict(arm.values), distributions=choices,
+                user_attrs={"arm": arm.name},
+            )  # fmt: skip
+            self._study.add_trial(trial)
 
 
-def _open_books(folder: Path, arms: Sequence[Arm], vary: Vary) -> _Books:
-    """Open the SQLite file, and enter the arms that are not in it.
+def _open_books(folder: Path, vary: Vary) -> _Books:
+    """Open the SQLite file.
 
     Raises:
         InputError: Optuna is not installed.
     """
     try:
         import optuna
-        from optuna.distributions import CategoricalDistribution
-        from optuna.trial import TrialState, create_trial
     except ImportError:
         needs = "install it with pip install 'medcot[study]'"
         raise InputError("medcot study", "optuna is not installed", needs) from None
@@ -304,18 +351,7 @@ def _open_books(folder: Path, arms: Sequence[Arm], vary: Vary) -> _Books:
         study = optuna.create_study(
             storage=storage, study_name=NAME, direction="minimize", load_if_exists=True
         )
-        known = {trial.user_attrs.get("arm") for trial in study.get_trials(deepcopy=False)}
-        for arm in arms:
-            if arm.name not in known:
-                choices: dict[str, Any] = {
-                    name: CategoricalDistribution(list(vary[name])) for name in arm.values
-                }
-                trial = create_trial(
-                    state=TrialState.WAITING, params=dict(arm.values), distributions=choices,
-                    user_attrs={"arm": arm.name},
-                )  # fmt: skip
-                study.add_trial(trial)
-    return _Books(study, storage)
+    return _Books(folder, study, vary)
 
 
 class _alone:  # noqa: N801 - a context manager

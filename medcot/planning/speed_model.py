@@ -221,18 +221,20 @@ def evaluation_s(
     one_token = spec.layers * throughput.layer_pass_s / 2
     one_token += weights / _bandwidth(step, machine) + gather_s(step, spec)
     scoring = score + rounds * config.max_new_tokens * one_token
-    return count_scorings(config.seeds) * scoring
+    return count_scorings(config) * scoring
 
 
 def count_answers(config: RunConfig) -> int:
     """Return how many answers each evaluation generates: test rows, fixed question, items."""
     items = min(config.ability_samples, BUNDLED_ABILITIES[config.language])
-    return min(config.generate_samples, config.test_samples) + 1 + items
+    rows = config.test_samples if config.generates_to_score else config.generate_samples
+    return min(rows, config.test_samples) + 1 + items
 
 
-def count_scorings(seeds: int) -> float:
+def count_scorings(config: RunConfig) -> float:
     """Return how many evaluations a run takes: before, after, and the losses of other seeds."""
-    return 2 + (seeds - 1) * LOSSES_ALONE
+    share = 1.0 if config.generates_to_score else LOSSES_ALONE
+    return 2 + (config.seeds - 1) * share
 
 
 def count_rounds(seeds: int, machine: Machine, device: str) -> int:

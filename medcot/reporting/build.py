@@ -39,6 +39,7 @@ from medcot.reporting.schema import (
 from medcot.reporting.seeds import SeedRows, compare_seeds, judge_recipe
 from medcot.reporting.wording import find_cautions, state_verdict
 from medcot.stats import paired, power
+from medcot.stats.crossed import CrossedDifference
 from medcot.stats.paired import PairedDifference, Verdict
 
 FEW_POINTS = 0.05
@@ -84,10 +85,14 @@ def build_report(
         after=summarise(after, suite),
         paired=compared,
         detectable=Detectable(
-            loss and loss.detectable, mcq and mcq.detectable, abilities and abilities.detectable
+            _detectable(loss, several and several.nll),
+            _detectable(mcq, several and several.mcq),
+            abilities and abilities.detectable,
         ),
         needed_rows=NeededRows(
-            loss and loss.needed_rows, mcq and mcq.needed_rows, abilities and abilities.needed_rows
+            None if several else loss and loss.needed_rows,
+            None if several else mcq and mcq.needed_rows,
+            abilities and abilities.needed_rows,
         ),
         better_rows=better,
         worse_rows=worse,
@@ -114,6 +119,11 @@ def build_report(
         verdict=replace(verdict, sentence=sentence, messages=messages),
         cautions=find_cautions(report),
     )
+
+
+def _detectable(kept: Endpoint | None, recipe: CrossedDifference | None) -> float | None:
+    """Return the change that this run could have shown: of the recipe, if it has several seeds."""
+    return recipe.detectable if recipe else kept and kept.detectable
 
 
 def _complete(rows: Sequence[ScoredRow], suite: EvaluationSuite, side: str) -> list[ScoredRow]:

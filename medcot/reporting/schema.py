@@ -292,7 +292,7 @@ class RowLoss:
 
 @dataclass(frozen=True, slots=True)
 class Detectable:
-    """The smallest detectable difference of each comparison that has a verdict."""
+    """The smallest detectable difference of each verdict; with several seeds, of the recipe."""
 
     nll: float | None = None
     mcq: float | None = None

@@ -1,9 +1,12 @@
-"""Analyses a study: picks an arm by validation loss, and says what its test rows show."""
+"""Analyses a study: picks an arm by validation loss, and says what its test rows show.
+
+Where thoughts vary, no arm is picked: each is compared with the one whose thoughts were kept.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -27,8 +30,9 @@ FEWEST_SIZES = 3
 
 @dataclass(frozen=True, slots=True)
 class ArmResult:
-    """What an arm's trainings gave: the validation loss and the scored rows of each.
+    """What an arm's trainings gave: the loss and the scored rows of each.
 
+    ``losses`` are those of validation rows; where thoughts vary, of the test rows' answers.
     ``rows`` counts the training rows that it saw, which may be fewer than the arm asks for.
     """
 
@@ -41,13 +45,13 @@ class ArmResult:
 
     @property
     def mean(self) -> float:
-        """Return the mean validation loss over seeds."""
+        """Return the mean of ``losses`` over seeds."""
         return sum(self.losses) / len(self.losses)
 
 
 @dataclass(frozen=True, slots=True)
 class ArmSummary:
-    """An arm in a report: its validation losses by seed, their mean and standard deviation."""
+    """An arm in a report: its losses by seed, their mean and standard deviation."""
 
     name: str
     values: Mapping[str, Any]
@@ -70,20 +74,36 @@ class LearningCurve:
 
 
 @dataclass(frozen=True, slots=True)
+class Contrast:
+    """The loss of an arm's answers minus that of the ``reference`` arm's, on the same test rows.
+
+    Trainings with the same seed are paired. Interval and p of ``nll`` are corrected for the number
+    of contrasts (Bonferroni).
+    """
+
+    arm: str
+    reference: str
+    nll: PairedDifference | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """A study's outcome. The test rows were looked at once, for the ``chosen`` arm.
 
-    Interval and p of ``nll`` and ``mcq`` are corrected for the number of arms (Bonferroni).
+    Interval and p of ``nll`` and ``mcq`` are corrected for the number of arms (Bonferroni). Where
+    thoughts vary, there are ``contrasts`` instead, and no arm is ``chosen``.
     """
 
     arms: tuple[ArmSummary, ...]
-    chosen: str
+    chosen: str | None
     seeds: int
     nll: PairedDifference | None
     nll_verdict: Verdict
     mcq: PairedDifference | None
     mcq_verdict: Verdict | None
     curve: LearningCurve | None
+    contrasts: tuple[Contrast, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``study_report.json`` holds."""
@@ -98,6 +118,8 @@ def analyse_study(
     Raises:
         InputError: A training lacks some of the rows.
     """
+    if "thought" in vary:
+        return _contrast_arms(arms, config.seed)
     best = min(arms, key=lambda arm: arm.mean)
     nll = _compare_losses(best, len(arms), config.seed)
     mcq = _compare_answers(best, len(arms), config.seed)
@@ -111,6 +133,46 @@ def analyse_study(
         mcq_verdict=_verdict(mcq, "higher") if mcq else None,
         curve=_fit_curve(vary, arms, best),
     )
+
+
+def _contrast_arms(arms: Sequence[ArmResult], seed: int) -> Study:
+    kept = (arm for arm in arms if arm.values["thought"] == "kept")
+    reference = next(kept, arms[0])
+    others = [arm for arm in arms if arm is not reference]
+    found = {arm.name: _contrast(arm, reference, len(others), seed) for arm in others}
+    return Study(
+        arms=tuple(map(_sum_up, arms)),
+        chosen=None,
+        seeds=len(reference.losses),
+        nll=None,
+        nll_verdict="no evidence",
+        mcq=None,
+        mcq_verdict=None,
+        curve=None,
+        contrasts=tuple(
+            Contrast(name, reference.name, nll, _verdict(nll, "lower"))
+            for name, nll in found.items()
+        ),
+    )
+
+
+def _contrast(
+    arm: ArmResult, reference: ArmResult, contrasts: int, seed: int
+) -> PairedDifference | None:
+    rows = [row for row in reference.before if row.kind == "case"]
+    tokens = [float(row.completion_tokens or 0) for row in rows]
+    changes: list[list[float]] = []
+    for ours, theirs in zip(_sides(arm, rows), _sides(reference, rows), strict=True):
+        if [row.completion_tokens for row in ours] != [row.completion_tokens for row in theirs]:
+            raise InputError(f"arm {arm.name}", "its test rows have other tokens", "begin it anew")
+        pairs = zip(ours, theirs, strict=True)
+        changes.append([(one.nll_sum or 0.0) - (other.nll_sum or 0.0) for one, other in pairs])
+    zeros, level = [0.0] * len(rows), paired.corrected_level(contrasts)
+    if len(changes) > 1:
+        found = crossed.compare_losses(zeros, changes, tokens, seed=seed, level=level)
+    else:
+        found = paired.compare_means(zeros, changes[0], tokens, seed=seed, level=level)
+    return found and correct_for_choice(found, contrasts)
 
 
 def correct_for_choice(found: PairedDifference, arms: int) -> PairedDifference:
@@ -202,19 +264,31 @@ def fit_learning_curve(losses: Mapping[int, Sequence[float]]) -> LearningCurve |
 
 def render_study(study: Study, language: str = "en") -> str:
     """Render ``study.md``."""
+    heads = "heads_study_answer" if study.contrasts else "heads_study"
+    n = len(study.contrasts) or len(study.arms)
     parts = [
         f"# {say('study_title', language)}",
         *(one.text(language) for one in state_study(study)),
         f"> {say('research_output', language)}",
         f"## {say('study_arms', language)}",
-        render_table("heads_study", ":-- --: --: --: :--", _rows(study, language), language),
-        say("study_note", language, n=len(study.arms)),
+        render_table(heads, ":-- --: --: --: :--", _rows(study, language), language),
+        say("study_contrast_note" if study.contrasts else "study_note", language, n=n),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def name_loss(vary: Collection[str]) -> Message:
+    """Name the loss that arms are compared by."""
+    return Message("study_answer_loss" if "thought" in vary else "study_validation_loss")
+
+
 def state_study(study: Study) -> list[Message]:
-    """State which arm was chosen, what its test rows show, and what more rows would buy."""
+    """State which arm was chosen, what its test rows show, and what more rows would buy.
+
+    Where thoughts vary, state how each arm differs from that whose thoughts were kept.
+    """
+    if study.chosen is None:
+        return [_state_contrast(one) for one in study.contrasts]
     said = [Message("study_chosen", {"arm": study.chosen, "n": len(study.arms)})]
     found: tuple[tuple[Literal["nll", "mcq"], PairedDifference | None, Verdict | None], ...] = (
         ("nll", study.nll, study.nll_verdict), ("mcq", study.mcq, study.mcq_verdict),
@@ -235,6 +309,23 @@ def state_study(study: Study) -> list[Message]:
         values |= {"gain": f"{study.curve.gain:.3f}", "half": f"{study.curve.half_width:.3f}"}
         said.append(Message("study_curve", values))
     return said
+
+
+def _state_contrast(found: Contrast) -> Message:
+    values = {"arm": found.arm, "reference": found.reference}
+    if found.nll is None:
+        return Message("study_no_contrast", values)
+    word = {"improved": "lower", "worse": "higher", "no evidence": "no_evidence"}[found.verdict]
+    return Message(
+        "study_contrast",
+        values
+        | {
+            "change": format_change("nll", found.nll.difference),
+            "interval": format_interval("nll", found.nll),
+            "p": format_p(found.nll.p_value),
+            "verdict": Message(f"study_{word}"),
+        },
+    )
 
 
 def _rows(study: Study, language: str) -> list[list[str]]:

@@ -114,9 +114,16 @@ def state_power(report: Report, language: str) -> Iterator[Message]:
     """State what a run of this size could have shown, whatever it did show."""
     for name, paired in report.paired.endpoints().items():
         shared = {"n": paired.n, "unit": Message(f"unit_{name}")}
+        measure = Message(f"measure_{name}")
+        if several := _find_recipe(report, name):
+            # What the kept adapter's rows need alone would leave the seeds out.
+            if several.detectable is not None:
+                size = format_size(name, several.detectable, language)
+                values = {"measure": measure, "size": size, "seeds": len(several.by_seed)}
+                yield Message("detectable_seeds", shared | values)
+            continue
         if (least := paired.detectable) is not None:
             size = format_size(name, least, language)
-            measure = Message(f"measure_{name}")
             few = name == "nll" and paired.n < ENOUGH_ROWS
             code = "detectable_few" if few else "detectable"
             yield Message(code, shared | {"measure": measure, "size": size})
@@ -129,6 +136,12 @@ def state_power(report: Report, language: str) -> Iterator[Message]:
             if needed > paired.n:
                 counts = {"needed": needed, "more": needed - paired.n}
                 yield Message("needed_for_5_points", shared | counts)
+
+
+def _find_recipe(report: Report, name: str) -> CrossedDifference | None:
+    """Return what several seeds show of a measure, where the verdict on it is about the recipe."""
+    found = {"nll": report.seeds.nll, "mcq": report.seeds.mcq} if report.seeds else {}
+    return found.get(name)
 
 
 def state_validation(report: Report) -> Iterator[Message]:
@@ -313,6 +326,10 @@ def _data_cautions(report: Report) -> Iterator[Message]:
         yield Message("caution_withheld", {"questions": questions})
     if report.facts.dataset and report.facts.dataset.synthetic:
         yield Message("caution_synthetic")
+    if report.config.thought in ("shuffled", "another"):
+        yield Message("caution_thoughts_changed")
+    if report.config.generates_to_score:
+        yield Message("caution_answer_loss")
 
 
 def _chance_cautions(report: Report) -> Iterator[Message]:

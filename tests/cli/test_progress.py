@@ -4,10 +4,11 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from medcot.cli import progress
 from medcot.cli.progress import TerminalListener
-from medcot.records import Event
+from medcot.records import Event, StudyState, TrainingState
 
 PLAN = {"before": 40.0, "training": 60.0, "after": 40.0}
 
@@ -61,3 +62,21 @@ def test_a_command_without_a_plan_shows_its_stage_alone() -> None:
         one.stage("before")
         one.progress(2, 2)
     assert file.getvalue().splitlines() == ["score before …", "score before 2/2  rows"]
+
+
+def test_a_study_is_a_table_of_arms_and_seeds_above_the_bars() -> None:
+    one, _ = listener(terminal=True)
+    scored = TrainingState("scored", loss=2.5)
+    arms = {f"rank-{rank}": [scored, scored] for rank in range(40)}
+    arms["rank-40"] = [TrainingState("trained", loss=2.25), TrainingState("training", 3, 8)]
+    arms["rank-41"] = [TrainingState("waiting")] * 2
+    with one.live():
+        one.study(StudyState(arms, 40, 240.0))
+        with one.console.capture() as drawn:
+            one.console.print(one._draw())
+    lines = [line.split() for line in Text.from_ansi(drawn.get()).plain.splitlines()]
+    assert " ".join(lines[0]) == "40 of 42 arms done, about 4 min left"
+    assert lines[1] == ["arm", "seed", "1", "seed", "2"]
+    assert lines[-2] == ["rank-40", "trained", "2.2500", "step", "3/8"]
+    assert lines[-1] == ["rank-41", "waiting", "waiting"]
+    assert len(lines) < one.console.height

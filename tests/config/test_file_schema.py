@@ -58,6 +58,8 @@ def test_a_study_s_file_has_a_table_of_what_varies():
     study = 'preset = "demo"\nseeds = 3\n[vary]\nrank = [4, 16]\nlearning-rate = [5e-4, 1e-3]'
     assert STUDY.is_valid(tomllib.loads(study))
     assert not RUN.is_valid(tomllib.loads(study))
+    assert STUDY.is_valid({"vary": {"thought": ["kept", "none"]}})
+    assert not STUDY.is_valid({"vary": {"thought": ["train", "none"]}})
     for wrong in ("[vary]\nrank = [4]", "[vary]\nmodel = ['a/b', 'c/d']", "[vary]\nrank = [4, 0]"):
         assert not STUDY.is_valid(tomllib.loads(wrong)), wrong
 

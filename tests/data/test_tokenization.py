@@ -5,7 +5,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from medcot.data.fast_tokenizer import load_fast_tokenizer
-from medcot.data.prompts import render
+from medcot.data.prompts import render, render_answer
 from medcot.data.tokenization import IGNORED, chat_template, check_labels, encode, encode_text
 from medcot.errors import InputError, RunFailed
 from medcot.records import Prompt, Turn
@@ -215,3 +215,14 @@ def test_the_gate_knows_rows_without_thoughts(tokenizer):
     closed = encode(tokenizer, {"a": Prompt(render(case, "chat", chat).text, "So.</think>Yes.")})
     with pytest.raises(RunFailed, match="whose prompt opens no thought"):
         check_labels(tokenizer, [labels_of(row) for row in closed], closed)
+
+
+def test_an_answer_after_a_thought_has_the_tokens_that_it_is_trained_with(tokenizer):
+    case = make_case(1)
+    pair = render(case, "chat", chat_template(tokenizer))
+    alone = render_answer(case, pair, case.thought)
+    trained, scored = (encode(tokenizer, {"a": one})[0] for one in (pair, alone))
+    whole = trained.prompt_ids + trained.completion_ids
+    assert scored.prompt_ids + scored.completion_ids == whole
+    plain = encode(tokenizer, {"a": Prompt("", case.response)})[0]
+    assert scored.completion_ids == plain.completion_ids

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
 from medcot.config.presets import make_config
 from medcot.evaluation.interface import EvaluationSuite, ModelTools, ScoredRow
 from medcot.evaluation.suite import evaluate, make_suite
-from medcot.records import Case, Generation, Prompt, TokenLoss
+from medcot.records import Case, Generation, Prompt, Score, TokenLoss
 from medcot.reporting.build import build_report
 from medcot.reporting.markdown import render_markdown
 from medcot.reporting.schema import Report
@@ -26,9 +27,12 @@ def suite_of(rows: int = 20, tested: int = 20, answered: int = 20) -> Evaluation
 
 
 def score(
-    suite: EvaluationSuite, loss: Loss, output: str = "hint{}.\n</think>\n\nx"
+    suite: EvaluationSuite,
+    loss: Loss,
+    output: str = "hint{}.\n</think>\n\nx",
+    score_pairs: Score | None = None,
 ) -> list[ScoredRow]:
-    def score_pairs(pairs: Sequence[Prompt]) -> list[TokenLoss]:
+    def score_by_thought(pairs: Sequence[Prompt]) -> list[TokenLoss]:
         found: list[TokenLoss] = []
         for pair in pairs:
             text = pair.text + pair.completion
@@ -41,7 +45,10 @@ def score(
         return [Generation(output.format(number), 9, finished=True) for number in numbers]
 
     tools = ModelTools(
-        generate, score_pairs, lambda _: [], lambda turns, **_: f"{turns[-1].content}\n"
+        generate,
+        score_pairs or score_by_thought,
+        lambda _: [],
+        lambda turns, **_: f"{turns[-1].content}\n",
     )
     return evaluate(suite, tools, [], lambda _: None)
 
@@ -116,3 +123,22 @@ def test_a_report_without_tested_rows_says_nothing_of_it() -> None:
     made = build_report(score(suite, uses), score(suite, uses), suite, make_config("demo"))
     assert "thought_gain" not in report_to_json(made)["paired"]
     assert "Is the thought used" not in render_markdown(made)
+
+
+@pytest.mark.parametrize("answered", [0, 20])
+def test_the_answer_alone_is_scored_after_the_thought_that_the_model_writes(answered: int) -> None:
+    suite = replace(suite_of(tested=0, answered=answered), answer_alone=True)
+    scored: list[Prompt] = []
+
+    def score_pairs(pairs: Sequence[Prompt]) -> list[TokenLoss]:
+        scored.extend(pairs)
+        return [TokenLoss(2.0, 4) for _ in pairs]
+
+    rows = score(suite, uses, output="own {}.", score_pairs=score_pairs)
+    assert {pair.begun for pair in scored} == {f"own {n}.\n</think>\n\n" for n in range(20)}
+    assert {pair.completion for pair in scored} == {f"rest{n}." for n in range(20)}
+    assert {row.output is None for row in rows} == {answered == 0}
+    plain = replace(suite, thinks=False, cases=(replace(suite.cases[0], thought=""),), generated=())
+    scored.clear()
+    score(plain, uses, output="never", score_pairs=score_pairs)
+    assert [(pair.begun, pair.completion) for pair in scored] == [("", "rest0.")]

@@ -1,6 +1,7 @@
 """Several trainings of one recipe: what they share, what is kept, and that they can be resumed."""
 
 import json
+import shutil
 
 import pytest
 
@@ -8,7 +9,7 @@ from medcot.config.presets import make_config
 from medcot.errors import Cancelled, InputError
 from medcot.listener import Listener
 from medcot.pipeline import seeds as pipeline
-from medcot.pipeline.run import report_only, run, train_only
+from medcot.pipeline.run import evaluate_only, report_only, run, train_only
 from medcot.reporting.storage import read_report
 from medcot.runs.directory import RunDirectory
 from medcot.training.tracking import Tracker
@@ -126,7 +127,10 @@ def test_the_report_speaks_of_the_recipe(whole):
     assert report.verdict.nll == seeds.nll.verdict("lower")
     counted = sum(one.nll_verdict == "improved" for one in seeds.runs)
     assert f"Improved in {counted} of 3 seeds; seeds differ by " in report.verdict.sentence
+    assert report.detectable.nll == seeds.nll.detectable
+    assert report.needed_rows.nll is None
     text = directory.report_markdown.read_text()
+    assert "test rows and 3 seeds, a true difference of" in text
     assert "## Seeds" in text
     assert report.verdict.sentence.split(":")[0] in text
     assert text.count("| kept |") == 1
@@ -156,3 +160,15 @@ def test_steps_are_counted_over_all_seeds(whole, sink):
     # W&B drops a step that does not come after the last one.
     assert sink.steps == list(range(1, 10))
     assert "seeds" not in json.loads((directory.of_seed(1).path / "report.json").read_text())
+
+
+def test_a_set_added_later_is_in_the_config_of_every_seed(whole, config, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(whole[0].path, copy)
+    directory, questions = RunDirectory(copy), tmp_path / "own.jsonl"
+    row = {"question": "Which sign is it?", "options": {"A": "Fever", "B": "Rash"}, "answer": "B"}
+    questions.write_text(json.dumps(row) + "\n")
+    evaluate_only(directory, Listener(), mcq=(str(questions),))
+    for one in (directory, *(directory.of_seed(number) for number in (1, 2, 3))):
+        assert one.config().mcq == ("sample", str(questions))
+    assert report_only(directory.of_seed(2), Listener()).paired.mcq.n == 3

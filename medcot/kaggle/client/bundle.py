@@ -93,7 +93,8 @@ def collect(config: RunConfig, job: JobSpec, project: Path = PROJECT) -> Bundle:
         JOB_FILE: _json(replace(job, run=run_key(config)).to_json()),
         **data,
     }
-    carried = [project / "kaggle" / "constraints.txt", *sorted((project / "apps").glob("*"))]
+    apps = (path for path in (project / "apps").glob("*") if path.name != "minimal.py")
+    carried = [project / "kaggle" / "constraints.txt", *sorted(apps)]
     for path in carried:
         if path.is_file() and path.suffix in (".py", ".css", ".html", ".md", ".toml", ".txt"):
             name = path.relative_to(project).as_posix()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import tokenize
 from collections.abc import Iterator
@@ -20,17 +21,21 @@ PACKAGE_FOLDER = "package"
 
 STAYS = (
     f"{CARRIED}/",
+    "comparing/",
     "exporting/",
     "serving/",
     "kaggle/client/",
     "cli/compare.py",
+    "cli/curve.py",
     "cli/doctor.py",
     "cli/kaggle.py",
     "cli/kaggle_options.py",
     "cli/study.py",
     "config/file_schema.py",
+    "cli/study_table.py",
     "pipeline/lm_eval.py",
     "pipeline/study.py",
+    "pipeline/study_progress.py",
     "reporting/study.py",
     "reporting/words_",
     "data/inspection.py",
@@ -56,7 +61,7 @@ _EXTRA = re.compile(r"""extra == ["']([\w-]+)["']""")
 def collect_package(project: Path = PROJECT) -> dict[str, bytes]:
     """Map names in the bundle to contents: every source file, and one METADATA.
 
-    Python sources have no docstrings and comments.
+    Python sources have no docstrings and comments, JSON no spaces.
 
     ``importlib.metadata`` finds the metadata once :data:`PACKAGE_FOLDER` is on ``sys.path``, so
     that ``requires("medcot")`` works in the kernel without an installation.
@@ -85,9 +90,14 @@ def _read_sources(package: Path) -> dict[str, bytes]:
             continue
         if path.suffix in _SUFFIXES and not hidden and path.is_file():
             content = read_with_unix_line_ends(path)
-            bare = path.suffix == ".py"
-            found[inside.as_posix()] = strip_prose(content) if bare else content
+            shorten = {".py": strip_prose, ".json": strip_spaces}.get(path.suffix)
+            found[inside.as_posix()] = shorten(content) if shorten else content
     return dict(sorted(found.items()))
+
+
+def strip_spaces(source: bytes) -> bytes:
+    """Return the same JSON without the spaces and line ends that are for people."""
+    return json.dumps(json.loads(source), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @lru_cache(maxsize=1024)
