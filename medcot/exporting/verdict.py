@@ -114,7 +114,8 @@ def compare(
 
 
 def _sentence(name: str, outcome: Outcome, loss: PairedDifference) -> Message:
-    by = {"format": name, "by": f"{loss.difference:+.4f}", "n": loss.n}
+    # Rounded first: a difference of rounding is no "-0.0000".
+    by = {"format": name, "by": f"{round(loss.difference, 4) + 0.0:+.4f}", "n": loss.n}
     if outcome == "same":
         return Message("proof_same", by)
     span: str | Message = ""

@@ -328,7 +328,10 @@ def _merged_model(export: Export, folder: Path) -> Iterator[Path]:
 
 
 def prove_gguf(
-    export: Export, folder: Path, quantizations: Sequence[Quantization] | None = None
+    export: Export,
+    folder: Path,
+    quantizations: Sequence[Quantization] | None = None,
+    name: Format = "gguf",
 ) -> tuple[Part, ...]:
     """Load each file by llama.cpp and compare it with the run.
 
@@ -340,8 +343,8 @@ def prove_gguf(
     for one in QUANTIZATIONS:
         if not (folder / gguf.file_name(one)).is_file():
             continue
-        name = f"gguf {one}"
-        parts.append(Part(name, _prove_file(export, folder / gguf.file_name(one), name, one)))
+        part = f"{name} {one}"
+        parts.append(Part(part, _prove_file(export, folder / gguf.file_name(one), part, one)))
     _drop_unasked(folder, wanted)
     return tuple(parts)
 
@@ -363,7 +366,7 @@ def _prove_file(export: Export, file: Path, name: str, kind: Quantization) -> Co
 
 def prove_ollama(export: Export, folder: Path) -> tuple[Part, ...]:
     """Prove the GGUF by llama.cpp, which Ollama runs, and read the Modelfile back."""
-    parts = prove_gguf(export, folder, (export.options.ollama_quantization,))
+    parts = prove_gguf(export, folder, (export.options.ollama_quantization,), "ollama")
     checked = gguf.check_modelfile(export.model, folder, export.asked(), export.prompt_around)
     if findings := tuple(checked):
         sentence = Message("proof_broken", {"format": "Modelfile", "first": findings[0]})

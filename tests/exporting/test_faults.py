@@ -267,6 +267,12 @@ def test_rounding_raises_no_alarm(seed):
     assert compare("x", asked, measured, [], ROUNDING, lambda ids: "abc").outcome == "same"
 
 
+def test_rounding_downwards_is_not_called_minus_zero():
+    asked, measured = made_up(1, offset=-1e-5, noise=0.0)
+    found = compare("x", asked, measured, [], ROUNDING, lambda ids: "abc")
+    assert "by +0.0000 nats" in str(found.sentence)
+
+
 def test_the_cost_of_a_quantisation_is_stated_with_its_interval():
     asked, measured = made_up(1, offset=0.041, noise=0.01)
     found = compare("gguf Q4_K_M", asked, measured, [], TOLERANCES["Q4_K_M"], lambda ids: "abc")

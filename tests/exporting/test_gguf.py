@@ -75,6 +75,7 @@ def test_only_the_files_that_were_asked_for_are_kept(exported):
 def test_a_modelfile_has_the_prompt_of_the_run_its_stop_and_its_settings(exported, finished_run):
     folder, records = exported
     assert records["ollama"].outcome == "same"
+    assert [part.name for part in records["ollama"].parts] == ["ollama Q8_0"]
     text = (folder / "ollama" / "Modelfile").read_text(encoding="utf-8")
     assert "FROM ./model-Q8_0.gguf\n" in text
     assert 'PARAMETER stop "<|im_end|>"\n' in text
