@@ -148,16 +148,23 @@ def show_first_page(address, picture, *, edited=False):
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(address)
         if edited:
-            # An editor runs nothing of a notebook that it sees for the first time.
-            page.wait_for_selector("marimo-cell, [data-cell-id]", timeout=READY_S * 1000)
-            page.wait_for_timeout(10_000)
-            page.keyboard.press("Control+Shift+R")
+            run_all(page)
         for section in ("#settings", "#verdict"):
             page.wait_for_selector(section, timeout=READY_S * 1000)
         page.wait_for_timeout(5000)
-        page.screenshot(path=picture)
+        page.screenshot(path=picture, timeout=300_000)
         print(f"picture: {picture}")
         return page.title()
+
+
+def run_all(page):
+    """Ask the editor to run what it sees for the first time, once its environment is there."""
+    for _ in range(READY_S // 10):
+        page.wait_for_timeout(10_000)
+        if page.locator("#settings").count():
+            return
+        if not page.get_by_text("Preparing environment").count():
+            page.keyboard.press("Control+Shift+R")
 
 
 def wait_for_answer(address, server, log):
