@@ -111,7 +111,7 @@ def names_in_strings(source: str) -> Iterator[str]:
 def is_there(dotted: str) -> bool:
     """Whether some beginning of ``dotted`` is a module, and it names what follows."""
     parts = dotted.split(".")
-    for count in range(len(parts), 1, -1):
+    for count in range(len(parts), 0, -1):
         place = ROOT.joinpath(*parts[:count])
         file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
         if place.is_dir() or file.is_file():

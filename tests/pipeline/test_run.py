@@ -10,6 +10,7 @@ from medcot.config.presets import make_config
 from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.listener import Listener
 from medcot.pipeline.run import evaluate_only, report_only, run, train_only
+from medcot.reporting.schema import MEASURES
 from medcot.runs.directory import RunDirectory
 from tests.support.fakes import make_tiny_model
 
@@ -232,10 +233,15 @@ def test_rows_longer_than_the_models_context_are_left_out(config, tmp_path):
 
 
 def test_zero_steps_change_exactly_nothing(config, tmp_path):
-    config = config.model_copy(update={"steps": 0})
-    report = run(config, RunDirectory(tmp_path / "run"))
-    assert report.paired.nll.difference == 0.0
-    assert report.verdict.nll == report.verdict.mcq == "no evidence"
+    everything = {"steps": 0, "mcq": ("sample",), "mcq_orders": 0, "mcq_samples": 3}
+    everything |= {"ability_samples": 4, "thought_samples": 2, "generate_samples": 2}
+    report = run(config.model_copy(update=everything), RunDirectory(tmp_path / "run"))
+    found = {name: report.paired.of(name) for name in MEASURES}
+    compared = {name: one.difference for name, one in found.items() if one is not None}
+    assert compared == dict.fromkeys(set(MEASURES) - {"claims_rate"}, 0.0)
+    assert report.letter_bias.as_given.difference == 0.0
+    assert {one.before - one.after for one in report.differences} == {0.0}
+    assert report.verdict.nll == report.verdict.mcq == report.verdict.abilities == "no evidence"
 
 
 @pytest.mark.real_model

@@ -48,6 +48,7 @@ STAYS = (
     "notebook/server.py",
     "notebook/static_pages.py",
     "notebook/static_site.py",
+    "notebook/words_",
 )
 """Packages and modules that no kernel runs; the bundle is small without them."""
 
