@@ -73,9 +73,10 @@ def run_to_ask(path: str | None, question: str) -> RunDirectory:
     """
     if path or newest_run():
         return existing_run(path)
+    from medcot.data.text import HAN
     from medcot.runs.history import bundled_run
 
-    language = "zh" if re.search(r"[\u4e00-\u9fff]", question) else "en"
+    language = "zh" if re.search(f"[{HAN}]", question) else "en"
     return RunDirectory(bundled_run(language).path)
 
 

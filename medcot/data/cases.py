@@ -14,7 +14,7 @@ from medcot.data.case_list import CaseList, hold_cases
 from medcot.data.layouts import ONLY_COLUMNS, QUESTION, RESPONSE, THOUGHT
 from medcot.data.patterns import check_pattern
 from medcot.data.readers import Fault, SourceRow, Values, describe_type
-from medcot.data.text import find_flaw, normalise, printable
+from medcot.data.text import HAN, find_flaw, normalise, printable
 from medcot.errors import InputError, one_line
 from medcot.records import Case, Claim, Dropped, Language
 
@@ -27,7 +27,7 @@ MOST_FAULTY = 1_000_000
 REQUIRED = (QUESTION, THOUGHT, RESPONSE)
 """The columns of FreedomIntelligence/medical-o1-reasoning-SFT, which others are named after."""
 
-_HAN = re.compile("[\u4e00-\u9fff]")
+_HAN = re.compile(f"[{HAN}]")
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from medcot.data.arrow import load_arrow
 from medcot.data.parquet_limits import HIGHEST_RATIO
+from medcot.data.text import HAN
 from medcot.errors import InputError, one_line
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
@@ -125,7 +126,7 @@ def _find_encoding(path: Path, _size: int, _modified: int) -> str:
 
 _UTF_8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _HIGH = re.compile(rb"[\x80-\xff]+")
-_CHINESE = re.compile("[\u2014-\u2026\u3000-\u303f\u3400-\u9fff\uff00-\uffef]")
+_CHINESE = re.compile(f"[\u2014-\u2026\u3000-\u303f{HAN}\uff00-\uffef]")
 _EUROPEAN = re.compile("[\u00a0-\u024f\u02c6\u02dc\u2013-\u203a\u20ac\u2122]")
 _COMMON_LEADS = frozenset((0xA1, 0xA3, *range(0xB0, 0xD8)))
 """First bytes of signs and of the 3,755 common characters in GB 2312. Cyrillic small letters, which

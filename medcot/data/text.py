@@ -9,7 +9,10 @@ from typing import NamedTuple
 from medcot.data.prompts import CLOSE, OPEN
 
 _FOLDED = {code: " " for code in range(0x3100) if unicodedata.category(chr(code))[0] in ("P", "Z")}
-_BESIDE_HAN = re.compile(r"(?<=[\u3400-\u9fff]) | (?=[\u3400-\u9fff])")
+HAN = "\u3400-\u4dbf\u4e00-\u9fff"
+"""Chinese characters, for a class of a regular expression."""
+
+_BESIDE_HAN = re.compile(rf"(?<=[{HAN}]) | (?=[{HAN}])")
 
 # Two-byte UTF-8 read as Latin-1 (Ã©, but not the end of «MAÇÃ»), typographic signs read as
 # Windows-1252 (â€™), a byte order mark or U+FFFD read so, UTF-8 read as GBK, and Chinese read as

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, Protocol, cast, get_args
 
+from medcot.data.text import HAN
 from medcot.evaluation.answer_extraction import extract_letter
 from medcot.evaluation.answer_markers import (
     complies,
@@ -33,7 +34,7 @@ _LIST_MARK = re.compile(r"^\s*(?:[-–•*+]|\d+[.)、．])\s*", re.MULTILINE)
 _BULLET = re.compile(r"^ {0,3}-(?!-)\s*\S")
 _NUMBERED = re.compile(r"^ {0,3}(\d+)[.)、．]\s*\S")
 _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL | re.IGNORECASE)
-_CHARACTER = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]|[A-Za-z0-9]+")
+_CHARACTER = re.compile(f"[{HAN}]|[A-Za-z0-9]+")
 _LEAST_LETTERS = 3
 """Letters that an answer in capitals or lower case needs: "OK" is no sentence in capitals."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_HAN = "\u3400-\u9fff"
+from medcot.data.text import HAN
 
 _ABLE = (
     r"(?:can't|can ?not|won't|will not|must not|shouldn't"
@@ -164,7 +164,7 @@ _DOUBTING, _CORRECTING = re.compile(_UNKNOWN), re.compile(_WRONG)
 _NEGATING = re.compile(_NEGATIONS)
 _SENTENCE_END = re.compile(r"[。!?;\n]+|\.(?=\s|$)")
 _PART_END = re.compile(r"[。!?;\n]+|\.(?=\s|$)|,?\s*\b(?:but|however|that said)\b|,?(?:但是?|不过)")
-_SPACE = re.compile(rf" (?=[%°{_HAN}])|(?<=[{_HAN}]) ")
+_SPACE = re.compile(rf" (?=[%°{HAN}])|(?<=[{HAN}]) ")
 
 
 def fold(text: str) -> str:

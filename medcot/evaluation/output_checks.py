@@ -7,14 +7,15 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
+from medcot.data.text import HAN
 from medcot.records import Language
 
 LONGEST_UNIT = 400  # characters: a repeated paragraph is a loop too
 SHORTEST_LOOP = 80  # characters in all: "ha ha ha" and a table's dashes are not a loop
 COPIES = 3
 
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-_WORD = re.compile(r"[^\W\d_\u3400-\u4dbf\u4e00-\u9fff]+")
+_HAN = re.compile(f"[{HAN}]")
+_WORD = re.compile(rf"[^\W\d_{HAN}]+")
 _RULE = re.compile(r"([-=_*.#~|+ ])\1{3,}")
 
 

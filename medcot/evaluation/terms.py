@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+from medcot.data.text import HAN
 from medcot.evaluation.answer_markers import (
     calls_wrong,
     doubts_existence,
@@ -26,7 +27,7 @@ UNKNOWN, WRONG = "@unknown", "@wrong"
 """Terms that stand for what :func:`~.answer_markers.doubts_existence` ("no such drug") and
 :func:`~.answer_markers.calls_wrong` ("that is a mistake") find."""
 
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+_HAN = re.compile(f"[{HAN}]")
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
 _THOUSANDS = re.compile(r",\d{3}(?!\d)")
 _NEGATED = re.compile(

@@ -10,6 +10,7 @@ from typing import Any
 
 from medcot.catalog import say
 from medcot.data.prompts import parse
+from medcot.data.text import HAN
 from medcot.notebook.views.markup import (
     card,
     columns,
@@ -28,7 +29,7 @@ from medcot.reporting.schema import Answer, ClaimFindings
 LONGEST_DIFF = 1200
 """Words compared of each answer: the work grows with the square of it."""
 
-_WORDS = re.compile(r"[\u3400-\u9fff]|\w+|\s+|[^\w\s]")
+_WORDS = re.compile(rf"[{HAN}]|\w+|\s+|[^\w\s]")
 
 
 def disclaimer(language: str) -> str:
