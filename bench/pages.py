@@ -3,10 +3,10 @@
     python bench/pages.py DIR [--site SITE] [--report FILE] [--train] [--languages en,zh]
 
 Serves `apps/tutorial.py` as `make app` does, opens it in Chromium in both languages, light and
-dark, 390 and 1280 pixels wide, and saves a picture of each whole page in DIR; with --train also
-one while a training of few steps runs, and one after it. SITE is what `make tutorial` wrote, FILE a
-run's report.html. Prints each page's height. Exit code 1 if a page logs an error, asks any other
-host for something, or is wider than its window.
+dark, 390 and 1280 pixels wide, and saves a picture of each whole page in DIR; with --train also one
+while a training of few steps runs, one after it, and one while the next is being cancelled. SITE is
+what `make tutorial` wrote, FILE a run's report.html. Prints each page's height. Exit code 1 if a
+page logs an error, asks any other host for something, or is wider than its window.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from typing import Any
 
 from notebook import CHROMIUM, FLAGS, VIEW, serve
 
+from medcot.catalog import say
+
 WIDTHS = {390: 844, 1280: 900}
 SCHEMES = ("light", "dark")
+TRAININGS = (("en", "light", 1280), ("zh", "dark", 390))
 FEW = {
     "samples": 8, "steps": 3, "batch": 2, "test-samples": 4, "generate-samples": 1,
     "max-new-tokens": 24, "mcq-samples": 4,
@@ -51,8 +54,11 @@ def main() -> int:
             open_notebook(page, address, language)
             save(page, options.folder / f"app-{language}-{scheme}-{width}.png", problems)
             page.context.close()
-        if options.train:
-            train(browser, address, options.folder, problems)
+        for language, scheme, width in TRAININGS if options.train else ():
+            page = watch(browser, scheme, width, address, problems)
+            open_notebook(page, address, language)
+            train(page, language, options.folder / f"{language}-{scheme}-{width}.png", problems)
+            page.context.close()
         for name, file in list_files(options):
             for scheme, width in itertools.product(SCHEMES, WIDTHS):
                 page = watch(browser, scheme, width, "file:", problems)
@@ -126,17 +132,22 @@ def save(page: Any, file: Path, problems: list[str]) -> None:
     page.screenshot(path=file)
 
 
-def train(browser: Any, address: str, folder: Path, problems: list[str]) -> None:
-    """Train by the page's button; save the page during it and after it."""
-    page = watch(browser, "light", 1280, address, problems)
-    open_notebook(page, address, "en")
-    page.get_by_role("button", name="Train with these settings").click()
+def train(page: Any, language: str, file: Path, problems: list[str]) -> None:
+    """Train by the page's button, then begin again and cancel; save the page at each point."""
+    job, start = page.locator("[data-job]"), say("train", language)
+    page.get_by_role("button", name=start).click()
     page.wait_for_selector("[data-job=running] svg", timeout=400_000)
-    page.locator("[data-job]").screenshot(path=folder / "training.png")
+    job.screenshot(path=file.with_name(f"training-{file.name}"))
     page.wait_for_selector("[data-job=done]", timeout=400_000)
     page.wait_for_timeout(3000)
-    page.locator("[data-job]").screenshot(path=folder / "trained.png")
-    save(page, folder / "app-trained.png", problems)
+    job.screenshot(path=file.with_name(f"trained-{file.name}"))
+    page.get_by_role("button", name=start).click()
+    page.wait_for_selector("[data-job=running]")
+    page.get_by_role("button", name=say("cancel", language), exact=True).click()
+    page.get_by_text(say("training_cancelling", language)).wait_for()
+    job.screenshot(path=file.with_name(f"cancelling-{file.name}"))
+    page.wait_for_selector("[data-job=cancelled]", timeout=60_000)
+    save(page, file.with_name(f"app-trained-{file.name}"), problems)
 
 
 if __name__ == "__main__":
