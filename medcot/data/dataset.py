@@ -17,7 +17,7 @@ from medcot.data.hub import load_hub_rows
 from medcot.data.layouts import Wanted, recognise
 from medcot.data.mcq import QuestionSet as QuestionSet
 from medcot.data.mcq import load_questions as load_questions
-from medcot.data.readers import Fault, SourceRow
+from medcot.data.readers import Fault, SourceRow, find_separator
 from medcot.data.sources import (
     SAMPLES,
     Kind,
@@ -208,13 +208,9 @@ def _validate_parts(parts: Sequence[_Part], config: RunConfig) -> ValidatedCases
 
     validated = validate_rows(_join_rows(parts, recognised()), config.language)
     validated.thinks = set(thinking) == {True}
-    encodings = {
-        f"{path}: decoded from {ENCODINGS[code]}": None
-        for part in parts
-        for path in part.paths
-        if (code := _encoding(path)) in ENCODINGS
-    }
-    validated.layout = "; ".join([*shown, *encodings])
+    tables = [path for part in parts for path in part.paths if format_of(path) in (".csv", ".tsv")]
+    told = dict.fromkeys(note for path in tables for note in _describe_table(path))
+    validated.layout = "; ".join([*shown, *told])
     return validated
 
 
@@ -222,8 +218,13 @@ def _name(part: _Part) -> str:
     return part.paths[0].name if part.kind == "file" else part.owner
 
 
-def _encoding(path: Path) -> str:
-    return find_encoding(path) if format_of(path) in (".csv", ".tsv") else ""
+def _describe_table(path: Path) -> Iterator[str]:
+    """Tell a table's encoding and separator, where they are not the usual ones of its format."""
+    if (code := find_encoding(path)) in ENCODINGS:
+        yield f"{path}: decoded from {ENCODINGS[code]}"
+    separator = find_separator(path)
+    if separator != {".csv": ",", ".tsv": "\t"}[format_of(path)]:
+        yield f"{path}: separated by {separator!r}"
 
 
 def _join_rows(

@@ -94,7 +94,7 @@ def describe_inspection(inspection: Inspection) -> Iterator[str]:
 
 def _listed(title: str, lines: Sequence[str]) -> Iterator[str]:
     if lines:
-        yield f"{len(lines)} {title}:"
+        yield f"{title}: {len(lines)}"
         yield from (f"  {line}" for line in lines[:SHOWN])
     if len(lines) > SHOWN:
         yield f"  ... and {len(lines) - SHOWN} more (--json lists them all)"

@@ -150,18 +150,30 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
         yield from _read_cells(path, lines)
 
 
-def _read_cells(path: Path, lines: Iterator[str]) -> Iterator[SourceRow]:
+def find_separator(path: Path) -> str:
+    """Return what separates the cells of a table in a file.
+
+    Raises:
+        InputError: two would fit, or the file cannot be read.
+    """
+    with closing(_table_lines(path)) as lines:
+        return _open_table(path, lines)[0]
+
+
+def _open_table(path: Path, lines: Iterator[str]) -> tuple[str, int, Iterator[str]]:
+    """Return a table's separator, how many lines stand above its header, and the other lines."""
     first = next(lines, "")
     # Excel writes its delimiter on a line of its own, before the header.
-    declared = _DELIMITER.fullmatch(first)
-    above = 1 if declared else 0
-    if declared:
-        delimiter = declared[1]
-    elif format_of(path) == ".tsv":
-        delimiter, lines = "\t", chain([first], lines)
-    else:
-        head = [first, *_take_lines(lines)]
-        delimiter, lines = _find_delimiter(path, head), chain(head, lines)
+    if declared := _DELIMITER.fullmatch(first):
+        return declared[1], 1, lines
+    if format_of(path) == ".tsv":
+        return "\t", 0, chain([first], lines)
+    head = [first, *_take_lines(lines)]
+    return _find_delimiter(path, head), 0, chain(head, lines)
+
+
+def _read_cells(path: Path, lines: Iterator[str]) -> Iterator[SourceRow]:
+    delimiter, above, lines = _open_table(path, lines)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     top = f"{path}, line {1 + above}"
     try:

@@ -305,7 +305,9 @@ def test_a_column_that_nobody_needs_makes_no_file_unreadable(tmp_path: Path, col
 def test_a_delimiter_line_is_heeded(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"sep=;\r\nQuestion;Complex_CoT;Response\r\nWhy?;So, so.;Yes\r\n")
-    assert [case.thought for case in read_source(config_for(path)).found.cases] == ["So, so."]
+    source = read_source(config_for(path))
+    assert [case.thought for case in source.found.cases] == ["So, so."]
+    assert source.notes[0].endswith(f"{path}: separated by ';'")
 
 
 def test_all_formats_give_the_same_cases(tmp_path: Path) -> None:
