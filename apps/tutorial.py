@@ -553,12 +553,20 @@ def show_kernel(get_ended, get_kernel, pulse, show):
 
 
 @app.cell(hide_code=True)
-def show_the_rest(fold, show, shown):
-    pages.stack(
-        fold("away", *map(pages.command, history.commands_for(shown))),
-        fold("cost", show(plans.show_costs, attempt(preview.usual_plans))),
-        fold("next"),
-    )
+def show_how_to_take_it_away(fold, shown):
+    fold("away", *map(pages.command, history.commands_for(shown)))
+    return
+
+
+@app.cell(hide_code=True)
+def show_what_it_takes(fold, show):
+    fold("cost", show(plans.show_costs, attempt(preview.usual_plans)))
+    return
+
+
+@app.cell(hide_code=True)
+def show_what_to_try(fold):
+    fold("next")
     return
 
 

@@ -150,9 +150,8 @@ _PLAIN_STYLE = """
 body { margin: 0; }
 body { background: var(--mc-page); }
 main { max-width: 68rem; margin: 0 auto; padding: 1rem; }
-main { display: flex; flex-direction: column; gap: 0.9rem; }
+main { display: flex; gap: 0.9rem; }
 body * { box-sizing: border-box; }
-.mc-cell { min-width: 0; }
 a { color: var(--mc-blue); }
 @media (min-width: 75rem) { main { padding-left: 15rem; } }
 """

@@ -7,6 +7,7 @@ are optional: a run without them has a report without figures.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,12 @@ from typing import Any
 from medcot.catalog import say
 from medcot.reporting.schema import Figure, Report
 
-WIDTH, HEIGHT, LABEL = 560, 240, 260
-DIFFERENCES = "Change of each test row's loss"
-_NOTES = {
-    "seeds": "dots: seeds and their intervals; line and band: all, over rows and seeds",
-    "differences": "blue: fell, orange: rose; line and band: mean over tokens, 95 % interval",
-    "accuracy": "dot and bar: change and its interval; across the dashed line it may be chance",
-}
+WIDTH, HEIGHT, LABEL = 740, 240, 260
+FONT = "system-ui, Noto Sans, Noto Sans CJK SC, Microsoft YaHei, sans-serif"
+"""The typeface of the pages that show the figures."""
+
+NOTED = ("seeds", "differences", "accuracy")
+"""Figures that need a line that says what is what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +49,30 @@ def write_figures(
 ) -> tuple[Figure, ...]:
     """Write the figures into ``folder/figures`` and return them.
 
-    There are none without altair and vl-convert (extra ``app``), and none without data.
+    Beside each one, ``NAME-zh.svg`` is the same with Chinese words. There are none without altair
+    and vl-convert (extra ``app``), and none without data.
     """
     if not can_draw():
         return ()
-    charts = {
-        "loss": (_title(events), loss_chart(events)),
-        "seeds": ("Change of the test loss by seed", seed_chart(report)),
-        "differences": (DIFFERENCES, difference_chart(report)),
-        "accuracy": ("Change of right answers by set", accuracy_chart(report)),
-    }
     written: list[Figure] = []
-    for name, (title, chart) in charts.items():
-        if chart is None:
-            continue
-        path = folder / "figures" / f"{name}.svg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _finish(chart, title, _NOTES.get(name, "")).save(path)
-        written.append(Figure(f"figures/{path.name}", title))
+    for language, suffix in (("en", ""), ("zh", "-zh")):
+        charts = {
+            "loss": loss_chart(events, PAPER, language),
+            "seeds": seed_chart(report, PAPER, language),
+            "differences": difference_chart(report, PAPER, language),
+            "accuracy": accuracy_chart(report, PAPER, language),
+        }
+        for name, chart in charts.items():
+            if chart is None:
+                continue
+            path = folder / "figures" / f"{name}{suffix}.svg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            title = say(f"figure_{name}", language)
+            note = say(f"{name}_caption", language) if name in NOTED else ""
+            _finish(chart, title, note).save(path)
+            if not suffix:
+                written.append(Figure(f"figures/{path.name}", title))
     return tuple(written)
-
-
-def _title(events: Sequence[Mapping[str, Any]]) -> str:
-    validated = any(event.get("validation_loss") is not None for event in events)
-    return "Training and validation loss by step" if validated else "Training loss by step"
 
 
 def loss_chart(
@@ -93,8 +93,8 @@ def loss_chart(
         {"step": step, "loss": loss, "rows": name} for step, loss, name in found if loss is not None
     ]
     chart = alt.Chart(alt.Data(values=points)).encode(
-        x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1)),
-        y=alt.Y("loss:Q", title="loss (nats per token)", scale=alt.Scale(zero=False)),
+        x=alt.X("step:Q", title=say("step", language), axis=alt.Axis(tickMinStep=1)),
+        y=alt.Y("loss:Q", title=say("loss_both_axis", language), scale=alt.Scale(zero=False)),
     )
     if len(points) == len(events):
         return chart.mark_line(color=theme.better, point=len(points) <= 60)
@@ -208,6 +208,22 @@ def accuracy_chart(report: Report, theme: ChartTheme = PAPER, language: str = "e
 
 
 def _finish(chart: Any, title: str, note: str) -> Any:
-    heading = {"text": title, "subtitle": note} if note else title
-    sized = chart.properties(title=heading, width=WIDTH, background="white")
-    return sized if "height" in chart.to_dict() else sized.properties(height=HEIGHT)
+    """Give a chart its title and size, and letters as large as the text of the page."""
+    import altair as alt
+
+    heading = {"text": title, "subtitle": re.split(r"(?<=[.。]) ?(?=\S)", note)} if note else title
+    fit = alt.AutoSizeParams(type="fit-x", contains="padding")
+    sized = chart.properties(title=heading, width=WIDTH, background="white", autosize=fit)
+    if "height" not in chart.to_dict():
+        sized = sized.properties(height=HEIGHT)
+    letters = {"labelFontSize": 13, "titleFontSize": 13, "titleFontWeight": "normal"}
+    # A page's own font may be wider than the one that the labels were measured with; so there is
+    # room at the left, and the title of the upright axis lies above it.
+    above = {"titleAngle": 0, "titleAnchor": "end", "titleAlign": "left", "titleX": 0}
+    return (
+        sized.configure(font=FONT, padding={"left": 32, "right": 14, "top": 10, "bottom": 10})
+        .configure_axis(**letters)
+        .configure_axisY(**above, titleBaseline="bottom", titleY=-8)
+        .configure_legend(**letters, orient="top-right")
+        .configure_title(anchor="start", frame="group", fontSize=15, subtitleFontSize=13, offset=28)
+    )

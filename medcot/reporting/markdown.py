@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePath
 
 from medcot.catalog import Message, say
 from medcot.data.contamination import Overlap
@@ -225,7 +226,10 @@ def _validation(report: Report, language: str) -> Iterator[str]:
 def _figures(report: Report, language: str) -> Iterator[str]:
     if report.figures:
         yield f"## {say('report_figures', language)}"
-        yield from (f"![{escape(one.title)}]({one.file})" for one in report.figures)
+        for one in report.figures:
+            name = PurePath(one.file).stem
+            title = one.title if language == "en" else say(f"figure_{name}", language)
+            yield f"![{escape(title)}]({one.file})"
 
 
 def _fixed_question(fixed: FixedQuestion | None, language: str) -> Iterator[str]:

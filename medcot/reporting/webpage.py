@@ -67,7 +67,8 @@ def _article(report: Report, language: str, folder: Path) -> str:
     tokens = _parser().parse(render_markdown(replace(report, figures=there), language))
     _label_cells(tokens)
     parser = _parser()
-    body = parser.renderer.render(tokens, parser.options, {"folder": folder})
+    env = {"folder": folder, "language": language}
+    body = parser.renderer.render(tokens, parser.options, env)
     return f'<article lang="{language}">\n{body}</article>\n'
 
 
@@ -91,13 +92,16 @@ def _render_tag(tokens: Sequence[Any], index: int, _options: Any, _env: Any) -> 
 
 
 def _render_image(tokens: Sequence[Any], index: int, _options: Any, env: Any) -> str:
-    """Put a figure of the run into the page; one that is missing is left out."""
+    """Put a figure of the run into the page, in its language; one that is missing is left out."""
     path = env["folder"] / tokens[index].attrs["src"]
+    own = path.with_name(f"{path.stem}-{env['language']}{path.suffix}")
+    path = own if own.is_file() else path
     if path.suffix != ".svg" or not path.is_file():
         return ""
     data = base64.b64encode(path.read_bytes()).decode()
     alternative = html.escape(tokens[index].content)
-    return f'<img alt="{alternative}" src="data:image/svg+xml;base64,{data}">'
+    picture = f'<img alt="{alternative}" src="data:image/svg+xml;base64,{data}">'
+    return f'<span class="figure" tabindex="0">{picture}</span>'
 
 
 def _open_table(tokens: Sequence[Any], index: int, _options: Any, _env: Any) -> str:

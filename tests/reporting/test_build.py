@@ -499,6 +499,8 @@ def test_figures_are_written_and_shown(tmp_path: Path) -> None:
         assert root.tag.endswith("svg")
         assert "nats per token" in path.read_text() or "percentage points" in path.read_text()
         assert f"(figures/{name})" in page
+        chinese = path.with_name(f"{path.stem}-zh.svg").read_text(encoding="utf-8")
+        assert say(f"figure_{path.stem}", "zh") in chinese
 
 
 @pytest.mark.skipif(not can_draw(), reason="altair and vl-convert are not installed")

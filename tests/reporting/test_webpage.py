@@ -79,7 +79,8 @@ def test_the_page_requests_nothing_and_runs_nothing(folder: Path) -> None:
     assert policy
     assert policy.startswith("default-src 'none'")
     images = [a for name, a in page.tags if name == "img"]
-    assert [a["alt"] for a in images] == ["Loss", "Loss"]  # the missing figure is left out
+    # The missing figure is left out.
+    assert [a["alt"] for a in images] == ["Loss", say("figure_loss", "zh")]
     alone = replace(make_report(), figures=(Figure("figures/no.svg", ""),))
     assert "<h2>Figures</h2>" in render_page(make_report(), folder)
     assert "<h2>Figures</h2>" not in render_page(alone, folder)

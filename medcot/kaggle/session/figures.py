@@ -13,11 +13,13 @@ SCALE = 2.0
 
 
 def write_pngs(run: Path, folder: Path) -> list[Path]:
-    """Draw each figure of ``run`` into ``folder`` and return the new files."""
+    """Draw each figure of ``run`` into ``folder``, with English words; return the new files."""
     import vl_convert
 
     written = []
     for figure in sorted((run / "figures").glob("*.svg")):
+        if figure.stem.endswith("-zh"):
+            continue
         target = folder / f"{figure.stem}.png"
         target.write_bytes(vl_convert.svg_to_png(figure.read_text(encoding="utf-8"), scale=SCALE))
         written.append(target)
