@@ -96,7 +96,7 @@ def tell_settings(base, knobs, language, sourced, start, tell):
 
 @app.cell
 def decide(alpha, batch, learning_rate, length, max_length, rank, samples, source):
-    # One frozen record decides everything about a run. The sliders change some of its fields.
+    # One frozen record decides everything; sliders change some fields.
     config = c.changed_config(
         source,
         {
@@ -120,7 +120,7 @@ def tell_rows(hub_offer, tell):
 
 @app.cell
 def load_the_rows(get_hub, source, start):
-    # Every row is checked, and made tokens of, once for each data set and model.
+    # Checked and tokenized once for each data set and model.
     _asked = (source.model, source.dataset) in get_hub()
     _asked = _asked or (start.headless and start.run is None)
     loaded = attempt(preview.load_material, source, from_hub=_asked)
@@ -143,7 +143,7 @@ def tell_prompt(tell):
 
 @app.cell
 def render_the_row(case, material, show, source):
-    # One string in two parts: what the model reads, and what it has to write.
+    # Two parts: what the model reads, and what it has to write.
     pair = render(case, source.style, material.chat)
     show(rows.show_pair, pair)
     return (pair,)
@@ -157,17 +157,18 @@ def tell_labels(tell):
 
 @app.cell
 def mask_the_labels(case, material, pair, show):
-    # A label of -100 is what cross-entropy ignores: every token of the prompt has one.
+    # Cross-entropy ignores a label of -100: the prompt's.
     tokenizer = material.tokenizer
     prompt_ids = encode_text(tokenizer, pair.text)
-    completion_ids = tokenizer(pair.completion, add_special_tokens=False).input_ids
-    completion_ids = [*completion_ids, tokenizer.eos_token_id]
+    completion = tokenizer(pair.completion, add_special_tokens=False)
+    completion_ids = [*completion.input_ids, tokenizer.eos_token_id]
     labels = [-100] * len(prompt_ids) + completion_ids
     # The library makes the same of it, token by token.
     row = material.rows[case.id]
-    assert row.as_row() == {"input_ids": prompt_ids + completion_ids, "labels": labels}
+    assert row.as_row()["input_ids"] == prompt_ids + completion_ids
+    assert row.as_row()["labels"] == labels
     show(rows.show_tokens, row, tokenizer)
-    return (row,)
+    return row, tokenizer
 
 
 @app.cell(hide_code=True)
@@ -178,12 +179,13 @@ def tell_data(knobs, tell):
 
 @app.cell
 def choose_the_rows(config, material, show):
-    # Those that fit, in the data set's order, without any that the evaluation also holds.
+    # Those that fit, in order, without any that the evaluation holds.
     mo.stop(material is None)
     chosen = attempt(preview.preview_rows, config, material)
     test = split_cases(material.dataset.cases, config).test
     _lengths = show(rows.show_lengths, material, config.max_length)
-    pages.beside(show(partial(rows.show_selection, material), chosen), _lengths)
+    _selection = show(partial(rows.show_selection, material), chosen)
+    pages.beside(_selection, _lengths)
     return chosen, test
 
 
@@ -195,9 +197,10 @@ def tell_lora(knobs, tell):
 
 @app.cell
 def count_what_lora_trains(config, show):
-    # rank x (inputs + outputs), for each of the seven layers of every block.
+    # rank x (inputs + outputs), for all seven layers of a block.
     shape = attempt(find_model_spec, config)
-    trainable = shape.value.lora_parameters(config.rank) if shape.value else None
+    spec = shape.value
+    trainable = spec.lora_parameters(config.rank) if spec else None
     show(plans.show_lora, shape, config)
     return shape, trainable
 
@@ -216,7 +219,8 @@ def write_lora_by_hand(config, layer, show):
 
     def new_adapter(seed):
         chance = torch.Generator().manual_seed(seed)
-        A = torch.randn(config.rank, W.shape[1], generator=chance) / W.shape[1] ** 0.5
+        A = torch.randn(config.rank, W.shape[1], generator=chance)
+        A = A / W.shape[1] ** 0.5
         B = torch.zeros(W.shape[0], config.rank)
         return A.requires_grad_(), B.requires_grad_()
 
@@ -236,12 +240,14 @@ def tell_step(knobs, tell):
 
 
 @app.cell
-def take_one_step(adapted, config, layer, material, new_adapter, row, show, torch):
+def take_one_step(adapted, config, layer, new_adapter, row, show, tokenizer, torch):
+    from torch.nn.functional import cross_entropy
+
     def losses(weight, of):
-        # Forward: what flows past the layer plus what flows through it, then the output head.
+        # Forward: what flows past the layer, plus what flows through it.
         hidden = of.residual + of.inputs @ weight.T
         logits = layer.head(layer.norm(hidden))
-        return torch.nn.functional.cross_entropy(logits, of.targets, reduction="none")
+        return cross_entropy(logits, of.targets, reduction="none")
 
     A, B = new_adapter(config.seed)
     optimizer = torch.optim.AdamW([A, B], lr=config.learning_rate)
@@ -250,7 +256,7 @@ def take_one_step(adapted, config, layer, material, new_adapter, row, show, torc
     optimizer.step()
     with torch.no_grad():
         after = losses(adapted(A, B), layer.rows[row.id])
-    show(lessons.show_step, layer.rows[row.id], before, after, A, B, material.tokenizer)
+    show(lessons.show_step, layer.rows[row.id], before, after, A, B, tokenizer)
     return (losses,)
 
 
@@ -284,7 +290,7 @@ def repeat_the_step(
         return adapted(A, B)
 
     def score(weight):
-        # Each row that was not trained on: its loss in nats, summed over its tokens.
+        # Each row that was not trained on: its loss in nats.
         with torch.no_grad():
             return [losses(weight, of).sum().item() for of in trial]
 
@@ -302,10 +308,11 @@ def tell_plan(knobs, tell):
 
 @app.cell
 def make_the_plan(chosen, config, machine_name, shape, show):
-    # The fastest way to compute this run on that machine, of those that fit into its memory.
+    # The fastest way that fits into that machine's memory.
     machine = c.machine_of(machine_name.value)
     mo.stop(chosen.value is None or shape.value is None)
-    planned = attempt(make_plan, config, machine, shape.value, *chosen.value.size)
+    _size = chosen.value.size
+    planned = attempt(make_plan, config, machine, shape.value, *_size)
     plan = planned.value
     show(plans.show_plan, planned)
     return (plan,)
@@ -329,7 +336,8 @@ def train_with_fit(chosen, config, few_steps, practise, show):
         add_adapter(tuned, short, _plan)
         run = RunDirectory(new_run_path(short))
         run.create(short)
-        fit(tuned, chosen.value.rows, short, _plan, run, events.append, lesson.time_limit())
+        _rows, _limit = chosen.value.rows, lesson.time_limit()
+        fit(tuned, _rows, short, _plan, run, events.append, _limit)
         run.set_stage("trained")
         return run
 
@@ -355,7 +363,8 @@ def answer_with_and_without(answer_now, few_tokens, practised, report, show, sho
     def answer_twice():
         tuned = load_run(run)
         made = run.config()
-        prompt = ask(asked, made.style, made.language, tuned.chat, thinks=made.thinks)
+        _how = made.style, made.language, tuned.chat
+        prompt = ask(asked, *_how, thinks=made.thinks)
         with tuned.model.disable_adapter():
             before = generate(tuned, [prompt], few_tokens.value)[0]
         after = generate(tuned, [prompt], few_tokens.value)[0]
@@ -367,18 +376,18 @@ def answer_with_and_without(answer_now, few_tokens, practised, report, show, sho
 
 
 @app.cell(hide_code=True)
-def tell_pairs(knobs, language, shown, tell):
-    _which = pages.which_run(shown, language)
-    tell("pairs", _which, knobs("tests"), code="compare_by_hand")
+def tell_pairs(knobs, tell):
+    tell("pairs", knobs("tests"), code="compare_by_hand")
     return
 
 
 @app.cell
 def compare_by_hand(language, pairs, show, tests):
     mo.stop(not pairs, say("no_pairs", language))
-    # Each row twice: what its reference cost the model before, and after, in nats.
+    # Each row twice: its reference's loss before and after, in nats.
     few = pairs[: tests.value]
-    change = sum(pair.after - pair.before for pair in few) / sum(pair.tokens for pair in few)
+    change = sum(pair.after - pair.before for pair in few)
+    change = change / sum(pair.tokens for pair in few)
     show(lessons.show_pairs, few, change)
     return change, few
 
@@ -391,7 +400,7 @@ def tell_interval(tell):
 
 @app.cell
 def compare_by_the_library(change, few, pairs, show):
-    # The same number, with an interval (bootstrap over rows) and a test (exchange within rows).
+    # An interval by drawing rows, a test by exchanging within them.
     found = compare_means(
         [pair.before for pair in few],
         [pair.after for pair in few],

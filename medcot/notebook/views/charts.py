@@ -25,7 +25,7 @@ HUES = ("#3b82c4", "#d9822b", "#3a9d6e", "#b45fb0", "#8a8f98", "#c9514b")
 PAGE = ChartTheme(better=HUES[0], worse="#c05621", line=INK)
 """Colours that can be read on white and on black."""
 
-SIZES = {"mc-chart mc-wide": (960, 180), "mc-chart mc-narrow": (300, 180)}
+SIZES = {"mc-chart mc-wide": (960, 160), "mc-chart mc-narrow": (300, 160)}
 """Class, width and height of each drawing of a chart: the page shows the one for its width, so that
 the letters are as large as the text's."""
 

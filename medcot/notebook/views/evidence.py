@@ -70,6 +70,8 @@ def show_outcome(report: Report, run: RunRecord, language: str) -> str:
             claims = show_claims(fixed.claims, language)
             more.append(details(say("claim", language), claims))
     parts.append(show_verdict(report, language))
+    if biased := list(state_letter_bias(report, language)):
+        more.append(details(say("favourite_letter", language), join(*map(paragraph, biased))))
     if run.events:
         test = {"before": report.before.nll, "after": report.after.nll}
         known = {phase: loss for phase, loss in test.items() if loss is not None}
@@ -87,7 +89,6 @@ def show_verdict(report: Report, language: str) -> str:
         if chance := list(report.chance.values()):
             guess = format_percent(sum(chance) / len(chance))
             sentences += f" {say('choice_guess', language, guess=guess)}"
-        sentences = " ".join([sentences, *state_letter_bias(report, language)])
         parts.append(_verdict("mcq", verdict.mcq, sentences, language))
     if verdict.abilities:
         sentences = _word(messages.abilities, language)

@@ -13,6 +13,7 @@ from medcot.notebook.views.markup import (
     callout,
     details,
     facts,
+    folds,
     join,
     paragraph,
     small,
@@ -151,7 +152,7 @@ def show_pairs(pairs: Sequence[PairedLoss], change: float, language: str) -> str
     keys = ("before", "after", "difference", "tokens")
     listed = table(["id", *(say(key, language) for key in keys)], cells)
     told = facts([(say("change_by_hand", language, n=len(pairs)), f"{change:+.4f}")])
-    return join(told, details(say("each_pair", language), listed))
+    return folds(told, details(say("each_pair", language), listed))
 
 
 def show_interval(pairs: Sequence[PairedLoss], found: PairedDifference, language: str) -> str:
