@@ -25,21 +25,24 @@ HUES = ("#3b82c4", "#d9822b", "#3a9d6e", "#b45fb0", "#8a8f98", "#c9514b")
 PAGE = ChartTheme(better=HUES[0], worse="#c05621", line=INK)
 """Colours that can be read on white and on black."""
 
-SIZES = {"mc-chart mc-wide": (960, 160), "mc-chart mc-narrow": (300, 160)}
-"""Class, width and height of each drawing of a chart: the page shows the one for its width, so that
-the letters are as large as the text's."""
+HEIGHT, NARROW = 160, 300
+"""Pixels. Of two drawings of a chart the page shows the one for its own width, so that the letters
+are as large as the text's."""
+
+HALF = 480
+"""Width of a chart that stands beside something."""
 
 POINTS = 300
 """Points of one curve; more of them cannot be told apart."""
 
 
-def draw(chart: Any, alt: str, caption: str = "") -> str:
-    """Draw an altair chart as a figure; the same one is drawn once."""
+def draw(chart: Any, alt: str, caption: str = "", *, widest: int = 960) -> str:
+    """Draw an altair chart as a figure, ``widest`` pixels wide; the same one is drawn once."""
     # Without altair's check against its schema, which takes longer than all the rest.
     given: dict[str, Any] = chart.to_dict(validate=False)
     drawings: list[str] = []
-    for kind, (width, height) in SIZES.items():
-        sized = {"height": height} | given | {"width": width, "background": "transparent"}
+    for kind, width in (("mc-chart mc-wide", widest), ("mc-chart mc-narrow", NARROW)):
+        sized = {"height": HEIGHT} | given | {"width": width, "background": "transparent"}
         sized["autosize"] = {"type": "fit", "contains": "padding"}
         specification = json.dumps(_with_ink(sized), sort_keys=True)
         # Two charts of one page must not share ids, and the page scales them by itself.
@@ -124,12 +127,13 @@ def draw_lengths(lengths: tuple[int, ...], longest: int, language: str) -> str:
     top = max([*lengths, 1])
     alt_text = say("lengths_alt", language, n=len(lengths), low=min(lengths), high=top, over=over)
     if longest > 1.15 * top:
-        return draw(bars, alt_text, say("lengths_all_fit", language, longest=f"{longest:,}"))
+        fits = say("lengths_all_fit", language, longest=f"{longest:,}")
+        return draw(bars, alt_text, fits, widest=HALF)
     rule = alt.Chart(alt.Data(values=[{"x": longest}])).mark_rule(
         color=HUES[1], strokeWidth=2, strokeDash=[5, 4]
     )
     caption = say("lengths_caption", language, longest=f"{longest:,}", over=over)
-    return draw(alt.layer(bars, rule.encode(x="x:Q")), alt_text, caption)
+    return draw(alt.layer(bars, rule.encode(x="x:Q")), alt_text, caption, widest=HALF)
 
 
 def draw_loss(

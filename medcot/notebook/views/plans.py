@@ -65,7 +65,7 @@ def show_lora(shape: ModelSpec, config: RunConfig, language: str) -> str:
 def _picture(shape: ModelSpec, rank: int, language: str) -> str:
     """Draw W + B x A of one layer to scale, with the sizes at their sides."""
     inner, outer = shape.linear_sizes["down_proj"]
-    wide = _drawing("mc-wide", (350, 10), (inner, outer), rank, beside=True)
+    wide = _drawing("mc-wide", (350, 22), (inner, outer), rank, beside=True)
     narrow = _drawing("mc-narrow", (230, 20), (inner, outer), rank, beside=False)
     sizes = {"outer": f"{outer:,}", "inner": f"{inner:,}", "rank": rank}
     alt, caption = say("lora_alt", language, **sizes), say("lora_caption", language, **sizes)
