@@ -21,6 +21,7 @@ PACKAGE_FOLDER = "package"
 
 STAYS = (
     f"{CARRIED}/",
+    "py.typed",
     "comparing/",
     "exporting/",
     "serving/",
