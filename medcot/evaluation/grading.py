@@ -278,9 +278,8 @@ def plant_answers(graded: Sequence[Graded]) -> list[tuple[Asked, bool]]:
 
 def list_checks(graded: Sequence[Graded]) -> list[dict[str, Any]]:
     """List the decisions to be checked by hand: random questions, and nothing of who answered."""
-    chosen = sorted(graded, key=lambda one: hashlib.sha256(one.pair.id.encode()).digest())
     rows: dict[str, dict[str, Any]] = {}
-    for one in chosen[:MOST_CHECKED]:
+    for one in _shuffle(graded)[:MOST_CHECKED]:
         for answer in sorted(
             {*_sides(one)} - {NO_ANSWER}, key=lambda text: Asked("", text, "").name()
         ):
@@ -308,17 +307,18 @@ def _sum_up(
     }
     checked: dict[str, float] = {}
     agreed: list[bool] = []
-    for one in graded:
+    for one in _shuffle(graded) if labels else ():
         by_hand = [[_label(each, labels) for each in one.asked(answer)] for answer in _sides(one)]
-        if all(each is not None for side in by_hand for each in side):
-            first, second = (one.score(bool(each) for each in side) for side in by_hand)
-            checked[one.pair.id] = second - first
-            pairs = zip(said[one.pair.id], by_hand, strict=True)
-            agreed += [
-                (judge == "met") == hand
-                for judges, hands in pairs
-                for judge, hand in zip(judges, hands, strict=True)
-            ]
+        # What is checked must be a random part: the questions up to the first that is not.
+        if any(each is None for side in by_hand for each in side):
+            break
+        first, second = (one.score(bool(each) for each in side) for side in by_hand)
+        checked[one.pair.id] = second - first
+        agreed += [
+            (judge == "met") == hand
+            for judges, hands in zip(said[one.pair.id], by_hand, strict=True)
+            for judge, hand in zip(judges, hands, strict=True)
+        ]
     gains = {id_: after - before for id_, (before, after) in scores.items()}
     result = replace(
         tested,
@@ -445,6 +445,11 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
     if len(items) <= count:
         return list(items)
     return [items[index * len(items) // count] for index in range(count)]
+
+
+def _shuffle(graded: Sequence[Graded]) -> list[Graded]:
+    """Order questions by chance, in the same way whenever it is done."""
+    return sorted(graded, key=lambda one: hashlib.sha256(one.pair.id.encode()).digest())
 
 
 def _sides(one: Graded) -> tuple[str, str]:

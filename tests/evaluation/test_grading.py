@@ -173,7 +173,7 @@ def test_what_was_checked_by_hand_corrects_a_judge_that_favours_one_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Judge(favours("tuned"), monkeypatch)
-    labels = by_hand(12, "drug", "drug, tuned")
+    labels = dict(list(by_hand(40, "drug", "drug, tuned").items())[: 12 * 6])
     found = grade(["drug"] * 40, ["drug, tuned"] * 40, labels=labels)
     assert found.judged
     assert found.judged.difference == pytest.approx(3 / 8)
@@ -199,6 +199,25 @@ def test_too_few_checked_questions_leave_the_errors_in_and_say_so(
     found = grade(["drug"] * 12, ["it"] * 12, labels=few)
     assert (found.checked, found.corrected) == (5, None)
     assert "10 questions are needed, 5 are there" in str(found.messages[-1])
+
+
+def test_a_question_that_was_skipped_ends_what_counts_as_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else only the easy ones would be checked, and no random part of them."""
+    Judge(reads, monkeypatch)
+    labels = by_hand(12, "drug", "it")
+    skipped = list(labels)[6 * 2]
+    rest = {name: met for name, met in labels.items() if name != skipped}
+    assert grade(["drug"] * 12, ["it"] * 12, labels=rest).checked == 2
+
+
+def test_answers_that_are_missing_are_not_taken_for_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Judge(reads, monkeypatch)
+    found = grade([""] * 12 + ["drug"] * 4, [""] * 12 + ["it"] * 4)
+    assert (found.checked, found.corrected) == (0, None)
 
 
 def test_what_was_decided_is_kept_and_another_answer_is_asked_about(
