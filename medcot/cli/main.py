@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import shlex
 import sys
@@ -537,6 +539,9 @@ def kaggle_command(context: click.Context) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; errors print as one line."""
     keep_heap_small()
+    # The collector would look at all that PyTorch and TRL imported, for two seconds, to free what
+    # the system takes back anyway.
+    atexit.register(gc.freeze)
     with redacted_output(), exit_on_error():
         prepare_credentials()
         prepare_network()

@@ -61,8 +61,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(rows: str, **changes: Any) -> RunConfig:
-    few = {"samples": 6, "test_samples": 3, "generate_samples": 1, "mcq_samples": 2}
-    short = {"max_new_tokens": 8, "batch": 2, "save_steps": 1, "mcq": ("sample",)}
+    few = {"samples": 6, "test_samples": 3, "generate_samples": 1, "validation_samples": 2}
+    short = {
+        "mcq_samples": 2,
+        "mcq_orders": 2,
+        "max_new_tokens": 8,
+        "batch": 2,
+        "save_steps": 1,
+        "mcq": ("sample",),
+    }
     return make_config("demo", {**few, **short, "dataset": rows, **changes})
 
 

@@ -250,8 +250,9 @@ def test_a_spoilt_run_is_called_worse(tmp_path):
     from medcot.data.cases import unit_hash
     from medcot.data.dataset import load_dataset
 
-    config = make_config("demo", {"samples": 8, "steps": 4, "test_samples": 8, "mcq": ()})
-    config = config.model_copy(update={"learning_rate": 0.025, "batch": 2, "generate_samples": 0})
+    few = {"samples": 8, "steps": 4, "test_samples": 8, "batch": 2, "learning_rate": 0.025}
+    only_losses = {"mcq": (), "generate_samples": 0, "max_new_tokens": 1, "validation_samples": 0}
+    config = make_config("demo", few | only_losses)
     # Short rows: a 135M model reads 350 tokens a row for minutes.
     cases = [
         replace(case, question=" ".join(case.question.split()[:25]))
