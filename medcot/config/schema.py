@@ -99,6 +99,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         "auto", "recompute activations to save memory", shown=False
     )
     dropout: float = _field(0.0, "LoRA dropout", shown=False, ge=0, lt=1)
+    target_modules: str = _field(
+        "", "layers that get LoRA, as q_proj,v_proj; empty: all linear ones", shown=False
+    )
     deterministic: bool = _field(
         default=False, description="the same bits each time on one GPU", shown=False
     )
@@ -199,6 +202,12 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         read_columns(value)
         return value
 
+    @field_validator("target_modules", mode="after")
+    @classmethod
+    def _layer_names(cls, value: str) -> str:
+        read_target_modules(value)
+        return value
+
     @field_validator("model", "dataset", mode="after")
     @classmethod
     def _at_home(cls, value: str) -> str:
@@ -262,6 +271,18 @@ def read_columns(text: str) -> dict[str, str]:
     return found
 
 
+def read_target_modules(text: str) -> tuple[str, ...]:
+    """Read ``q_proj,v_proj``: the last parts of layers' names, each once.
+
+    Raises:
+        ValueError: one is no such name.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(","))) if text.strip() else ()
+    if not all(name.isidentifier() for name in names):
+        raise ValueError(f"found {text!r}")
+    return names
+
+
 def build_config(values: dict[str, Any], where: str = "") -> RunConfig:
     """Validate ``values``; the first problem becomes one :class:`InputError`.
 
@@ -315,6 +336,8 @@ def bounds(field: str) -> tuple[float | None, float | None]:
 def _expected(field: str) -> str | Message:
     if field == "columns":
         return f"expected question=NAME,answer=NAME and so on, of {', '.join(COLUMNS)}"
+    if field == "target_modules":
+        return "expected names of layers, as q_proj,v_proj"
     low, high = bounds(field)
     if "int" in str(RunConfig.model_fields[field].annotation) and not choices(field):
         return Message("needs_whole_number", {"low": str(low), "high": str(high)})

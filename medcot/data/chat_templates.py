@@ -69,18 +69,18 @@ def render_turns(
 
 
 def render_conversation(
-    template: str, turns: Sequence[Turn], special: Mapping[str, Any], *, thinks: bool = True
+    template: str, turns: Sequence[Turn], special: Mapping[str, Any], *, thinks: bool | None = None
 ) -> str:
     """Return the prompt of a conversation of which no turn may be lost.
 
     Where the template has no place for a system prompt, it is put before the first message of the
-    user, as the makers of such models advise. Templates that know ``enable_thinking`` are told if
-    no thought is wanted.
+    user, as the makers of such models advise. Templates that know ``enable_thinking`` are told
+    whether a thought is wanted, unless ``thinks`` is None.
 
     Raises:
         InputError: the template does not parse, refuses, fails, or drops a turn.
     """
-    options: dict[str, Any] = {} if thinks else {"enable_thinking": False}
+    options: dict[str, Any] = {} if thinks is None else {"enable_thinking": thinks}
     told = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         return _render_whole(template, told, special, options)

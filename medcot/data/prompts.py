@@ -7,7 +7,9 @@ template deletes the chain of thought from an assistant's turn.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from medcot.errors import InputError
@@ -16,13 +18,44 @@ from medcot.records import Case, Language, Prompt, Question, Reply, Style, Turn
 OPEN, CLOSE = "<think>", "</think>"
 
 
+@dataclass(frozen=True, slots=True)
+class ThoughtMarks:
+    """What a model's chat writes around a thought.
+
+    ``opens`` ends the prompt, ``closes`` stands between thought and answer, ``skips`` ends the
+    prompt where no thought is wanted.
+    """
+
+    opens: str
+    closes: str
+    skips: str = ""
+
+
+TAGS = ThoughtMarks(f"{OPEN}\n", f"\n{CLOSE}\n\n")
+CHANNELS = ThoughtMarks(
+    "<|channel|>analysis<|message|>",
+    "<|end|><|start|>assistant<|channel|>final<|message|>",
+    "<|channel|>final<|message|>",
+)
+"""Those of gpt-oss, whose turns name a channel each."""
+MARK_TOKENS = (OPEN, CLOSE, "<|start|>", "<|end|>", "<|channel|>", "<|message|>")
+"""What of these may be tokens of a model, which programs leave out of a text unless they are told.
+"""
+_CHANNEL_TURN = "<|start|>assistant"
+"""What a template of such a chat ends with."""
+CLOSINGS = re.compile(f"{re.escape(CLOSE)}|{re.escape(CHANNELS.closes)}")
+"""What ends a thought, of whatever chat."""
+_OPENINGS = (OPEN, CHANNELS.opens)
+_EMPTY_THOUGHT = re.compile(rf"{OPEN}\s*{CLOSE}\s*$")
+
+
 class ChatTemplate(Protocol):
     """Turns a conversation into the model's prompt, up to the assistant's turn."""
 
-    def __call__(self, turns: Sequence[Turn], *, thinks: bool = True) -> str:
+    def __call__(self, turns: Sequence[Turn], *, thinks: bool | None = None) -> str:
         """Return the prompt of ``turns``, the last one the user's.
 
-        Without ``thinks`` a template that can is told that no thought is wanted.
+        A template that can is told whether a thought is wanted; None leaves that to it.
         """
         ...
 
@@ -62,6 +95,12 @@ _CHAT = {
     "zh": "{question}\n\n请先在 <think> 标签内逐步思考，然后用中文给出答案。",
 }
 
+_CHANNEL_CHAT = {
+    "en": "{question}\n\nThink step by step, then give your answer.",
+    "zh": "{question}\n\n请先逐步思考，然后用中文给出答案。",
+}
+"""The same for a chat whose thoughts have a channel."""
+
 _LETTER = {
     "en": "End with one line: Answer: followed by the letter of the right option.",
     "zh": "最后单独一行写出：答案：正确选项的字母。",
@@ -82,7 +121,9 @@ def render(case: Case, style: Style, chat: ChatTemplate | None = None) -> Prompt
     thinks = bool(case.thought)
     text = ask(case.question, style, case.language, chat, thinks=thinks, turns=case.turns)
     answer = case.response.strip()
-    return Prompt(text, f"{case.thought.strip()}\n{CLOSE}\n\n{answer}" if thinks else answer)
+    if not thinks:
+        return Prompt(text, answer)
+    return Prompt(text, f"{case.thought.strip()}{find_marks(text).closes}{answer}")
 
 
 def ask(
@@ -112,10 +153,50 @@ def ask(
     if chat is None:
         raise ValueError("chat style needs the model's chat template")
     message = _CHAT[language].replace("{question}", question) if thinks else question
-    turn = chat([*turns, Turn("user", message)], thinks=thinks)
-    if thinks:
-        return turn if turn.rstrip().endswith(OPEN) else f"{turn}{OPEN}\n"
-    return f"{turn.rstrip()}\n\n{CLOSE}\n\n" if turn.rstrip().endswith(OPEN) else turn
+    turn = chat([*turns, Turn("user", message)], thinks=None if thinks else False)
+    if turn.rstrip().endswith(_CHANNEL_TURN):
+        if not thinks:
+            return turn.rstrip() + CHANNELS.skips
+        message = _CHANNEL_CHAT[language].replace("{question}", question)
+        return chat([*turns, Turn("user", message)]).rstrip() + CHANNELS.opens
+    if not thinks:
+        return f"{turn.rstrip()}\n\n{CLOSE}\n\n" if turn.rstrip().endswith(OPEN) else turn
+    if _EMPTY_THOUGHT.search(turn):
+        # Some templates write an empty thought unless they are told that one is wanted.
+        turn = _EMPTY_THOUGHT.sub("", chat([*turns, Turn("user", message)], thinks=True))
+    return turn if turn.rstrip().endswith(OPEN) else f"{turn}{TAGS.opens}"
+
+
+def find_marks(prompt: str) -> ThoughtMarks:
+    """Return what is around the thought that ``prompt``, one of :func:`ask`, opens."""
+    return CHANNELS if prompt.endswith(CHANNELS.opens) else TAGS
+
+
+def opens_thought(prompt: str) -> bool:
+    """Return whether a prompt ends inside a thought."""
+    return prompt.rstrip().endswith(_OPENINGS)
+
+
+def split_thought(text: str) -> tuple[str, bool, str]:
+    """Split a model's output after its thought: the thought, whether it was closed, the rest.
+
+    Without the end of a thought all of it comes first, whether it is a thought or not.
+    """
+    found = CLOSINGS.search(text)
+    if found is None:
+        return text, False, ""
+    return text[: found.start()], True, text[found.end() :]
+
+
+def answer_after_thought(text: str) -> str | None:
+    """Return what an output says after its thought, all of it where it has none.
+
+    A thought that never closes leaves None.
+    """
+    _, closed, answer = split_thought(text)
+    if closed:
+        return answer
+    return None if any(opening in text for opening in _OPENINGS) else text
 
 
 def ask_plainly(question: str, language: Language, chat: ChatTemplate | None = None) -> str:
@@ -135,6 +216,8 @@ def ask_choice_plainly(question: Question, chat: ChatTemplate | None = None) -> 
 
 def close_thought(prompt: str, thought: str = "") -> str:
     """Return a prompt of :func:`ask` with ``thought``, or an empty one, written and closed."""
+    if prompt.endswith(CHANNELS.opens):
+        return f"{prompt}{thought.strip()}{CHANNELS.closes}"
     return f"{prompt.rstrip()}\n{thought.strip()}\n{CLOSE}"
 
 
@@ -151,21 +234,29 @@ def parse(output: str, *, thinks: bool = True) -> Reply:
     the answer, unless it begins with a thought.
     """
     text = output.strip()
-    if not thinks and not text.startswith(OPEN):
+    opened = text.startswith(_OPENINGS)
+    if not thinks and not opened:
         return Reply("", text, closed=True)
-    thought, tag, answer = text.removeprefix(OPEN).lstrip().partition(CLOSE)
-    return Reply(thought.strip(), answer.strip(), closed=bool(tag))
+    for opening in _OPENINGS:
+        text = text.removeprefix(opening)
+    thought, closed, answer = split_thought(text)
+    return Reply(thought.strip(), answer.strip(), closed=closed)
 
 
 def parse_growing(output: str, *, thinks: bool = True) -> Reply:
     """Parse a continuation that is still growing.
 
-    The beginning of a tag is held back until it is whole, so that thought and answer only grow.
+    The beginning of a mark is held back until it is whole, so that thought and answer only grow.
     """
-    if OPEN.startswith(output.strip()):
+    if any(opening.startswith(output.strip()) for opening in _OPENINGS):
         return Reply("", "", closed=not thinks)
-    held = next((n for n in range(len(CLOSE) - 1, 0, -1) if output.endswith(CLOSE[:n])), 0)
+    held = max(_count_begun(output, closing) for closing in (CLOSE, CHANNELS.closes))
     return parse(output[: len(output) - held], thinks=thinks)
+
+
+def _count_begun(output: str, mark: str) -> int:
+    """Return with how many characters of ``mark``, but not all, the output ends."""
+    return next((n for n in range(len(mark) - 1, 0, -1) if output.endswith(mark[:n])), 0)
 
 
 def ask_choice(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medcot.data.chat_templates import choose_template, render_conversation
-from medcot.data.prompts import CLOSE, OPEN, ChatTemplate
+from medcot.data.prompts import CLOSE, OPEN, ChatTemplate, find_marks, opens_thought
 from medcot.errors import InputError, RunFailed
 from medcot.records import Prompt, Turn
 
@@ -76,7 +76,7 @@ def chat_template(tokenizer: Any) -> ChatTemplate | None:
         return None
     special: Mapping[str, Any] = tokenizer.special_tokens_map
 
-    def render(turns: Sequence[Turn], *, thinks: bool = True) -> str:
+    def render(turns: Sequence[Turn], *, thinks: bool | None = None) -> str:
         return render_conversation(template, turns, special, thinks=thinks)
 
     return render
@@ -175,10 +175,11 @@ def check_labels(
     for run in runs:
         # The trainer's first rows are the first of these, so few are compared unless one is wrong.
         row = next((row for row in rows if row.completion_ids == run), None)
-        opened = row is None or tokenizer.decode(row.prompt_ids).rstrip().endswith(OPEN)
-        closed = CLOSE in tokenizer.decode(run)
+        prompt = tokenizer.decode(row.prompt_ids) if row else OPEN
+        opened, closing = opens_thought(prompt), find_marks(prompt).closes.strip()
+        closed = closing in tokenizer.decode(run)
         if opened and not closed:
-            raise gate_refusal(f"{CLOSE} is missing from a trained completion")
+            raise gate_refusal(f"{closing} is missing from a trained completion")
         if closed and not opened:
             raise gate_refusal(f"{CLOSE} is in a trained completion whose prompt opens no thought")
         if run[-1] != tokenizer.eos_token_id:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from medcot.config.schema import TARGET_MODULES, RunConfig
+from medcot.config.schema import RunConfig, read_target_modules
 from medcot.engines.base import LoadedModel, Location, TrainedParameters, settle_pad_token
+from medcot.planning.architecture import list_text_linears, list_towers
 from medcot.planning.engine_traits import TRAITS
 from medcot.planning.plan import Plan
 
@@ -44,7 +46,7 @@ class HfEngine:
 
     def add_adapter(self, loaded: LoadedModel, config: RunConfig, plan: Plan) -> Any:
         """Return a peft model with a fresh adapter in float32, the same for the same seed."""
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
         from transformers import set_seed
 
         set_seed(config.seed)
@@ -52,17 +54,7 @@ class HfEngine:
             # The frozen embeddings give no gradient to recompute from; this makes their output
             # have one.
             loaded.model.enable_input_require_grads()
-        return get_peft_model(
-            loaded.model,
-            LoraConfig(
-                r=config.rank,
-                lora_alpha=config.alpha,
-                lora_dropout=config.dropout,
-                target_modules=list(TARGET_MODULES),
-                bias="none",
-                task_type="CAUSAL_LM",
-            ),
-        )
+        return get_peft_model(loaded.model, make_lora_config(loaded.model, config))
 
     def read_adapter(
         self, loaded: LoadedModel, config: RunConfig, plan: Plan, folder: Path | None
@@ -81,6 +73,38 @@ class HfEngine:
     ) -> AbstractContextManager[TrainedParameters | None]:
         """Leave the model's forward pass as it is."""
         return nullcontext()
+
+
+def make_lora_config(model: Any, config: RunConfig) -> Any:
+    """Return peft's ``LoraConfig`` of a run for ``model``."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list_targets(model, config),
+        exclude_modules=_exclude_towers(model),
+        # GPT-2's layers keep their weights the other way round.
+        fan_in_fan_out=any(type(one).__name__ == "Conv1D" for one in model.modules()),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def list_targets(model: Any, config: RunConfig) -> list[str]:
+    """Return the names of the layers that get LoRA: the config's, else all of the text part."""
+    asked = read_target_modules(config.target_modules)
+    return list(asked or dict.fromkeys(one.name for one in list_text_linears(model)))
+
+
+def _exclude_towers(model: Any) -> str | None:
+    """Return a pattern of the modules that read no text, None where there are none.
+
+    Their layers often have the names of the text part's.
+    """
+    towers = list_towers(model)
+    return rf"(.*\.)?({'|'.join(map(re.escape, towers))})(\..*)?" if towers else None
 
 
 def current_device(plan: Plan) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from medcot.config.schema import TARGET_MODULES, RunConfig
+from medcot.config.schema import RunConfig
 from medcot.engines.base import LoadedModel, Location, settle_pad_token
 from medcot.engines.compat import disable_unsloth_statistics
-from medcot.engines.hf import HfEngine, dtype_of
+from medcot.engines.hf import HfEngine, dtype_of, list_targets
 from medcot.errors import InputError
 from medcot.planning.engine_traits import TRAITS
 from medcot.planning.plan import Plan
@@ -61,7 +61,7 @@ class UnslothEngine(HfEngine):
         return FastLanguageModel.get_peft_model(
             loaded.model,
             r=config.rank,
-            target_modules=list(TARGET_MODULES),
+            target_modules=list_targets(loaded.model, config),
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
             bias="none",

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from medcot.data.cases import check_text, read_id, read_language
-from medcot.data.prompts import CLOSE, OPEN, ChatTemplate, ask_choice_plainly, ask_plainly
+from medcot.data.prompts import (
+    ChatTemplate,
+    answer_after_thought,
+    ask_choice_plainly,
+    ask_plainly,
+)
 from medcot.data.readers import Fault, SourceRow
 from medcot.data.sources import read_files, sample_files
 from medcot.data.text import printable
@@ -100,11 +105,7 @@ def read_answer(output: str) -> str:
 
     A thought that never closes leaves no answer.
     """
-    if CLOSE in output:
-        output = output.partition(CLOSE)[2]
-    elif OPEN in output:
-        return ""
-    return output.strip()
+    return (answer_after_thought(output) or "").strip()
 
 
 def is_passed(item: Ability, output: str) -> bool:

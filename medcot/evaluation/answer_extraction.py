@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 
-from medcot.data.prompts import CLOSE, OPEN
+from medcot.data.prompts import answer_after_thought
 from medcot.records import Language, Question
 
 _LABELS = (
@@ -131,11 +131,10 @@ def extract_letter(text: str, options: Mapping[str, str], language: Language) ->
     ``text`` is the part after the thought. If it still has the thought, that is dropped; a thought
     that never closes leaves no answer.
     """
-    if CLOSE in text:
-        text = text.partition(CLOSE)[2]
-    elif OPEN in text:
+    answer = answer_after_thought(text)
+    if answer is None:
         return None
-    plain = _plain(re.sub(r"\n{3,}", "\n\n", text[-LONGEST:]))[-LONGEST:]
+    plain = _plain(re.sub(r"\n{3,}", "\n\n", answer[-LONGEST:]))[-LONGEST:]
     if small := re.fullmatch(r"[(\[]?([a-z])[)\]]?[.:]?", plain):
         return small[1].upper() if small[1].upper() in options else None
     stated = [

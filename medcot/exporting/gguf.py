@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medcot.catalog import Message
+from medcot.data.prompts import find_marks
 from medcot.errors import InputError, RunFailed, one_line
 from medcot.exporting import checks
 from medcot.exporting.converter import LONGEST_S, find_converter
@@ -150,7 +151,7 @@ def check_gguf(model: RunModel, facts: Mapping[str, Any], asked: ProofSet) -> It
 
 
 def _check_architecture(model: RunModel, metadata: Mapping[str, str]) -> Iterator[Message]:
-    config, kind = model.base_config, metadata.get("general.architecture", "")
+    config, kind = model.text_config, metadata.get("general.architecture", "")
     rope = getattr(config, "rope_parameters", None) or {}
     expected = {
         "block_count": config.num_hidden_layers,
@@ -224,7 +225,7 @@ def make_modelfile(
     tokens = model.tokenizer.convert_ids_to_tokens(list(model.end_ids))
     stops = "".join(f"PARAMETER stop {json.dumps(one, ensure_ascii=False)}\n" for one in tokens)
     begins = (
-        "# begins inside the thought and closes it with </think>.\n"
+        f"# begins inside the thought and closes it with {find_marks(after).closes.strip()}.\n"
         if model.config.thinks
         else "# has no thought.\n"
     )

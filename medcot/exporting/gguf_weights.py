@@ -48,8 +48,8 @@ def check_gguf_weights(model: RunModel, file: Path) -> Iterator[Message]:
         if len(gone) < len(deltas):
             yield Message("proof_weights_missing", {"n": len(gone), "name": gone[0]})
         return
-    heads = model.base_config.num_attention_heads
-    kv_heads = getattr(model.base_config, "num_key_value_heads", None) or heads
+    heads = model.text_config.num_attention_heads
+    kv_heads = getattr(model.text_config, "num_key_value_heads", None) or heads
     for name, delta in deltas.items():
         tensor = tensors[names[name]]
         before, added = base.read(name).float().numpy(), delta().float().numpy()
@@ -128,6 +128,6 @@ def _stored_names(model: RunModel, reader: Any) -> dict[str, str]:
     arch = named.get(field.contents() if field else "")
     if arch is None:
         return {}
-    table = get_tensor_name_map(arch, model.base_config.num_hidden_layers)
+    table = get_tensor_name_map(arch, model.text_config.num_hidden_layers)
     found = {name: table.get_name(name, try_suffixes=(".weight",)) for name in model.deltas()}
     return {name: stored for name, stored in found.items() if stored is not None}

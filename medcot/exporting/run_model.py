@@ -100,6 +100,11 @@ class RunModel:
 
         return AutoConfig.from_pretrained(self.location.source, **self.location.options)
 
+    @property
+    def text_config(self) -> Any:
+        """Return the part of the configuration that is about text: all of it for most models."""
+        return self.base_config.get_text_config()
+
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """The tokens that ended an answer in the run: the tokenizer's and the base model's own."""

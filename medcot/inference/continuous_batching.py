@@ -48,10 +48,11 @@ def is_supported(model: Any) -> bool:
     That needs plain attention in every layer, and no generation settings that change greedy
     answers.
     """
-    config = model.config
+    config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return (
         getattr(model, "_supports_attention_backend", False)
+        and not getattr(model, "_is_stateful", False)
         and not config.is_encoder_decoder
         and kinds == {"full_attention"}
         and not getattr(config, "sliding_window", None)
@@ -117,7 +118,9 @@ class Decoder:
         needed = max(map(sum, zip(map(len, prompts), limits, strict=True))) + self.steps
         self.lengths = LENGTHS.get(kind, 32)
         room = -(-needed // self.lengths) * self.lengths
-        by_length = reads_by_length(self.device, self.dtype, _head_dim(model.config))
+        by_length = reads_by_length(
+            self.device, self.dtype, _head_dim(model.config.get_text_config())
+        )
         self.slots = SlotCache(count, room, self.device, by_length=by_length)
         self.tokens = torch.zeros(count, dtype=torch.long, device=self.device)
         self.recent = torch.zeros(self.steps, count, dtype=torch.long, device=self.device)

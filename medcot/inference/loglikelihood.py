@@ -58,15 +58,24 @@ def score_options(
     ]
     if all(len(ids) == 1 for texts in options for ids in texts):
         families = _list_families(prompts)
-        shared = loaded.engine.traits.extends_cache and len(families) < len(prompts)
+        shared = _extends_cache(loaded) and len(families) < len(prompts)
         if shared and min(map(len, prompts)) > 1:
             return _score_families(loaded, families, prompts, options, poll)
         return _score_next_token(loaded, prompts, options, poll)
-    if loaded.engine.traits.extends_cache and all(ids for texts in options for ids in texts):
+    if _extends_cache(loaded) and all(ids for texts in options for ids in texts):
         return _score_after_prompt(loaded, prompts, options, poll)
     flat = [(prompt, ids) for prompt, texts in zip(prompts, options, strict=True) for ids in texts]
     losses = iter(_score_ids(loaded, flat, poll))
     return [[next(losses) for _ in texts] for texts in options]
+
+
+def _extends_cache(loaded: LoadedModel) -> bool:
+    """Return whether a pass may read several tokens after the cache of another.
+
+    The cache of layers with a state, as of Qwen3.5, cannot be copied for several texts.
+    """
+    stateful = getattr(loaded.model, "_is_stateful", False)
+    return loaded.engine.traits.extends_cache and not stateful
 
 
 def _score_next_token(

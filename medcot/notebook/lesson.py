@@ -23,7 +23,7 @@ from medcot.hardware.machine import detect_machine
 from medcot.inference.ask import inference_plan
 from medcot.notebook.preview import SelectedRows, load_material
 from medcot.paths import is_folder
-from medcot.planning.model_specs import find_model_spec
+from medcot.planning.model_specs import CountedSpec, find_model_spec
 from medcot.planning.plan import Plan, make_plan
 from medcot.reporting.schema import Report
 from medcot.runs.directory import RunDirectory
@@ -173,6 +173,10 @@ def prepare_layer(config: RunConfig, rows: Sequence[TokenizedRow]) -> TopLayer:
 
 
 def _compute(config: RunConfig, rows: Sequence[TokenizedRow], known: TopLayer | None) -> TopLayer:
+    if isinstance(find_model_spec(config), CountedSpec):
+        # Norms after the feed-forward network, or experts, make another sum than the lesson's.
+        got = f"{config.model} is built otherwise"
+        raise InputError("--model", got, "expected a model built like Llama")
     loaded = models.load_base(config, inference_plan(config))
     try:
         body, head = loaded.model.model, loaded.model.lm_head

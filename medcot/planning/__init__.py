@@ -2,6 +2,7 @@
 
 Start at :func:`medcot.planning.plan.make_plan`. ``constraints`` fixes what the config and the
 machine decide, ``search`` enumerates the rest, ``memory_model`` and ``speed_model`` predict its
-cost. No torch; the network only for the ``config.json`` of a model that ``model_specs`` does not
-know. May import: data, config, hardware, records, errors, paths.
+cost. No torch, except in the process of ``architecture`` that counts an unfamiliar model; the
+network only for the ``config.json`` of a model that ``model_specs`` does not know. May import:
+data, config, hardware, records, errors, paths.
 """

@@ -7,13 +7,19 @@ from typing import Any, Generic, TypeVar
 
 from medcot.catalog import Message, Reason
 from medcot.config.presets import PRESETS
-from medcot.config.schema import EngineName, RunConfig, option_name
+from medcot.config.schema import TARGET_MODULES, EngineName, RunConfig, option_name
 from medcot.errors import InputError
 from medcot.hardware.gpu_specs import capability, supports_bf16, supports_fp8
 from medcot.hardware.machine import Machine, usable_gpus
 from medcot.planning.engine_traits import PLAIN_ENGINE, TRAITS
 from medcot.planning.memory_model import Device, Precision, Quantization
-from medcot.planning.model_specs import ModelSpec, look_up_model_spec
+from medcot.planning.model_specs import (
+    MEMORY_MARGIN,
+    TIME_MARGIN,
+    CountedSpec,
+    ModelSpec,
+    look_up_model_spec,
+)
 
 CUDA_CONTEXT_GIB = 0.6
 """Memory that the driver takes before the first tensor."""
@@ -71,18 +77,19 @@ def find_constraints(config: RunConfig, machine: Machine, spec: ModelSpec) -> Co
     device = _choose_device(config, machine)
     engine = _choose_engine(config, machine, spec, device.value)
     precision = _choose_precision(config, machine, device.value)
-    attention = _choose_attention(config, machine, device.value, engine.value)
+    attention = _choose_attention(config, machine, spec, device.value, engine.value)
     processes = _share_batch(config, machine, device.value)
     _require_8bit_optimizer(config, machine, device.value)
     if machine.split and config.quantization == "8bit":
         raise _refuse(config, "quantization", SPLIT, _use("--quantization 4bit or none"))
-    packing = _choose_packing(config, device.value, engine.value, attention.value)
+    packing = _choose_packing(config, spec, device.value, engine.value, attention.value)
     can_quantize = (
         device.value == "cuda" and "bitsandbytes" in machine.packages and not _is_rocm(machine)
     )
     no_fp8 = _obstacle_to_fp8(machine, spec, engine.value, precision.value)
     quantizations = _list_quantizations(config, device.value, no_fp8, can_quantize=can_quantize)
-    decisions = (device, engine, precision, attention, processes, packing, quantizations)
+    counted = _explain_counted(config, machine, spec)
+    decisions = (device, engine, precision, attention, processes, packing, quantizations, counted)
     return Constraints(
         config=config,
         engine=engine.value,
@@ -158,6 +165,8 @@ def _choose_engine(
         return _Decision(PLAIN_ENGINE, (Reason("reason_engine_rocm"),))
     if unsupported is None:
         return _Decision("fused", (Reason("reason_engine_fused"),))
+    if isinstance(spec, CountedSpec):
+        return _Decision(PLAIN_ENGINE, (Reason("reason_engine_family", {"family": spec.family}),))
     if TRAITS["unsloth"].package in machine.packages:
         return _Decision("unsloth", (Reason("reason_engine_unsloth", {"feature": unsupported}),))
     return _Decision(PLAIN_ENGINE, (Reason("reason_engine_no_unsloth"),))
@@ -185,6 +194,10 @@ def _require_engine(
 
 def _unsupported_by_fused(config: RunConfig, spec: ModelSpec) -> Message | None:
     """Return the feature that the fused engine lacks for this run, if there is one."""
+    if isinstance(spec, CountedSpec):
+        return Message("feature_family", {"family": spec.family})
+    if set(spec.targets) != set(TARGET_MODULES):
+        return Message("feature_targets")
     if spec.qk_norm:
         return Message("feature_qk_norm")
     if config.dropout:
@@ -223,10 +236,32 @@ def _has_bf16(machine: Machine, device: Device) -> bool:
     return device == "cuda" and supports_bf16(usable_gpus(machine)[0])
 
 
+def _explain_counted(config: RunConfig, machine: Machine, spec: ModelSpec) -> _Decision[None]:
+    """Say what holds for a model whose family was counted, and never measured.
+
+    Raises:
+        InputError: its weights are to be split over processes.
+    """
+    if not isinstance(spec, CountedSpec):
+        return _Decision(None)
+    if machine.split:
+        got = Message("error_split_family", {"family": spec.family})
+        raise InputError(f"--model {config.model}", got, Message("needs_no_split"))
+    reasons: list[Reason] = []
+    if spec.experts:
+        reasons.append(Reason("reason_experts", {"experts": spec.experts}))
+    if spec.towers:
+        reasons.append(Reason("reason_towers", {"parts": ", ".join(spec.towers)}))
+    margins = {"family": spec.family, "memory": MEMORY_MARGIN - 1, "time": TIME_MARGIN - 1}
+    return _Decision(None, tuple(reasons), (Message("warning_counted", margins),))
+
+
 def _choose_attention(
-    config: RunConfig, machine: Machine, device: Device, engine: EngineName
+    config: RunConfig, machine: Machine, spec: ModelSpec, device: Device, engine: EngineName
 ) -> _Decision[str]:
     """Choose transformers' ``attn_implementation``; some engines bring their own attention."""
+    if isinstance(spec, CountedSpec):
+        return _Decision(spec.attention, (Reason(f"reason_attention_{spec.attention}"),))
     ordered = (Reason("reason_deterministic"),) if config.deterministic and device == "cuda" else ()
     installed = "flash_attn" in machine.packages
     if not TRAITS[engine].brings_attention and installed and _has_bf16(machine, device):
@@ -235,12 +270,15 @@ def _choose_attention(
 
 
 def _choose_packing(
-    config: RunConfig, device: Device, engine: EngineName, attention: str
+    config: RunConfig, spec: ModelSpec, device: Device, engine: EngineName, attention: str
 ) -> _Decision[bool]:
     traits = TRAITS[engine]
     if traits.packs:
         return _Decision(value=True, reasons=(Reason("reason_packing_fused"),))
-    possible = device == "cuda" and (traits.brings_attention or attention == "flash_attention_2")
+    # Layers with a state of their own would carry it from one packed row into the next.
+    alone = isinstance(spec, CountedSpec)
+    apart = traits.brings_attention or attention == "flash_attention_2"
+    possible = device == "cuda" and apart and not alone
     if config.packing == "on" and not possible:
         why = Message("error_packing", {"engine": engine, "device": device})
         raise _refuse(config, "packing", why, Message("needs_packing"))

@@ -13,7 +13,7 @@ from typing import Literal
 
 from medcot.config.schema import EngineName
 from medcot.planning.engine_traits import TRAITS, Traits
-from medcot.planning.model_specs import ModelSpec
+from medcot.planning.model_specs import CountedSpec, ModelSpec
 
 Quantization = Literal["4bit", "8bit", "fp8", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -143,8 +143,8 @@ def predict_memory(step: StepConfig, spec: ModelSpec, rank: int, tokens: int) ->
         # Split, they are added up over the processes in buffers as large.
         "gradients": trainable * _ADAPTER_BYTES * (1 if step.shards == 1 else 2),
         "optimizer": trainable * _OPTIMIZER_BYTES[step.optimizer],
-        "activations": _activation_bytes(step, spec, int(width), tokens),
-        "logits": _logit_bytes(step, spec, width, tokens),
+        "activations": spec.memory_margin * _activation_bytes(step, spec, int(width), tokens),
+        "logits": spec.memory_margin * _logit_bytes(step, spec, width, tokens),
         "workspace": _workspace_bytes(step, spec, width) + gathered_bytes(step, spec),
     }
     return {name: size / GIB for name, size in parts.items()}
@@ -277,6 +277,9 @@ def _activation_bytes(step: StepConfig, spec: ModelSpec, width: int, tokens: int
         + saved.key_value * spec.kv_heads * spec.head_dim
         + saved.intermediate * spec.intermediate
     )
+    if isinstance(spec, CountedSpec) and spec.attention == "eager":
+        # Scores and their softmax, and a copy in float32, of each token with its whole row.
+        layer += (2 * width + 4) * spec.heads * tokens / step.micro_batch
     outside = saved.per_token * spec.hidden
     if not step.checkpointing:
         return tokens * (spec.layers * layer + outside)

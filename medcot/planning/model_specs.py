@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from medcot.catalog import Message
-from medcot.config.schema import BUNDLED_MODEL, TARGET_MODULES, RunConfig
+from medcot.config.schema import BUNDLED_MODEL, TARGET_MODULES, RunConfig, read_target_modules
 from medcot.credentials import hub_token
 from medcot.data.connection import check_connection
 from medcot.data.snapshots import find_snapshot
 from medcot.errors import InputError, one_line
 from medcot.network import limit_hub_requests
 from medcot.paths import is_folder
+from medcot.planning.architecture import count_architecture
+
+MEMORY_MARGIN = 1.4
+"""Activations and logits of a counted model are planned with so many times what its sizes make."""
+TIME_MARGIN = 1.5
+"""The same for the time of a step and of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class ModelSpec:
     """A Llama-like decoder: RMS norms, grouped attention, gated feed-forward.
 
     The biases are those of the linear layers; ``qk_norm`` is a norm over each head (Qwen3).
-    ``context`` is the longest sequence in tokens, 0 where it is not known.
+    ``context`` is the longest sequence in tokens, 0 where it is not known. ``targets`` are the
+    linear layers that get LoRA, by the last part of their names.
     """
 
     hidden: int
@@ -39,6 +46,7 @@ class ModelSpec:
     mlp_bias: bool = False
     qk_norm: bool = False
     context: int = 0
+    targets: tuple[str, ...] = TARGET_MODULES
 
     @property
     def linear_sizes(self) -> dict[str, tuple[int, int]]:
@@ -53,6 +61,21 @@ class ModelSpec:
             "up_proj": (self.hidden, self.intermediate),
             "down_proj": (self.intermediate, self.hidden),
         }
+
+    @property
+    def lora_widths(self) -> Mapping[str, int]:
+        """Return by name input plus output width, summed over all layers of that name."""
+        return {name: self.layers * sum(sizes) for name, sizes in self.linear_sizes.items()}
+
+    @property
+    def memory_margin(self) -> float:
+        """Return by what the predicted activations and logits are multiplied."""
+        return 1.0
+
+    @property
+    def time_margin(self) -> float:
+        """Return by what predicted times are multiplied."""
+        return 1.0
 
     @property
     def linear_parameters(self) -> int:
@@ -88,10 +111,72 @@ class ModelSpec:
             biases += sum(sizes[name][1] for name in ("gate_proj", "up_proj", "down_proj"))
         return biases + (2 * self.head_dim if self.qk_norm else 0)
 
-    def lora_parameters(self, rank: int, modules: Sequence[str] = TARGET_MODULES) -> int:
-        """Count the LoRA parameters: ``rank`` * (input + output) for each of ``modules``."""
-        sizes = self.linear_sizes
-        return self.layers * rank * sum(sum(sizes[name]) for name in modules)
+    def lora_parameters(self, rank: int) -> int:
+        """Count the LoRA parameters: ``rank`` * (input + output) for each of the ``targets``."""
+        widths = self.lora_widths
+        return rank * sum(widths[name] for name in self.targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedSpec(ModelSpec):
+    """A model of any family, counted by :func:`medcot.planning.architecture.count_architecture`.
+
+    Attributes:
+        family: Its ``model_type``.
+        total: All parameters, shared ones once.
+        quantizable: Weights of linear layers, which quantisation shrinks; stacked experts are not
+            among them.
+        multiplied: Weights that each token is multiplied with: of experts, those that read it.
+        linears: Of the text part's linear layers, by name: input and output width of the largest,
+            and the sum of all their widths.
+        experts: Experts of a layer, 0 where there are none.
+        towers: Parts that read no text, such as ``vision_tower``.
+        attention: What transformers offers for it: ``sdpa`` or ``eager``.
+    """
+
+    family: str
+    total: int
+    quantizable: int
+    multiplied: int
+    linears: Mapping[str, tuple[int, int, int]]
+    experts: int
+    towers: tuple[str, ...]
+    attention: str
+
+    @property
+    def linear_sizes(self) -> dict[str, tuple[int, int]]:
+        """Return the (input, output) widths of the largest linear layer of each name."""
+        return {name: (inner, outer) for name, (inner, outer, _) in self.linears.items()}
+
+    @property
+    def lora_widths(self) -> Mapping[str, int]:
+        """Return by name input plus output width, summed over all layers of that name."""
+        return {name: widths for name, (_, _, widths) in self.linears.items()}
+
+    @property
+    def memory_margin(self) -> float:
+        """Return by what the predicted activations and logits are multiplied."""
+        return MEMORY_MARGIN
+
+    @property
+    def time_margin(self) -> float:
+        """Return by what predicted times are multiplied."""
+        return TIME_MARGIN
+
+    @property
+    def linear_parameters(self) -> int:
+        """Count the weights of linear layers, which quantisation shrinks."""
+        return self.quantizable
+
+    @property
+    def parameters(self) -> int:
+        """Count all parameters, shared ones once."""
+        return self.total
+
+    @property
+    def computed_parameters(self) -> int:
+        """Count the weights that each token is multiplied with: blocks and head."""
+        return self.multiplied
 
 
 SMOLLM2_135M = ModelSpec(576, 1536, 30, 9, 3, 64, 49152, tied_embeddings=True, context=8192)
@@ -144,15 +229,30 @@ def find_model_spec(config: RunConfig) -> ModelSpec:
 
     Raises:
         InputError: a folder without a readable config.json, an unknown model that the hub cannot
-            be asked about, or one that is not a Llama-like decoder.
+            be asked about, one that is no causal language model, or ``config.target_modules``
+            names a layer that it does not have.
     """
     if config.model == BUNDLED_MODEL:
-        return SMOLLM2_135M
-    if is_folder(config.model):
+        spec = SMOLLM2_135M
+    elif is_folder(config.model):
         snapshot = find_snapshot(config.model)
-        return _read_file((snapshot.folder if snapshot else Path(config.model)) / "config.json")
-    known = look_up_model_spec(config.model)
-    return known if known is not None else _fetch_from_hub(config)
+        spec = _read_file((snapshot.folder if snapshot else Path(config.model)) / "config.json")
+    else:
+        known = look_up_model_spec(config.model)
+        spec = known if known is not None else _fetch_from_hub(config)
+    return _choose_targets(config, spec)
+
+
+def _choose_targets(config: RunConfig, spec: ModelSpec) -> ModelSpec:
+    asked = read_target_modules(config.target_modules)
+    if not asked:
+        return spec
+    for name in asked:
+        if name not in spec.linear_sizes:
+            got = f"{config.model} has no linear layer {name!r} in its text part"
+            needs = f"choose from {', '.join(spec.linear_sizes)}"
+            raise InputError(f"--target-modules {config.target_modules}", got, needs)
+    return replace(spec, targets=asked)
 
 
 def look_up_model_spec(model: str) -> ModelSpec | None:
@@ -166,13 +266,17 @@ def look_up_model_spec(model: str) -> ModelSpec | None:
 def read_model_spec(values: Mapping[str, Any], where: str) -> ModelSpec:
     """Read the spec that a transformers ``config.json`` describes.
 
+    Llama, Mistral, Qwen2 and Qwen3 are counted here, without torch. Any other model is built and
+    counted by transformers.
+
     Raises:
-        InputError: ``where`` lacks a size, or is of a family that this cannot count.
+        InputError: ``where`` lacks a size, or is no causal language model.
     """
     family = str(values.get("model_type", ""))
     if family not in ("llama", "mistral", "qwen2", "qwen3"):
-        needs = "expected a Llama, Mistral, Qwen2 or Qwen3 model"
-        raise InputError(where, f"found model_type {family or 'missing'!r}", needs)
+        counted = count_architecture(values, where)
+        towers, names = tuple(counted.pop("towers")), tuple(counted["linears"])
+        return CountedSpec(**counted, towers=towers, targets=names)
     hidden, heads = _size(values, "hidden_size", where), _size(values, "num_attention_heads", where)
     biased = bool(values.get("attention_bias", False))
     return ModelSpec(

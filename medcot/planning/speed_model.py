@@ -81,7 +81,8 @@ def micro_batch_s(
         * flops_per_token(spec, mean_tokens, checkpointing=step.checkpointing)
         / throughput.rate
     )
-    return max(gathering, max(launch, arithmetic) if throughput.overlaps else launch + arithmetic)
+    computing = max(launch, arithmetic) if throughput.overlaps else launch + arithmetic
+    return spec.time_margin * max(gathering, computing)
 
 
 FP8_SPEEDUP = 1.54
@@ -150,7 +151,7 @@ def flops_per_token(spec: ModelSpec, length: float, *, checkpointing: bool) -> f
     Each weight takes two forward and two backward; causal attention spans ``length`` tokens.
     """
     attention = 2 * spec.heads * spec.head_dim * length * spec.layers
-    blocks = 2 * spec.linear_parameters
+    blocks = 2 * (spec.computed_parameters - spec.head_parameters)
     head = 2 * spec.head_parameters
     recomputed = blocks + attention if checkpointing else 0
     return 2 * blocks + 2 * head + 3.5 * attention + recomputed
@@ -221,7 +222,7 @@ def evaluation_s(
     one_token = spec.layers * throughput.layer_pass_s / 2
     one_token += weights / _bandwidth(step, machine) + gather_s(step, spec)
     scoring = score + rounds * config.max_new_tokens * one_token
-    return count_scorings(config) * scoring
+    return count_scorings(config) * scoring * spec.time_margin
 
 
 def count_answers(config: RunConfig) -> int:

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 from medcot.catalog import Message
 from medcot.credentials import SERVE_TOKEN
-from medcot.data.prompts import CLOSE, OPEN
+from medcot.data.prompts import MARK_TOKENS
 from medcot.engines.loading import locate
 from medcot.errors import InputError, RunFailed, nearest, one_line
 from medcot.hardware.machine import detect_machine
@@ -162,9 +162,8 @@ def _choose_llama(target: Target, place: Path, wanted: BackendName) -> Backend:
         needs = "install it: pip install 'medcot[serve]'"
         raise InputError("medcot serve", "llama.cpp's server is not installed", needs)
     # The tags are special tokens in some models; llama.cpp would leave those out.
-    return Backend(
-        title, command, place, takes_tokens=True, options={"preserved_tokens": [OPEN, CLOSE]}
-    )
+    options = {"preserved_tokens": list(MARK_TOKENS)}
+    return Backend(title, command, place, takes_tokens=True, options=options)
 
 
 def _why_not_vllm(target: Target) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Literal
 
 from medcot.config.schema import RunConfig
 from medcot.data.fast_tokenizer import FastTokenizer, load_fast_tokenizer
-from medcot.data.prompts import CLOSE
+from medcot.data.prompts import CLOSINGS
 from medcot.data.prompts import ask as ask_prompt
 from medcot.data.tokenization import chat_template, encode_text
 from medcot.errors import InputError
@@ -110,9 +111,10 @@ class Target:
 
 def _without_thought(turn: Turn) -> Turn:
     """Leave out a thought that a client sends back: chat templates keep none of earlier turns."""
-    if turn.role != "assistant" or CLOSE not in turn.content:
+    if turn.role != "assistant":
         return turn
-    return Turn(turn.role, turn.content.rpartition(CLOSE)[2].strip())
+    *_, answer = re.split(CLOSINGS, turn.content)
+    return turn if answer == turn.content else Turn(turn.role, answer.strip())
 
 
 def open_run(directory: RunDirectory) -> Target:

@@ -104,7 +104,8 @@ def fit(
                 raise
             if comm.world_size() > 1:
                 raise _out_of_memory_in_one_process(plan) from error
-            plan = _with_less_memory(plan, loaded.model.config.num_hidden_layers)
+            layers = loaded.model.config.get_text_config().num_hidden_layers
+            plan = _with_less_memory(plan, layers)
     directory.require()
     ended = recorder.step >= training.steps and not recorder.validation_is_pending
     stopped_early = not ended and recorder.validation.is_exhausted

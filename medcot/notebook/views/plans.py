@@ -36,9 +36,10 @@ def show_lora(shape: ModelSpec, config: RunConfig, language: str) -> str:
             f"{outer:,} × {inner:,}",
             f"{outer:,} × {config.rank:,}",
             f"{config.rank:,} × {inner:,}",
-            f'<span class="mc-number">{config.rank * (inner + outer) * shape.layers:,}</span>',
+            f'<span class="mc-number">{config.rank * shape.lora_widths[name]:,}</span>',
         )
         for name, (inner, outer) in shape.linear_sizes.items()
+        if name in shape.targets
     ]
     headers = (
         say("layer", language),
@@ -64,11 +65,12 @@ def show_lora(shape: ModelSpec, config: RunConfig, language: str) -> str:
 
 def _picture(shape: ModelSpec, rank: int, language: str) -> str:
     """Draw W + B x A of one layer to scale, with the sizes at their sides."""
-    inner, outer = shape.linear_sizes["down_proj"]
+    sizes = shape.linear_sizes
+    inner, outer = sizes.get("down_proj") or max(sizes.values())
     wide = _drawing("mc-wide", (350, 22), (inner, outer), rank, beside=True)
     narrow = _drawing("mc-narrow", (230, 20), (inner, outer), rank, beside=False)
-    sizes = {"outer": f"{outer:,}", "inner": f"{inner:,}", "rank": rank}
-    alt, caption = say("lora_alt", language, **sizes), say("lora_caption", language, **sizes)
+    said = {"outer": f"{outer:,}", "inner": f"{inner:,}", "rank": rank}
+    alt, caption = say("lora_alt", language, **said), say("lora_caption", language, **said)
     return figure(wide + narrow, alt, caption)
 
 

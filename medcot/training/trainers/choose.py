@@ -78,6 +78,8 @@ def make_arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path)
         lr_scheduler_type=config.schedule,
         warmup_steps=min(config.warmup_steps, steps),
         weight_decay=config.weight_decay,
+        # Of experts, too, the loss is that of the completions alone: it is the one that is scored.
+        router_aux_loss_coef=0.0,
         optim=config.optimizer if not on_cpu else "adamw_torch",
         completion_only_loss=True,
         use_cpu=on_cpu,
