@@ -112,8 +112,8 @@ def count_architecture(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         return json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         pass  # not counted yet
-    in_process = "transformers" in sys.modules
-    found = _count(values) if in_process else _count_elsewhere(values)
+    count = _count if sys.modules.get("transformers") else _count_elsewhere
+    found = count(values)
     if problem := found.get("problem"):
         raise InputError(where, str(problem), str(found.get("needs", NEEDS)))
     _keep(kept, found)

@@ -261,7 +261,9 @@ def _choose_attention(
 ) -> _Decision[str]:
     """Choose transformers' ``attn_implementation``; some engines bring their own attention."""
     if isinstance(spec, CountedSpec):
-        return _Decision(spec.attention, (Reason(f"reason_attention_{spec.attention}"),))
+        slow = spec.attention == "eager"
+        code = "reason_attention_eager" if slow else "reason_attention_sdpa"
+        return _Decision(spec.attention, (Reason(code),))
     ordered = (Reason("reason_deterministic"),) if config.deterministic and device == "cuda" else ()
     installed = "flash_attn" in machine.packages
     if not TRAITS[engine].brings_attention and installed and _has_bf16(machine, device):
