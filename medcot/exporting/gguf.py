@@ -225,7 +225,7 @@ def make_modelfile(
     tokens = model.tokenizer.convert_ids_to_tokens(list(model.end_ids))
     stops = "".join(f"PARAMETER stop {json.dumps(one, ensure_ascii=False)}\n" for one in tokens)
     begins = (
-        f"# begins inside the thought and closes it with {find_marks(after).closes.strip()}.\n"
+        f"# begins inside the thought and closes it with {find_marks(around[1]).closes.strip()}.\n"
         if model.config.thinks
         else "# has no thought.\n"
     )
