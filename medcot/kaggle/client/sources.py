@@ -40,6 +40,8 @@ STAYS = (
     "reporting/study.py",
     "reporting/words_",
     "data/inspection.py",
+    "engines/fsdp/",
+    "training/trainers/fsdp.py",
     "evaluation/grading.py",
     "evaluation/lm_eval.py",
     "evaluation/words_",
