@@ -34,6 +34,7 @@ STAYS = (
     "cli/study.py",
     "config/file_schema.py",
     "cli/study_table.py",
+    "planning/validation.py",
     "pipeline/lm_eval.py",
     "pipeline/study.py",
     "pipeline/study_progress.py",
