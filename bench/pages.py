@@ -127,8 +127,10 @@ def save(page: Any, file: Path, problems: list[str]) -> None:
     if over > 0:
         problems.append(f"{file.stem}: {over} px too wide")
     print(f"| {file.stem} | {height:,} |", flush=True)
-    page.set_viewport_size({"width": page.viewport_size["width"], "height": height})
-    page.wait_for_timeout(500)
+    for _ in range(2):  # marimo's letters grow with the window's height
+        tall = {"width": page.viewport_size["width"], "height": page.evaluate(TALLEST)}
+        page.set_viewport_size(tall)
+        page.wait_for_timeout(500)
     page.screenshot(path=file)
 
 

@@ -34,7 +34,7 @@ def make_elements(base: RunConfig, *, editing: bool) -> dict[str, Any]:
         "model": _named("model", base.model, MODELS, editing=editing),
         "dataset": _named("dataset", base.dataset, DATASETS, editing=editing),
         "machine": mo.ui.dropdown(
-            list(MACHINES), value=machine_for(base.preset), label="`machine`"
+            list(MACHINES), value=machine_for(base.preset), label="`machine`", full_width=True
         ),
         "language": mo.ui.dropdown(
             list(choices("language")), value=base.language, label="`language`"
