@@ -105,6 +105,12 @@ class JudgeResult:
     outcomes: Mapping[str, Preference] = field(default_factory=dict[str, Preference])
     planted: int = 0
     planted_right: int = 0
+    messages: tuple[Message, ...] = ()
+
+    def text(self, language: str) -> str:
+        """Say what the judge found; runs of older versions say it in English alone."""
+        found = " ".join(one.text(language) for one in self.messages)
+        return found or self.sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,17 +204,14 @@ def judge_answers(
             return _refuse(model, url, right, len(planted))
         ask_about(pairs)
     except openai.OpenAIError as error:
-        said = f"The judge at {url} gave no answer ({one_line(str(error), 100)}): not judged."
-        return JudgeResult(model, url, reached=False, sentence=said)
+        why = {"url": url, "error": one_line(str(error), 100)}
+        nothing = JudgeResult(model, url, reached=False, sentence="")
+        return _add_message(nothing, Message("judge_unreached", why))
     judged = tally({one.id: found[name] for name, one in pairs.items()}, model, url)
     if not planted:
-        untested = f"It was not tested: fewer than {FEWEST_PLANTED} references differ."
-        return replace(judged, sentence=f"{judged.sentence} {untested}")
-    said = (
-        f"{judged.sentence} Tested before on {len(planted)} planted pairs, it preferred the right"
-        f" answer in both orders {right} times."
-    )
-    return replace(judged, sentence=said, planted=len(planted), planted_right=right)
+        return _add_message(judged, Message("judge_untested", {"fewest": FEWEST_PLANTED}))
+    judged = replace(judged, planted=len(planted), planted_right=right)
+    return _add_message(judged, Message("judge_tested", {"planted": len(planted), "right": right}))
 
 
 def plant_pairs(suite: EvaluationSuite) -> list[AnswerPair]:
@@ -225,13 +228,17 @@ def plant_pairs(suite: EvaluationSuite) -> list[AnswerPair]:
 
 
 def _refuse(model: str, url: str, right: int, planted: int) -> JudgeResult:
-    said = (
-        f"The judge at {url} was tested on {planted} planted pairs and preferred the right answer"
-        f" in both orders only {right} times, where {LEAST_RIGHT:.0%} are needed: not judged."
+    refused = JudgeResult(
+        model, url, reached=False, sentence="", planted=planted, planted_right=right
     )
-    return JudgeResult(
-        model, url, reached=False, sentence=said, planted=planted, planted_right=right
-    )
+    values = {"url": url, "planted": planted, "right": right, "least": LEAST_RIGHT}
+    return _add_message(refused, Message("judge_refused", values))
+
+
+def _add_message(result: JudgeResult, *messages: Message) -> JudgeResult:
+    """Add what is to be said; ``sentence`` says all of it in English."""
+    together = (*result.messages, *messages)
+    return replace(result, messages=together, sentence=" ".join(map(str, together)))
 
 
 def connect(url: str, model: str) -> AskJudge:
@@ -281,11 +288,11 @@ def tally(outcomes: Mapping[str, Preference], model: str, url: str) -> JudgeResu
     read = len(outcomes) - count["unread"]
     agreed = read - count["inconsistent"]
     p_value = sign_test(count["after"], count["before"])
-    return JudgeResult(
+    judged = JudgeResult(
         model,
         url,
         reached=True,
-        sentence=_say(count, read, agreed, p_value),
+        sentence="",
         n=len(outcomes),
         before=count["before"],
         after=count["after"],
@@ -296,6 +303,7 @@ def tally(outcomes: Mapping[str, Preference], model: str, url: str) -> JudgeResu
         p_value=p_value,
         outcomes=dict(outcomes),
     )
+    return _add_message(judged, *_describe(count, read, agreed, p_value))
 
 
 def pair_answers(
@@ -348,15 +356,16 @@ def _read_winner(reply: str, first: Phase, second: Phase) -> Preference | None:
     return said.get(read_last_word(reply))
 
 
-def _say(count: Counter[Preference], read: int, agreed: int, p_value: float) -> str:
+def _describe(
+    count: Counter[Preference], read: int, agreed: int, p_value: float
+) -> Iterator[Message]:
     if not read:
-        return "The judge gave no opinion that could be read."
-    said = (
-        f"Of {read} pairs of answers, in both orders, the judge preferred the tuned model's"
-        f" {count['after']} times, the untuned model's {count['before']} times, and neither"
-        f" {count['tie']} times; its two opinions agreed on {agreed} of {read}."
-    )
+        yield Message("judge_silent")
+        return
+    sides = {"after": count["after"], "before": count["before"], "tie": count["tie"]}
+    yield Message("judge_pairs", {"read": read, "agreed": agreed} | sides)
     if p_value >= 1 - LEVEL:
-        return f"{said} That may be chance (p = {p_value:.2g})."
-    better = "tuned" if count["after"] > count["before"] else "untuned"
-    return f"{said} It prefers the {better} model (p = {p_value:.2g})."
+        code = "judge_chance"
+    else:
+        code = "judge_tuned" if count["after"] > count["before"] else "judge_untuned"
+    yield Message(code, {"p": p_value})

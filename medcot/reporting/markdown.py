@@ -328,7 +328,7 @@ def _judge(report: Report, language: str) -> Iterator[str]:
     if judge or grades:
         yield f"## {say('report_judge', language)}"
     if judge:
-        yield escape(judge.sentence)
+        yield escape(judge.text(language))
     if grades:
         yield escape(" ".join(one.text(language) for one in grades.messages))
 

@@ -227,3 +227,6 @@ def test_the_report_shows_the_judge_and_keeps_it_out_of_the_verdict() -> None:
     report = build_report(before, after, exam(8), make_config("demo"), Facts(judge=judged))
     assert report.verdict.nll == "no evidence"
     assert judged.sentence[:40] in render_markdown(report)
+    assert "8 次选微调后的模型" in render_markdown(report, "zh")
+    older = replace(report, facts=Facts(judge=replace(judged, messages=())))
+    assert judged.sentence[:40] in render_markdown(older, "zh")
