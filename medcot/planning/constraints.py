@@ -87,7 +87,12 @@ def find_constraints(config: RunConfig, machine: Machine, spec: ModelSpec) -> Co
         device.value == "cuda" and "bitsandbytes" in machine.packages and not _is_rocm(machine)
     )
     no_fp8 = _obstacle_to_fp8(machine, spec, engine.value, precision.value)
-    quantizations = _list_quantizations(config, device.value, no_fp8, can_quantize=can_quantize)
+    _require_stored_weights(config, spec, device.value, can_quantize=can_quantize)
+    quantizations = (
+        _list_quantizations(config, device.value, no_fp8, can_quantize=can_quantize)
+        if spec.stored == "none"
+        else _Decision((spec.stored,), (Reason("reason_stored", {"choice": spec.stored}),))
+    )
     counted = _explain_counted(config, machine, spec)
     decisions = (device, engine, precision, attention, processes, packing, quantizations, counted)
     return Constraints(
@@ -304,6 +309,23 @@ def _share_batch(config: RunConfig, machine: Machine, device: Device) -> _Decisi
     if device == "cuda" and gpus > 1 and config.seeds == 1:
         return _Decision(count, warnings=(Message("warning_idle_gpus", {"gpus": gpus}),))
     return _Decision(count)
+
+
+def _require_stored_weights(
+    config: RunConfig, spec: ModelSpec, device: Device, *, can_quantize: bool
+) -> None:
+    """Refuse a repository with quantized weights where they cannot be used as they are stored."""
+    if spec.stored == "none":
+        return
+    where = f"--model {config.model}"
+    if device != "cuda" or not can_quantize:
+        got = Message("error_stored_here", {"choice": spec.stored})
+        raise InputError(where, got, Message("needs_16_bits"))
+    if config.quantization not in ("auto", spec.stored):
+        got = Message("error_stored", {"choice": spec.stored})
+        raise InputError(
+            f"--quantization {config.quantization}", got, _use(f"--quantization {spec.stored}")
+        )
 
 
 def _list_quantizations(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from medcot.catalog import Message
 from medcot.config.schema import BUNDLED_MODEL, TARGET_MODULES, RunConfig, read_target_modules
@@ -17,6 +17,9 @@ from medcot.errors import InputError, one_line
 from medcot.network import limit_hub_requests
 from medcot.paths import is_folder
 from medcot.planning.architecture import count_architecture
+
+StoredWeights = Literal["none", "4bit", "8bit"]
+"""How a repository holds its linear layers; "4bit" and "8bit" are bitsandbytes'."""
 
 MEMORY_MARGIN = 1.4
 """Activations and logits of a counted model are planned with so many times what its sizes make."""
@@ -30,7 +33,8 @@ class ModelSpec:
 
     The biases are those of the linear layers; ``qk_norm`` is a norm over each head (Qwen3).
     ``context`` is the longest sequence in tokens, 0 where it is not known. ``targets`` are the
-    linear layers that get LoRA, by the last part of their names.
+    linear layers that get LoRA, by the last part of their names. ``stored`` is how the repository
+    holds their weights, "none" for 16 or 32 bits.
     """
 
     hidden: int
@@ -47,6 +51,7 @@ class ModelSpec:
     qk_norm: bool = False
     context: int = 0
     targets: tuple[str, ...] = TARGET_MODULES
+    stored: StoredWeights = "none"
 
     @property
     def linear_sizes(self) -> dict[str, tuple[int, int]]:
@@ -258,9 +263,11 @@ def _choose_targets(config: RunConfig, spec: ModelSpec) -> ModelSpec:
 def look_up_model_spec(model: str) -> ModelSpec | None:
     """Look up a hub name such as ``unsloth/Qwen2.5-7B-Instruct-bnb-4bit`` in the table."""
     name = model.rpartition("/")[2].lower()
+    stored: StoredWeights = "4bit" if name.endswith("-bnb-4bit") else "none"
     while suffix := next((s for s in _SUFFIXES if name.endswith(s)), None):
         name = name.removesuffix(suffix)
-    return _KNOWN.get(name)
+    spec = _KNOWN.get(name)
+    return None if spec is None else replace(spec, stored=stored)
 
 
 def read_model_spec(values: Mapping[str, Any], where: str) -> ModelSpec:
@@ -272,11 +279,11 @@ def read_model_spec(values: Mapping[str, Any], where: str) -> ModelSpec:
     Raises:
         InputError: ``where`` lacks a size, or is no causal language model.
     """
-    family = str(values.get("model_type", ""))
+    family, stored = str(values.get("model_type", "")), _read_stored(values, where)
     if family not in ("llama", "mistral", "qwen2", "qwen3"):
         counted = count_architecture(values, where)
         towers, names = tuple(counted.pop("towers")), tuple(counted["linears"])
-        return CountedSpec(**counted, towers=towers, targets=names)
+        return CountedSpec(**counted, towers=towers, targets=names, stored=stored)
     hidden, heads = _size(values, "hidden_size", where), _size(values, "num_attention_heads", where)
     biased = bool(values.get("attention_bias", False))
     return ModelSpec(
@@ -293,7 +300,28 @@ def read_model_spec(values: Mapping[str, Any], where: str) -> ModelSpec:
         mlp_bias=bool(values.get("mlp_bias", False)),
         qk_norm=family == "qwen3",
         context=_size(values, "max_position_embeddings", where, 0),
+        stored=stored,
     )
+
+
+def _read_stored(values: Mapping[str, Any], where: str) -> StoredWeights:
+    """Return how a repository stores its linear layers, by ``quantization_config``.
+
+    Raises:
+        InputError: By another program than bitsandbytes.
+    """
+    found = values.get("quantization_config")
+    if not found:
+        return "none"
+    settings = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    method = settings.get("quant_method", "bitsandbytes")
+    bits = {"4bit": settings.get("load_in_4bit"), "8bit": settings.get("load_in_8bit")}
+    stored = next((name for name, is_so in bits.items() if is_so), None)
+    if method != "bitsandbytes" or stored is None:
+        got = f"its weights are quantized by {one_line(str(method), 40)!r}"
+        needs = "use the repository in 16 bits, or one that bitsandbytes quantized"
+        raise InputError(where, got, needs)
+    return cast("StoredWeights", stored)
 
 
 def _size(values: Mapping[str, Any], name: str, where: str, default: int | None = None) -> int:

@@ -185,7 +185,7 @@ def _stage_times_s(
     """Return the seconds of each stage and their total, of all seeds together."""
     config = workload.config
     stages = {
-        "load": loading_s(workload.config, best.step, workload.spec),
+        "load": loading_s(best.step, workload.spec),
         "evaluate": evaluation_s(
             config, best.step, workload.spec, workload.machine, workload.mean_tokens, answer_rows
         ),

@@ -182,15 +182,14 @@ def _bandwidth(step: StepConfig, machine: Machine) -> float:
     return usable_gpus(machine)[0].bandwidth_gb_s * 1e9 if step.device == "cuda" else CPU_BANDWIDTH
 
 
-def loading_s(config: RunConfig, step: StepConfig, spec: ModelSpec) -> float:
+def loading_s(step: StepConfig, spec: ModelSpec) -> float:
     """Predict the seconds for imports and for reading the model's files from a disk at 1 GB/s."""
-    return step.traits.import_s + stored_bytes(config.model, spec) / 1e9
+    return step.traits.import_s + stored_bytes(spec) / 1e9
 
 
-def stored_bytes(model: str, spec: ModelSpec) -> float:
-    """Return the size of a model's files: 16-bit weights, or 4 bits where its name says so."""
-    stored = "4bit" if model.lower().endswith("-bnb-4bit") else "none"
-    return weight_bytes(spec, stored, 2.0)
+def stored_bytes(spec: ModelSpec) -> float:
+    """Return the size of a model's files, whose layers are in 16 bits or quantized."""
+    return weight_bytes(spec, spec.stored, 2.0)
 
 
 def evaluation_s(

@@ -14,7 +14,7 @@ from medcot.hardware.gpu_specs import Gpu
 from medcot.hardware.machine import Machine, named_machine
 from medcot.planning.constraints import unused_packages
 from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predict_memory
-from medcot.planning.model_specs import find_model_spec
+from medcot.planning.model_specs import find_model_spec, read_model_spec
 from medcot.planning.plan import make_plan
 from tests.support.plans import LAPTOP, plan_for, without_unsloth
 
@@ -43,6 +43,12 @@ def test_products_go_in_8_bit_floats_only_if_asked_and_that_is_said() -> None:
     assert any("--quantization none costs nothing" in str(reason) for reason in plan.reasons)
     assert plan.tokens_per_second > 1.2 * exact.tokens_per_second
     assert plan.memory_gib["weights"] == pytest.approx(exact.memory_gib["weights"] + 13.0, abs=0.1)
+
+
+SHAPE = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "vocab_size": 512,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -251,6 +257,43 @@ def test_following_the_advice_makes_it_fit(
     better = make_config(preset, given_values | read_advice(str(caught.value.needs)))
     plan = make_plan(better, machine, find_model_spec(better), 400, 788, better.max_length)
     assert plan.peak_gib <= plan.limit_gib
+
+
+STORED = "unsloth/Qwen2.5-7B-Instruct-bnb-4bit"
+
+
+def test_weights_that_a_repository_stores_in_4_bits_are_used_as_they_are() -> None:
+    # 16-bit weights would fit and train faster, but the repository has none.
+    roomy = named_machine("H100")
+    assert plan_for("gpu-80g", roomy, model="unsloth/Qwen2.5-7B-Instruct").quantization == "none"
+    plan = plan_for("gpu-80g", roomy, model=STORED)
+    assert plan.quantization == "4bit"
+    assert any(reason.code == "reason_stored" for reason in plan.reasons)
+    with pytest.raises(InputError, match=r"--quantization none: .* in 4bit; use --quantization 4b"):
+        plan_for("gpu-80g", roomy, model=STORED, quantization="none")
+    with pytest.raises(InputError, match=r"stored in 4bit, which needs CUDA .* in 16 bits"):
+        plan_for("demo", LAPTOP, model=STORED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}, "4bit"),
+        ({"load_in_8bit": True}, "8bit"),
+        (None, "none"),
+    ],
+)
+def test_how_weights_are_stored_is_read_from_the_model(
+    settings: dict[str, Any] | None, stored: str
+) -> None:
+    values = SHAPE | {"quantization_config": settings}
+    assert read_model_spec(values, "config.json").stored == stored
+
+
+@pytest.mark.parametrize("method", ["gptq", "mxfp4", "fp8"])
+def test_weights_that_another_program_quantized_are_refused(method: str) -> None:
+    with pytest.raises(InputError, match=f"quantized by '{method}'; use the repository in 16 bits"):
+        read_model_spec(SHAPE | {"quantization_config": {"quant_method": method}}, "config.json")
 
 
 def test_a_model_far_too_large_is_answered_with_a_smaller_one() -> None:

@@ -75,7 +75,7 @@ def _download(config: RunConfig, image: Path) -> StageEstimate:
     if config.model == BUNDLED_MODEL:
         size, what = BUNDLED_BYTES, "from the package index"
     else:
-        size, what = stored_bytes(config.model, find_model_spec(config)), "from the hub"
+        size, what = stored_bytes(find_model_spec(config)), "from the hub"
     rate, source = HUB_MB_PER_S, "assumed"
     if image.is_file():
         measured: dict[str, Any] = json.loads(image.read_text(encoding="utf-8"))
@@ -89,9 +89,10 @@ def _download(config: RunConfig, image: Path) -> StageEstimate:
 
 def _quantize(config: RunConfig, plan: Plan) -> tuple[StageEstimate, ...]:
     """Return the stage in which 16-bit weights become 4-bit ones, if there is one."""
-    if plan.quantization != "4bit" or config.model.lower().endswith("-bnb-4bit"):
+    spec = find_model_spec(config)
+    if plan.quantization in ("none", spec.stored):
         return ()
-    size = stored_bytes(config.model, find_model_spec(config)) / 1e9
+    size = stored_bytes(spec) / 1e9
     shorter = f"none for {config.model}-bnb-4bit" if "/" in config.model else "assumed"
     source = f"{size:.1f} GB at {QUANTIZE_GB_PER_S:.0f} GB/s, assumed; {shorter}"
     return (StageEstimate("quantize", size / QUANTIZE_GB_PER_S, source),)
