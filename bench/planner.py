@@ -4,10 +4,10 @@
     python bench/planner.py --results FOLDER/results.json           # runs measured anew
     python bench/planner.py --results FOLDER/results.json --write   # and keep them
 
-``medcot/planning/calibration.json`` holds the known runs; ``bench/training.py`` measures
+``medcot/planning/measured_runs.json`` holds the known runs; ``bench/training.py`` measures
 such runs and leaves ``results.json``. With ``--write`` they take the place of those in the table.
-The coefficients beside them are fitted by hand. No GPU is needed. Runs without a speed were
-measured while the machine was disturbed.
+The coefficients in ``calibration.json`` are fitted by hand. No GPU is needed. Runs without a speed
+were measured while the machine was disturbed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from medcot.planning import calibration
-from medcot.planning.calibration import MeasuredRun, load_calibration
-from medcot.planning.validation import predict_run
+from medcot.planning import validation
+from medcot.planning.validation import MeasuredRun, load_measured_runs, predict_run
 
-TABLE = Path(calibration.__file__).with_name("calibration.json")
+TABLE = Path(validation.__file__).with_name("measured_runs.json")
 WEIGHTS = {"none": "16-bit", "fp8": "fp8", "4bit": "4-bit"}
 PLANNED = (
     "engine", "quantization", "precision", "gpus", "micro_batch", "accumulation", "packing",
@@ -33,9 +32,9 @@ PLANNED = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--results", type=Path, help="results.json of bench/training.py")
-    parser.add_argument("--write", action="store_true", help="keep them in calibration.json")
+    parser.add_argument("--write", action="store_true", help="keep them in measured_runs.json")
     arguments = parser.parse_args()
-    runs = read_results(arguments.results) if arguments.results else load_calibration().own.runs
+    runs = read_results(arguments.results) if arguments.results else load_measured_runs().own.runs
     print("| run | GiB | planned | off | tokens/s | planned | off |")
     print("| --- | --: | --: | --: | --: | --: | --: |")
     for run in runs:

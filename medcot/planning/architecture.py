@@ -109,9 +109,11 @@ def count_architecture(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     text = json.dumps({"format": FORMAT, "transformers": version("transformers"), **values})
     kept = cache_folder() / "architectures" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
     try:
-        return json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        pass  # not counted yet
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["family"] == family:
+            return found
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # not counted yet, or damaged
     count = _count if sys.modules.get("transformers") else _count_elsewhere
     found = count(values)
     if problem := found.get("problem"):

@@ -1,4 +1,4 @@
-"""Loads the calibration table: measured runs, and the coefficients fitted to them."""
+"""Loads the coefficients that are fitted to the runs of :mod:`medcot.planning.validation`."""
 
 from __future__ import annotations
 
@@ -10,53 +10,6 @@ from importlib.resources import files
 from pydantic import TypeAdapter
 
 from medcot.config.schema import EngineName
-from medcot.planning.memory_model import Precision, Quantization
-
-
-@dataclass(frozen=True)
-class RecipeRun:
-    """A measured run of the tutorial's recipe: ``rows`` of ``row_tokens`` tokens in a pass."""
-
-    engine: EngineName
-    quantization: Quantization
-    checkpointing: bool
-    rows: int
-    row_tokens: int
-    tokens_per_second: int
-    peak_gib: float
-
-
-@dataclass(frozen=True)
-class MeasuredRun:
-    """A run of ``bench/training.py`` on an H100.
-
-    ``tokens_per_second`` is the median, ``low`` and ``high`` its range. They are None for runs
-    measured before a change that made them faster, which calibrate memory alone.
-    """
-
-    engine: EngineName
-    quantization: Quantization
-    precision: Precision
-    gpus: int
-    micro_batch: int
-    accumulation: int
-    packing: bool
-    recomputed_layers: int
-    rank: int
-    tokens_per_second: int | None
-    low: int | None
-    high: int | None
-    peak_gib: float
-
-
-@dataclass(frozen=True)
-class OwnRuns:
-    """Runs of ``bench/training.py``, and the lengths in tokens of the rows that they trained on."""
-
-    mean_tokens: float
-    longest_tokens: int
-    shared_tokens: int
-    runs: tuple[MeasuredRun, ...]
 
 
 @dataclass(frozen=True)
@@ -96,8 +49,6 @@ class Calibration:
     """
 
     device: str
-    runs: tuple[RecipeRun, ...]
-    own: OwnRuns
     exchange_s: float
     engines: Mapping[EngineName, EngineSpeed]
     devices: Mapping[str, PeakShare]

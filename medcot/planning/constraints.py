@@ -125,7 +125,7 @@ def unused_packages(config: RunConfig) -> tuple[str, ...]:
     optional = {traits.package for traits in TRAITS.values()} - {""}
     if config.engine != "auto":
         return tuple(sorted(optional - {TRAITS[config.engine].package}))
-    spec = look_up_model_spec(config.model)
+    spec = None if config.target_modules else look_up_model_spec(config.model)
     fused = spec is not None and _unsupported_by_fused(config, spec) is None
     return tuple(sorted(optional)) if fused else ()
 

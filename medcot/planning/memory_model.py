@@ -2,7 +2,7 @@
 
 The coefficients count the tensors that each engine saves for the backward pass. A test counts those
 of ``transformers`` on a real model. Those of unsloth are fitted to the measured runs in
-``calibration.json`` and predict them within 2 %.
+``measured_runs.json`` and predict them within 2 %.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ StoredWeights = Literal["none", "4bit", "8bit"]
 """How a repository holds its linear layers; "4bit" and "8bit" are bitsandbytes'."""
 
 MEMORY_MARGIN = 1.4
-"""Activations and logits of a counted model are planned with so many times what its sizes make."""
+"""Activations and logits of a counted model are planned with so many times what its sizes make. Set
+by hand: no such model was measured."""
 TIME_MARGIN = 1.5
 """The same for the time of a step and of an evaluation."""
 

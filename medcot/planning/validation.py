@@ -3,13 +3,84 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
+from pydantic import TypeAdapter
+
+from medcot.config.schema import EngineName
 from medcot.hardware.machine import named_machine
-from medcot.planning.calibration import MeasuredRun, load_calibration
 from medcot.planning.engine_traits import TRAITS
-from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predict_memory
+from medcot.planning.memory_model import (
+    Precision,
+    Quantization,
+    StepConfig,
+    longest_pass_tokens,
+    predict_memory,
+)
 from medcot.planning.model_specs import look_up_model_spec
 from medcot.planning.speed_model import gradient_exchange_s, micro_batch_s
+
+
+@dataclass(frozen=True)
+class RecipeRun:
+    """A measured run of the tutorial's recipe: ``rows`` of ``row_tokens`` tokens in a pass."""
+
+    engine: EngineName
+    quantization: Quantization
+    checkpointing: bool
+    rows: int
+    row_tokens: int
+    tokens_per_second: int
+    peak_gib: float
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """A run of ``bench/training.py`` on an H100.
+
+    ``tokens_per_second`` is the median, ``low`` and ``high`` its range. They are None for runs
+    measured before a change that made them faster, which calibrate memory alone.
+    """
+
+    engine: EngineName
+    quantization: Quantization
+    precision: Precision
+    gpus: int
+    micro_batch: int
+    accumulation: int
+    packing: bool
+    recomputed_layers: int
+    rank: int
+    tokens_per_second: int | None
+    low: int | None
+    high: int | None
+    peak_gib: float
+
+
+@dataclass(frozen=True)
+class OwnRuns:
+    """Runs of ``bench/training.py``, and the lengths in tokens of the rows that they trained on."""
+
+    mean_tokens: float
+    longest_tokens: int
+    shared_tokens: int
+    runs: tuple[MeasuredRun, ...]
+
+
+@dataclass(frozen=True)
+class MeasuredRuns:
+    """What ``measured_runs.json`` holds; times in seconds, memory in GiB."""
+
+    runs: tuple[RecipeRun, ...]
+    own: OwnRuns
+
+
+@cache
+def load_measured_runs() -> MeasuredRuns:
+    """Load the measured runs that come with the package."""
+    table = files("medcot.planning") / "measured_runs.json"
+    return TypeAdapter(MeasuredRuns).validate_json(table.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -22,7 +93,7 @@ class Prediction:
 
 def predict_run(run: MeasuredRun) -> Prediction:
     """Predict the memory and throughput of a measured run."""
-    own, spec = load_calibration().own, look_up_model_spec("deepseek-r1-distill-llama-8b")
+    own, spec = load_measured_runs().own, look_up_model_spec("deepseek-r1-distill-llama-8b")
     assert spec is not None
     mean, longest = own.mean_tokens, own.longest_tokens
     packs = TRAITS[run.engine].packs

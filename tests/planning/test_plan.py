@@ -19,13 +19,12 @@ from medcot.config.presets import PRESETS, make_config
 from medcot.config.schema import R1_LLAMA_8B, TARGET_MODULES
 from medcot.errors import InputError
 from medcot.hardware.machine import named_machine
-from medcot.planning.calibration import MeasuredRun, RecipeRun, load_calibration
 from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predict_memory
 from medcot.planning.model_specs import SMOLLM2_135M, ModelSpec, find_model_spec, read_model_spec
 from medcot.planning.plan import describe, make_plan
 from medcot.planning.search import Candidate, choose_best
 from medcot.planning.speed_model import BUNDLED_ABILITIES, BUNDLED_QUESTIONS, micro_batch_s
-from medcot.planning.validation import predict_run
+from medcot.planning.validation import MeasuredRun, RecipeRun, load_measured_runs, predict_run
 from medcot.runs.directory import RunDirectory
 from tests.support.plans import GPU_PRESETS, GPUS, LAPTOP, LLAMA_8B, plan_for
 
@@ -320,7 +319,7 @@ def name_of(run: RecipeRun) -> str:
     return f"{run.engine} {run.quantization} {run.rows}x{run.row_tokens} {recompute}"
 
 
-@pytest.mark.parametrize("run", load_calibration().runs, ids=name_of)
+@pytest.mark.parametrize("run", load_measured_runs().runs, ids=name_of)
 def test_predictions_meet_the_measured_runs(run: RecipeRun) -> None:
     setting = measured_setting(run)
     tokens = run.rows * run.row_tokens
@@ -335,7 +334,7 @@ def test_predictions_meet_the_measured_runs(run: RecipeRun) -> None:
     assert real / seconds == pytest.approx(run.tokens_per_second, rel=0.1)
 
 
-OWN_RUNS = load_calibration().own.runs
+OWN_RUNS = load_measured_runs().own.runs
 
 
 @pytest.mark.parametrize("run", OWN_RUNS, ids=[str(place) for place in range(len(OWN_RUNS))])

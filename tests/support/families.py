@@ -123,11 +123,9 @@ class Followed:
     merged: str
 
 
-def follow_family(folder: Path, family: str) -> Followed:
+def follow_family(folder: Path, family: str, *, merges: bool = True) -> Followed:
     """Train a tiny model of ``family`` for two steps, load it by plain peft, ask it, export it."""
     from medcot.config.presets import make_config
-    from medcot.errors import RunFailed
-    from medcot.exporting.workflow import ExportOptions, export_run
     from medcot.inference.ask import ask
     from medcot.pipeline.run import run
     from medcot.runs.directory import RunDirectory
@@ -142,10 +140,7 @@ def follow_family(folder: Path, family: str) -> Followed:
     with plain.disable_adapter():
         first = _mean_loss(plain, directory, "train")
     *_, last = ask(directory, "Why?", max_new_tokens=3)
-    try:
-        merged = export_run(directory, ExportOptions(("merged",), answers=1))[0].outcome
-    except RunFailed as error:
-        merged = str(error)
+    merged = _merge(directory) if merges else "not asked for"
     return Followed(
         planned=directory.read_json("plan.json")["trainable_parameters"],
         trained=directory.read_json("training.json")["trainable_parameters"],
@@ -159,6 +154,17 @@ def follow_family(folder: Path, family: str) -> Followed:
         answer_tokens=last.tokens,
         merged=merged,
     )
+
+
+def _merge(directory: RunDirectory) -> str:
+    """Return the outcome of the merged export, or what was wrong with it."""
+    from medcot.errors import RunFailed
+    from medcot.exporting.workflow import ExportOptions, export_run
+
+    try:
+        return export_run(directory, ExportOptions(("merged",), answers=1))[0].outcome
+    except RunFailed as error:
+        return str(error)
 
 
 def _load_plainly(directory: RunDirectory, model: Path) -> Any:

@@ -35,6 +35,7 @@ STAYS = (
     "config/file_schema.py",
     "cli/study_table.py",
     "planning/validation.py",
+    "planning/measured_runs.json",
     "pipeline/lm_eval.py",
     "pipeline/study.py",
     "pipeline/study_progress.py",
