@@ -81,6 +81,7 @@ def open_page(interface, language, prose, report, show, shown, start):
         pages.which_run(shown, language),
         _note,
         mo.Html(pages.contents(prose, aside=start.headless or mo.app_meta().mode == "run")),
+        pages.own_style(mo.notebook_dir()),
     )
     return
 

@@ -20,7 +20,7 @@ from medcot.hardware.machine import named_machine
 from medcot.notebook import jobs, preview
 from medcot.notebook.controls import MACHINES, explain
 from medcot.notebook.results import ErrorText, attempt
-from medcot.notebook.views import answers, charts, evidence, plans, rows, training
+from medcot.notebook.views import answers, charts, evidence, pages, plans, rows, training
 from medcot.notebook.views.elements import make_elements
 from medcot.notebook.views.markup import table, text
 from medcot.notebook.views.prose import read_prose
@@ -272,3 +272,9 @@ def test_a_running_job_shows_the_whole_run_and_that_it_is_being_cancelled(langua
     assert "1,204" not in page
     job.state = "cancelled"
     assert not job.is_cancelling
+
+
+def test_a_notebook_alone_brings_its_style_from_the_package(tmp_path):
+    assert pages.own_style(ROOT / "apps") is None
+    for folder in (tmp_path, None):
+        assert ".mc-" in pages.own_style(folder).text

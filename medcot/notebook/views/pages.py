@@ -27,10 +27,13 @@ from medcot.notebook.views.markup import (
 from medcot.notebook.views.prose import Prose, cell_sources, list_sections
 from medcot.notebook.views.rows import show_failure
 from medcot.notebook.views.training import describe_sending
+from medcot.paths import PROJECT
 from medcot.planning.plan import Plan
 from medcot.runs.history import RunRecord
 
 View = Callable[..., str]
+
+STYLE = "tutorial.css"
 
 MUCH_CODE = 12
 """Lines of a cell beyond which its code is given more of the page's width."""
@@ -91,6 +94,13 @@ def contents(prose: Prose, *, aside: bool) -> str:
     label = text(say("contents", prose.language))
     kind = "mc-toc mc-side" if aside else "mc-toc"
     return localized(f'<nav class="{kind}" aria-label="{label}">{links}</nav>', prose.language)
+
+
+def own_style(folder: Path | None) -> mo.Html | None:
+    """Return the style sheet of a notebook that lies in ``folder`` without it, else None."""
+    if folder is not None and (folder / STYLE).is_file():
+        return None
+    return mo.Html(f"<style>{(PROJECT / 'apps' / STYLE).read_text(encoding='utf-8')}</style>")
 
 
 def other_language(language: str) -> mo.Html:
