@@ -67,7 +67,7 @@ _EXTRA = re.compile(r"""extra == ["']([\w-]+)["']""")
 def collect_package(project: Path = PROJECT) -> dict[str, bytes]:
     """Map names in the bundle to contents: every source file, and one METADATA.
 
-    Python sources have no docstrings and comments, JSON no spaces.
+    Python sources have no docstrings and comments, JSON no spaces, TOML no comments.
 
     ``importlib.metadata`` finds the metadata once :data:`PACKAGE_FOLDER` is on ``sys.path``, so
     that ``requires("medcot")`` works in the kernel without an installation.
@@ -96,7 +96,7 @@ def _read_sources(package: Path) -> dict[str, bytes]:
             continue
         if path.suffix in _SUFFIXES and not hidden and path.is_file():
             content = read_with_unix_line_ends(path)
-            shorten = {".py": strip_prose, ".json": strip_spaces}.get(path.suffix)
+            shorten = _SHORTEN.get(path.suffix)
             found[inside.as_posix()] = shorten(content) if shorten else content
     return dict(sorted(found.items()))
 
@@ -104,6 +104,12 @@ def _read_sources(package: Path) -> dict[str, bytes]:
 def strip_spaces(source: bytes) -> bytes:
     """Return the same JSON without the spaces and line ends that are for people."""
     return json.dumps(json.loads(source), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def strip_headings(source: bytes) -> bytes:
+    """Return the same TOML without the lines that are a comment, or empty; no text spans lines."""
+    lines = source.splitlines(keepends=True)
+    return b"".join(line for line in lines if line.strip() and not line.startswith(b"#"))
 
 
 @lru_cache(maxsize=1024)
@@ -123,6 +129,9 @@ def strip_prose(source: bytes) -> bytes:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column].rstrip() + "\n"
     return "".join(lines).encode()
+
+
+_SHORTEN = {".py": strip_prose, ".json": strip_spaces, ".toml": strip_headings}
 
 
 def _find_bare_strings(tree: ast.Module) -> Iterator[tuple[ast.Expr, bool]]:

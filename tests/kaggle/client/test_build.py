@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,12 @@ def test_the_bundle_carries_the_files_of_the_built_wheel(tmp_path: Path) -> None
 def code_of(name: str, content: bytes) -> bytes | tuple[str, list[int]]:
     """Return a file's content; of Python, its statements other than bare strings, with lines.
 
-    JSON is read, so that its spaces do not count.
+    JSON and TOML are read, so that spaces and comments do not count.
     """
     if name.endswith(".json"):
         return json.dumps(json.loads(content)).encode()
+    if name.endswith(".toml"):
+        return json.dumps(tomllib.loads(content.decode())).encode()
     if not name.endswith(".py"):
         return content
     tree = ast.parse(content)
