@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -60,7 +61,7 @@ def uses(thought: str, response: str) -> float:
 
 
 def ignores(thought: str, response: str) -> float:
-    """A model trained on permuted thoughts: what stands there tells nothing of the answer."""
+    """A model to which what stands in the thought tells nothing of the answer."""
     return 2.0
 
 
@@ -107,6 +108,38 @@ def test_a_model_that_learns_to_ignore_its_thought_falls_in_both_measures() -> N
     assert "+1.000 nats per token for the right answer before, 0 after" in page
     assert "uses its thought less" in page
     assert "更少地利用思考" in render_markdown(report, "zh")
+
+
+WORDS = 40
+
+
+def copies(weight: float) -> Loss:
+    """A model with one weight: how often it takes the answer's number from the thought, and does
+    not guess it."""
+
+    def loss(thought: str, response: str) -> float:
+        same = thought.removeprefix("hint") == response.removeprefix("rest")
+        return -math.log(weight * same + (1 - weight) / WORDS)
+
+    return loss
+
+
+def train(thoughts: Sequence[str], responses: Sequence[str]) -> Loss:
+    """Fit the weight to rows, by the likelihood of their answers after their thoughts."""
+    rows = list(zip(thoughts, responses, strict=True))
+    weights = [percent / 100 for percent in range(1, 100)]
+    return copies(min(weights, key=lambda one: sum(copies(one)(*row) for row in rows)))
+
+
+def test_a_model_trained_on_permuted_thoughts_falls_in_both_measures() -> None:
+    thoughts = [f"hint{n}." for n in range(WORDS)]
+    responses = [f"rest{n}." for n in range(WORDS)]
+    untrained = copies(0.5)
+    kept = report_of(untrained, train(thoughts, responses))
+    permuted = report_of(untrained, train([*thoughts[1:], thoughts[0]], responses))
+    for name in ("thought_gain", "thought_harm"):
+        found = [report.paired.of(name) for report in (kept, permuted)]
+        assert [one and one.verdict("higher") for one in found] == ["improved", "worse"]
 
 
 def test_the_same_model_twice_differs_by_exactly_zero() -> None:
