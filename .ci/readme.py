@@ -36,7 +36,8 @@ WORDS = {
     "en": {
         "heads": "| | before | after | difference (95 % interval) | n | verdict |",
         "run": "SmolLM2-135M, {steps} steps of {batch} short cases ({tokens:,} tokens) on {cores}"
-        " CPU cores, {date}. By `medcot run --preset demo`, which you can repeat.",
+        " CPU cores, {date}. By `{command}`, which you can repeat.",
+        "seeds": " The table is about the adapter that was kept. About the recipe: {said}",
         "chinese": "The same in Chinese, `medcot run --preset demo --language zh`: {opening}"
         " Answers that ended by themselves: {before}, then {after}.",
         "chinese_before": "In Chinese, `medcot run --preset demo --language zh` before the preset"
@@ -58,7 +59,8 @@ WORDS = {
     "zh": {
         "heads": "| | 训练前 | 训练后 | 差值（95% 区间） | n | 结论 |",
         "run": "SmolLM2-135M，{steps} 步，每步 {batch} 个短病例（共 {tokens:,} 个词元），"
-        "{cores} 个 CPU 核心，{date}。由 `medcot run --preset demo` 得到，任何人都可以重做。",
+        "{cores} 个 CPU 核心，{date}。由 `{command}` 得到，任何人都可以重做。",
+        "seeds": "表中是保留下来的适配器。关于整个配方：{said}",
         "chinese": "中文的同一次运行（`medcot run --preset demo --language zh`）：{opening}"
         "自行结束的回答：训练前 {before}，训练后 {after}。",
         "chinese_before": "中文的一次运行（`medcot run --preset demo --language zh`，{date}，"
@@ -174,12 +176,21 @@ def show_result(language: str) -> str:
 
 def describe_run(language: str) -> str:
     """Return the size, the machine and the date of the bundled English run."""
-    path, config = bundled_run("en").path, report_of("en").config
+    path, report = bundled_run("en").path, report_of("en")
+    config = report.config
     training, environment, status = (
         json.loads((path / name).read_text(encoding="utf-8"))
         for name in ("training.json", "environment.json", "status.json")
     )
-    return WORDS[language]["run"].format(
+    text, command, said = WORDS[language]["run"], "medcot run --preset demo", ""
+    if config.seeds > 1:
+        text += WORDS[language]["seeds"]
+        command += f" --seeds {config.seeds}"
+        between = "" if language == "zh" else " "
+        said = between.join(one.text(language) for one in report.verdict.messages.nll)
+    return text.format(
+        command=command,
+        said=said,
         steps=training["steps"],
         batch=config.batch,
         tokens=training["tokens"],
