@@ -274,7 +274,9 @@ def test_a_running_job_shows_the_whole_run_and_that_it_is_being_cancelled(langua
     assert not job.is_cancelling
 
 
-def test_a_notebook_alone_brings_its_style_from_the_package(tmp_path):
+def test_a_notebook_alone_takes_its_words_and_style_from_the_package(tmp_path):
+    for language in ("en", "zh"):
+        assert read_prose(tmp_path, language) == read_prose(ROOT / "apps", language)
     assert pages.own_style(ROOT / "apps") is None
     for folder in (tmp_path, None):
         assert ".mc-" in pages.own_style(folder).text

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medcot.errors import InputError
+from medcot.paths import PROJECT
 
 _SECTION = re.compile(r"^# (\w+) \| (.*)$", re.MULTILINE)
 _VALUE = re.compile(r"\{\{(\w+)\}\}")
@@ -44,12 +45,13 @@ class Prose:
 
 
 def read_prose(folder: Path, language: str) -> Prose:
-    """Read ``prose_LANGUAGE.md`` in ``folder``.
+    """Read ``prose_LANGUAGE.md`` in ``folder``; for a notebook alone there, the package's own.
 
     Raises:
         InputError: the file is missing, or names a section twice.
     """
-    path = folder / f"prose_{language}.md"
+    name = f"prose_{language}.md"
+    path = folder / name if (folder / name).is_file() else PROJECT / "apps" / name
     if not path.exists():
         raise InputError(str(path), "no such file", "expected the prose next to the notebook")
     _, *pieces = _SECTION.split(path.read_text(encoding="utf-8"))
