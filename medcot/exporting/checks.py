@@ -5,7 +5,7 @@ Each finding is a message that names the thing. An export with a finding is brok
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +66,27 @@ def check_config(model: RunModel, folder: Path) -> Iterator[Message]:
     except Exception as error:  # noqa: BLE001 - as above
         yield Message("proof_not_loaded", {"why": one_line(str(error), SHOWN)})
         return
-    expected = model.base_config.to_dict()
-    for name in sorted((set(found) | set(expected)) - UNRELATED):
-        if found.get(name) != expected.get(name):
-            yield setting_differs(f"config.json, {name}", found.get(name), expected.get(name))
+    settings, expected = _related(found), _related(model.base_config.to_dict())
+    for name in sorted(set(settings) | set(expected)):
+        if settings.get(name) != expected.get(name):
+            yield setting_differs(f"config.json, {name}", settings.get(name), expected.get(name))
     try:
-        settings = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
-        ends = set(as_ids(settings.eos_token_id))
+        generation = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+        ends = set(as_ids(generation.eos_token_id))
     except OSError:
         ends = set(as_ids(found.get("eos_token_id")))
     if missing := sorted(set(model.end_ids) - ends):
         tokens = ", ".join(model.tokenizer.convert_ids_to_tokens(missing))
         yield Message("proof_end_not_named", {"token": tokens})
+
+
+def _related(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration, and those of its parts, without the :data:`UNRELATED` fields."""
+    return {
+        name: _related(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in UNRELATED
+    }
 
 
 def check_adapter(model: RunModel, folder: Path) -> Iterator[Message]:

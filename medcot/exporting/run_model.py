@@ -153,9 +153,12 @@ class RunModel:
 
         tensors = load_file(str(self.directory.adapter / "adapter_model.safetensors"))
 
+        turned = bool(self.adapter_config.get("fan_in_fan_out"))
+
         def delta(key: str) -> Any:
             down, up = tensors[key], tensors[key.replace(".lora_A.", ".lora_B.")]
-            return self.scale * (up.float() @ down.float())
+            product = self.scale * (up.float() @ down.float())
+            return product.T if turned else product
 
         adapted = [key for key in tensors if ".lora_A." in key]
         return {weight_name(key): partial(delta, key) for key in adapted}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from medcot.errors import InputError, one_line
 from medcot.paths import PACKAGE, cache_folder
@@ -173,30 +173,32 @@ def _count(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _count_built(values: Mapping[str, Any]) -> dict[str, Any]:
     import torch
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+    import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    library: Any = transformers  # its signatures hold types without their parameters
     family = str(values["model_type"])
-    if family not in CONFIG_MAPPING:
+    if family not in library.CONFIG_MAPPING:
         return {"problem": f"found model_type {family!r}, which is no causal language model"}
-    parts = [values, *(one for one in values.values() if isinstance(one, dict))]
+    nested = [cast("dict[str, Any]", one) for one in values.values() if isinstance(one, dict)]
+    parts: list[Mapping[str, Any]] = [values, *nested]
     if any(_whole(part.get("num_hidden_layers")) > MOST_LAYERS for part in parts):
         return {"problem": f"found over {MOST_LAYERS} layers"}
     # What a repository was quantized with says nothing of the sizes.
     plain = {name: value for name, value in values.items() if name != "quantization_config"}
-    config = CONFIG_MAPPING[family].from_dict(plain)
+    config = library.CONFIG_MAPPING[family].from_dict(plain)
     reads_both_ways = family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
         config, "is_decoder", False
     )
     if (
-        type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+        type(config) not in library.MODEL_FOR_CAUSAL_LM_MAPPING
         or getattr(config, "is_encoder_decoder", False)
         or reads_both_ways
     ):
         return {"problem": f"found model_type {family!r}, which is no causal language model"}
     text = config.get_text_config(decoder=True)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return {"family": family, **_measure(model, text)}
 
 
@@ -267,7 +269,7 @@ def _feed_forward(text: Any, hidden: int, active: int) -> int:
 def _whole(value: Any) -> int:
     """Return a size as a number; the largest where each layer has its own, 0 where it is none."""
     if isinstance(value, (list, tuple)):
-        return max((_whole(one) for one in value), default=0)
+        return max(map(_whole, cast("list[Any]", value)), default=0)
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
