@@ -163,7 +163,8 @@ def keep_best(prepared: Prepared, seeds: Sequence[Prepared]) -> None:
     directory.require()
     shutil.rmtree(directory.adapter, ignore_errors=True)
     shutil.copytree(best.adapter, directory.adapter)
-    directory.write_text("events.jsonl", best.events.read_text(encoding="utf-8"))
+    if best.events.exists():  # A training of no step has none.
+        directory.write_text("events.jsonl", best.events.read_text(encoding="utf-8"))
     fingerprints.record_adapter(directory)
     trainings = [one.directory.read_json("training.json") for one in seeds]
     seconds = sum(one["seconds"] for one in trainings)

@@ -175,3 +175,9 @@ def test_a_set_added_later_is_in_the_config_of_every_seed(whole, config, tmp_pat
         assert one.config().mcq == ("sample", str(questions))
         asked = [row["id"] for row in one.rows(one.evaluation("after")) if row["set"] == "own"]
         assert len(asked) == 1
+
+
+def test_seeds_of_no_step_change_exactly_nothing(config, tmp_path):
+    none = config.model_copy(update={"seeds": 2, "steps": 0, "mcq": (), "test_samples": 2})
+    report = run(none, RunDirectory(tmp_path / "run"))
+    assert (report.seeds.nll.difference, report.seeds.nll.deviation) == (0.0, 0.0)
