@@ -164,9 +164,10 @@ def run_all(page):
         if page.locator("#settings").count():
             return
         assert not page.get_by_text("Ancestor raised").count(), page.inner_text("body")[:4000]
-        if not page.get_by_text("Preparing environment").count():
-            # The last one is that of the whole notebook; it does nothing while cells run.
-            page.get_by_test_id("run-button").last.click()
+        # The last one is that of the whole notebook.
+        button = page.get_by_test_id("run-button").last
+        if not page.get_by_text("Preparing environment").count() and button.is_enabled():
+            button.click()
 
 
 def wait_for_answer(address, server, log):
