@@ -319,10 +319,12 @@ class _Books:
 
     def finish(self, arm: Arm, loss: float) -> None:
         """Enter an arm that is done with its loss, unless it is entered already."""
-        from optuna.distributions import CategoricalDistribution
+        from optuna.distributions import BaseDistribution, CategoricalDistribution
         from optuna.trial import create_trial
 
-        choices = {name: CategoricalDistribution(list(self._vary[name])) for name in arm.values}
+        choices: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(list(self._vary[name])) for name in arm.values
+        }
         with _alone(self._folder):
             trials = self._study.get_trials(deepcopy=False)
             if any(trial.user_attrs.get("arm") == arm.name for trial in trials):
