@@ -55,7 +55,9 @@ class Hearing(Listener):
 
 
 def program(text):
-    return lambda directory: [sys.executable, "-S", "-c", text, str(directory.path)]
+    """Like medcot itself it hears Ctrl-C also where a shell started the tests in the background."""
+    hears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    return lambda directory: [sys.executable, "-S", "-c", hears + text, str(directory.path)]
 
 
 def test_each_training_has_a_gpu_of_its_own_and_all_steps_are_one_count(directories, monkeypatch):
