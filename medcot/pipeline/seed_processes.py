@@ -89,7 +89,7 @@ def train_in_processes(
     finally:
         for one in running:
             if one.process.poll() is None:
-                one.process.send_signal(signal.SIGINT)
+                one.process.terminate()  # A shell's background jobs ignore SIGINT.
         for one in started:
             one.process.wait()
             one.printed.close()
@@ -115,7 +115,7 @@ def _explain(one: _Training, code: int) -> Exception:
     if one.directory.has("error.json"):
         found = one.directory.read_json("error.json")
         return RunFailed("training", str(found["message"]), str(found["remedy"]))
-    if code in (130, -signal.SIGINT):
+    if code in (130, -signal.SIGINT, -signal.SIGTERM):
         return Cancelled()
     one.printed.seek(0)
     lines = one.printed.read().decode("utf-8", errors="replace").split("\n")

@@ -55,8 +55,8 @@ class Hearing(Listener):
 
 
 def program(text):
-    """Like medcot itself it hears Ctrl-C also where a shell started the tests in the background."""
-    hears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    """Like medcot itself it takes SIGTERM for Ctrl-C."""
+    hears = "import signal; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
     return lambda directory: [sys.executable, "-S", "-c", hears + text, str(directory.path)]
 
 
