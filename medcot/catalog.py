@@ -16,7 +16,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Self, cast
 
-CATALOGS = ("", "evaluation", "exporting", "notebook", "reporting", "serving")
+CATALOGS = ("", "comparing", "evaluation", "exporting", "notebook", "reporting", "serving")
 """Folders with a catalog. Texts that no kernel shows are in one that is not sent to Kaggle."""
 
 
