@@ -15,6 +15,7 @@ from typing import Any
 
 from medcot.config.schema import RunConfig
 from medcot.data.selection import CACHED_FROM, ROWS_AT_ONCE, Selection, tokenize_cases
+from medcot.data.text import HAN
 from medcot.data.tokenization import TokenizedRow
 from medcot.data.tokenized import StoredRows
 from medcot.errors import InputError
@@ -26,7 +27,7 @@ CHANGED = ("removed", "shuffled", "another")
 DONORS = 8
 """Thoughts of similar length of which one is drawn for ``another``."""
 
-_WORDS = re.compile(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+")
+_WORDS = re.compile(rf"[{HAN}]|[^\s{HAN}]+")
 """A Chinese character, or what stands between spaces."""
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ TRAINING_FIELDS: tuple[str, ...] = (
 
 MOST_ARMS = 64
 WAIT_S = 2.0
+LONGEST_WAIT_S = 60.0
+"""Seconds to wait for another process that enters something in the books."""
 FILE, BOOKS, NAME = "study.json", "study.db", "medcot"
 
 Vary = Mapping[str, Sequence[Any]]
@@ -325,7 +327,7 @@ class _Books:
         choices: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(list(self._vary[name])) for name in arm.values
         }
-        with _alone(self._folder):
+        with _hold_lock(self._folder):
             trials = self._study.get_trials(deepcopy=False)
             if any(trial.user_attrs.get("arm") == arm.name for trial in trials):
                 return
@@ -348,7 +350,7 @@ def _open_books(folder: Path, vary: Vary) -> _Books:
         needs = "install it with pip install 'medcot[study]'"
         raise InputError("medcot study", "optuna is not installed", needs) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with _alone(folder):
+    with _hold_lock(folder):
         storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / BOOKS).absolute()}")
         study = optuna.create_study(
             storage=storage, study_name=NAME, direction="minimize", load_if_exists=True
@@ -356,22 +358,26 @@ def _open_books(folder: Path, vary: Vary) -> _Books:
     return _Books(folder, study, vary)
 
 
-class _alone:  # noqa: N801 - a context manager
-    """Holds the lock of the study's folder, and waits for it."""
+@contextmanager
+def _hold_lock(folder: Path) -> Generator[None]:
+    """Hold the lock of the study's folder; wait for it up to a minute.
 
-    def __init__(self, folder: Path) -> None:
-        self._lock = RunDirectory(folder).lock
-
-    def __enter__(self) -> None:
-        for _ in range(600):
-            with suppress(BusyError):
-                self._lock.take()
-                return
+    Raises:
+        InputError: Another process held it all that time.
+    """
+    lock = RunDirectory(folder).lock
+    until = time.monotonic() + LONGEST_WAIT_S
+    while not lock.held:
+        try:
+            lock.take()
+        except BusyError:
+            if time.monotonic() > until:
+                raise
             time.sleep(0.1)
-        self._lock.take()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def study_path(root: Path = Path("runs")) -> Path:

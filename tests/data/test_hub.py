@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.hub_server import GOOD_TOKEN, Repo, run_against, serve_hub
+from tests.support.hub_server import GOOD_TOKEN, Repo, play_scenes, serve_hub
 
 pytestmark = pytest.mark.xdist_group("hub")
 
@@ -171,12 +171,6 @@ print(json.dumps({name: timed(o) for name, o in json.loads(os.environ["SCENES"])
 """
 
 
-def play(url: str, scenes: dict[str, Options], home: Path, **environment: str) -> dict[str, Any]:
-    done = run_against(url, CODE, home, SCENES=json.dumps(scenes), **environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
@@ -186,13 +180,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def online(home: Path) -> Iterator[dict[str, Any]]:
     """What became of each scene with the hub there."""
     with serve_hub(*REPOS) as hub:
-        yield play(hub.url, ONLINE, home)
+        yield play_scenes(hub.url, CODE, home, ONLINE)
 
 
 @pytest.fixture(scope="module")
 def offline(home: Path, online: dict[str, Any]) -> dict[str, Any]:
     """What became of each scene when nothing listens where the hub was, its cache still there."""
-    return play("http://127.0.0.1:9", OFFLINE, home)
+    return play_scenes("http://127.0.0.1:9", CODE, home, OFFLINE)
 
 
 def test_a_public_data_set_loads_at_a_recorded_commit(online: dict[str, Any]) -> None:
@@ -303,5 +297,5 @@ def test_without_a_network_the_cached_commit_is_used_and_a_note_says_so(
 
 def test_a_hub_switched_off_is_told_from_one_out_of_reach(home: Path) -> None:
     scenes = {"off": {"dataset": "org/other"}}
-    found = play("http://127.0.0.1:9", scenes, home, HF_HUB_OFFLINE="1")["off"]
+    found = play_scenes("http://127.0.0.1:9", CODE, home, scenes, HF_HUB_OFFLINE="1")["off"]
     assert "with HF_HUB_OFFLINE=1" in found["message"]

@@ -19,7 +19,7 @@ from medcot.config.presets import make_config
 from medcot.data.snapshots import find_snapshot
 from medcot.errors import InputError
 from medcot.kaggle.client.bundle import carry_data
-from tests.support.hub_server import GOOD_TOKEN, HubServer, Repo, run_against, serve_hub
+from tests.support.hub_server import GOOD_TOKEN, HubServer, Repo, play_scenes, serve_hub
 
 pytestmark = pytest.mark.xdist_group("hub")
 
@@ -104,12 +104,6 @@ print(json.dumps({name: outcome(*scene) for name, scene in scenes.items()}))
 MIRROR = "http://mirror.invalid"
 
 
-def play(url: str, home: Path, scenes: dict[str, list[str]], **environment: str) -> dict[str, Any]:
-    done = run_against(url, CODE, home, SCENES=json.dumps(scenes), **environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
@@ -132,7 +126,7 @@ def mirrored(hub: HubServer, home: Path) -> dict[str, Any]:
         "model folder": ["snapshot", "model", "org/tiny"],
     }
     proxy = {"http_proxy": hub.url, "HTTP_PROXY": hub.url, "no_proxy": ""}
-    return play(f" {MIRROR}/ ", home, scenes, HUGGINGFACE_TOKEN=GOOD_TOKEN, **proxy)
+    return play_scenes(f" {MIRROR}/ ", CODE, home, scenes, HUGGINGFACE_TOKEN=GOOD_TOKEN, **proxy)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +147,7 @@ def switched_off(mirrored: dict[str, Any], folders: tuple[str, str], home: Path)
         "model folder": ["model", model],
         "model repository": ["model", str(Path(model).parents[1])],
     }
-    return play("http://127.0.0.1:9", home, scenes, HF_HUB_OFFLINE="1")
+    return play_scenes("http://127.0.0.1:9", CODE, home, scenes, HF_HUB_OFFLINE="1")
 
 
 def test_private_repositories_load_through_a_mirror_and_a_proxy(mirrored: dict[str, Any]) -> None:
@@ -167,7 +161,7 @@ def test_without_its_token_a_private_repository_names_what_to_set(
 ) -> None:
     scenes = {"data": ["cases", "org/cases"], "model": ["model", "org/tiny"]}
     scenes["gated"] = ["model", "org/gated"]
-    found = play(hub.url, tmp_path, scenes)
+    found = play_scenes(hub.url, CODE, tmp_path, scenes)
     assert "org/cases: no such dataset on the hub" in found["data"]
     assert "--model org/tiny: no such model on the hub" in found["model"]
     for said in (found["data"], found["model"]):

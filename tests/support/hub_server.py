@@ -108,6 +108,15 @@ def run_against(
     )
 
 
+def play_scenes(
+    url: str, code: str, home: Path, scenes: Mapping[str, Any], **environment: str
+) -> dict[str, Any]:
+    """Run ``code`` as :func:`run_against` does; it plays SCENES and prints what became of each."""
+    done = run_against(url, code, home, SCENES=json.dumps(scenes), **environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: HubServer

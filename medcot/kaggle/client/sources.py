@@ -106,7 +106,7 @@ def strip_spaces(source: bytes) -> bytes:
     return json.dumps(json.loads(source), ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def strip_headings(source: bytes) -> bytes:
+def strip_comments(source: bytes) -> bytes:
     """Return the same TOML without the lines that are a comment, or empty; no text spans lines."""
     lines = source.splitlines(keepends=True)
     return b"".join(line for line in lines if line.strip() and not line.startswith(b"#"))
@@ -131,7 +131,7 @@ def strip_prose(source: bytes) -> bytes:
     return "".join(lines).encode()
 
 
-_SHORTEN = {".py": strip_prose, ".json": strip_spaces, ".toml": strip_headings}
+_SHORTEN = {".py": strip_prose, ".json": strip_spaces, ".toml": strip_comments}
 
 
 def _find_bare_strings(tree: ast.Module) -> Iterator[tuple[ast.Expr, bool]]:
