@@ -112,7 +112,7 @@ def play_scenes(
     url: str, code: str, home: Path, scenes: Mapping[str, Any], **environment: str
 ) -> dict[str, Any]:
     """Run ``code`` as :func:`run_against` does; it plays SCENES and prints what became of each."""
-    done = run_against(url, code, home, SCENES=json.dumps(scenes), **environment)
+    done = run_against(url, code, home, 100, SCENES=json.dumps(scenes), **environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
