@@ -25,9 +25,9 @@ BUNDLED_ABILITIES = {"en": 72, "zh": 48}
 CPU_BANDWIDTH = 2.6e9
 """Bytes of weights that a CPU reads per second while a token is generated. Fitted on two cores to
 answers 8, 13 and 26 at once: 0.28, 0.34 and 0.46 s for a token of each (SmolLM2-135M)."""
-LOSSES_ALONE = 0.5
-"""Part of a scoring's time that remains without generated answers: 46 of 88 CPU seconds of the
-demo; more or fewer answers change it."""
+LOSSES_ALONE = 0.35
+"""Part of a scoring's time that remains without generated answers: 17 of 49 s of the demo on two
+cores; more or fewer answers change it."""
 
 
 @dataclass(frozen=True)
