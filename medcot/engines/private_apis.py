@@ -37,14 +37,15 @@ PRIVATE_APIS = (
     PrivateApi(
         "aten._flash_attention_forward.default",
         ("query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k"),
-        ("dropout_p", "is_causal", "return_debug_mask", "scale", "seqused_k"),
+        ("dropout_p", "is_causal", "return_debug_mask", "scale", "seqused_k",
+         "window_size_left", "window_size_right"),
         returns=5,
     ),
     PrivateApi(
         "aten._flash_attention_backward.default",
         ("grad_out", "query", "key", "value", "out", "logsumexp", "cum_seq_q", "cum_seq_k",
          "max_q", "max_k"),
-        ("dropout_p", "is_causal", "rng_state", "unused"),
+        ("dropout_p", "is_causal", "rng_state", "unused", "window_size_left", "window_size_right"),
         returns=3,
     ),
     PrivateApi(

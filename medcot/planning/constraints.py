@@ -203,8 +203,10 @@ def _unsupported_by_fused(config: RunConfig, spec: ModelSpec) -> Message | None:
         return Message("feature_family", {"family": spec.family})
     if set(spec.targets) != set(TARGET_MODULES):
         return Message("feature_targets")
-    if spec.qk_norm:
-        return Message("feature_qk_norm")
+    if spec.activation not in ("silu", "swish"):
+        return Message("feature_activation", {"name": repr(spec.activation)})
+    if spec.attention_dropout:
+        return Message("feature_attention_dropout")
     if config.dropout:
         return Message("feature_dropout")
     if config.packing == "off":

@@ -248,6 +248,8 @@ def _fused_activation_bytes(
     wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     # Input of the MLP; queries, keys, values and the attention's output; gate and up.
     kept = spec.hidden + (2 * wide + 2 * narrow) + 2 * spec.intermediate + 7 * rank
+    if spec.qk_norm:  # Queries and keys before their norms, too.
+        kept += wide + narrow
     if step.row_attention:
         kept += 3 * wide
     # The attention's log-sums, two norms' scales.

@@ -35,7 +35,8 @@ class ModelSpec:
     The biases are those of the linear layers; ``qk_norm`` is a norm over each head (Qwen3).
     ``context`` is the longest sequence in tokens, 0 where it is not known. ``targets`` are the
     linear layers that get LoRA, by the last part of their names. ``stored`` is how the repository
-    holds their weights, "none" for 16 or 32 bits.
+    holds their weights, "none" for 16 or 32 bits. ``activation`` is the function that gates the
+    feed-forward network; ``attention_dropout`` tells that training drops attention weights.
     """
 
     hidden: int
@@ -53,6 +54,8 @@ class ModelSpec:
     context: int = 0
     targets: tuple[str, ...] = TARGET_MODULES
     stored: StoredWeights = "none"
+    activation: str = "silu"
+    attention_dropout: bool = False
 
     @property
     def linear_sizes(self) -> dict[str, tuple[int, int]]:
@@ -302,6 +305,8 @@ def read_model_spec(values: Mapping[str, Any], where: str) -> ModelSpec:
         qk_norm=family == "qwen3",
         context=_size(values, "max_position_embeddings", where, 0),
         stored=stored,
+        activation=one_line(str(values.get("hidden_act", "silu")), 40),
+        attention_dropout=bool(values.get("attention_dropout", 0)),
     )
 
 

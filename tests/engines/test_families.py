@@ -1,6 +1,7 @@
 """Models of many families, tiny and random: each trains, is saved, loaded by plain peft, and asked.
 
-Four families run by default. MEDCOT_ALL_FAMILIES=1 runs all of them: docs/models.md.
+Four families run by default, and Qwen3 with the fused engine. MEDCOT_ALL_FAMILIES=1 runs all of
+them: docs/models.md.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ DEFAULT = ("qwen3_5_text", "gemma3_text", "phi3", "gpt_oss")
 CHOSEN = FAMILIES if os.environ.get("MEDCOT_ALL_FAMILIES") else DEFAULT
 
 
-@pytest.mark.parametrize("family", CHOSEN)
+@pytest.mark.parametrize(
+    ("family", "engine"), [*((family, "auto") for family in CHOSEN), ("qwen3", "fused")]
+)
 def test_a_family_trains_is_saved_loaded_by_plain_peft_and_asked(
-    family: str, tmp_path: Path
+    family: str, engine: str, tmp_path: Path
 ) -> None:
     merges = family == "gpt_oss" or (CHOSEN is FAMILIES and family != "gemma3")
-    seen = follow_family(tmp_path, family, merges=merges)
+    seen = follow_family(tmp_path, family, engine=engine, merges=merges)
     assert seen.planned == seen.trained == seen.by_peft
     # What was trained is the loss of the completions, as the model itself computes it.
     # (GPT-2 trains with a dropout of its own.)

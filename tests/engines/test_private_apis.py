@@ -27,7 +27,8 @@ def test_installed_torch_is_a_version_that_the_private_functions_were_checked_wi
     assert OLDEST_CHECKED <= installed <= NEWEST_CHECKED
 
 
-def test_flash_attention_takes_the_arguments_that_are_passed():
+@pytest.mark.parametrize("window", [None, 6])
+def test_flash_attention_takes_the_arguments_that_are_passed(window):
     """On the meta device: shapes without kernels, so that a CPU can tell."""
     from medcot.engines.fused.packing import pack
     from medcot.engines.fused.varlen_attention import attend_varlen
@@ -35,7 +36,7 @@ def test_flash_attention_takes_the_arguments_that_are_passed():
     rows = pack((9, 15, 12), shared=4).to("meta")
     query = torch.empty(sum(rows.query_lengths), 4, 64, dtype=torch.bfloat16, device="meta")
     key = torch.empty(len(query), 2, 64, dtype=torch.bfloat16, device="meta")
-    output, backward = attend_varlen(query, key, key, rows, for_backward=True)
+    output, backward = attend_varlen(query, key, key, rows, window=window, for_backward=True)
     assert output.shape == query.shape
     to_query, to_key, to_value = backward(output)
     assert to_query.shape == query.shape

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,20 +125,34 @@ def test_a_cpu_plan_uses_what_every_machine_has() -> None:
 
 def test_a_gpu_is_planned_with_the_fused_engine_where_it_can_train_the_model() -> None:
     assert plan_for("gpu-24g", named_machine("L4")).engine == "fused"
-    qwen3 = plan_for("gpu-24g", named_machine("L4"), model="Qwen/Qwen3-4B")
-    assert qwen3.engine == "unsloth"
-    assert any("norms of queries and keys" in reason for reason in map(str, qwen3.reasons))
+    assert plan_for("gpu-24g", named_machine("L4"), model="Qwen/Qwen3-4B").engine == "fused"
+    dropout = plan_for("gpu-24g", named_machine("L4"), model="Qwen/Qwen3-4B", dropout=0.1)
+    assert dropout.engine == "unsloth"
+    assert any("LoRA dropout" in reason for reason in map(str, dropout.reasons))
 
 
 def test_a_gpu_without_unsloth_is_planned_with_transformers() -> None:
     machine = without_unsloth(named_machine("L4"))
-    plan = plan_for("gpu-24g", machine, model="Qwen/Qwen3-4B")
+    plan = plan_for("gpu-24g", machine, model="Qwen/Qwen3-4B", dropout=0.1)
     assert plan.engine == "transformers"
     assert any("unsloth is not installed" in reason for reason in map(str, plan.reasons))
-    with pytest.raises(
-        InputError, match="--engine fused: does not support norms of queries and keys"
-    ):
-        plan_for("gpu-24g", machine, model="Qwen/Qwen3-4B", engine="fused")
+    with pytest.raises(InputError, match="--engine fused: does not support LoRA dropout"):
+        plan_for("gpu-24g", machine, model="Qwen/Qwen3-4B", dropout=0.1, engine="fused")
+
+
+@pytest.mark.parametrize(
+    ("unusual", "feature"),
+    [
+        ({"hidden_act": "relu2"}, "the activation function 'relu2'"),
+        ({"attention_dropout": 0.1}, "dropout in attention"),
+    ],
+)
+def test_layers_that_the_fused_engine_would_compute_otherwise_are_refused_in_one_line(
+    unusual: dict[str, Any], feature: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE | unusual))
+    with pytest.raises(InputError, match=f"--engine fused: does not support {feature}"):
+        plan_for("gpu-24g", named_machine("L4"), model=str(tmp_path), engine="fused")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +324,7 @@ def test_a_model_far_too_large_is_answered_with_a_smaller_one() -> None:
     ("changes", "unused"),
     [
         ({}, ("unsloth",)), ({"dropout": 0.1}, ()), ({"engine": "unsloth"}, ()),
-        ({"engine": "transformers"}, ("unsloth",)), ({"model": "unsloth/Qwen3-4B"}, ()),
+        ({"engine": "transformers"}, ("unsloth",)), ({"model": "unsloth/Qwen3-4B"}, ("unsloth",)),
         ({"model": "someone/a-model-of-mine"}, ()),
     ],
 )  # fmt: skip

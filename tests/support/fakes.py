@@ -19,11 +19,16 @@ test's time. Texts become 1.4 times as many tokens."""
 
 
 def make_tiny_model(
-    folder: Path, *, seed: int = 0, vocabulary: int = VOCABULARY, **changes: object
+    folder: Path,
+    *,
+    family: str = "llama",
+    seed: int = 0,
+    vocabulary: int = VOCABULARY,
+    **changes: object,
 ) -> Path:
-    """A Llama of two thin layers with random weights and a part of the bundled tokenizer."""
+    """A model of two thin layers with random weights and a part of the bundled tokenizer."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
     _copy_tokenizer(bundled_model(), folder, vocabulary)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -41,7 +46,8 @@ def make_tiny_model(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    LlamaForCausalLM(LlamaConfig(**(shape | changes))).save_pretrained(folder)
+    config = CONFIG_MAPPING[family](**(shape | changes))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 

@@ -123,7 +123,9 @@ class Followed:
     merged: str
 
 
-def follow_family(folder: Path, family: str, *, merges: bool = True) -> Followed:
+def follow_family(
+    folder: Path, family: str, *, engine: str = "auto", merges: bool = True
+) -> Followed:
     """Train a tiny model of ``family`` for two steps, load it by plain peft, ask it, export it."""
     from medcot.config.presets import make_config
     from medcot.inference.ask import ask
@@ -134,6 +136,7 @@ def follow_family(folder: Path, family: str, *, merges: bool = True) -> Followed
     data = write_rows(folder / "rows.jsonl")
     # A step sees all rows, so that its loss is that of all of them.
     changes = {"model": str(model), "dataset": str(data), "steps": 2, "batch": SHORT["samples"]}
+    changes["engine"] = engine
     directory = RunDirectory(folder / "run")
     report = run(make_config("demo", SHORT | changes), directory)
     plain = _load_plainly(directory, model)

@@ -7,6 +7,7 @@ that do not fit into memory, recomputed from the layer's input.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,8 @@ class SavedActivations:
 
     input_rstd: torch.Tensor
     qkv_low_rank: torch.Tensor
+    qkv_before_norm: torch.Tensor | None
+    """Queries, keys and values where heads are normalized: [tokens, all heads * head_dim]"""
     attention_output: torch.Tensor
     """[tokens, heads, head_dim]"""
     attention_backward: AttentionBackward | None
@@ -51,6 +54,15 @@ class SavedActivations:
     """[tokens, 2 * intermediate]"""
     down_low_rank: torch.Tensor | None = None
     """None until :meth:`DecoderLayer.forward_down` has run."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """The RMS norms of queries and keys over each head (Qwen3)."""
+
+    weight: torch.Tensor
+    """Of each query and key head: [heads + kv heads, head_dim]"""
+    eps: float
 
 
 class DecoderLayer:
@@ -70,6 +82,8 @@ class DecoderLayer:
         self.gate_up = LoraLinear([mlp.gate_proj, mlp.up_proj], backend, fold_lora=True)
         self.down = LoraLinear([mlp.down_proj], backend, fold_lora=True)
         self.heads = [width // self.head_dim for width in self.qkv.out_features]
+        self.head_norms = _join_head_norms(attention, self.heads, backend.dtype)
+        self.window = find_window(attention)
 
     @property
     def linears(self) -> tuple[LoraLinear, ...]:
@@ -91,11 +105,9 @@ class DecoderLayer:
         norm = self.input_norm
         input_rstd = ops.rms_norm(hidden, norm.weight, norm.variance_epsilon, normed)
         qkv, qkv_low_rank = self.qkv.forward(buffer)
-        rotated_heads = self.heads[0] + self.heads[1]
-        ops.apply_rope_(qkv, positions.cos, positions.sin, rotated_heads, self.head_dim)
-        query, key, value = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
+        query, key, value = self._rotate(qkv, positions)
         attention_output, attention_backward = self.backend.attention(
-            query, key, value, positions.rows, for_backward=for_backward
+            query, key, value, positions.rows, window=self.window, for_backward=for_backward
         )
         update, o_low_rank = self.o.forward(attention_output.flatten(1))
         buffer, normed = self.gate_up.allocate_input(len(hidden))
@@ -107,6 +119,7 @@ class DecoderLayer:
         return SavedActivations(
             input_rstd=input_rstd,
             qkv_low_rank=qkv_low_rank,
+            qkv_before_norm=None if self.head_norms is None else qkv,
             attention_output=attention_output,
             attention_backward=attention_backward,
             o_low_rank=o_low_rank,
@@ -151,6 +164,10 @@ class DecoderLayer:
         to_heads = saved.attention_backward(to_attention.view_as(saved.attention_output))
         to_qkv = ops.qkv_rope_backward(*to_heads, positions.cos, positions.sin, positions.rows)
         del to_attention, to_heads
+        if self.head_norms is not None:
+            assert saved.qkv_before_norm is not None
+            norms = self.head_norms
+            ops.head_norm_backward_(to_qkv, saved.qkv_before_norm, norms.weight, norms.eps)
         weight = self.input_norm.weight
         normed = torch.empty_like(hidden)
         ops.recompute_rms_norm(hidden, weight, saved.input_rstd, normed)
@@ -164,6 +181,22 @@ class DecoderLayer:
             )
         self.qkv.accumulate_gradients(normed, saved.qkv_low_rank, to_qkv, d_low_rank)
         return to_hidden
+
+    def _rotate(
+        self, qkv: torch.Tensor, positions: Positions
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries, keys and values [tokens, heads of each, head_dim] for attention.
+
+        Without norms of heads they are views of ``qkv``, rotated in place.
+        """
+        ops, cos, sin = self.backend.ops, positions.cos, positions.sin
+        query, key, value = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
+        if self.head_norms is None:
+            ops.apply_rope_(qkv, cos, sin, sum(self.heads[:2]), self.head_dim)
+            return query, key, value
+        rotated = ops.norm_rope(qkv, self.head_norms.weight, self.head_norms.eps, cos, sin)
+        query, key = rotated.unflatten(-1, (-1, self.head_dim)).split(self.heads[:2], dim=1)
+        return query, key, value
 
     def _feed_forward_backward(
         self, gradient: torch.Tensor, saved: SavedActivations
@@ -185,3 +218,18 @@ class DecoderLayer:
         return ops.rms_norm_backward(
             to_normed, saved.residual, weight, saved.residual_rstd, gradient
         )
+
+
+def _join_head_norms(attention: Any, heads: Sequence[int], dtype: torch.dtype) -> HeadNorms | None:
+    norm = getattr(attention, "q_norm", None)
+    if norm is None:
+        return None
+    weights = norm.weight.expand(heads[0], -1), attention.k_norm.weight.expand(heads[1], -1)
+    return HeadNorms(torch.cat(weights).detach().to(dtype), norm.variance_epsilon)
+
+
+def find_window(attention: Any) -> int | None:
+    """Return how many tokens, itself included, a token sees; None for all before it."""
+    if attention.config.model_type == "mistral":
+        return attention.config.sliding_window
+    return getattr(attention, "sliding_window", None)

@@ -79,6 +79,23 @@ class Ops(Protocol):
         """Rotate the first heads of ``qkv`` in place."""
         ...
 
+    def norm_rope(
+        self,
+        qkv: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the first heads of ``qkv``, each normalized and rotated."""
+        ...
+
+    def head_norm_backward_(
+        self, gradient: torch.Tensor, qkv: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> None:
+        """Turn the gradient of normalized heads into that of ``qkv``, in place."""
+        ...
+
     def qkv_rope_backward(
         self,
         queries: torch.Tensor,

@@ -87,6 +87,33 @@ def apply_rope_(
     heads.copy_(_rotate(heads, cos, sin))
 
 
+def norm_rope(
+    qkv: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """Normalize and rotate the first heads of ``qkv`` [tokens, all heads * head_dim].
+
+    ``weight`` [heads, head_dim] holds the norm's weight of each of them. Returns [tokens, heads *
+    head_dim]; ``qkv`` stays as it is, because the norm's backward pass needs it.
+    """
+    heads = qkv[:, : weight.numel()].unflatten(-1, weight.shape)
+    normed = weight * (heads.float() * _head_rstd(heads, eps)).to(heads.dtype)
+    return _rotate(normed, cos, sin).flatten(1)
+
+
+def head_norm_backward_(
+    gradient: torch.Tensor, qkv: torch.Tensor, weight: torch.Tensor, eps: float
+) -> None:
+    """Turn the ``gradient`` of normalized heads into that of ``qkv``, in place.
+
+    Both are [tokens, all heads * head_dim]; those after the heads of ``weight`` have no norm.
+    """
+    heads, upstream = (x[:, : weight.numel()].unflatten(-1, weight.shape) for x in (qkv, gradient))
+    rstd = _head_rstd(heads, eps)
+    normed = heads.float() * rstd
+    scaled = upstream.float() * weight.float()
+    upstream.copy_(rstd * (scaled - normed * (scaled * normed).mean(-1, keepdim=True)))
+
+
 def qkv_rope_backward(
     queries: torch.Tensor,
     keys: torch.Tensor,
@@ -143,6 +170,10 @@ def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), -1.0))
     logits.copy_(gradient)
     return log_sum_exp - target_logits
+
+
+def _head_rstd(heads: torch.Tensor, eps: float) -> torch.Tensor:
+    return torch.rsqrt(heads.float().square().mean(-1, keepdim=True) + eps)
 
 
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

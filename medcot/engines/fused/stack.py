@@ -15,7 +15,12 @@ from torch.autograd.function import once_differentiable
 from medcot.engines.fallbacks import report_fallback
 from medcot.engines.fused import reference_ops
 from medcot.engines.fused.cross_entropy import compute_head_loss
-from medcot.engines.fused.decoder_layer import DecoderLayer, Positions, SavedActivations
+from medcot.engines.fused.decoder_layer import (
+    DecoderLayer,
+    Positions,
+    SavedActivations,
+    find_window,
+)
 from medcot.engines.fused.flat_params import FlatParameters
 from medcot.engines.fused.fp8 import find_fp8_fault
 from medcot.engines.fused.loss_scale import LossScale
@@ -74,8 +79,9 @@ class DecoderStack:
         )  # fmt: skip
         self.head = causal.get_output_embeddings().weight
         self.recomputed_layers = recomputed_layers
-        head_dim = backbone.layers[0].self_attn.head_dim
-        self.backend = _choose_backend(self.head, head_dim, fp8=fp8)
+        attention = [layer.self_attn for layer in backbone.layers]
+        windows = any(find_window(one) is not None for one in attention)
+        self.backend = _choose_backend(self.head, attention[0].head_dim, windows=windows, fp8=fp8)
         self.layers = [DecoderLayer(module, self.backend) for module in backbone.layers]
         self.adapters = FlatParameters(
             [linear for layer in self.layers for linear in layer.linears], self.backend.loss_scale
@@ -117,9 +123,9 @@ class DecoderStack:
             return SummedLoss.apply(self.anchor, hidden, self, inputs)
 
 
-def _choose_backend(head: torch.Tensor, head_dim: int, *, fp8: bool) -> Backend:
+def _choose_backend(head: torch.Tensor, head_dim: int, *, windows: bool, fp8: bool) -> Backend:
     """Choose what to compute with for the dtype and device of the output head."""
-    attention = choose_attention(head.device, head.dtype, head_dim)
+    attention = choose_attention(head.device, head.dtype, head_dim, windows=windows)
     ops = choose_ops(head.device)
     fault = find_fp8_fault(head, ops) if fp8 else None
     if fault is not None:

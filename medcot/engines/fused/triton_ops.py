@@ -119,6 +119,31 @@ def apply_rope_(
     )  # fmt: skip
 
 
+def norm_rope(
+    qkv: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """Normalize heads and apply RoPE; see :func:`.reference_ops.norm_rope`."""
+    heads, head_dim = weight.shape
+    half = head_dim // 2
+    result = torch.empty(len(qkv), heads * head_dim, dtype=qkv.dtype, device=qkv.device)
+    _norm_rope_kernel[(len(qkv),)](
+        qkv, weight, cos, sin, result, qkv.stride(0), cos.stride(0), heads, half, eps,
+        heads_block=triton.next_power_of_2(heads), half_block=triton.next_power_of_2(half),
+    )  # fmt: skip
+    return result
+
+
+def head_norm_backward_(
+    gradient: torch.Tensor, qkv: torch.Tensor, weight: torch.Tensor, eps: float
+) -> None:
+    """Differentiate the heads' norms; see :func:`.reference_ops.head_norm_backward_`."""
+    heads, head_dim = weight.shape
+    _head_norm_backward_kernel[(len(qkv),)](
+        gradient, qkv, weight, gradient.stride(0), qkv.stride(0), heads, head_dim, eps,
+        heads_block=triton.next_power_of_2(heads), block=triton.next_power_of_2(head_dim),
+    )  # fmt: skip
+
+
 def qkv_rope_backward(
     queries: torch.Tensor,
     keys: torch.Tensor,
@@ -304,6 +329,52 @@ def _rope_kernel(
     first, second = _rotate(first, second, cos, sin)
     tl.store(start, first, mask=mask)
     tl.store(start + half, second, mask=mask)
+
+
+@triton.jit
+def _norm_rope_kernel(
+    qkv_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, stride, table_stride, heads, half, eps,
+    heads_block: tl.constexpr, half_block: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head, column = tl.arange(0, heads_block)[:, None], tl.arange(0, half_block)[None, :]
+    column_mask = column < half
+    mask = (head < heads) & column_mask
+    table = token * table_stride + column
+    cos = tl.load(cos_ptr + table, mask=column_mask, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + table, mask=column_mask, other=0.0).to(tl.float32)
+    offset = head * 2 * half + column
+    start = qkv_ptr + token * stride + offset
+    first = tl.load(start, mask=mask, other=0.0)
+    second = tl.load(start + half, mask=mask, other=0.0)
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(a * a + b * b, axis=1) / (2 * half) + eps)[:, None]
+    first = _normalize(first, rstd, tl.load(weight_ptr + offset, mask=mask, other=0.0))
+    second = _normalize(second, rstd, tl.load(weight_ptr + offset + half, mask=mask, other=0.0))
+    first, second = _rotate(first, second, cos, sin)
+    start = out_ptr + token * heads * 2 * half + offset
+    tl.store(start, first, mask=mask)
+    tl.store(start + half, second, mask=mask)
+
+
+@triton.jit
+def _head_norm_backward_kernel(
+    gradient_ptr, qkv_ptr, weight_ptr, gradient_stride, stride, heads, width, eps,
+    heads_block: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head, column = tl.arange(0, heads_block)[:, None], tl.arange(0, block)[None, :]
+    mask = (head < heads) & (column < width)
+    offset = head * width + column
+    gradient_ptr += token * gradient_stride + offset
+    gradient = tl.load(gradient_ptr, mask=mask, other=0.0)
+    x = tl.load(qkv_ptr + token * stride + offset, mask=mask, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / width + eps)[:, None]
+    normed = x * rstd
+    slope = gradient.to(tl.float32) * weight
+    result = rstd * (slope - normed * (tl.sum(slope * normed, axis=1) / width)[:, None])
+    tl.store(gradient_ptr, result.to(gradient.dtype), mask=mask)
 
 
 @triton.jit

@@ -95,6 +95,21 @@ def test_rotations(dtype):
     close(back, qkv, dtype)
 
 
+def test_norms_of_heads(dtype):
+    angles = random(TOKENS, DIM // 2, seed=4).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    qkv = random(TOKENS, (HEADS + 2 * KV_HEADS) * DIM, dtype=dtype)
+    weight = random(HEADS + KV_HEADS, DIM, seed=1, dtype=dtype)
+    got, wanted = (
+        module.norm_rope(qkv, weight, 1e-6, cos, sin) for module in (triton_ops, reference_ops)
+    )
+    close(got, wanted, dtype)
+    gradients = [random(*qkv.shape, seed=2, dtype=dtype) for _ in range(2)]
+    for module, gradient in zip((triton_ops, reference_ops), gradients, strict=True):
+        module.head_norm_backward_(gradient, qkv, weight, 1e-6)
+    close(*gradients, dtype)
+
+
 def test_gradients_of_shared_keys_come_from_every_row(dtype):
     rows = pack((4, 3, 5), shared=2).to(DEVICE)
     tokens, keys = sum(rows.query_lengths), sum(rows.key_lengths)

@@ -53,6 +53,8 @@ def launch_everything() -> None:
     for cos in (tables, tables.half()):
         qkv = half(tokens, (HEADS + 2 * KV_HEADS) * DIM)
         triton_ops.apply_rope_(qkv, cos, cos, HEADS + KV_HEADS, DIM)
+        triton_ops.norm_rope(qkv, half(HEADS + KV_HEADS, DIM), 1e-6, cos, cos)
+    triton_ops.head_norm_backward_(qkv, qkv, half(HEADS + KV_HEADS, DIM), 1e-6)
     for packed in (rows, pack((3, 4, 5))):
         keys = sum(packed.key_lengths)
         count = sum(packed.query_lengths)
