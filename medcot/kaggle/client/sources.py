@@ -26,6 +26,7 @@ STAYS = (
     "exporting/",
     "serving/",
     "kaggle/client/",
+    "kaggle/session/secret_scan.py",
     "cli/compare.py",
     "cli/curve.py",
     "cli/doctor.py",
@@ -116,10 +117,12 @@ def strip_comments(source: bytes) -> bytes:
 def strip_prose(source: bytes) -> bytes:
     """Blank the docstrings and comments of a Python source; every statement keeps its line.
 
-    They are a quarter of the packed bundle, and a kernel never reads them.
+    They are a quarter of the packed bundle, and a kernel never reads them. Nor does it need four
+    spaces for a level of indentation: one makes the bundle 1 % smaller.
     """
-    lines = source.decode("utf-8").splitlines(keepends=True)
-    for text, is_alone in _find_bare_strings(ast.parse(source)):
+    lines, tree = source.decode("utf-8").splitlines(keepends=True), ast.parse(source)
+    inside_text = _rows_inside_text(tree)
+    for text, is_alone in _find_bare_strings(tree):
         first, last = text.lineno - 1, text.end_lineno or text.lineno
         lines[first:last] = ["\n"] * (last - first)
         if is_alone:
@@ -128,10 +131,25 @@ def strip_prose(source: bytes) -> bytes:
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column].rstrip() + "\n"
+    for row, line in enumerate(lines, 1):
+        spaces = len(line) - len(line.lstrip(" "))
+        if row not in inside_text and spaces % 4 == 0:
+            lines[row - 1] = line[spaces * 3 // 4 :]
     return "".join(lines).encode()
 
 
 _SHORTEN = {".py": strip_prose, ".json": strip_spaces, ".toml": strip_comments}
+
+
+def _rows_inside_text(tree: ast.Module) -> set[int]:
+    """Return the rows, from 1, that begin inside a string of several lines."""
+    return {
+        row
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        or (isinstance(node, ast.Constant) and isinstance(node.value, str | bytes))
+        for row in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)
+    }
 
 
 def _find_bare_strings(tree: ast.Module) -> Iterator[tuple[ast.Expr, bool]]:
