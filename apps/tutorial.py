@@ -548,7 +548,7 @@ def browse_the_rows(
 
 @app.cell(hide_code=True)
 def show_kaggle(config, fold, kaggle_offer, push_offer, start):
-    _command = plans.command_line(config, make_config(config.preset), "python kaggle/push.py run")
+    _command = plans.command_line(config, make_config(config.preset), "medcot kaggle run")
     _panel = () if start.headless else (kaggle_offer, push_offer)
     fold("kaggle", pages.command(_command), *_panel)
     return

@@ -10,7 +10,7 @@ Where to find the result: the log ends with the verdict and the table of scores.
 tutorial with this run's numbers (`tutorial.html`), and the adapter in `run/adapter`.
 
 How to read this file: first the options, then the settings of the session, then the run in six
-steps. medcot, a Python project for such runs, wrote it with `python kaggle/push.py build`; one
+steps. medcot, a Python project for such runs, wrote it with `medcot kaggle build`; one
 commit and one set of options always give the same file. medcot's sources are packed at the end of
 this file, or, if that would make it too large, in a data set that the kernel mounts.
 

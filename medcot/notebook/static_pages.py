@@ -100,7 +100,7 @@ def _require_page(page: str) -> None:
     for cell, source in session:
         _require_success(cell, source)
     if not any("mc-title" in json.dumps(cell["outputs"]) for cell, _ in session):
-        raise RunFailed("export", "the notebook shows no page.", "Run it: make app")
+        raise RunFailed("export", "the notebook shows no page.", "Run it: medcot app")
 
 
 def _require_success(cell: Cell, source: Cell) -> None:
@@ -108,7 +108,7 @@ def _require_success(cell: Cell, source: Cell) -> None:
         # What a button would start is not run here, and so is nothing that depends on it.
         if output["type"] == "error" and output["ename"] != STOPPED:
             message = f"{source['name']} failed ({output['ename']}: {output['evalue']})."
-            raise RunFailed("export", message, "Run it: make app")
+            raise RunFailed("export", message, "Run it: medcot app")
 
 
 def _as_html(data: dict[str, Any]) -> Iterator[str]:

@@ -110,7 +110,7 @@ def _execute(folder: Path, language: Language, asked: Sequence[str]) -> str:
     )
     if done.returncode or not page.exists():
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise RunFailed("export", f"the notebook failed ({last}).", "Run it: make app")
+        raise RunFailed("export", f"the notebook failed ({last}).", "Run it: medcot app")
     return page.read_text(encoding="utf-8")
 
 

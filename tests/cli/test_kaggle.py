@@ -21,17 +21,18 @@ from medcot.cli.main import main as medcot
 from medcot.kaggle.client.account import connect
 from medcot.kaggle.client.local_login import Login, find_login
 from medcot.kaggle.client.orchestrate import AccountCheck, check_account
-from medcot.kaggle.client.sources import PROJECT
 from medcot.notebook.kaggle_panel import look_at_account
+from medcot.paths import PACKAGE
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import end_session, quick_session
 from tests.support.kaggle_server import KEY, USER, KaggleServer
 from tests.support.kaggle_session import Session
+from tests.support.paths import ROOT
 
 pytest_plugins = ["tests.support.kaggle_fixtures"]
 
 
-MAIN = runpy.run_path(str(PROJECT / "kaggle" / "push.py"))["main"]
+MAIN = runpy.run_path(str(ROOT / "kaggle" / "push.py"))["main"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def push_py(*arguments: str, folder: Path, main: Callable[[list[str]], None] = M
 
 def push_py_alone(*arguments: str, folder: Path) -> Answer:
     """The same as a process of its own, as a person runs it."""
-    command = [sys.executable, str(PROJECT / "kaggle" / "push.py"), *arguments]
+    command = [sys.executable, str(ROOT / "kaggle" / "push.py"), *arguments]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     return Answer(ended.returncode, ended.stdout, ended.stderr)
 
@@ -269,7 +270,7 @@ def test_doctor_and_notebook_learn_of_the_account_in_one_line(
 def test_medcot_report_takes_over_what_kaggles_own_client_has_pushed(
     kaggle: KaggleServer, tmp_path: Path, fetched_by: str
 ) -> None:
-    report = (PROJECT / "medcot" / "runs" / "finished" / "demo-en" / "report.json").read_bytes()
+    report = (PACKAGE / "runs" / "finished" / "demo-en" / "report.json").read_bytes()
     kaggle.start = lambda session: end_session(
         session, {"run/report.json": report, "run/report.md": b"# ok\n", "report.html": b"<p>"}
     )

@@ -20,7 +20,7 @@ from medcot.kaggle.client.probe import ImageFacts
 from medcot.kaggle.client.proof import make_snippet, stage_seconds
 from medcot.kaggle.client.push_state import PushRecord
 from medcot.kaggle.client.session_plan import describe_session, plan_session
-from medcot.kaggle.client.sources import PROJECT
+from medcot.paths import PACKAGE
 from medcot.pipeline.prepare import plan_only
 from medcot.runs.directory import RunDirectory
 from tests.kaggle.test_probe import GOOD
@@ -30,7 +30,7 @@ from tests.support.kaggle_session import Session
 from tests.support.plans import LAPTOP
 
 pytest_plugins = ["tests.support.kaggle_fixtures"]
-FINISHED = PROJECT / "medcot" / "runs" / "finished" / "demo-en"
+FINISHED = PACKAGE / "runs" / "finished" / "demo-en"
 LOG = """\
 2026-11-27 10:00:00,100 INFO medcot.pipeline.run: begin
 2026-11-27 10:00:05,100 INFO medcot.runs.directory: stage planned

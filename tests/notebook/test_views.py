@@ -154,10 +154,8 @@ def test_the_memory_bar_is_as_long_as_the_machine():
 
 def test_the_command_repeats_the_settings_and_quotes_them():
     config = make_config("kaggle-t4", {"rank": 32, "dataset": "my rows.jsonl"})
-    line = plans.command_line(config, make_config("kaggle-t4"), "python kaggle/push.py run")
-    assert line == (
-        "python kaggle/push.py run --preset kaggle-t4 --dataset 'my rows.jsonl' --rank 32"
-    )
+    line = plans.command_line(config, make_config("kaggle-t4"), "medcot kaggle run")
+    assert line == ("medcot kaggle run --preset kaggle-t4 --dataset 'my rows.jsonl' --rank 32")
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -34,12 +34,14 @@ from medcot.kaggle.client.bundle import (
 )
 from medcot.kaggle.client.metadata import check_metadata, check_source, make_metadata, slug_of
 from medcot.kaggle.client.retry import RetryPolicy
-from medcot.kaggle.client.sources import PROJECT, STAYS, collect_package
+from medcot.kaggle.client.sources import STAYS, collect_package
 from medcot.kaggle.session.job import JobSpec
 from medcot.kaggle.session.requirements import requirements
+from medcot.paths import CARRIED, PACKAGE, PROJECT
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, config_with
 from tests.support.kaggle_server import KEY, USER, KaggleServer
+from tests.support.paths import ROOT
 
 pytest_plugins = ["tests.support.kaggle_fixtures"]
 T4 = make_config("kaggle-t4")
@@ -53,8 +55,8 @@ def wheel_files(content: bytes) -> dict[str, bytes]:
 
 def checkout(folder: Path) -> Path:
     """A copy of what a build takes from a checkout, with the litter that one collects."""
-    for name in ("medcot", "kaggle"):
-        shutil.copytree(PROJECT / name, folder / name)
+    shutil.copytree(PACKAGE, folder / "medcot", ignore=shutil.ignore_patterns(CARRIED))
+    shutil.copytree(PROJECT / "kaggle", folder / "kaggle")
     (folder / "apps").mkdir()
     (folder / "apps" / "tutorial.py").write_text("import marimo\n", encoding="utf-8")
     shutil.copy(PROJECT / "pyproject.toml", folder)
@@ -85,9 +87,10 @@ def test_the_bundle_is_under_300_kb_without_data(tmp_path: Path) -> None:
     assert kernel.size < 300 * 1024
 
 
+@pytest.mark.checkout
 def test_the_bundle_carries_the_files_of_the_built_wheel(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     [made] = tmp_path.glob("*.whl")
     theirs = wheel_files(made.read_bytes())
     ours = {name.removeprefix("package/"): text for name, text in collect_package().items()}
@@ -223,9 +226,9 @@ def test_a_notebook_has_the_same_contents_and_steps_as_the_script(
 
 
 def test_the_committed_template_says_what_to_do_and_takes_no_gpu(tmp_path: Path) -> None:
-    metadata = json.loads((PROJECT / "kaggle" / "kernel-metadata.json").read_text("utf-8"))
+    metadata = json.loads((ROOT / "kaggle" / "kernel-metadata.json").read_text("utf-8"))
     assert (metadata["enable_gpu"], metadata["machine_shape"]) == (False, "")
-    command = [sys.executable, "-I", "-S", str(PROJECT / "kaggle" / metadata["code_file"])]
+    command = [sys.executable, "-I", "-S", str(ROOT / "kaggle" / metadata["code_file"])]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert "python kaggle/push.py build --preset kaggle-t4" in ended.stderr
@@ -301,7 +304,7 @@ def test_a_large_bundle_goes_into_a_private_data_set(tmp_path: Path) -> None:
 
 
 def test_the_committed_metadata_is_what_a_build_writes() -> None:
-    committed = json.loads((PROJECT / "kaggle" / "kernel-metadata.json").read_text("utf-8"))
+    committed = json.loads((ROOT / "kaggle" / "kernel-metadata.json").read_text("utf-8"))
     built = make_metadata("ann", "medcot fine-tuning", gpu=False, shape="")
     assert committed | {"id": built["id"]} == built
 
@@ -444,9 +447,9 @@ def test_folders_of_one_name_are_not_mixed(tmp_path: Path, monkeypatch: pytest.M
 
 def test_push_py_and_kernel_py_do_not_shadow_the_client() -> None:
     """`kaggle/` beside the library: no package of that name, from the root or from inside."""
-    assert not (PROJECT / "kaggle" / "__init__.py").exists()
+    assert not (ROOT / "kaggle" / "__init__.py").exists()
     code = "import importlib.util as u; print(u.find_spec('kaggle').origin)"
-    for folder in (PROJECT, PROJECT / "kaggle"):
+    for folder in (ROOT, ROOT / "kaggle"):
         command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {code}"]
         origin = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
         assert "site-packages" in origin.stdout

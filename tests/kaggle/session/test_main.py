@@ -28,9 +28,9 @@ from medcot.kaggle.client.wait import FinalStatus, wait
 from medcot.kaggle.session import steps
 from medcot.kaggle.session.job import JobSpec, RunSettings
 from medcot.kaggle.session.machine import check_gpus, count_processes, make_training_command
-from medcot.kaggle.session.requirements import PROJECT
 from medcot.kaggle.session.subprocesses import ExitStatus
 from medcot.kaggle.session.user_secrets import SecretNotAttached, find_secret, secret_needs
+from medcot.paths import PACKAGE
 from medcot.runs.directory import RunDirectory
 from tests.support.kaggle_scripts import CONFIG, Lines, config_with, end_session, quick_session
 from tests.support.kaggle_server import USER, KaggleServer
@@ -256,7 +256,7 @@ ALLOWED = (
 
 
 def test_a_session_imports_the_standard_library_packaging_and_light_modules_alone() -> None:
-    for path in sorted((PROJECT / "medcot" / "kaggle" / "session").glob("*.py")):
+    for path in sorted((PACKAGE / "kaggle" / "session").glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {
             name
