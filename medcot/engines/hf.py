@@ -10,6 +10,7 @@ from typing import Any
 
 from medcot.config.schema import RunConfig, read_target_modules
 from medcot.engines.base import LoadedModel, Location, TrainedParameters, settle_pad_token
+from medcot.engines.imports import collector_paused
 from medcot.planning.architecture import list_text_linears, list_towers
 from medcot.planning.engine_traits import TRAITS
 from medcot.planning.plan import Plan
@@ -25,7 +26,9 @@ class HfEngine:
 
     def load_base(self, config: RunConfig, plan: Plan, where: Location) -> LoadedModel:
         """Load the model in the plan's precision on the plan's device, from safetensors only."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        with collector_paused():
+            import peft  # noqa: F401 - for the adapter
+            from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)
         settle_pad_token(tokenizer)

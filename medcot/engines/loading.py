@@ -24,6 +24,7 @@ from medcot.engines.compat import (
     repeat_shared_keys,
 )
 from medcot.engines.hf import HfEngine
+from medcot.engines.imports import collector_paused
 from medcot.engines.model_files import check_model_files
 from medcot.errors import InputError, RunFailed, one_line, ran_out_of_memory
 from medcot.hardware.machine import Machine
@@ -129,7 +130,8 @@ def load_tokenizer(config: RunConfig) -> Any:
         InputError: There is no such model, or it has no tokenizer.
     """
     with _readable_errors(config):
-        from transformers import AutoTokenizer
+        with collector_paused():
+            from transformers import AutoTokenizer
 
         where = locate(config.model, config.model_revision)
         tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)

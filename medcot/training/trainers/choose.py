@@ -11,6 +11,7 @@ from medcot.config.schema import RunConfig
 from medcot.distributed import comm
 from medcot.engines.base import LoadedModel, TrainedParameters
 from medcot.engines.compat import name_cpu_without_number, provide_loss
+from medcot.engines.imports import collector_paused
 from medcot.engines.loading import engine_for
 from medcot.planning.plan import Plan
 from medcot.training.checkpoints import check_before_saving, manifest_callback
@@ -64,7 +65,9 @@ def _make_plain_trainer(loaded: LoadedModel, arguments: Any, data: Any, recorder
 
 def make_arguments(config: RunConfig, plan: Plan, steps: int, checkpoints: Path) -> Any:
     """Return the ``SFTConfig`` of a run: what its config asks for, computed as its plan says."""
-    from trl.trainer.sft_config import SFTConfig
+    with collector_paused():
+        import trl.trainer.sft_trainer  # noqa: F401 - which every trainer is made of
+        from trl.trainer.sft_config import SFTConfig
 
     on_cpu = plan.device == "cpu"
     if on_cpu and comm.world_size() > 1:
