@@ -1,7 +1,8 @@
-"""Trains several seeds at the same time, one per GPU, each in a process of its own.
+"""Trains several seeds at the same time, each in a process of its own.
 
-A process runs ``medcot train --resume`` on the seed's run directory and sees one GPU. A launcher's
-processes would train one model together.
+A process runs ``medcot train --resume`` on the seed's run directory. It sees one GPU, or computes
+with its share of the CPU cores: operators of a small model keep one core busy better than several.
+A launcher's processes would train one model together.
 """
 
 from __future__ import annotations
@@ -26,16 +27,32 @@ from medcot.runs.directory import RunDirectory
 
 POLL_S = 0.5
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+THREADS = "OMP_NUM_THREADS"
+
+Place = Mapping[str, str]
+"""Environment variables that give a process its GPU or its share of the cores."""
 
 Command = Callable[[RunDirectory], Sequence[str]]
 """Returns the command that trains the run in a directory."""
 
 
-def list_gpus(machine: Machine, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the names by which a process can be given one of the usable GPUs each."""
+def list_gpus(machine: Machine, environment: Mapping[str, str] = os.environ) -> list[Place]:
+    """Return a place for each of the usable GPUs."""
     count = len(usable_gpus(machine))
     named = [name.strip() for name in environment.get(VISIBLE, "").split(",") if name.strip()]
-    return named[:count] if named else [str(number) for number in range(count)]
+    names = named[:count] if named else [str(number) for number in range(count)]
+    return [{VISIBLE: name} for name in names]
+
+
+def share_cores(
+    machine: Machine, at_once: int, environment: Mapping[str, str] = os.environ
+) -> list[Place]:
+    """Return ``at_once`` places that share the CPU cores; one if the user allows one thread."""
+    allowed = environment.get(THREADS, "")
+    cores = min(machine.cpu_cores, int(allowed)) if allowed.isdecimal() else machine.cpu_cores
+    if cores < 2:
+        return [{}]
+    return [{THREADS: str(max(1, cores // at_once))}] * at_once
 
 
 def train_command(directory: RunDirectory) -> Sequence[str]:
@@ -45,10 +62,10 @@ def train_command(directory: RunDirectory) -> Sequence[str]:
 
 @dataclass(slots=True)
 class _Training:
-    """A process, its GPU, what it prints, and how many steps of it are shown."""
+    """A process, its place, what it prints, and how many steps of it are shown."""
 
     directory: RunDirectory
-    gpu: str
+    place: Place
     process: subprocess.Popen[bytes]
     printed: IO[bytes]
     shown: int = 0
@@ -56,17 +73,17 @@ class _Training:
 
 def train_in_processes(
     directories: Sequence[RunDirectory],
-    gpus: Sequence[str],
+    places: Sequence[Place],
     listener: Listener,
     command: Command = train_command,
 ) -> None:
-    """Train the runs in ``directories``, as many at a time as there are ``gpus``.
+    """Train the runs in ``directories``, as many at a time as there are ``places``.
 
     Raises:
         RunFailed: A training failed. The others were stopped first, and keep their work.
         Cancelled: The listener asked to stop.
     """
-    waiting, free, running = list(directories), list(gpus), list[_Training]()
+    waiting, free, running = list(directories), list(places), list[_Training]()
     started: list[_Training] = []
     steps = _Steps(len(directories), listener)
     try:
@@ -81,7 +98,7 @@ def train_in_processes(
                 if code is None:
                     continue
                 running.remove(one)
-                free.append(one.gpu)
+                free.append(one.place)
                 if code != 0:
                     raise _explain(one, code)
             if listener.should_stop():
@@ -95,7 +112,7 @@ def train_in_processes(
             one.printed.close()
 
 
-def _start(directory: RunDirectory, gpu: str, command: Command) -> _Training:
+def _start(directory: RunDirectory, place: Place, command: Command) -> _Training:
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -104,10 +121,10 @@ def _start(directory: RunDirectory, gpu: str, command: Command) -> _Training:
     }
     printed = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
     process = subprocess.Popen(
-        command(directory), env=kept | {VISIBLE: gpu}, stdin=subprocess.DEVNULL,
+        command(directory), env=kept | dict(place), stdin=subprocess.DEVNULL,
         stdout=printed, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    return _Training(directory, gpu, process, printed)
+    return _Training(directory, place, process, printed)
 
 
 def _explain(one: _Training, code: int) -> Exception:

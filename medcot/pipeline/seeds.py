@@ -31,7 +31,8 @@ from medcot.listener import Listener
 from medcot.pipeline import fingerprints
 from medcot.pipeline.prepare import Prepared
 from medcot.pipeline.report import find_validation, write_report
-from medcot.pipeline.seed_processes import list_gpus, train_in_processes
+from medcot.pipeline.seed_processes import Place, list_gpus, share_cores, train_in_processes
+from medcot.planning.plan import Plan
 from medcot.records import Event, OnEvent
 from medcot.runs.directory import Phase, RunDirectory
 
@@ -120,15 +121,26 @@ def train_seeds(
     """
     seeds = begin_seeds(prepared)
     left = [one for one in seeds if not one.directory.has("training.json")]
-    gpus = list_gpus(detect_machine()) if prepared.plan.device == "cuda" else []
-    if len(gpus) > 1 and len(left) > 1:
-        listener.say(Message("seeds_on_gpus", {"n": len(left), "gpus": len(gpus)}))
+    places = _list_places(prepared.plan, len(left))
+    if len(places) > 1:
+        code = "seeds_on_gpus" if prepared.plan.device == "cuda" else "seeds_on_cores"
+        listener.say(Message(code, {"n": len(left), "places": len(places)}))
         models.release(loaded)
-        train_in_processes([one.directory for one in left], gpus, listener)
+        train_in_processes([one.directory for one in left], places, listener)
         loaded.model = models.load_base(prepared.config, prepared.plan).model
     else:
         _train_in_turn(seeds, left, loaded, listener, train_one, on_event)
     keep_best(prepared, seeds)
+
+
+def _list_places(plan: Plan, left: int) -> list[Place]:
+    """Return where the trainings that are left can run at the same time."""
+    if left < 2:
+        return []
+    if plan.device == "cuda":
+        return list_gpus(detect_machine())
+    at_once = min(plan.seeds_at_once, left)
+    return share_cores(detect_machine(), at_once) if at_once > 1 else []
 
 
 def _train_in_turn(

@@ -14,7 +14,12 @@ from medcot.planning.explain import explain_choice, explain_no_fit, list_warning
 from medcot.planning.memory_model import PRECISION_BYTES, max_answer_rows
 from medcot.planning.model_specs import ModelSpec
 from medcot.planning.search import Candidate, Workload, choose_best, list_candidates
-from medcot.planning.speed_model import count_rounds, evaluation_s, loading_s
+from medcot.planning.speed_model import (
+    count_rounds,
+    count_seeds_at_once,
+    evaluation_s,
+    loading_s,
+)
 
 VALIDATION = 0.125
 """Time of the validations of a training, as a part of the rest; see
@@ -37,7 +42,7 @@ class Plan:
     all layers or, with the fused engine, as few as memory demands. Memory (GPU memory, or RAM
     without a GPU) is the peak of one process. ``time_s`` is in seconds by stage. ``answer_rows``
     prompts are answered at once in the evaluation. With ``split`` each process holds a part of
-    the frozen weights.
+    the frozen weights. ``seeds_at_once`` trainings run at the same time, each in a process.
     """
 
     engine: str
@@ -66,6 +71,7 @@ class Plan:
     answer_rows: int = 8
     recomputed_layers: int = 0
     split: bool = False
+    seeds_at_once: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as ``plan.json`` holds it: a message has a code, values and a text."""
@@ -147,7 +153,15 @@ def _compose_plan(
     epochs = steps * config.batch / max(1, rows)
     tokens = config.batch * workload.mean_tokens
     answer_rows = _answer_rows(workload, constraints, best)
-    time_s = _stage_times_s(workload, best, steps, answer_rows)
+    train_s = steps * best.step_s * (1 + (VALIDATION if config.validation_samples else 0))
+    at_once = count_seeds_at_once(
+        config.seeds, workload.machine, step.device, train_s, best.peak_gib, constraints.limit_gib
+    )
+    values = {"n": at_once, "cores": workload.machine.cpu_cores, "gib": at_once * best.peak_gib}
+    shared = (
+        (Reason("reason_seeds_on_cores", values),) if at_once > 1 and step.device == "cpu" else ()
+    )
+    time_s = _stage_times_s(workload, best, train_s, at_once, answer_rows)
     warnings = list_warnings(workload, constraints, epochs, time_s["total"])
     return Plan(
         engine=step.engine,
@@ -171,16 +185,17 @@ def _compose_plan(
         tokens_per_step=round(tokens, 1),
         tokens_per_second=round(tokens / best.step_s, 1),
         time_s=time_s,
-        reasons=(*constraints.reasons, *explain_choice(constraints, best, found)),
+        reasons=(*constraints.reasons, *explain_choice(constraints, best, found), *shared),
         warnings=(*constraints.warnings, *warnings),
         answer_rows=answer_rows,
         recomputed_layers=step.recomputed_layers,
         split=constraints.split,
+        seeds_at_once=at_once,
     )
 
 
 def _stage_times_s(
-    workload: Workload, best: Candidate, steps: int, answer_rows: int
+    workload: Workload, best: Candidate, train_s: float, at_once: int, answer_rows: int
 ) -> dict[str, float]:
     """Return the seconds of each stage and their total, of all seeds together."""
     config = workload.config
@@ -189,10 +204,7 @@ def _stage_times_s(
         "evaluate": evaluation_s(
             config, best.step, workload.spec, workload.machine, workload.mean_tokens, answer_rows
         ),
-        "train": count_rounds(config.seeds, workload.machine, best.step.device)
-        * steps
-        * best.step_s
-        * (1 + (VALIDATION if config.validation_samples else 0)),
+        "train": train_s * count_rounds(config.seeds, at_once, best.step.device),
     }
     return {name: round(s, 1) for name, s in (stages | {"total": sum(stages.values())}).items()}
 

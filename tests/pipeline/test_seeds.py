@@ -7,6 +7,7 @@ import pytest
 
 from medcot.config.presets import make_config
 from medcot.errors import Cancelled, InputError
+from medcot.hardware.machine import available_cores
 from medcot.listener import Listener
 from medcot.pipeline import seeds as pipeline
 from medcot.pipeline.run import evaluate_only, report_only, run, train_only
@@ -138,6 +139,20 @@ def test_the_report_speaks_of_the_recipe(whole):
     assert text.count("| kept |") == 1
     again = report_only(directory, Listener())
     assert again == report == read_report(directory.path)
+
+
+@pytest.mark.skipif(available_cores() < 2, reason="needs two cores")
+def test_seeds_that_share_the_cores_give_the_same_bytes(whole, config, tmp_path, monkeypatch):
+    """The other tests use one thread, so each process computes what they do."""
+    monkeypatch.setattr("medcot.planning.speed_model.WORTH_A_PROCESS_S", 0.0)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    directory, listener = RunDirectory(tmp_path / "run"), Stopped()
+    run(config, directory, listener)
+    [told] = [one for one in listener.lines if getattr(one, "code", "") == "seeds_on_cores"]
+    assert told.values == {"n": SEEDS, "places": SEEDS}
+    assert of_all(directory) == of_all(whole[0])
+    total = SEEDS * config.steps
+    assert listener.steps == [(step, total) for step in range(1, total + 1)]
 
 
 @pytest.mark.parametrize("stops", [{"events": 5}, {"polls": 1}])

@@ -23,7 +23,12 @@ from medcot.planning.memory_model import StepConfig, longest_pass_tokens, predic
 from medcot.planning.model_specs import SMOLLM2_135M, ModelSpec, find_model_spec, read_model_spec
 from medcot.planning.plan import describe, make_plan
 from medcot.planning.search import Candidate, choose_best
-from medcot.planning.speed_model import BUNDLED_ABILITIES, BUNDLED_QUESTIONS, micro_batch_s
+from medcot.planning.speed_model import (
+    BUNDLED_ABILITIES,
+    BUNDLED_QUESTIONS,
+    SHARED_CORES,
+    micro_batch_s,
+)
 from medcot.planning.validation import MeasuredRun, RecipeRun, load_measured_runs, predict_run
 from medcot.runs.directory import RunDirectory
 from tests.support.plans import GPU_PRESETS, GPUS, LAPTOP, LLAMA_8B, plan_for
@@ -440,9 +445,30 @@ def test_the_plan_counts_the_bundled_questions_and_items_that_there_are() -> Non
 
 def test_the_plan_counts_every_seed() -> None:
     one, three = (plan_for("demo", LAPTOP, seeds=seeds).time_s for seeds in (1, 3))
-    assert three["train"] == pytest.approx(3 * one["train"], rel=0.01)
+    assert three["train"] == pytest.approx(3 / SHARED_CORES * one["train"], rel=0.01)
     # Of the seeds that are not kept, the losses alone are scored.
     assert three["evaluate"] == pytest.approx(1.35 * one["evaluate"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("machine", "changes", "at_once"),
+    [
+        (LAPTOP, {"seeds": 1}, 1),
+        (LAPTOP, {"seeds": 3}, 3),
+        (replace(LAPTOP, memory_gib=64.0), {"seeds": 9}, 4),
+        (replace(LAPTOP, memory_gib=10.5), {"seeds": 3}, 2),
+        (replace(LAPTOP, cpu_cores=1), {"seeds": 3}, 1),
+        (LAPTOP, {"seeds": 3, "steps": 1}, 1),
+        (replace(named_machine("2xT4"), processes=1), {"seeds": 3}, 2),
+    ],
+)
+def test_seeds_train_at_the_same_time_as_memory_and_cores_hold_them(machine, changes, at_once):
+    plan = plan_for("demo", machine, **changes)
+    assert plan.seeds_at_once == at_once
+    told = [reason for reason in plan.reasons if reason.code == "reason_seeds_on_cores"]
+    assert len(told) == (at_once > 1 and plan.device == "cpu")
+    if told:
+        assert f"{at_once * plan.peak_gib:.1f} GiB in all" in str(told[0])
 
 
 def test_presets_name_only_things_that_some_machine_can_do() -> None:
