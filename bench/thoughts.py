@@ -2,11 +2,12 @@
 
     python bench/thoughts.py --folder /tmp/thoughts [--steps 14] [--rows 12] [--words 20]
 
-Trains the bundled model twice on the bundled short cases: on their own thoughts, and on the same
-rows with each thought replaced by that of another training row. The test rows keep theirs. With
-``--words`` questions, thoughts and answers are cut to so many words, which is quick. Prints
-how much the model's own thought and a wrong one matter, before and after. An interrupted run is
-continued.
+Trains the bundled model twice on the bundled short cases, or on those of ``--dataset``: on their
+own thoughts, and on the same rows with each thought replaced by that of another training row. The
+test rows keep theirs. With ``--words`` questions, thoughts and answers are cut to so many words,
+which is quick. Prints how much the model's own thought and a wrong one matter, before and after,
+and at last how much less they matter after permuted thoughts than after kept ones, row by row. An
+interrupted run is continued.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from medcot.config.presets import make_config
 from medcot.config.schema import RunConfig
 from medcot.data.cases import unit_hash
 from medcot.data.dataset import load_dataset
+from medcot.evaluation.interface import ThoughtLosses, rows_from_json
 from medcot.pipeline.run import run
 from medcot.reporting.schema import Report
 from medcot.runs.directory import RunDirectory
+from medcot.stats.paired import PairedDifference, compare_means
 
 ARMS = ("kept", "permuted")
 
@@ -33,14 +36,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--words", type=int, default=10_000)
     parser.add_argument("--arm", choices=ARMS, nargs="*", default=ARMS)
+    parser.add_argument("--dataset")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--batch", type=int)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     chosen = {"test_samples": given.rows, "generate_samples": given.rows}
+    asked = {name: getattr(given, name) for name in ("dataset", "samples", "batch")}
     config = make_config(
         "demo",
         chosen
         | {"thought_samples": given.rows, "steps": given.steps, "mcq": (), "validation_samples": 0}
-        | {"max_new_tokens": min(160, 4 * given.words)},
+        | {"max_new_tokens": min(160, 4 * given.words), "ability_samples": 0}
+        | {name: value for name, value in asked.items() if value is not None},
     )
     print("| thoughts | measure | before | after | difference | 95 % | p | verdict |")
     print(f"| --- | --- |{' --: |' * 5} --- |")
@@ -52,6 +60,8 @@ def main() -> None:
             config.model_copy(update={"dataset": str(path)}), directory, resume=directory.exists()
         )
         print_use(arm, report)
+    if set(given.arm) == set(ARMS):
+        compare_arms(given.folder)
 
 
 def write_rows(config: RunConfig, path: Path, words: int, *, permuted: bool) -> None:
@@ -70,16 +80,36 @@ def write_rows(config: RunConfig, path: Path, words: int, *, permuted: bool) -> 
 
 def print_use(arm: str, report: Report) -> None:
     for name in ("thought_gain", "thought_harm"):
-        found = report.paired.of(name)
-        if found is None or found.low is None or found.high is None:
-            continue
-        sides = (report.before.value(name), report.after.value(name), found.difference)
-        cells = " | ".join(f"{one or 0:.3f}" for one in sides)
-        verdict = found.verdict("higher")
-        span = f"{found.low:.3f} to {found.high:.3f}"
-        print(
-            f"| {arm} | {name} | {cells} | {span} | {found.p_value:.3f} | {verdict} |", flush=True
-        )
+        sides = report.before.value(name), report.after.value(name)
+        print_line(arm, name, *sides, report.paired.of(name))
+
+
+def compare_arms(folder: Path) -> None:
+    """Compare the trained models of both arms on the same test rows."""
+    found: dict[str, list[ThoughtLosses]] = {}
+    for arm in ARMS:
+        directory = RunDirectory(folder / arm)
+        rows = rows_from_json(directory.rows(directory.evaluation("after")), where=arm)
+        found[arm] = [row.thought_losses for row in rows if row.thought_losses]
+    for measure in ("gain", "harm"):
+        kept, permuted = ([getattr(one, measure) for one in found[arm]] for arm in ARMS)
+        sides = sum(kept) / len(kept), sum(permuted) / len(permuted)
+        paired = compare_means(kept, permuted)
+        print_line("permuted against kept", f"thought_{measure}", *sides, paired)
+
+
+def print_line(
+    arm: str,
+    measure: str,
+    before: float | None,
+    after: float | None,
+    found: PairedDifference | None,
+) -> None:
+    if found is None or found.low is None or found.high is None:
+        return
+    cells = " | ".join(f"{one or 0:.3f}" for one in (before, after, found.difference))
+    span, verdict = f"{found.low:.3f} to {found.high:.3f}", found.verdict("higher")
+    print(f"| {arm} | {measure} | {cells} | {span} | {found.p_value:.3f} | {verdict} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.optimize import brentq
+from scipy.stats import bootstrap, norm
 from scipy.stats import t as student
 
+from medcot.evaluation.pair_labels import ONE_ERROR
 from medcot.stats import crossed, power
 from medcot.stats.paired import compare_means, compare_rates
 from medcot.stats.prediction_powered import correct_mean
@@ -361,7 +363,7 @@ def print_studies(runs: int) -> None:
             print(f"| {ARMS} | {seeds} | {own} | {how} | {cells} |", flush=True)
 
 
-TABLES = ("loss", "answers", "cost", "seeds", "methods", "study", "judge")
+TABLES = ("loss", "answers", "cost", "seeds", "methods", "study", "judge", "pairs")
 
 JUDGED = (
     (40, 10, 5, 0.0), (40, 10, 5, 0.2), (60, 20, 1, 0.2), (60, 20, 5, 0.0),
@@ -418,6 +420,63 @@ def print_judge(runs: int) -> None:
         print(f"| {questions} | {checked} | {criteria} | {100 * bias:.0f} | {cells} |", flush=True)
 
 
+COMPARED = (
+    (40, 10, 0.0), (40, 10, 0.2), (60, 20, 0.0), (60, 20, 0.2), (60, 20, 0.4), (200, 30, 0.2),
+)  # fmt: skip
+"""Pairs, how many of them are compared by hand, bias of the judge."""
+TIE, MISREAD = 0.5, 0.6
+
+
+def mean_preference(better: float, spread: float = 1.0) -> float:
+    """Wins minus losses where the tuned model's answers are ``better`` on average: a pair whose
+    answers differ by less than ``TIE`` is a tie."""
+    return float(norm.sf((TIE - better) / spread) - norm.cdf((-TIE - better) / spread))
+
+
+def judge_pairs(pairs: int, checked: int, bias: float, runs: int) -> tuple[float, ...]:
+    """Shares of runs whose interval holds the true wins minus losses of ten points, and mean
+    half-widths: corrected, of the judge alone, and of the compared pairs alone.
+
+    The judge sees by how much answers differ, with an error of ``MISREAD`` standard deviations and
+    a shift towards the tuned model that favours it by ``bias``.
+    """
+    rng, spread = np.random.default_rng([pairs, checked]), np.hypot(1, MISREAD)
+    better = brentq(lambda one: mean_preference(one) - 0.1, -5, 5)
+    shift = brentq(lambda one: mean_preference(better + one, spread) - 0.1 - bias, -5, 5)
+    held, widths = [], []
+    for _ in range(runs):
+        differs = better + rng.normal(size=pairs)
+        seen = differs + shift + MISREAD * rng.normal(size=pairs)
+        true, said = (np.where(abs(one) > TIE, np.sign(one), 0.0) for one in (differs, seen))
+        found = correct_mean(
+            said[checked:].tolist(), said[:checked].tolist(), true[:checked].tolist(),
+            step=ONE_ERROR,
+        )  # fmt: skip
+        assert found is not None
+        assert found.high is not None
+        centres = [found.difference, said.mean(), true[:checked].mean()]
+        halves = [
+            found.high - found.difference,
+            *(
+                student.isf(0.025, len(one) - 1) * one.std(ddof=1) / np.sqrt(len(one))
+                for one in (said, true[:checked])
+            ),
+        ]
+        held.append([abs(a - 0.1) <= b for a, b in zip(centres, halves, strict=True)])
+        widths.append(halves)
+    return (*np.mean(held, axis=0), *np.mean(widths, axis=0))
+
+
+def print_pairs(runs: int) -> None:
+    heads = ("pairs", "compared by hand", "bias (points)", "held: corrected", "held: judge alone",
+             "held: compared alone", "± corrected", "± judge alone",
+             "± compared alone")  # fmt: skip
+    print(f"\n| {' | '.join(heads)} |\n|{' --: |' * len(heads)}")
+    for pairs, checked, bias in COMPARED:
+        cells = " | ".join(f"{100 * one:.1f}" for one in judge_pairs(pairs, checked, bias, runs))
+        print(f"| {pairs} | {checked} | {100 * bias:.0f} | {cells} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1_000)
@@ -438,6 +497,8 @@ def main() -> None:
         print_studies(given.runs)
     if given.only in (None, "judge"):
         print_judge(given.runs)
+    if given.only in (None, "pairs"):
+        print_pairs(given.runs)
 
 
 def print_losses(runs: int, rows: list[int]) -> None:

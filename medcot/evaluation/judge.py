@@ -5,6 +5,7 @@ swapped, and counts only if the same answer wins both times. The judge is told n
 wrote which answer nor that any training took place. It helps where no rubric was written by hand;
 its opinion is reported next to the verdict and never part of it. Before it judges, it is tested on
 planted pairs: the reference against another question's. A judge that fails is not asked further.
+Its own bias is corrected where somebody compared some pairs by hand (:mod:`.pair_labels`).
 """
 
 from __future__ import annotations
@@ -87,7 +88,10 @@ class JudgeResult:
     so. The test had ``planted`` pairs, 0 without a test, of which ``planted_right`` were right. Of
     ``n`` pairs, ``before`` to ``unread`` count the preferences. ``agreement`` is the share of read
     pairs on which both orders agreed, ``p_value`` that of an exact sign test, and ``outcomes`` maps
-    question ids to preferences.
+    question ids to preferences. ``judged`` is the share of wins minus that of losses as the judge
+    sees it, ``corrected`` the one corrected by its error on the ``checked`` pairs
+    (:mod:`.pair_labels`), where it said the same as somebody did by hand in a share
+    ``checked_agreement`` and saw the difference too high by ``bias``.
     """
 
     model: str
@@ -106,6 +110,11 @@ class JudgeResult:
     planted: int = 0
     planted_right: int = 0
     messages: tuple[Message, ...] = ()
+    judged: PairedDifference | None = None
+    checked: int = 0
+    checked_agreement: float | None = None
+    bias: float | None = None
+    corrected: PairedDifference | None = None
 
     def text(self, language: str) -> str:
         """Say what the judge found; runs of older versions say it in English alone."""
@@ -184,8 +193,8 @@ def judge_answers(
     """
     import openai
 
-    pairs = {_name(one, model): one for one in pair_answers(before, after, suite)}
-    planted = {_name(one, model): one for one in plant_pairs(suite)}
+    pairs = {name_pair(one, model): one for one in pair_answers(before, after, suite)}
+    planted = {name_pair(one, model): one for one in plant_pairs(suite)}
     found: dict[str, Preference] = {
         name: one for name, one in (known or {}).items() if name in pairs or name in planted
     }
@@ -206,12 +215,12 @@ def judge_answers(
     except openai.OpenAIError as error:
         why = {"url": url, "error": one_line(str(error), 100)}
         nothing = JudgeResult(model, url, reached=False, sentence="")
-        return _add_message(nothing, Message("judge_unreached", why))
+        return add_message(nothing, Message("judge_unreached", why))
     judged = tally({one.id: found[name] for name, one in pairs.items()}, model, url)
     if not planted:
-        return _add_message(judged, Message("judge_untested", {"fewest": FEWEST_PLANTED}))
+        return add_message(judged, Message("judge_untested", {"fewest": FEWEST_PLANTED}))
     judged = replace(judged, planted=len(planted), planted_right=right)
-    return _add_message(judged, Message("judge_tested", {"planted": len(planted), "right": right}))
+    return add_message(judged, Message("judge_tested", {"planted": len(planted), "right": right}))
 
 
 def plant_pairs(suite: EvaluationSuite) -> list[AnswerPair]:
@@ -232,10 +241,10 @@ def _refuse(model: str, url: str, right: int, planted: int) -> JudgeResult:
         model, url, reached=False, sentence="", planted=planted, planted_right=right
     )
     values = {"url": url, "planted": planted, "right": right, "least": LEAST_RIGHT}
-    return _add_message(refused, Message("judge_refused", values))
+    return add_message(refused, Message("judge_refused", values))
 
 
-def _add_message(result: JudgeResult, *messages: Message) -> JudgeResult:
+def add_message(result: JudgeResult, *messages: Message) -> JudgeResult:
     """Add what is to be said; ``sentence`` says all of it in English."""
     together = (*result.messages, *messages)
     return replace(result, messages=together, sentence=" ".join(map(str, together)))
@@ -303,7 +312,7 @@ def tally(outcomes: Mapping[str, Preference], model: str, url: str) -> JudgeResu
         p_value=p_value,
         outcomes=dict(outcomes),
     )
-    return _add_message(judged, *_describe(count, read, agreed, p_value))
+    return add_message(judged, *_describe(count, read, agreed, p_value))
 
 
 def pair_answers(
@@ -323,8 +332,8 @@ def pair_answers(
             yield AnswerPair(case.id, case.question, reference, _answer(row), _answer(other))
 
 
-def _name(pair: AnswerPair, model: str) -> str:
-    """Name a pair so that other answers or another judge make another name."""
+def name_pair(pair: AnswerPair, model: str = "") -> str:
+    """Name a pair so that other answers, or another judge, make another name."""
     texts = "\0".join([model, *astuple(pair)])
     return f"{pair.id}:{hashlib.sha256(texts.encode()).hexdigest()[:16]}"
 

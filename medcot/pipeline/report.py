@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 from medcot.data.case_list import select_cases
 from medcot.data.tokenized import list_row_ids
-from medcot.errors import InputError, one_line
 from medcot.evaluation.decontaminate import decontaminate_rows
 from medcot.evaluation.interface import ScoredRow, rows_from_json
-from medcot.evaluation.judge import GradeResult, JudgeResult, judge_answers
+from medcot.evaluation.judge import JudgeResult, judge_answers
 from medcot.listener import Listener
 from medcot.pipeline.prepare import Prepared
 from medcot.reporting.build import build_report
@@ -33,9 +33,6 @@ from medcot.runs.directory import Phase, RunDirectory
 JUDGED = "evaluation/judge.jsonl"
 """The judge's preferences by pair and its decisions, so that none is asked for twice."""
 
-LABELS = "evaluation/judge_labels.jsonl"
-"""Decisions of the judge laid out to be checked by hand: ``met`` is for the user to fill in."""
-
 
 def write_report(prepared: Prepared, listener: Listener, *, figures: bool = True) -> Report:
     """Compare before and after; write the report as JSON, as Markdown and as a page, and figures.
@@ -53,7 +50,10 @@ def write_report(prepared: Prepared, listener: Listener, *, figures: bool = True
     if config.judge_url:
         facts = replace(facts, judge=_judge(prepared, before, after))
     if config.judge_criteria:
-        facts = replace(facts, grades=_grade(prepared, before, after))
+        from medcot.pipeline.hand_labels import grade
+
+        path = directory.path / JUDGED
+        facts = replace(facts, grades=grade(prepared, before, after, path))
     report = build_report(
         before,
         after,
@@ -106,7 +106,7 @@ def _judge(
     """Ask the judge about every pair that it has not judged before."""
     directory, config = prepared.directory, prepared.config
     path = directory.path / JUDGED
-    return judge_answers(
+    judged = judge_answers(
         before,
         after,
         prepared.suite,
@@ -117,37 +117,12 @@ def _judge(
             path, {"contest": pair, "outcome": preference}
         ),
     )
+    # A kernel does not carry it: nobody compares answers by hand there.
+    if find_spec("medcot.pipeline.hand_labels") is None:
+        return judged
+    from medcot.pipeline.hand_labels import correct
 
-
-def _grade(
-    prepared: Prepared, before: Sequence[ScoredRow], after: Sequence[ScoredRow]
-) -> GradeResult:
-    """Have the judge grade all answers that have criteria, and lay some out to be checked."""
-    from medcot.evaluation.grading import find_graded, grade_answers, list_checks, load_criteria
-
-    directory, config = prepared.directory, prepared.config
-    sets, judged, checks = load_criteria(config.judge_criteria), directory.path / JUDGED, LABELS
-    there = {row["id"]: row.get("met") for row in directory.rows(directory.path / checks)}
-    for name, met in there.items():
-        if not (met is None or isinstance(met, bool)):
-            where, got = f"{directory.path / checks}, {one_line(name)}", one_line(repr(met), 40)
-            raise InputError(where, f"met is {got}", "expected true, false or null")
-    for row in list_checks(find_graded(before, after, prepared.suite, sets)):
-        if row["id"] not in there:
-            directory.append(directory.path / checks, row)
-    return grade_answers(
-        before,
-        after,
-        prepared.suite,
-        sets,
-        config.judge_url,
-        config.judge_model,
-        known={row["contest"]: row["outcome"] for row in directory.rows(judged)},
-        save=lambda name, decision: directory.append(
-            judged, {"contest": name, "outcome": decision}
-        ),
-        labels={name: met for name, met in there.items() if met is not None},
-    )
+    return correct(judged, prepared, before, after)
 
 
 def _facts(prepared: Prepared) -> Facts:

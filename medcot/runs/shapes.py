@@ -24,6 +24,7 @@ REQUIRED: Mapping[str, Mapping[str, Field]] = {
     "events.jsonl": {"step": int},
     "judge.jsonl": {"contest": str, "outcome": str},
     "judge_labels.jsonl": {"id": str},
+    "judge_pairs.jsonl": {"id": str},
 }
 """By file: fields that must be there, with their types."""
 OPTIONAL: Mapping[str, Mapping[str, Field]] = {

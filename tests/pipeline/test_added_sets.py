@@ -171,7 +171,8 @@ def test_answers_are_graded_by_criteria_and_checked_by_hand(
         for phase in ("before", "after"):  # the small model never ends its thought
             scored = directory.evaluation(phase)
             lines = [json.loads(line) for line in scored.read_text().splitlines()]
-            given = [one | {"answer": "No." if one["kind"] == "fixed" else None} for one in lines]
+            answer = "No." if phase == "before" else "No, never."
+            given = [one | {"answer": answer if one["kind"] == "fixed" else None} for one in lines]
             scored.write_text("".join(json.dumps(one) + "\n" for one in given))
         report = report_only(directory, Listener())
         asked = len(requests)
@@ -179,6 +180,10 @@ def test_answers_are_graded_by_criteria_and_checked_by_hand(
         rows = [json.loads(line) for line in labels.read_text(encoding="utf-8").splitlines()]
         assert {row["met"] for row in rows} == {None}
         labels.write_text("".join(json.dumps(row | {"met": False}) + "\n" for row in rows))
+        pairs = directory.path / "evaluation" / "judge_pairs.jsonl"
+        [pair] = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
+        assert {pair["answer_1"], pair["answer_2"]} == {"No.", "No, never."}
+        pairs.write_text(json.dumps(pair | {"better": 1}) + "\n")
         again = report_only(directory, Listener())
         assert len(requests) == asked
     assert report.facts.grades
@@ -186,10 +191,18 @@ def test_answers_are_graded_by_criteria_and_checked_by_hand(
     assert (report.facts.grades.before, report.facts.grades.after) == (1.0, 1.0)
     assert (report.facts.grades.checked, again.facts.grades.checked) == (0, 1)
     assert again.facts.grades.agreement == 0.0
+    assert report.facts.judge
+    assert again.facts.judge
+    # Two pairs without an answer are ties, for the judge as by hand.
+    assert (report.facts.judge.checked, again.facts.judge.checked) == (0, 3)
+    assert again.facts.judge.checked_agreement == pytest.approx(2 / 3)
     assert "Criterion by criterion" in directory.report_markdown.read_text()
     assert read_report(directory.path) == again
     labels.write_text(json.dumps(rows[0] | {"met": "maybe"}) + "\n")
     with pytest.raises(InputError, match=r"judge_labels.jsonl.*met is 'maybe'.*true, false"):
+        report_only(directory, Listener())
+    pairs.write_text(json.dumps(pair | {"better": "both"}) + "\n")
+    with pytest.raises(InputError, match=r"judge_pairs.jsonl.*better is 'both'.*tie"):
         report_only(directory, Listener())
 
 

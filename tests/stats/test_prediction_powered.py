@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from medcot.evaluation.pair_labels import ONE_ERROR
 from medcot.stats.prediction_powered import FEWEST_CHECKED, correct_mean, weigh_judge
 
 QUESTIONS, CHECKED, CRITERIA, BIAS, GAIN = 60, 20, 5, 0.2, 0.1
@@ -47,6 +48,23 @@ def test_an_interval_corrected_for_a_bias_of_20_points_holds_the_truth() -> None
     assert bias == pytest.approx(BIAS, abs=0.02)
     assert corrected / runs >= 0.95
     assert alone / runs < 0.1
+
+
+def test_so_does_an_interval_of_wins_minus_losses() -> None:
+    """Ties and errors of a whole step: a pair is won (1), lost (-1) or neither (0)."""
+    rng, runs = np.random.default_rng(15), 1_000
+    true = rng.choice([1.0, 0.0, -1.0], (runs, 60), p=[0.4, 0.3, 0.3])
+    moved = rng.random(true.shape) < BIAS / 0.6  # of those that are not won
+    said = np.where(rng.random(true.shape) < 0.05, 0.0, np.minimum(true + moved, 1))
+    held = 0
+    for one, seen in zip(true.tolist(), said.tolist(), strict=True):
+        found = correct_mean(seen[20:], seen[:20], one[:20], step=ONE_ERROR)
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= GAIN <= found.high
+    assert (said - true).mean() == pytest.approx(BIAS, abs=0.02)
+    assert held / runs >= 0.95
 
 
 def test_a_good_judge_shortens_the_interval_of_the_checked_rows() -> None:
