@@ -66,15 +66,16 @@ def _convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers import modeling_gguf_pytorch_utils as gguf_reader
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # It prints dozens of lines where there is no terminal.
     logger.warning("Preparing the bundled model, once: this takes up to half a minute.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:
         options = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
-        # The reader's own bar, which no setting of transformers stops, would be dozens of lines
-        # where there is no terminal.
+        # The GGUF reader's own bar is not stopped by that.
         with patch.object(gguf_reader, "tqdm", partial(gguf_reader.tqdm, disable=True)):
             loaded = AutoModelForCausalLM.from_pretrained(
                 source.parent, **options, dtype=torch.float16
