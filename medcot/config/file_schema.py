@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from copy import deepcopy
 from typing import Any
 
-from medcot.config.schema import ARM_THOUGHTS, RunConfig
+from medcot.config.schema import ARM_THOUGHTS, COLUMNS, RunConfig
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _PLACES: dict[str, dict[str, Any]] = {
@@ -15,6 +15,12 @@ _PLACES: dict[str, dict[str, Any]] = {
     "resume": {"type": "boolean", "description": "continue an interrupted run"},
     "json": {"type": "boolean", "description": "print facts as JSON"},
 }
+_PART = rf"({'|'.join(COLUMNS)}) *= *[^,]+"
+_PATTERNS = {
+    "columns": rf"^( *|{_PART}(, *{_PART})*)$",
+    "target_modules": "^( *|[A-Za-z_][A-Za-z0-9_]*( *, *[A-Za-z_][A-Za-z0-9_]*)*)$",
+}
+"""How the texts of some fields are built."""
 _ONE_LENGTH = {
     "not": {
         "required": ["steps", "epochs"],
@@ -66,7 +72,11 @@ def _describe_field(name: str, found: dict[str, Any]) -> dict[str, Any]:
     if name in ("mcq", "dataset"):
         text = {"type": "string", "minLength": 1}
         several = {"type": "array", "items": text}
+        if name == "dataset":
+            several["minItems"] = 1
         field = {"description": field["description"], "anyOf": [text, several]}
+    if name in _PATTERNS:
+        field["pattern"] = _PATTERNS[name]
     return field
 
 

@@ -33,6 +33,12 @@ LARGEST_FILE = 1_000_000
 PLACE_OPTIONS = ("out", "resume", "json")
 """Shared options that say where and how to run, and so are no fields of `RunConfig`."""
 
+_PLACE_TYPES = (
+    ("out", str, "the name of a folder"),
+    ("resume", bool, "true or false"),
+    ("json", bool, "true or false"),
+)
+
 ChoosePreset = Callable[[], tuple[str, str | Message]]
 
 
@@ -196,11 +202,9 @@ TRUE_WORDS, FALSE_WORDS = ("1", "true", "yes", "on"), ("0", "false", "no", "off"
 
 def from_text(name: str, text: str) -> Any:
     """Convert text to the option's type; text that is no number stays text, to be refused later."""
-    if name in ("resume", "json"):
-        return text.strip().lower() in TRUE_WORDS
     if name == "mcq":
         return tuple(part for part in text.split(os.pathsep) if part)
-    kind = value_type(name)
+    kind = bool if name in ("resume", "json") else value_type(name)
     if kind is bool and (word := text.strip().lower()) in TRUE_WORDS + FALSE_WORDS:
         return word in TRUE_WORDS
     if kind in (int, float):
@@ -223,6 +227,10 @@ def value_type(name: str) -> type:
 
 def _check_values(values: Mapping[str, Any], where: str) -> None:
     """Validate one source's values while its name is known."""
+    for name, kind, needs in _PLACE_TYPES:
+        if not isinstance(values.get(name), kind | None):
+            got = Message("error_found", {"value": repr(values[name])})
+            raise InputError(f"{where}, {name}", got, f"expected {needs}")
     fields = {name: value for name, value in values.items() if name not in PLACE_OPTIONS}
     if "preset" in fields and fields["preset"] not in ("auto", *PRESETS):
         known = ["auto", *PRESETS]

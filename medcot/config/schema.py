@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, cast, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from medcot.catalog import Message
 from medcot.credentials import take_judge_login
@@ -181,6 +188,14 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
             return {"steps": None} | given if given.get("epochs") is not None else given
         return values
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false for a number, which would be 1 and 0."""
+        if isinstance(value, bool) and info.field_name != "deterministic":
+            raise ValueError("found true or false")
+        return value
+
     @field_validator("mcq", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
@@ -268,6 +283,10 @@ def read_columns(text: str) -> dict[str, str]:
     pair, conversation = {"question", "answer"} <= set(found), "messages" in found
     if found and (not (pair or conversation) or ("question" in found and conversation)):
         raise ValueError("expected question and answer, or messages")
+    if conversation and not {"input", "thought"}.isdisjoint(found):
+        raise ValueError("messages have their thoughts and inputs in them")
+    if len({*found.values()}) < len(found):
+        raise ValueError("one column named twice")
     return found
 
 

@@ -7,7 +7,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from medcot.catalog import Message
 from medcot.data.case_list import CaseList, hold_cases
@@ -86,11 +86,11 @@ class _Validation:
             self.found.rows += 1
             case, faults = _read_case(row, self.language)
             if case is not None:
-                question = _hash_case(case)
-                if self._is_duplicate(case, question):
+                hashes = _hash_case(case)
+                if self._is_duplicate(case, hashes):
                     continue
                 if case.id not in self._taken:
-                    self._remember(case, question)
+                    self._remember(case, hashes)
                     yield case
                     continue
                 got = f"{printable(case.id)!r}, which an earlier row has"
@@ -101,21 +101,38 @@ class _Validation:
                 got = f"found over {most:,} rows that cannot be read"
                 raise InputError(row.where, got, "expected one question and its answer a row")
 
-    def _is_duplicate(self, case: Case, question: bytes) -> bool:
-        if (earlier := self._by_question.get(question)) is None:
+    def _is_duplicate(self, case: Case, hashes: _Hashes) -> bool:
+        """Tell whether an earlier row asks the same, and note it.
+
+        After another system prompt it does if its answer is the same, too.
+        """
+        known = self._by_question
+        same = False
+        if (earlier := known.get(hashes.exact)) is not None:
+            same = self._answers_alike(case, earlier)
+        else:
+            others = (known.get(one) for one in (hashes.question, hashes.any_system))
+            earlier = next((n for n in others if n is not None), None)
+            same = earlier is not None and self._answers_alike(case, earlier)
+            earlier = earlier if same else None
+        if earlier is None:
             return False
-        same = _hash_answer(case) == bytes(self._answers[16 * earlier : 16 * earlier + 16])
         code = "dropped_duplicate" if same else "dropped_contradiction"
         reason = Message(code, {"other": self.ids[earlier]})
         self.found.duplicates.append(Dropped(case.id, reason))
         return True
 
-    def _remember(self, case: Case, question: bytes) -> None:
-        self._by_question[question] = len(self.ids)
+    def _answers_alike(self, case: Case, earlier: int) -> bool:
+        return _hash_answer(case) == bytes(self._answers[16 * earlier : 16 * earlier + 16])
+
+    def _remember(self, case: Case, hashes: _Hashes) -> None:
+        self._by_question[hashes.exact] = len(self.ids)
+        if hashes.exact != hashes.question:
+            self._by_question.setdefault(hashes.any_system, len(self.ids))
         self._taken.add(case.id)
         self._answers += _hash_answer(case)
         self.ids.append(case.id)
-        self.unit_hashes.append(unit_hash(case) if case.turns else _to_unit(question))
+        self.unit_hashes.append(unit_hash(case) if case.turns else _to_unit(hashes.exact))
         _add_to_fingerprint(self.digest, case)
         self.found.written_chinese += _HAN.search(case.question) is not None
         self.found.labelled_chinese += case.language == "zh"
@@ -273,10 +290,21 @@ def _read_claim(value: Any) -> Claim:
     return Claim(text, *patterns)
 
 
-def _hash_case(case: Case) -> bytes:
-    """Hash all that is asked and answered up to the question, but not the system prompt."""
+class _Hashes(NamedTuple):
+    """Hashes of what a case asks: with its system prompt, without, and for any system prompt."""
+
+    exact: bytes
+    question: bytes
+    any_system: bytes
+
+
+def _hash_case(case: Case) -> _Hashes:
+    """Hash all that is asked and answered up to the question."""
+    system = [turn.content for turn in case.turns if turn.role == "system"]
     said = [turn.content for turn in case.turns if turn.role != "system"]
-    return hash_question("\n".join([*said, case.question]) if said else case.question)
+    plain = hash_question("\n".join([*said, case.question]) if said else case.question)
+    exact = plain + hash_question("\n".join(system)) if system else plain
+    return _Hashes(exact, plain, b"system" + plain)
 
 
 def _to_unit(digest: bytes) -> float:

@@ -17,10 +17,11 @@ from medcot.data.hub import load_hub_rows
 from medcot.data.layouts import Wanted, recognise
 from medcot.data.mcq import QuestionSet as QuestionSet
 from medcot.data.mcq import load_questions as load_questions
-from medcot.data.readers import Fault, SourceRow, find_separator
+from medcot.data.readers import Fault, SourceRow, describe_table
 from medcot.data.sources import (
     SAMPLES,
     Kind,
+    describe_passed_over,
     kind_of,
     list_files,
     read_file,
@@ -29,15 +30,12 @@ from medcot.data.sources import (
     split_names,
 )
 from medcot.data.store import hash_code, hash_file, hash_parts
-from medcot.data.streams import find_encoding, format_of
+from medcot.data.streams import format_of
 from medcot.errors import InputError
 from medcot.records import Case, Dataset, Dropped, Language, Split
 
 VALIDATION_FRACTION = 0.05
 """Share of questions between the test and the training part."""
-
-ENCODINGS = {"utf-16": "UTF-16", "cp1252": "Windows-1252", "gb18030": "GB18030"}
-"""Encodings of tables that are told, by their names in Python."""
 
 SYNTHETIC = "synthetic, not clinically reviewed"
 
@@ -150,7 +148,8 @@ def _open_parts(name: str, config: RunConfig) -> list[_Part]:
         notes = (f"bundled samples: {SYNTHETIC}",)
         return [_Part(name, kind, lambda: read_files(paths), paths, notes=notes)]
     if kind == "file":
-        return [_file_part(name, path) for path in list_files(Path(name))]
+        notes = describe_passed_over(Path(name))
+        return [_file_part(name, path, notes) for path in list_files(Path(name))]
     loaded = load_hub_rows(
         name,
         config.dataset_config or config.language,
@@ -162,8 +161,8 @@ def _open_parts(name: str, config: RunConfig) -> list[_Part]:
     return [_Part(name, kind, lambda: loaded.rows, (), fixed, loaded.revision, loaded.notes)]
 
 
-def _file_part(name: str, path: Path) -> _Part:
-    return _Part(name, "file", lambda: read_file(path), (path,))
+def _file_part(name: str, path: Path, notes: tuple[str, ...]) -> _Part:
+    return _Part(name, "file", lambda: read_file(path), (path,), notes=notes)
 
 
 def _key_of(parts: Sequence[_Part], config: RunConfig) -> str:
@@ -209,22 +208,13 @@ def _validate_parts(parts: Sequence[_Part], config: RunConfig) -> ValidatedCases
     validated = validate_rows(_join_rows(parts, recognised()), config.language)
     validated.thinks = set(thinking) == {True}
     tables = [path for part in parts for path in part.paths if format_of(path) in (".csv", ".tsv")]
-    told = dict.fromkeys(note for path in tables for note in _describe_table(path))
+    told = dict.fromkeys(note for path in tables for note in describe_table(path))
     validated.layout = "; ".join([*shown, *told])
     return validated
 
 
 def _name(part: _Part) -> str:
     return part.paths[0].name if part.kind == "file" else part.owner
-
-
-def _describe_table(path: Path) -> Iterator[str]:
-    """Tell a table's encoding and separator, where they are not the usual ones of its format."""
-    if (code := find_encoding(path)) in ENCODINGS:
-        yield f"{path}: decoded from {ENCODINGS[code]}"
-    separator = find_separator(path)
-    if separator != {".csv": ",", ".tsv": "\t"}[format_of(path)]:
-        yield f"{path}: separated by {separator!r}"
 
 
 def _join_rows(

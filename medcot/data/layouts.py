@@ -65,6 +65,18 @@ OPTION_COLUMNS = (
 _KEPT = ("id", "lang", "specialty", "source", "reference", "reference_answer", "claims")
 """Columns that are the same in every layout."""
 
+_HISTORY = ("history", "chat_history")
+"""Columns with earlier turns, which no layout reads."""
+
+_TELLING = frozenset(_HISTORY).union(*_NAMES.values())
+"""Names of columns that a row may not have unread: what they hold belongs to a case."""
+
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
+"""Types of the parts of a message that are its text; others may be thoughts or pictures."""
+
+_PYTHON_MESSAGES = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value)'\s*:")
+"""How messages begin that Python, not JSON, wrote into a cell."""
+
 Place = Literal["column", "tags", "field", "nowhere"]
 """Where a thought stands: a column, <think> tags of the answer, a message's field."""
 
@@ -100,6 +112,8 @@ class _Layout:
     name: str
     columns: Mapping[str, str]
     thought: Place = "nowhere"
+    passed_over: frozenset[str] | None = None
+    """Columns that a row may have beside those: the first rows have them. None allows all."""
 
     @property
     def is_own(self) -> bool:
@@ -107,9 +121,12 @@ class _Layout:
         own = {"question": QUESTION, "thought": THOUGHT, "answer": RESPONSE}
         return dict(self.columns) == own and self.thought == "column"
 
-    def describe(self, wanted: Wanted) -> str:
-        """Return in one line what was recognised."""
+    def describe(self, wanted: Wanted, there: Iterable[str]) -> str:
+        """Return in one line what was recognised, and which of the columns are not read."""
         columns = {role: one_line(printable(name), 60) for role, name in self.columns.items()}
+        used = [*self.columns.values(), *_KEPT]
+        if self.thought == "nowhere" and "thought" in self.columns:
+            used.remove(self.columns["thought"])
         if "messages" in columns:
             trained = "every turn" if wanted.train_turns == "all" else "the last turn"
             answer = f"{trained} of the assistant in {columns['messages']} is trained"
@@ -127,7 +144,13 @@ class _Layout:
         }[self.thought]
         if wanted.thought == "none" and self.thought != "nowhere":
             place += ", which is left out"
-        return f"read as {self.name}: {', '.join(parts)}, {place}"
+        return f"read as {self.name}: {', '.join(parts)}, {place}{describe_unread(there, used)}"
+
+
+def describe_unread(there: Iterable[str], used: Iterable[str]) -> str:
+    """Return the end of a note that names the columns which are not used, "" without any."""
+    left = [name for name in there if name and name not in {*used}]
+    return f"; not used: {one_line(printable(', '.join(left)), 100)}" if left else ""
 
 
 def recognise(rows: Iterable[SourceRow], wanted: Wanted) -> Recognised:
@@ -143,18 +166,26 @@ def recognise(rows: Iterable[SourceRow], wanted: Wanted) -> Recognised:
     everything = chain(head, remaining)
     if not known:
         return Recognised(everything, thinks=True, note="")
-    layout = _find_layout(known, wanted.columns)
+    columns = list(dict.fromkeys(str(name) for row in known for name in row.values))
+    layout = _find_layout(known, columns, wanted.columns)
     if layout is None:
         return Recognised(everything, thinks=True, note="")
     layout = replace(layout, thought=_find_thought(known, layout))
+    if not wanted.columns:
+        beside = _thoughts_beside(columns, layout) if wanted.thought != "none" else []
+        _refuse_thoughts_beside(known, beside, layout)
+        quiet = {name for name in columns if plain_name(name) not in _HISTORY} - {*beside}
+        layout = replace(layout, passed_over=frozenset(quiet))
+    note = layout.describe(wanted, columns)
     thinks = layout.thought != "nowhere" and wanted.thought != "none"
     if wanted.thought == "train" and not thinks:
         got = f"no thought in the first rows of {_place(known[0])}"
         raise InputError("--thought train", got, "use --thought auto, or data with thoughts")
     if layout.is_own and thinks:
-        return Recognised(everything, thinks=True, note=layout.describe(wanted))
+        checked = (_check_columns(row, layout) for row in everything)
+        return Recognised(checked, thinks, note)
     made = (one for row in everything for one in _convert(row, layout, wanted))
-    return Recognised(made, thinks, layout.describe(wanted))
+    return Recognised(made, thinks, note)
 
 
 def looks_like_questions(values: Values) -> bool:
@@ -183,8 +214,9 @@ def plain_name(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name[:80].strip().lower())
 
 
-def _find_layout(rows: Sequence[SourceRow], named: Mapping[str, str]) -> _Layout | None:
-    columns = list(dict.fromkeys(str(name) for row in rows for name in row.values))
+def _find_layout(
+    rows: Sequence[SourceRow], columns: Sequence[str], named: Mapping[str, str]
+) -> _Layout | None:
     if named:
         for name in named.values():
             if name not in columns:
@@ -193,11 +225,9 @@ def _find_layout(rows: Sequence[SourceRow], named: Mapping[str, str]) -> _Layout
                     f"--columns {name}", f"{_place(rows[0])} has {ONLY_COLUMNS} {shown}",
                     "expected the name of one of them",
                 )  # fmt: skip
+        _refuse_messages(rows, named.items())
         return _Layout("the named columns", named)
-    alone = THOUGHT in columns or not _named(columns, "thought")
-    if {QUESTION, RESPONSE} <= set(columns) and alone and not _named(columns, "system"):
-        own = {"question": QUESTION, "thought": THOUGHT, "answer": RESPONSE}
-        return _Layout("columns", {role: name for role, name in own.items() if name in columns})
+    _refuse_messages(rows, [("messages", name) for name in _named(columns, "messages")])
     # Two are enough to refuse, and columns by the hundred have readings by the million.
     found = chain(_conversations(columns, rows), _column_readings(columns, rows))
     readings = list(islice(found, 2))
@@ -212,7 +242,73 @@ def _find_layout(rows: Sequence[SourceRow], named: Mapping[str, str]) -> _Layout
         got = "found multiple-choice questions"
         needs = "give them with --mcq, or name the columns to train on with --columns"
         raise InputError(_place(rows[0]), got, needs)
-    return readings[0] if readings else None
+    if not readings:
+        return None
+    _refuse_messages(rows, readings[0].columns.items())
+    return readings[0]
+
+
+def _refuse_messages(rows: Sequence[SourceRow], columns: Iterable[tuple[str, str]]) -> None:
+    """Refuse cells that hold messages where a text is read, or messages that are no JSON.
+
+    A table has them as text, so that they would be trained on as they are.
+    """
+    roles = list(columns)
+    talk = any(role == "messages" for role, _ in roles)
+    for role, name in roles:
+        row, value = _first_value(name, rows)
+        shown = f"messages in {one_line(printable(name), 40)}"
+        if isinstance(value, str) and _PYTHON_MESSAGES.match(value):
+            needs = "write them as JSON, with json.dumps"
+            raise InputError(_place(row), f"found {shown} as Python prints them", needs)
+        if not talk and _is_conversation(value):
+            needs = "texts, or all turns in one column: --columns messages=NAME"
+            raise InputError(_place(row), f"found {shown} as the {role}", f"expected {needs}")
+
+
+def _first_value(column: str, rows: Sequence[SourceRow]) -> tuple[SourceRow, Any]:
+    """Return the first row that has a value in a column, and that; the first row and None."""
+    found = ((row, row.values.get(column)) for row in rows)
+    return next((one for one in found if one[1] not in (None, "")), (rows[0], None))
+
+
+def _is_conversation(value: Any) -> bool:
+    """Tell whether a cell holds messages, also as JSON."""
+    first: Any = next(iter(_as_list(value)), None)
+    return isinstance(first, dict) and not {"role", "from"}.isdisjoint(cast("Values", first))
+
+
+def _thoughts_beside(columns: Sequence[str], layout: _Layout) -> list[str]:
+    """Return the columns for thoughts beside messages, in which alone they are read."""
+    return _named(columns, "thought") if "messages" in layout.columns else []
+
+
+def _refuse_thoughts_beside(
+    rows: Sequence[SourceRow], beside: Sequence[str], layout: _Layout
+) -> None:
+    for name in beside:
+        row, value = _first_value(name, rows)
+        if value is not None:
+            alone = f"leave them out: --columns {_as_option(layout.columns)}"
+            got = f"found thoughts in the column {one_line(printable(name), 40)}, beside messages"
+            needs = f"put them into the messages as reasoning_content, or {alone}"
+            raise InputError(_place(row), got, needs)
+
+
+def _check_columns(row: SourceRow, layout: _Layout) -> SourceRow:
+    """Return the row, faulty if it has a value in a column that is not read but should be."""
+    if layout.passed_over is None or row.values.keys() <= layout.passed_over:
+        return row
+    for name in row.values:
+        if name in layout.passed_over or row.values[name] in (None, "", []):
+            continue
+        if (plain := plain_name(str(name))) in _TELLING:
+            got = f"a {describe_type(row.values[name])} in a column that the first rows have not"
+            needs = "the columns of the first rows, or --columns to say which to read"
+            if plain in _HISTORY:
+                got, needs = "earlier turns", "them in messages, or --columns to leave them out"
+            return _faulty(row, str(name), got, needs)
+    return row
 
 
 def _is_object(value: Any) -> bool:
@@ -269,8 +365,8 @@ def _without_blanks(columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def _holds_lists(column: str, rows: Sequence[SourceRow]) -> bool:
-    cells = (row.values.get(column) for row in rows)
-    return isinstance(next((cell for cell in cells if cell is not None), None), list)
+    value = _first_value(column, rows)[1]
+    return isinstance(value, list) or _is_conversation(value)
 
 
 def _named(columns: Sequence[str], role: str) -> list[str]:
@@ -285,10 +381,13 @@ def _as_option(columns: Mapping[str, str]) -> str:
 def _find_thought(rows: Sequence[SourceRow], layout: _Layout) -> Place:
     """Return where the first rows have their thoughts.
 
+    A column for them that is empty in all of these holds none, except in our own layout.
+
     Raises:
         InputError: in two places.
     """
-    if "thought" in layout.columns:
+    own = layout.columns.get("thought")
+    if own and (own == THOUGHT or _first_value(own, rows)[1] is not None):
         return "column"
     places: dict[Place, str] = {}
     for row in rows:
@@ -334,7 +433,7 @@ def _messages(row: SourceRow, layout: _Layout) -> list[Any]:
     found = list(_as_list(row.values.get(layout.columns["messages"])))
     if "answer" in layout.columns:
         completion = row.values.get(layout.columns["answer"])
-        if isinstance(completion, str):
+        if isinstance(completion, str) and not _is_conversation(completion):
             found.append({"role": "assistant", "content": completion})
         else:
             found += _as_list(completion)
@@ -357,7 +456,8 @@ def _content(message: Values) -> Any:
     if not isinstance(value, list):
         return value
     parts = cast("list[Any]", value)
-    texts = [cast("Values", one).get("text") for one in parts if isinstance(one, dict)]
+    objects = [cast("Values", one) for one in parts if isinstance(one, dict)]
+    texts = [one.get("text") for one in objects if one.get("type") in _TEXT_PARTS]
     if len(texts) == len(parts) and all(isinstance(one, str) for one in texts):
         return "".join(cast("list[str]", texts))
     return parts
@@ -369,6 +469,7 @@ def _thought_field(message: Values) -> Any:
 
 def _convert(row: SourceRow, layout: _Layout, wanted: Wanted) -> Iterator[SourceRow]:
     """Yield the row in the one layout: one row, or one for each trained turn."""
+    row = row if row.fault else _check_columns(row, layout)
     if row.fault:
         yield row
     elif "messages" in layout.columns:
@@ -404,11 +505,12 @@ def _convert_columns(row: SourceRow, layout: _Layout, wanted: Wanted) -> SourceR
 
 
 class _Said(NamedTuple):
-    """What the assistant says in a turn, and the name of its place."""
+    """What somebody says in a turn, the name of its place, and whether it may be trained."""
 
     content: Any
     thought: Any
     place: str
+    trains: bool = True
 
 
 def _make_row(
@@ -425,10 +527,11 @@ def _make_row(
     if isinstance(response, str) and _has_tags(response) and not _divide(response)[0]:
         response = _divide(response)[1]  # Empty tags say that there is no thought.
     if isinstance(response, str) and response.lstrip().startswith(OPEN):
-        if layout.thought in ("column", "field"):
+        if thought:
             return _faulty(row, said.place, f"a second thought, in {OPEN} tags", "one thought")
-        if layout.thought == "nowhere":
-            return _faulty(row, said.place, "a thought, unlike in the first rows", _ALIKE)
+        if layout.thought != "tags":
+            got = f"a thought, unlike in the first rows, in {OPEN} tags"
+            return _faulty(row, said.place, got, _ALIKE)
         if CLOSE in response:
             thought, response = _divide(response)
     elif layout.thought == "nowhere" and thought:
@@ -463,7 +566,13 @@ def _convert_conversation(row: SourceRow, layout: _Layout, wanted: Wanted) -> It
         return
     system, turns = read
     answers = range(1, len(turns), 2)
-    trained = answers if wanted.train_turns == "all" else answers[-1:]
+    trained = [at for at in answers if turns[at].trains]
+    if wanted.train_turns == "last":
+        if answers and answers[-1] not in trained:
+            got = "a weight of 0, which says not to train on it"
+            yield _faulty(row, turns[answers[-1]].place, got, "a last turn to train on")
+            return
+        trained = trained[-1:]
     for count, at in enumerate(trained, 1):
         before: list[Turn] = [*system]
         for asked, said in zip(turns[: at - 1 : 2], turns[1 : at - 1 : 2], strict=True):
@@ -540,6 +649,11 @@ def _read_message(row: SourceRow, place: str, message: Any) -> tuple[Role, _Said
     if not isinstance(content, str) or not content.strip():
         got = "empty text" if isinstance(content, str) else describe_type(content)
         return Fault(row.where, place, got, "a message with a text")
-    if values.get("tool_calls"):
+    if values.get("tool_calls") or values.get("function_call"):
         return Fault(row.where, place, "a call of a tool", "plain text")
-    return role, _Said(content, _thought_field(values) if role == "assistant" else None, place)
+    thoughts = {key: values[key] for key in _THOUGHT_KEYS if values.get(key)}
+    if len({repr(one) for one in thoughts.values()}) > 1:
+        got = f"two thoughts that differ, in {' and '.join(list(thoughts)[:2])}"
+        return Fault(row.where, place, got, "one thought")
+    thought = _thought_field(values) if role == "assistant" else None
+    return role, _Said(content, thought, place, trains=values.get("weight") != 0)

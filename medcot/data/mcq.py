@@ -13,8 +13,15 @@ from medcot.data.cases import check_text, read_id, read_language, read_text
 from medcot.data.hub import load_hub_rows
 from medcot.data.mcq_catalog import ANSWER, BENCHMARKS, Benchmark
 from medcot.data.mcq_layouts import MOST_OPTIONS, recognise_questions
-from medcot.data.readers import Fault, SourceRow, Values, describe_type
-from medcot.data.sources import kind_of, list_files, read_files, sample_files
+from medcot.data.readers import Fault, SourceRow, Values, describe_table, describe_type
+from medcot.data.sources import (
+    describe_passed_over,
+    kind_of,
+    list_files,
+    read_files,
+    sample_files,
+)
+from medcot.data.streams import format_of
 from medcot.data.text import find_flaw, normalise, printable
 from medcot.errors import InputError, nearest, one_line
 from medcot.records import Language, Question
@@ -66,7 +73,8 @@ def load_questions(name: str, language: Language, option: str = "--mcq") -> Ques
             raise InputError(name, "no valid question found", "expected at least one")
     except InputError as error:
         raise InputError(f"{option} {error.where}", error.got, error.needs) from None
-    notes = [f"{name}: {note}" for note in found.notes if name not in BENCHMARKS]
+    own = {BUNDLED_DATA, *BENCHMARKS}
+    notes = [f"{name}: {note}" for note in found.notes if name not in own]
     left_out = _describe_left_out(name, found)
     return QuestionSet(
         tuple(found.questions), "; ".join([*notes, *([left_out] if left_out else [])])
@@ -94,7 +102,12 @@ def read_question_set(name: str, language: Language) -> ValidatedQuestions:
         raise InputError(name, "unknown set", needs + nearest(name, list(BENCHMARKS)))
     if name == BUNDLED_DATA:
         return validate_questions(read_files(sample_files("questions", language)), language)
-    return validate_questions(read_files(list_files(Path(name))), language)
+    paths = list_files(Path(name))
+    found = validate_questions(read_files(paths), language)
+    tables = [path for path in paths if format_of(path) in (".csv", ".tsv")]
+    told = [note for path in tables for note in describe_table(path)]
+    found.notes = (*found.notes, *told, *describe_passed_over(Path(name)))
+    return found
 
 
 def validate_questions(rows: Iterable[SourceRow], language: Language) -> ValidatedQuestions:
@@ -244,7 +257,7 @@ def _check_answer(row: SourceRow, options: Mapping[str, str]) -> list[Fault]:
         return [
             Fault(row.where, row.shown.get(ANSWER, ANSWER), got, f"one of {', '.join(options)}")
         ]
-    if isinstance(text, str) and text.strip() and text.strip() != options[letter].strip():
+    if isinstance(text, str) and text.strip() not in ("", letter, options[letter].strip()):
         got = f"{printable(text)[:60]!r}, but option {letter} says otherwise"
         return [Fault(row.where, "answer", got, f"the text of option {letter}, or nothing")]
     return []

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
-from medcot.data.layouts import plain_name
+from medcot.data.layouts import describe_unread, plain_name
 from medcot.data.mcq_catalog import ANSWER
 from medcot.data.readers import SourceRow
 from medcot.data.text import printable
@@ -38,6 +38,9 @@ _SERIES = ("op{}", "option_{}", "option{}", "choice_{}", "{}")
 _NATIVE = {"question", "options", ANSWER}
 
 _KEPT = ("id", "lang", "context", "source")
+
+_PREFIX = re.compile(r"\s*\(?([A-Ja-j])\s*[.):、．：）]\s*(?=\S)")
+"""A letter that stands before the text of an option."""
 
 _KEYS = (("key", "value"), ("label", "text"), ("id", "text"), ("letter", "text"))
 """Fields of options that are objects: what an answer names, and the text."""
@@ -74,7 +77,7 @@ _CHECKED = _Reading("answer", "text")
 
 
 def recognise_questions(rows: Sequence[SourceRow]) -> tuple[Sequence[SourceRow], str]:
-    """Return the rows in the one layout, and in one line what was recognised ("" for that layout).
+    """Return the rows in the one layout, and in one line what was recognised ("" if nothing).
 
     A row that cannot be read keeps its columns, so that checking it names what is wrong.
 
@@ -85,27 +88,33 @@ def recognise_questions(rows: Sequence[SourceRow]) -> tuple[Sequence[SourceRow],
     columns = list(dict.fromkeys(str(name) for row in known for name in row.values))
     questions = [name for name in columns if plain_name(name) in _QUESTIONS]
     options = [name for name in columns if plain_name(name) in _OPTIONS]
-    if not known or _is_native(known):
+    if not known:
         return rows, ""
+    if _is_native(known):
+        left = describe_unread(columns, [*_NATIVE, "answer", *_KEPT])
+        return rows, f"read as multiple choice: options from options, answer from {ANSWER}{left}"
     where = known[0].header or known[0].where
-    if len(questions) > 1:
-        shown = " or ".join(one_line(printable(name), 40) for name in questions[:2])
-        needs = "leave one of the columns out"
-        raise InputError(where, f"found two readings: the question from {shown}", needs)
-    series = [] if options else _find_series(columns)
+    for names, what in ((questions, "the question"), (options, "the options")):
+        if len(names) > 1:
+            shown = " or ".join(one_line(printable(name), 40) for name in names[:2])
+            needs = "leave one of the columns out"
+            raise InputError(where, f"found two readings: {what} from {shown}", needs)
+    series = [] if options else _find_series(columns, where)
     if not questions or not (options or series):
         return rows, ""
     found = [_read_options(row, options, series) if row.values else None for row in rows]
     answers = [name for name in columns if plain_name(name) in _ANSWERS and name not in series]
     pairs = [(row, one) for row, one in zip(rows, found, strict=True) if one is not None]
     reading = _choose_reading(pairs, answers, where)
+    assumed = reading or (_Reading(answers[0], "letter") if answers else None)
     made = [
-        row if one is None else _convert(row, one, questions[0], reading)
+        row if one is None else _convert(row, one, questions[0], assumed)
         for row, one in zip(rows, found, strict=True)
     ]
-    given = options[0] if options else ", ".join(series)
-    note = f"read as multiple choice: options from {one_line(printable(given), 80)}"
-    return made, f"{note}, answer from {reading}" if reading else note
+    given = options or series
+    note = f"read as multiple choice: options from {one_line(printable(', '.join(given)), 80)}"
+    note += f", answer from {reading}" if reading else ""
+    return made, note + describe_unread(columns, [questions[0], *given, *answers, *_KEPT])
 
 
 def _is_native(rows: Sequence[SourceRow]) -> bool:
@@ -121,21 +130,27 @@ def _is_native(rows: Sequence[SourceRow]) -> bool:
     return lettered and right
 
 
-def _find_series(columns: Sequence[str]) -> list[str]:
-    """Return the columns that hold an option each, in their order: opa, opb, … or A, B, …."""
+def _find_series(columns: Sequence[str], where: str) -> list[str]:
+    """Return the columns that hold an option each, in their order: opa, opb, … or A, B, ….
+
+    Raises:
+        InputError: one is missing among them.
+    """
     names = {plain_name(name): name for name in reversed(columns)}
     for form in _SERIES:
         for signs in (string.ascii_lowercase, "0123456789", ["1", *"23456789", "10"]):
-            found: list[str] = []
-            for sign in signs[: MOST_OPTIONS + 1]:
-                if form == "{}" and not sign.isalpha():
-                    break
-                name = names.get(form.format(sign)) or names.get(form.replace("_", "").format(sign))
-                if name is None:
-                    break
-                found.append(name)
-            if len(found) > 1:
-                return found
+            if form == "{}" and not signs[0].isalpha():
+                continue
+            plain = [form.format(sign) for sign in signs]
+            row = [names.get(one) or names.get(one.replace("_", "")) for one in plain]
+            found = [name for name in row if name is not None]
+            if len(found) < 2 or row[0] is None:
+                continue
+            if row[len(found) - 1] is None or None in row[: len(found)]:
+                shown = one_line(printable(", ".join(found)), 80)
+                got = f"found the option columns {shown}, and one missing among them"
+                raise InputError(where, got, "expected a column for each option")
+            return found
     return []
 
 
@@ -145,7 +160,11 @@ def _read_options(row: SourceRow, options: Sequence[str], series: Sequence[str])
         texts = [row.values.get(name) for name in series]
         while texts and texts[-1] in (None, ""):
             texts.pop()  # Questions with fewer options leave the last columns empty.
-        return _lettered([(letter, text) for letter, text in zip(LETTERS, texts, strict=False)])
+        made = _lettered(list(zip(_letters(len(texts)), texts, strict=True)))
+        names = {plain_name(name): letter for name, letter in zip(series, made.texts, strict=False)}
+        ends = ((re.search(r"\d+$", name), letter) for name, letter in names.items())
+        numbers = {end[0]: letter for end, letter in ends if end}
+        return made._replace(keys=numbers | names | made.keys)
     value = next((row.values[name] for name in options if name in row.values), None)
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -156,8 +175,10 @@ def _read_options(row: SourceRow, options: Sequence[str], series: Sequence[str])
         cells = cast("dict[str, Any]", value)
         labels, texts = cells.get("label"), cells.get("text")
         if isinstance(labels, list) and isinstance(texts, list):
-            pairs = zip(cast("list[Any]", labels), cast("list[Any]", texts), strict=False)
-            return _lettered([(str(key), text) for key, text in pairs])
+            keys, values = cast("list[Any]", labels), cast("list[Any]", texts)
+            if len(keys) != len(values):
+                return None
+            return _lettered([(str(key), text) for key, text in zip(keys, values, strict=True)])
         return _lettered([(str(key), text) for key, text in cells.items() if text is not None])
     if not isinstance(value, list):
         return None
@@ -169,7 +190,21 @@ def _read_options(row: SourceRow, options: Sequence[str], series: Sequence[str])
             return None
         objects = cast("list[dict[str, Any]]", items)
         return _lettered([(str(one.get(names[0])), one.get(names[1])) for one in objects])
-    return _lettered(list(zip(_letters(len(items)), items, strict=True)))
+    return _lettered(_divide_prefixes(items))
+
+
+def _divide_prefixes(items: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Return (letter, text) of listed options: the letters that all texts begin with, or by place.
+
+    Only letters from A on that are all there count, so that "A. fumigatus" stays a text.
+    """
+    letters = _letters(len(items))
+    found = [_PREFIX.match(one) if isinstance(one, str) else None for one in items]
+    own = [one[1].upper() for one in found if one]
+    if len(items) > 1 and sorted(own) == letters:
+        texts = [one.string[one.end() :] for one in found if one]
+        return sorted(zip(own, texts, strict=True))
+    return list(zip(letters, items, strict=True))
 
 
 def _letters(count: int) -> list[str]:
@@ -192,22 +227,39 @@ def _read_answer(value: Any, options: _Options, kind: str) -> str | None:
     if isinstance(value, list) and len(cast("list[Any]", value)) == 1:
         value = cast("list[Any]", value)[0]
     if kind == "letter":
-        if not isinstance(value, str):
-            return None
-        named = re.sub(r"[\s().:、．]", "", value).casefold()
-        return options.keys.get(value.strip().casefold()) or options.keys.get(named)
+        return _read_key(value, options)
     if kind == "text":
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             return None
-        same = [
-            letter
-            for letter, text in options.texts.items()
-            if str(text).strip() == str(value).strip()
-        ]
+        given = str(value).strip()
+        same = [letter for letter, text in options.texts.items() if str(text).strip() == given]
         return same[0] if same else None
     number = _whole(value)
+    if str(number) in options.keys:
+        return None  # Options that are numbered by themselves leave nothing to count.
     at = None if number is None else number - int(kind[-1])
     return letters[at] if at is not None and 0 <= at < len(letters) else None
+
+
+def _read_key(value: Any, options: _Options) -> str | None:
+    """Return the letter whose key an answer is: alone, or before the text of its option."""
+    if (number := _whole(value)) is not None:
+        return options.keys.get(str(number))
+    if not isinstance(value, str):
+        return None
+    named = re.sub(r"[\s().:、．]", "", value).casefold()
+    keys = options.keys
+    if (
+        letter := keys.get(value.strip().casefold())
+        or keys.get(plain_name(value))
+        or keys.get(named)
+    ):
+        return letter
+    if prefix := _PREFIX.match(value):
+        letter = keys.get(prefix[1].casefold())
+        if letter and str(options.texts.get(letter)).strip() == value[prefix.end() :].strip():
+            return letter
+    return None
 
 
 def _whole(value: Any) -> int | None:

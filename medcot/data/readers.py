@@ -44,6 +44,12 @@ BATCH = 512
 DELIMITERS = ",;\t|"
 """What separates the cells of a table, likeliest first."""
 
+ENCODINGS = {
+    "utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16", "cp1252": "Windows-1252",
+    "mac_roman": "Mac OS Roman", "gb18030": "GB18030",
+}  # fmt: skip
+"""Encodings of tables that are told, by their names in Python."""
+
 HEAD_LINES = 40
 """Lines after the first by which the separator of a table is told."""
 
@@ -158,6 +164,19 @@ def find_separator(path: Path) -> str:
     """
     with closing(_table_lines(path)) as lines:
         return _open_table(path, lines)[0]
+
+
+def describe_table(path: Path) -> Iterator[str]:
+    """Tell a table's encoding and separator, where they are not the usual ones of its format.
+
+    Raises:
+        InputError: as :func:`find_separator`.
+    """
+    if (code := find_encoding(path)) in ENCODINGS:
+        yield f"{path}: decoded from {ENCODINGS[code]}"
+    separator = find_separator(path)
+    if separator != {".csv": ",", ".tsv": "\t"}[format_of(path)]:
+        yield f"{path}: separated by {separator!r}"
 
 
 def _open_table(path: Path, lines: Iterator[str]) -> tuple[str, int, Iterator[str]]:

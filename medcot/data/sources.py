@@ -17,7 +17,7 @@ from medcot.data.readers import READERS, SourceRow
 from medcot.data.snapshots import find_snapshot
 from medcot.data.streams import COMPRESSED, format_of
 from medcot.data.text import printable
-from medcot.errors import InputError, nearest
+from medcot.errors import InputError, nearest, one_line
 from medcot.records import Language
 
 SAMPLES = {BUNDLED_DATA: "cases", SHORT_DATA: "short"}
@@ -31,6 +31,9 @@ LARGEST_STATE = 1 << 24
 
 MOST_FILES = 10_000
 """Files of a folder."""
+
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
+"""Files in which ``datasets`` describes those beside them."""
 
 Kind = Literal["sample", "file", "snapshot", "hub"]
 """What a data set's name means; a snapshot is a folder of the hub's cache."""
@@ -106,6 +109,7 @@ def list_files(path: Path) -> list[Path]:
         found = sorted(
             one for one in path.iterdir()
             if is_data_file(one.name) and not one.name.startswith(".") and one.is_file()
+            and one.name not in _DESCRIPTIONS
         )  # fmt: skip
     except OSError as error:
         needs = "expected a readable folder"
@@ -118,8 +122,40 @@ def list_files(path: Path) -> list[Path]:
     return found
 
 
+def describe_passed_over(path: Path) -> tuple[str, ...]:
+    """Return a note that names what in a folder may hold rows and is not read.
+
+    Raises:
+        InputError: as :func:`list_files`, for a folder that ``datasets`` saved.
+    """
+    try:
+        if not path.is_dir() or (path / SAVED_SET).is_file():
+            return ()
+        if (path / SAVED_SPLITS).is_file():
+            chosen = _choose_split(path)
+            left = [one for one in _read_splits(path) if one != chosen]
+        else:
+            left = sorted(one.name for one in path.iterdir() if _may_hold_rows(one))
+    except OSError:
+        return ()
+    shown = one_line(printable(", ".join(left)), 100)
+    return (f"{path}: not read: {shown}",) if left else ()
+
+
+def _may_hold_rows(path: Path) -> bool:
+    """Tell whether a folder or file of a kind that is not read may hold rows."""
+    if path.name.startswith("."):
+        return False
+    kind = format_of(path.name)
+    return path.is_dir() or (kind in _OTHER_FILES and kind != ".txt")
+
+
+def _read_splits(folder: Path) -> list[str]:
+    return _read_names(folder / SAVED_SPLITS, lambda found: found["splits"])
+
+
 def _choose_split(folder: Path) -> str:
-    splits = _read_names(folder / SAVED_SPLITS, lambda found: found["splits"])
+    splits = _read_splits(folder)
     if "train" in splits or len(splits) == 1:
         return "train" if "train" in splits else splits[0]
     got = f"found the splits {', '.join(splits) or '(none)'}"

@@ -98,10 +98,10 @@ def _open_zstd(path: Path) -> Any:
 def find_encoding(path: Path) -> str:
     """Return the encoding of a table: UTF-8, or one in which Excel saves.
 
-    UTF-16 is told by its byte order mark. Text that is not UTF-8 is Windows-1252 if its characters
-    beyond ASCII mostly stand alone, as in European words, or GB18030 if they come in pairs that are
-    common Chinese characters. Anything else counts as UTF-8, whose wrong bytes are reported with
-    their rows.
+    UTF-16 is told by its byte order mark, or by the zeros of a header in ASCII. Text that is not
+    UTF-8 is Windows-1252 if its characters beyond ASCII mostly stand alone, as in European words,
+    Mac OS Roman if only that gives words, or GB18030 if they come in pairs that are common Chinese
+    characters. Anything else counts as UTF-8, whose wrong bytes are reported with their rows.
     """
     state = path.stat()
     return _find_encoding(path, state.st_size, state.st_mtime_ns)
@@ -114,6 +114,10 @@ def _find_encoding(path: Path, _size: int, _modified: int) -> str:
         block = file.read(BLOCK)
         if block[:2] in (b"\xff\xfe", b"\xfe\xff"):
             return "utf-16"
+        for start, name in ((0, "utf-16-be"), (1, "utf-16-le")):
+            zeros = block[start:64:2].count(0)
+            if zeros and zeros >= _MOST * len(block[start:64:2]):
+                return name
         while block:
             try:
                 if not decoder.decode(block, final=len(block) < BLOCK).isascii():
@@ -132,6 +136,13 @@ _COMMON_LEADS = frozenset((0xA1, 0xA3, *range(0xB0, 0xD8)))
 """First bytes of signs and of the 3,755 common characters in GB 2312. Cyrillic small letters, which
 come in runs too, have others."""
 
+_NO_WORD = re.compile(
+    r"(?<=[^\W\d_])[\u00a1-\u00ac\u00ae-\u00bf\u02c6\u02dc\u2020-\u2022\u2030\u20ac\u2122"
+    r"\u03c0\u2200-\u22ff\u25ca](?=[^\W\d_])"
+    r"|(?<=[a-zß-öø-ÿ])[ŠŒŽŸÀ-ÖØ-Þ]"
+)
+"""What does not occur within a word: a sign between letters, and a capital after a small letter."""
+
 _MOST = 0.8
 
 
@@ -141,7 +152,8 @@ def _classify(sample: bytes) -> str:
     if sum(map(len, _UTF_8.findall(sample))) > 0.6 * count:
         return "utf-8"  # with some broken bytes
     if sum(len(run) == 1 for run in runs) >= _MOST * len(runs):
-        return "cp1252" if _decodes(sample, "cp1252", _EUROPEAN) else "utf-8"
+        spelt = (one for one in ("cp1252", "mac_roman") if _decodes(sample, one, _EUROPEAN))
+        return next(spelt, "utf-8")
     pairs = [lead for run in runs for lead in run[: len(run) // 2 * 2 : 2]]
     common = sum(lead in _COMMON_LEADS for lead in pairs)
     if common >= _MOST * len(pairs) and _decodes(sample, "gb18030", _CHINESE):
@@ -156,4 +168,6 @@ def _decodes(sample: bytes, encoding: str, usual: re.Pattern[str]) -> bool:
     except UnicodeDecodeError:
         return False
     others = [char for char in text if not char.isascii()]
+    if usual is _EUROPEAN and len(_NO_WORD.findall(text)) > (1 - _MOST) / 2 * len(others):
+        return False
     return sum(usual.match(char) is not None for char in others) >= _MOST * len(others)

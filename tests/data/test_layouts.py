@@ -67,7 +67,10 @@ LAYOUTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [PAIR[0]], "completion": [PAIR[1]]}, "prompt and completion: the last turn of the assistant in prompt is trained"),
     (sharegpt(("system", ""), ("human", QUESTION), ("gpt", TAGGED)), "ShareGPT: the last turn of the assistant in conversations is trained"),
     (chat(*PAIR), "messages: the last turn of the assistant in messages is trained, thought from <think> tags"),
-    (chat(*FIELD, prompt="x"), "thought from a field of the message"),
+    (chat(*FIELD, prompt="x"), "thought from a field of the message; not used: prompt"),
+    ({"question": QUESTION, "reasoning": None, "answer": TAGGED}, "answer from answer, thought from <think> tags"),
+    ({"prompt": json.dumps([PAIR[0]]), "completion": json.dumps([PAIR[1]])}, "the last turn of the assistant in prompt"),
+    (chat(PAIR[0], said("assistant", ANSWER, reasoning=THOUGHT, reasoning_content=THOUGHT)), "thought from a field"),
     (chat(said("user", [{"type": "text", "text": QUESTION}]), FIELD[1]), "thought from a field"),
     ({"messages": json.dumps(FIELD)}, "thought from a field of the message"),
 ]  # fmt: skip
@@ -100,6 +103,7 @@ def test_layouts_are_recognised_and_give_the_same_case(tmp_path: Path, row: Any,
         {"instruction": "Answer.", "input": QUESTION, "output": ANSWER},
         chat(said("user", QUESTION), said("assistant", ANSWER)),
         {"question": QUESTION, "answer": f"<think>\n\n</think>\n\n{ANSWER}"},
+        {"question": QUESTION, "answer": ANSWER, "reasoning": ""},
         chat(said("user", QUESTION), said("assistant", f"<think></think>{ANSWER}")),
     ],
 )
@@ -146,6 +150,9 @@ def test_named_columns_beat_what_would_be_recognised(tmp_path: Path) -> None:
         "x=y",
         "question=a,answer=b,question=c",
         "messages=a,question=b,answer=c",
+        "messages=a,thought=b",
+        "messages=a,input=b",
+        "question=a,answer=a",
     ],
 )
 def test_columns_that_say_nothing_are_refused(columns: str) -> None:
@@ -160,6 +167,8 @@ AMBIGUOUS: list[tuple[dict[str, Any], str, str]] = [
     ({"question": "a", "answer": "b", "response": "c"}, "question=question,answer=answer", "question=question,answer=response"),
     ({"question": "a", "cot": "b", "reasoning": "c", "answer": "d"}, "thought=cot", "thought=reasoning"),
     (chat(*PAIR, question="a", answer="b"), "messages=messages", "question=question,answer=answer"),
+    (chat(*PAIR, **NATIVE), "messages=messages", "question=Question,thought=Complex_CoT,answer=Response"),
+    (NATIVE | {"answer": "B"}, "answer=Response", "answer=answer"),
     ({"messages": list(PAIR), "conversations": list(PAIR)}, "messages=messages", "messages=conversations"),
     ({"instruction": "a", "input": "b", "context": "c", "output": "d"}, "input=input", "input=context"),
     ({"question": "a", "answer": "b", "system": "c", "system_prompt": "d"}, "system=system", "system=system_prompt"),
@@ -221,6 +230,22 @@ MALFORMED: list[tuple[str, str, bytes, str, str]] = [
     ("control character in a system prompt", "a.jsonl", jsonl(chat(said("system", "a\x00"), *PAIR)), ", line 1, system turn", "U+0000"),
     ("control character in an earlier turn", "a.jsonl", jsonl(chat(said("user", "a\x1b"), said("assistant", "b"), *PAIR)), ", line 1, user turn", "U+001B"),
     ("a thousand turns", "a.jsonl", jsonl(chat(*PAIR), chat(*PAIR * 501)), ", line 2, messages", "1,002 turns; expected a list of 1 to 1,000"),
+    ("a system prompt after the first rows", "a.jsonl", jsonl(NATIVE) * 70 + jsonl(NATIVE | {"system": "s"}), ", line 71, system", "a column that the first rows have not"),
+    ("an input after the first rows", "a.jsonl", ROW * 70 + jsonl({"question": "Q?", "input": "i", "answer": TAGGED}), ", line 71, input", "a column that the first rows have not"),
+    ("a thought's column after the first rows", "a.jsonl", jsonl({"question": "Q?", "answer": "A."}) * 70 + jsonl({"question": "R?", "cot": "C.", "answer": "A."}), ", line 71, cot", "a column that the first rows have not"),
+    ("a thought's column beside messages", "a.jsonl", jsonl(chat(said("user", "Q?"), said("assistant", "A."), cot="C.")), ", line 1", "thoughts in the column cot, beside messages; put them into the messages"),
+    ("a thought beside messages later", "a.jsonl", jsonl(chat(*PAIR, cot=None)) * 70 + jsonl(chat(*PAIR, cot="C.")), ", line 71, cot", "a text in a column"),
+    ("a history", "a.jsonl", jsonl({"instruction": "Q?", "output": "A.", "history": [["P?", "O."]]}), ", line 1, history", "earlier turns"),
+    ("two thoughts of a turn", "a.jsonl", jsonl(chat(*PAIR)) * 70 + jsonl(chat(PAIR[0], said("assistant", TAGGED, reasoning="R."))), ", line 71, messages[1]", "a second thought"),
+    ("two thoughts that differ", "a.jsonl", jsonl(chat(PAIR[0], said("assistant", ANSWER, reasoning="R.", thinking="T."))), ", line 1, messages[1]", "two thoughts that differ, in reasoning and thinking"),
+    ("a thought as a part of the answer", "a.jsonl", jsonl(chat(PAIR[0], said("assistant", [{"type": "reasoning", "text": "R."}, {"type": "text", "text": ANSWER}]))), ", line 1, messages[1]", "list; expected a message"),
+    ("call of a function", "a.jsonl", jsonl(chat(PAIR[0], said("assistant", TAGGED, function_call={"name": "f"}))), ", line 1, messages[1]", "a call of a tool"),
+    ("a last turn of no weight", "a.jsonl", jsonl(chat(PAIR[0], said("assistant", TAGGED, weight=0))), ", line 1, messages[1]", "a weight of 0"),
+    ("messages as Python prints them", "a.csv", b"messages\n\"[{'role': 'user', 'content': 'Q?'}]\"\n", ", line 1", "messages in messages as Python prints them; write them as JSON"),
+    ("a prompt as Python prints it", "a.csv", b"prompt,completion\n\"[{'content': 'Q?', 'role': 'user'}]\",A.\n", ", line 1", "messages in prompt as Python prints them"),
+    ("messages as an answer", "a.jsonl", jsonl({"prompt": "Q?", "completion": json.dumps([PAIR[1]])}), ", line 1", "messages in completion as the answer"),
+    ("our own columns and options", "a.jsonl", jsonl(NATIVE | {"options": ["a", "b"]}), ", line 1", "multiple-choice questions"),
+    ("another Windows encoding", "a.csv", "question;answer\nŁódź, źródło bólu?;Ból głowy są częste\n".encode("cp1250"), ", line 2, question", "byte 0xa3"),
     ("gzip cut off", "a.jsonl.gz", gzip.compress(ROW * 99)[:-9], "", "damaged gzip data"),
     ("gzip that is none", "a.jsonl.gz", ROW, "", "no gzip data"),
     ("zstd that is none", "a.csv.zst", b"question,answer\na,b\n", "", "no zstd data"),
@@ -311,6 +336,32 @@ def test_a_turn_without_a_thought_among_others_is_trained_without_one(tmp_path: 
     assert [case.thought for case in load(path).cases] == [THOUGHT]
 
 
+def test_a_turn_of_no_weight_is_a_prompt_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    first = (said("user", "Who?"), said("assistant", "You.", weight=0))
+    path.write_bytes(jsonl(chat(*first, said("user", QUESTION), said("assistant", ANSWER))))
+    (case,) = load(path, train_turns="all").cases
+    assert (case.id, case.response, len(case.turns)) == ("row-1", ANSWER, 2)
+
+
+def test_the_same_question_after_another_system_prompt_is_a_row_if_its_answer_differs(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.jsonl"
+    answers = [("S1", "A."), ("S2", "B."), ("S3", "A."), ("S2", "C."), (None, "D."), (None, "E.")]
+    path.write_bytes(
+        jsonl(*({"system": one, "question": "Q?", "answer": said} for one, said in answers))
+    )
+    found = load(path)
+    assert [case.id for case in found.cases] == ["row-1", "row-2", "row-5"]
+    assert [(one.id, str(one.reason)) for one in found.dropped] == [
+        ("row-3", "same question as row-1, and answer"),
+        ("row-4", "same question as row-2, with another answer"),
+        ("row-6", "same question as row-5, with another answer"),
+    ]
+    assert len(set(found.cases.unit_hashes)) == 1
+
+
 def test_the_same_question_after_other_turns_is_no_repetition(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     first, second = (
@@ -324,7 +375,7 @@ def test_the_same_question_after_other_turns_is_no_repetition(tmp_path: Path) ->
 
 
 TABLE = [("question", "cot", "answer")] + [
-    (f"Why {n}, “x”?", "It's so;", "Yes\tand, no é") for n in range(3)
+    (f"Why {n}, “x” für Größe?", "It's so;", "Yes\tand, no é") for n in range(3)
 ]
 
 
@@ -335,7 +386,9 @@ def table(delimiter: str, *, end: str = "\r\n") -> str:
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252", "mac_roman"]
+)
 def test_tables_as_spreadsheets_write_them_give_the_same_rows(
     tmp_path: Path, delimiter: str, encoding: str
 ) -> None:
@@ -345,8 +398,8 @@ def test_tables_as_spreadsheets_write_them_give_the_same_rows(
     assert [(case.question, case.response) for case in found.cases] == [
         (q, a) for q, _, a in TABLE[1:]
     ]
-    told = {"utf-16": "decoded from UTF-16", "cp1252": "decoded from Windows-1252"}.get(encoding)
-    assert told is None or told in found.notes[0]
+    told = {"cp1252": "Windows-1252", "mac_roman": "Mac OS Roman"}.get(encoding, "UTF-16")
+    assert encoding.startswith("utf-8") or f"decoded from {told}" in found.notes[0]
 
 
 def test_a_chinese_spreadsheet_is_read(tmp_path: Path) -> None:
@@ -420,6 +473,7 @@ def test_a_saved_arrow_folder_and_its_splits_are_read(tmp_path: Path) -> None:
             "Q2?",
             "Q3?",
         ]
+    assert f"{tmp_path / 'two'}: not read: test" in load(tmp_path / "two").notes
     DatasetDict({"a": saved, "b": saved}).save_to_disk(str(tmp_path / "none"))
     with pytest.raises(InputError, match="the splits a, b; name the folder of one of them"):
         load(tmp_path / "none")
@@ -452,13 +506,17 @@ def test_a_folder_is_read_as_one_set_whatever_its_files_are(tmp_path: Path) -> N
     (folder / "b.csv").write_text("prompt;cot;response\nQ2?;T;A\nQ1?;T;A\n")
     (folder / "README.md").write_text("nothing")
     (folder / ".hidden.jsonl").write_text("nothing")
+    (folder / "dataset_info.json").write_text("{}")
+    (folder / "c.xlsx").write_text("nothing")
+    (folder / "more").mkdir()
     found = load(folder)
+    assert f"{folder}: not read: c.xlsx, more" in found.notes
     assert [(case.id, case.question) for case in found.cases] == [
         ("row-1", "Q1?"),
         ("row-2", "Q2?"),
     ]
     assert [one.id for one in found.dropped] == ["row-3"]
-    for path in folder.iterdir():
+    for path in folder.glob("*.*"):
         path.unlink()
     with pytest.raises(
         InputError, match=r"found a folder without data files; expected some .jsonl,"

@@ -97,16 +97,14 @@ def test_a_question_that_cannot_be_scored_fairly_is_left_out_and_said(
     path = write(tmp_path / "q.jsonl", question(id="x"), unfit)
     found = load_questions(str(path), "en")
     assert [kept.id for kept in found.questions] == ["x"]
-    assert found.note.startswith(
-        f"1 of 2 questions of {path} left out, the first: {path}, line 2, "
-    )
+    assert f"; 1 of 2 questions of {path} left out, the first: {path}, line 2, " in found.note
     assert says.format(first=f"{path}, line 1") in found.note
 
 
 def test_equal_wrong_options_are_no_reason_to_leave_a_question_out(tmp_path: Path) -> None:
     path = write(tmp_path / "q.jsonl", question(options=OPTIONS | {"C": "Iron"}))
     found = load_questions(str(path), "en")
-    assert (len(found.questions), found.note) == (1, "")
+    assert (len(found.questions), "left out" in found.note) == (1, False)
 
 
 def test_further_problems_are_counted(tmp_path: Path) -> None:
@@ -286,6 +284,15 @@ SAME: list[tuple[str, list[dict[str, Any]]]] = [
     ("options from A, B, C, answer from correct", [mcq(A="Iron", B="Zinc", C="", correct="a")]),
     ("options from Option 1, Option 2, answer from Answer", [{"Question": "Which?", "Option 1": "Zinc", "Option 2": "Iron", "Answer": "Iron"}]),
     ("options from options", [mcq(options=json.dumps(["Zinc", "Iron"]), answer="B")]),
+    ("answer as a letter or key", [mcq(options={"1": "Zinc", "2": "Iron", "3": "Tin"}, answer=2)]),
+    ("answer as a letter or key", [mcq(options={"0": "Zinc", "1": "Tin", "2": "Iron"}, answer="2")]),
+    ("answer as a letter or key", [mcq(option_1="Zinc", option_2="Iron", option_3="Tin", answer=2)]),
+    ("answer as a letter or key", [mcq(option_a="Zinc", option_b="Iron", answer="option_b")]),
+    ("answer as a letter or key", [mcq(options=["Zinc", "Iron"], answer="B. Iron")]),
+    ("answer as a letter or key", [mcq(options=["A. Zinc", "B. Iron"], answer="B")]),
+    ("answer as a letter or key", [mcq(options=["B) Iron", "A) Zinc"], answer="B. Iron")]),
+    ("not used: passage", [mcq(options=["Zinc", "Iron"], answer="B", passage="Blood is red.")]),
+    ("options from options, answer from answer_idx", [mcq(options={"A": "Iron", "B": "Tin"}, answer_idx="A", answer="A")]),
     ("options from options", [mcq(options=[f"x{n}" for n in range(9)] + ["Iron"], answer="J")]),
 ]  # fmt: skip
 
@@ -306,6 +313,7 @@ def test_questions_in_other_layouts_are_recognised(tmp_path: Path, says: str, ro
         ([mcq(options=["Tin", "Iron", "Zinc"], answer=1)], "answer as a number counted from 0, or answer as a number counted from 1"),
         ([mcq(options=["2", "1"], answer="2"), mcq(options=["1", "2"], answer="1")], "as the text of an option, or"),
         ([mcq(options=["Tin", "Iron"], answer="A", label="Iron")], "answer as a letter or key, or label as the text"),
+        ([mcq(options=["Tin", "Iron"], choices=["Iron", "Tin"], answer="A")], "the options from options or choices"),
         ([mcq(prompt="What?", options=["a", "b"], answer="A")], "the question from question or prompt"),
     ],
 )  # fmt: skip
@@ -376,6 +384,18 @@ def test_a_second_column_that_agrees_decides_between_two_readings(tmp_path: Path
             mcq(options=list("abcdefghijk"), answer="A"),
             "options: found 11 options; expected two to 10",
         ),
+        (
+            mcq(options=["a", "b"], answer=["A", "B"]),
+            "answer: found ['A', 'B']; expected one of A, B",
+        ),
+        (
+            mcq(options=["A. a", "B. b"], answer="A. b"),
+            "answer: found 'A. b'; expected one of A, B",
+        ),
+        (
+            mcq(options={"label": ["A", "B", "C"], "text": ["a", "b"]}, answer="B"),
+            "options: found the letter 'label'",
+        ),
         (mcq(options=["a", 5], answer="A"), "options: found option B: number 5"),
         (mcq(options=["a", ""], answer="A"), "options: found option B without a text"),
         (mcq(options="none", answer="A"), "options: found text; expected an object"),
@@ -391,10 +411,23 @@ def test_malformed_questions_of_other_layouts_are_refused(
     assert says in str(refused.value)
 
 
+def test_option_columns_are_read_whole_or_refused(tmp_path: Path) -> None:
+    eleven = mcq(**{letter: letter * 2 for letter in "ABCDEFGHIJK"}, answer="A")
+    gap = mcq(A="Tin", B="Iron", D="Lead", answer="A")
+    cases = ((eleven, "options: found 11 options"), (gap, "columns A, B, D, and one missing among"))
+    for row, says in cases:
+        with pytest.raises(InputError, match=says):
+            load_questions(str(write(tmp_path / "q.jsonl", row)), "en")
+
+
 def test_a_table_of_questions_is_read(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
-    path.write_text("question;A;B;C;answer\nWhich?;Tin;Iron;;B\nWhy?;x;y;z;C\n")
-    first, second = load_questions(str(path), "en").questions
+    text = "question;A;B;C;answer\nWhich?;Tin;Iron;;B\nWhy?;x;y;z;C\nQué?;x;é;;B\n"
+    path.write_bytes(text.encode("cp1252"))
+    found = load_questions(str(path), "en")
+    assert f"{path}: decoded from Windows-1252; {path}: {path}: separated by ';'" in found.note
+    first, second, third = found.questions
+    assert third.options["B"] == "é"
     assert (first.options, first.answer) == ({"A": "Tin", "B": "Iron"}, "B")
     assert (second.options, second.answer) == ({"A": "x", "B": "y", "C": "z"}, "C")
 
