@@ -29,7 +29,7 @@ def resolve_study(
     Raises:
         InputError: An option or the file is wrong, or the study has another value of it.
     """
-    from medcot.pipeline.study import FILE, parse_vary, read_study, study_path
+    from medcot.pipeline.study import FILE, field_of, parse_vary, read_study, study_path
 
     given = list(vary)
     from_file: dict[str, Any] | None = None
@@ -37,7 +37,9 @@ def resolve_study(
         if flags.get("config_file"):
             raise InputError(f"--config {flags['config_file']}", f"{file} is given too", "give one")
         from_file, varied = _read_file(Path(file))
-        given = [*varied, *given]
+        replaced = {field_of(text): text for text in given}
+        added = [text for text in given if field_of(text) not in map(field_of, varied)]
+        given = [*(replaced.get(field_of(text), text) for text in varied), *added]
     resolved = resolve_flags(flags, from_file=from_file)
     folder = resolved.out or study_path()
     if not given and (folder / FILE).exists():

@@ -62,7 +62,7 @@ def seed_config(config: RunConfig, number: int) -> RunConfig:
     own = {"seed": (config.seed + number - 1) % 2**31, "seeds": 1, "choice_seed": chosen_by}
     unscored = {
         "generate_samples": 0, "thought_samples": 0, "ability_samples": 0,
-        "judge_url": "", "judge_criteria": "",
+        "judge_url": "", "judge_model": "", "judge_criteria": "",
     }  # fmt: skip
     return config.model_copy(update=own | unscored)
 

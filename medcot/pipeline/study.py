@@ -19,7 +19,7 @@ from typing import Any
 from medcot.catalog import Message
 from medcot.config.resolve import from_text
 from medcot.config.schema import ARM_THOUGHTS, RunConfig, build_config, option_name
-from medcot.errors import Cancelled, InputError, nearest
+from medcot.errors import Cancelled, InputError, RunFailed, nearest, one_line
 from medcot.evaluation.interface import ScoredRow, rows_from_json
 from medcot.listener import Listener
 from medcot.pipeline.report import find_validation
@@ -63,8 +63,7 @@ def parse_vary(given: Sequence[str]) -> dict[str, list[Any]]:
     """
     vary: dict[str, list[Any]] = {}
     for text in given:
-        name, _, values = text.partition("=")
-        name = name.strip().lstrip("-").replace("-", "_")
+        name, values = field_of(text), text.partition("=")[2]
         if name not in TRAINING_FIELDS:
             needs = (
                 f"expected one of {', '.join(TRAINING_FIELDS)}{nearest(name, [*TRAINING_FIELDS])}"
@@ -72,7 +71,7 @@ def parse_vary(given: Sequence[str]) -> dict[str, list[Any]]:
             raise InputError(f"--vary {text}", f"found {name!r}", needs)
         found = [from_text(name, one.strip()) for one in values.split(",") if one.strip()]
         if len(found) < 2 or len(set(found)) < len(found):
-            example = f"{option_name(name)[2:]}={'kept,none' if name == 'thought' else '4,16'}"
+            example = "thought=kept,none" if name == "thought" else "rank=4,16"
             raise InputError(f"--vary {text}", "found fewer than two different values",
                              f"write for example --vary {example}")  # fmt: skip
         if name == "thought" and (unknown := [one for one in found if one not in ARM_THOUGHTS]):
@@ -81,6 +80,8 @@ def parse_vary(given: Sequence[str]) -> dict[str, list[Any]]:
                 f"expected two or more of {', '.join(ARM_THOUGHTS)}",
             )
             raise InputError(f"--vary {text}", got, needs)
+        if name in vary:
+            raise InputError(f"--vary {text}", f"{name} is given twice", "give all values at once")
         vary[name] = found
     if "thought" in vary and len(vary) > 1:
         got = f"{', '.join(name for name in vary if name != 'thought')} varies too"
@@ -88,6 +89,11 @@ def parse_vary(given: Sequence[str]) -> dict[str, list[Any]]:
     if not vary:
         raise InputError("--vary", "nothing varies", "write for example --vary rank=4,16")
     return vary
+
+
+def field_of(text: str) -> str:
+    """Return the config's field that ``NAME=VALUE,VALUE`` names."""
+    return text.partition("=")[0].strip().lstrip("-").replace("-", "_")
 
 
 def list_arms(config: RunConfig, vary: Vary) -> list[Arm]:
@@ -105,7 +111,7 @@ def list_arms(config: RunConfig, vary: Vary) -> list[Arm]:
         )
     shared = {
         "generate_samples": 0, "thought_samples": 0, "ability_samples": 0,
-        "judge_url": "", "judge_criteria": "",
+        "judge_url": "", "judge_model": "", "judge_criteria": "",
     }  # fmt: skip
     arms: list[Arm] = []
     for combination in combinations:
@@ -119,7 +125,12 @@ def list_arms(config: RunConfig, vary: Vary) -> list[Arm]:
             changes["steps"] = None
         label = "_".join(f"{name}-{value}" for name, value in values.items())
         name = re.sub(r"[^\w.-]", "-", label)
-        arms.append(Arm(name, values, build_config(config.model_dump() | changes)))
+        built = build_config(config.model_dump() | changes)
+        for field, value in values.items():
+            if field != "thought" and (read := getattr(built, field)) != value:
+                raise InputError(f"--vary {option_name(field)[2:]}", f"found {value!r}",
+                                 f"write it as {read}")  # fmt: skip
+        arms.append(Arm(name, values, built))
     return arms
 
 
@@ -132,21 +143,33 @@ def run_study(
     when all are done.
 
     Raises:
-        InputError: The folder holds another study, or the data have no validation rows.
-        RunFailed: An arm failed.
+        InputError: The folder holds another study, or there are no validation rows.
+        RunFailed: Arms failed. The others were finished first.
         Cancelled: The listener asked to stop; finished work is kept.
     """
     listener = listener or Listener()
     arms = list_arms(config, vary)
+    if config.validation_samples == 0 and "thought" not in vary:
+        got = "a study chooses by the loss of validation rows"
+        raise InputError("--validation-samples 0", got, "expected 1 or more")
     _begin(config, vary, folder)
     books = _open_books(folder, vary)
     by_name = {arm.name: arm for arm in arms}
     progress = StudyProgress(listener, list(by_name), lambda name: _look_at(folder, by_name[name]))
-    while open_arms := [arm for arm in arms if not _is_done(folder, arm)]:
+    failed: dict[str, RunFailed] = {}
+    while open_arms := [
+        arm for arm in arms if arm.name not in failed and not _is_done(folder, arm)
+    ]:
         worked = False
         for arm in open_arms:
             with suppress(BusyError):
-                if not _run_arm(arm, folder, progress):
+                try:
+                    if not _run_arm(arm, folder, progress):
+                        continue
+                except RunFailed as error:
+                    failed[arm.name] = error
+                    values = {"arm": arm.name, "error": one_line(str(error), 300)}
+                    listener.say(Message("study_arm_failed", values))
                     continue
                 worked = True
                 loss = _mean_loss(folder, arm)
@@ -157,6 +180,9 @@ def run_study(
                 listener.say(Message("study_arm_done", values))
         if not worked:
             _wait(progress)
+    if left := [arm.name for arm in arms if not _is_done(folder, arm)]:
+        values = {"arms": ", ".join(left), "of": len(arms)}
+        raise RunFailed("study", Message("study_failed", values), Message("study_failed_needs"))
     for arm in arms:
         # A process may have been killed between an arm's end and its entry in the books.
         books.finish(arm, _mean_loss(folder, arm))
@@ -342,7 +368,7 @@ def _open_books(folder: Path, vary: Vary) -> _Books:
     """Open the SQLite file.
 
     Raises:
-        InputError: Optuna is not installed.
+        InputError: Optuna is not installed, or the file is damaged.
     """
     try:
         import optuna
@@ -350,11 +376,19 @@ def _open_books(folder: Path, vary: Vary) -> _Books:
         needs = "install it with pip install 'medcot[study]'"
         raise InputError("medcot study", "optuna is not installed", needs) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with _hold_lock(folder):
-        storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / BOOKS).absolute()}")
-        study = optuna.create_study(
-            storage=storage, study_name=NAME, direction="minimize", load_if_exists=True
-        )
+    from sqlalchemy.exc import SQLAlchemyError
+
+    path = folder / BOOKS
+    try:
+        with _hold_lock(folder):
+            storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
+            study = optuna.create_study(
+                storage=storage, study_name=NAME, direction="minimize", load_if_exists=True
+            )
+    except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        why = one_line(str(getattr(error, "orig", None) or error), 120)
+        needs = "delete it and start again: finished arms are entered anew from their folders"
+        raise InputError(str(path), f"Optuna cannot read it ({why})", needs) from None
     return _Books(folder, study, vary)
 
 

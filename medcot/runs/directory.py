@@ -266,11 +266,12 @@ class RunDirectory:
         kept = (row for row in self.rows(self.events) if row["step"] <= step)
         self.write_text("events.jsonl", self.lines_of(kept))
 
-    def complete_last_event(self, values: Mapping[str, Any]) -> None:
-        """Set ``values`` in the newest event."""
+    def complete_last_event(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Set ``values`` in the newest event, and return it."""
         *before, last = self.rows(self.events)
-        rows = [*before, last | dict(values)]
-        self.write_text("events.jsonl", self.lines_of(rows))
+        whole = last | dict(values)
+        self.write_text("events.jsonl", self.lines_of([*before, whole]))
+        return whole
 
     @staticmethod
     def lines_of(rows: Iterable[Any]) -> str:

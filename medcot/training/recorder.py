@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from statistics import median
 from typing import Any
@@ -81,7 +81,8 @@ class Recorder:
         self.validation.run(self.step)
         if comm.is_main():
             loss = self.validation.losses[self.step]
-            self.directory.complete_last_event({"validation_loss": loss})
+            row = self.directory.complete_last_event({"validation_loss": loss})
+            self.on_event(Event(**{one.name: row.get(one.name) for one in fields(Event)}))
 
     @property
     def validation_is_pending(self) -> bool:

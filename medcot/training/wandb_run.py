@@ -43,6 +43,12 @@ class WandbRun:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Hand the values to the client's own process, which sends them."""
+        if step == getattr(self._run, "step", 0) - 1:
+            # A resumed run makes up for a validation, and the client takes nothing more for a step
+            # that is sent: it stands one later.
+            late = {name: one for name, one in values.items() if name.startswith("validation/")}
+            self._run.log(late, commit=False)
+            return
         # Else the client keeps a step back until the next one, and loses the last one to a server
         # that hangs.
         self._run.log(dict(values), step=step, commit=True)

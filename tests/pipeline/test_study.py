@@ -7,8 +7,9 @@ import pytest
 
 from medcot.cli.study import describe_price, price_study, resolve_study
 from medcot.config.presets import make_config
-from medcot.errors import Cancelled, InputError
+from medcot.errors import Cancelled, InputError, RunFailed
 from medcot.evaluation.interface import ScoredRow
+from medcot.evaluation.judge import check_judge
 from medcot.hardware.machine import named_machine
 from medcot.listener import Listener
 from medcot.pipeline import study as pipeline
@@ -131,6 +132,42 @@ def test_an_arm_that_another_process_works_on_is_left_to_it(config, tmp_path, mo
     held.lock.release()
 
 
+def test_an_arm_that_fails_costs_no_other_arm(config, tmp_path, monkeypatch):
+    tried = []
+
+    def fail(arm_config, directory, listener, *, resume, scores_before):
+        tried.append(arm_config.rank)
+        directory.lock.release()
+        raise RunFailed("training", "no room.", "Buy some.")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    with pytest.raises(RunFailed, match=r"rank-2, rank-4; .*start the same command again"):
+        run_study(config, {"rank": [2, 4]}, tmp_path / "study")
+    assert tried == [2, 4]
+
+
+def test_a_judge_is_asked_in_no_arm(config):
+    judged = config.model_copy(update={"judge_url": "http://127.0.0.1:9/v1", "judge_model": "m"})
+    for arm in list_arms(judged, {"rank": [2, 4]}):
+        check_judge(arm.config)
+        assert not arm.config.judge_url
+
+
+def test_a_damaged_file_of_books_is_named(config, tmp_path):
+    folder = tmp_path / "study"
+    pipeline._begin(config, {"rank": [2, 4]}, folder)
+    (folder / "study.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(InputError, match=r"study\.db: Optuna cannot read it .*delete it"):
+        run_study(config, {"rank": [2, 4]}, folder)
+
+
+def test_without_validation_rows_nothing_is_begun(config, tmp_path):
+    unvalidated = config.model_copy(update={"validation_samples": 0})
+    with pytest.raises(InputError, match="--validation-samples 0"):
+        run_study(unvalidated, {"rank": [2, 4]}, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
 @pytest.fixture(scope="module")
 def thoughts(tmp_path_factory, config):
     """Thoughts kept, left out and shuffled."""
@@ -199,6 +236,16 @@ def test_what_arms_may_not_differ_in_is_refused(given, what):
         parse_vary([given])
 
 
+def test_a_value_counts_as_what_the_config_makes_of_it():
+    with pytest.raises(InputError, match=r"--vary rank: found '4.0'; write it as 4"):
+        list_arms(make_config("demo"), parse_vary(["rank=4,4.0"]))
+
+
+def test_a_field_varies_once():
+    with pytest.raises(InputError, match="learning_rate is given twice"):
+        parse_vary(["learning_rate=1e-3,1e-4", "learning-rate=1e-5,1e-6"])
+
+
 def test_thoughts_vary_alone():
     with pytest.raises(InputError, match="rank varies too; let thought vary alone"):
         parse_vary(["thought=kept,none", "rank=4,16"])
@@ -225,6 +272,8 @@ def test_options_take_precedence_over_the_environment_and_that_over_the_file(tmp
     config, vary, _, _ = resolve_study(str(file), ["rank=8,32"], {"batch": "1", "out": "here"})
     assert (config.seeds, config.steps, config.batch) == (3, 5, 1)
     assert vary == {"rank": [8, 32]}
+    _, vary, _, _ = resolve_study(str(file), ["keep=best,last", "rank=8,32"], {"out": "here"})
+    assert list(vary.items()) == [("rank", [8, 32]), ("keep", ["best", "last"])]
     with pytest.raises(InputError, match="give one"):
         resolve_study(str(file), [], {"config_file": str(file)})
     file.write_text("[vary]\nrank = [4, 16]\n[other]\n")

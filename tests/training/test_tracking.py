@@ -148,6 +148,28 @@ def test_a_resumed_run_continues_in_its_wandb_run(tmp_path):
     assert [row["train/loss"] for row in steps_of(records)] == [1.0]
 
 
+class Client:
+    """Takes values as the client of a resumed run does, whose next step is 4."""
+
+    step = 4
+
+    def __init__(self):
+        self.rows = []
+
+    def log(self, values, step=None, commit=None):
+        self.rows.append((values, step, commit))
+
+
+def test_wandb_takes_a_validation_that_is_made_up_for_with_the_next_step(tmp_path):
+    client = Client()
+    sink = wandb_run.WandbRun(client, RunDirectory(tmp_path))
+    sink.log({"train/loss": 1.0, "validation/loss": 1.5}, 3)
+    sink.log({"train/loss": 0.9}, 4)
+    assert client.rows == [
+        ({"validation/loss": 1.5}, None, False), ({"train/loss": 0.9}, 4, True),
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def own_client():
     forget_client()

@@ -147,7 +147,9 @@ def test_a_validation_that_is_missing_after_the_last_step_is_made_up(
     text = "".join(json.dumps(event) + "\n" for event in events)
     first.directory.events.write_text(text, encoding="utf-8")
     second = Validated(tmp_path / "run", tiny_model, rows, engine=engine)
-    second.fit()
+    told = []
+    second.fit(told.append)
+    assert [(one.step, one.validation_loss) for one in told] == [(max(known), known[max(known)])]
     assert second.validations() == pytest.approx(known, rel=1e-6)
     assert second.adapter() == adapter
 

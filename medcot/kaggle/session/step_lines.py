@@ -78,22 +78,31 @@ def steps_shown(path: Path, say: Say) -> Iterator[Say]:
 
 
 class _EventFile:
-    """Reads what was added to ``events.jsonl``, in whole lines."""
+    """Reads what was added to ``events.jsonl``, in whole lines, each once.
+
+    A run that resumes at a checkpoint cuts the file there.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._position = path, 0
+        self._said: set[bytes] = set()
 
     def read(self) -> list[str]:
         """Return the new lines as lines of the log."""
         if not self._path.is_file():
             return []
         with self._path.open("rb") as file:
+            if file.seek(0, 2) < self._position:
+                self._position = 0
             file.seek(self._position)
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._position += len(whole)
         lines = []
         for line in whole.splitlines():
+            if line in self._said:
+                continue
+            self._said.add(line)
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 lines.append(write_step(json.loads(line)))
         return lines

@@ -144,6 +144,20 @@ def test_steps_reach_the_log_while_they_are_written(tmp_path: Path) -> None:
     assert lines == [*steps[:2], "a line of the run", steps[2], "score after …"]
 
 
+def test_steps_that_a_resumed_run_does_again_reach_the_log(tmp_path: Path) -> None:
+    path, lines = tmp_path / "events.jsonl", Lines()
+    first = [json.dumps(asdict(event(step))) + "\n" for step in (1, 2, 3)]
+    again = [json.dumps(asdict(event(step)) | {"eta_s": 0.5}) + "\n" for step in (2, 3, 4)]
+    with steps_shown(path, lines) as say:
+        path.write_text("".join(first), encoding="utf-8")
+        say("a line of the run")
+        path.write_text(first[0] + again[0][:20], encoding="utf-8")
+        say("resumed")
+        path.write_text(first[0] + "".join(again), encoding="utf-8")
+    shown = [line.split(" ")[2] for line in lines if line.startswith("medcot step")]
+    assert [one.partition("/")[0] for one in shown] == ["1", "2", "3", "2", "3", "4"]
+
+
 def test_a_terminal_draws_a_kernel_like_a_run_of_its_own() -> None:
     drawn = []
     for kind in (TerminalListener, WatchListener):
