@@ -242,7 +242,9 @@ def _suite(
 ) -> tuple[EvaluationSuite, tuple[Overlap, ...]]:
     """Return what is asked before and after, and the questions withheld as trained on."""
     questions = {name: found.questions for name, found in sets.items()}
-    fixed = load_fixed_question(config.language)
+    # One of several seeds has this field, and answers nothing.
+    unasked = config.choice_seed is not None and not config.generate_samples
+    fixed = None if unasked else load_fixed_question(config.language)
     return decontaminate_suite(make_suite(config, test_cases, fixed, questions), trained)
 
 

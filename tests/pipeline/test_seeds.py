@@ -141,6 +141,13 @@ def test_the_report_speaks_of_the_recipe(whole):
     assert again == report == read_report(directory.path)
 
 
+def test_the_report_of_one_seed_is_written_again(whole, tmp_path):
+    shutil.copytree(whole[0].path, tmp_path / "run")
+    seed = RunDirectory(tmp_path / "run").of_seed(2)
+    before = read_report(seed.path)
+    assert report_only(seed, Listener()).paired == before.paired
+
+
 @pytest.mark.skipif(available_cores() < 2, reason="needs two cores")
 def test_seeds_that_share_the_cores_give_the_same_bytes(whole, config, tmp_path, monkeypatch):
     """The other tests use one thread, so each process computes what they do."""
