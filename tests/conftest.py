@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.fork_server import ForkServer, fork_server
 from tests.support.paths import DEV_DATA, REAL_CACHE
 
 # Before any library reads them: offline, silent, deterministic.
@@ -27,11 +29,14 @@ FROZEN = [0]
 """How many modules were imported each time that the collector's objects were frozen."""
 
 SLOWEST_FILES = (
-    "tests/kaggle/test_training.py", "tests/pipeline/test_worker.py", "tests/pipeline/test_run.py",
-    "tests/notebook/test_app_browser.py", "tests/notebook/test_static_site.py",
-    "tests/engines/fsdp/test_model.py", "tests/notebook/test_app.py",
-    "tests/pipeline/test_interruptions.py", "tests/pipeline/test_added_sets.py",
-    "tests/test_planted_tokens.py", "tests/stats/test_paired.py", "tests/exporting/test_gguf.py",
+    "tests/kaggle/test_training.py", "tests/notebook/test_app_browser.py",
+    "tests/pipeline/test_worker.py", "tests/engines/fsdp/test_model.py",
+    "tests/notebook/test_static_site.py", "tests/pipeline/test_run.py",
+    "tests/notebook/test_app.py", "tests/pipeline/test_interruptions.py",
+    "tests/pipeline/test_added_sets.py", "tests/kaggle/session/test_main.py",
+    "tests/test_planted_tokens.py", "tests/stats/test_paired.py", "tests/data/test_store.py",
+    "tests/exporting/test_gguf.py", "tests/notebook/test_minimal.py",
+    "tests/pipeline/test_study.py", "tests/pipeline/test_seeds.py",
 )  # fmt: skip
 """Begun first: with two workers a long file at the end would leave one of them idle."""
 
@@ -89,6 +94,13 @@ def dev_data() -> Path:
     if not (DEV_DATA / "cot_en.jsonl").exists():
         pytest.skip(f"no real rows in {DEV_DATA} (set MEDCOT_DEV_DATA)")
     return DEV_DATA
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Starts programs without the twelve seconds that their imports take."""
+    with fork_server(tmp_path_factory.mktemp("forks")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

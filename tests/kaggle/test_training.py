@@ -6,8 +6,6 @@ import html
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from medcot.kaggle.session.machine import make_training_command
 from medcot.kaggle.session.subprocesses import ExitStatus, run_command
 from medcot.runs.directory import RunDirectory
 from tests.support.fakes import make_tiny_model
+from tests.support.fork_server import ForkServer
 from tests.support.kaggle_scripts import Lines
 from tests.support.kaggle_server import KaggleServer
 from tests.support.kaggle_session import Session
@@ -73,14 +72,14 @@ def small(rows: str, **changes: Any) -> RunConfig:
     return make_config("demo", {**few, **short, "dataset": rows, **changes})
 
 
-def start_locally(config: RunConfig, out: Path, hub: Path | None = None) -> subprocess.Popen[bytes]:
+def start_locally(forks: ForkServer, config: RunConfig, out: Path, hub: Path | None = None) -> int:
     file = out.with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(config.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "medcot", "run", "--config", str(file), "--out", str(out)]
     environ = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     environ |= {"OMP_NUM_THREADS": "1"} | ({"HF_HOME": str(hub)} if hub else {})
-    return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
+    program = ["-m", "medcot", "run", "--config", file, "--out", out]
+    return forks.start_program(program, Path.cwd(), environ, draws=True)
 
 
 def report(path: Path) -> dict[str, Any]:
@@ -95,14 +94,16 @@ def test_a_run_on_kaggle_reports_what_the_same_run_reports_here(
     rows: str,
     lines: Lines,
     tmp_path: Path,
+    forks: ForkServer,
 ) -> None:
     kaggle.start = Session.run
     config = small(rows, steps=2)
-    local = start_locally(config, tmp_path / "local")
+    local = start_locally(forks, config, tmp_path / "local")
     shown = Lines()
     options = KernelOptions(job=JobSpec(hub_repository="ann/tuned"))
     result = run_on_kaggle(KaggleRun(account, config, run, options, lines, shown, interval_s=0.2))
-    assert local.wait(timeout=200) == 0
+    ended = forks.wait(local, 200)
+    assert ended.code == 0, ended.errors
     assert result.outcome == "done", shown.text
     assert result.exit_code == 0
     assert "hub: nothing uploaded to ann/tuned, as there is no token" in lines
@@ -143,6 +144,7 @@ def test_a_session_killed_in_training_is_continued_to_the_result_of_one_long_run
     hub: Path,
     lines: Lines,
     tmp_path: Path,
+    forks: ForkServer,
 ) -> None:
     def in_the_middle(session: Session) -> bool:
         saved = session.output / "run" / "checkpoints" / "checkpoint-9" / "trainer_state.json"
@@ -151,13 +153,14 @@ def test_a_session_killed_in_training_is_continued_to_the_result_of_one_long_run
     config = small(rows, steps=40, model="tiny/llama", samples=12)
     kaggle.start = Session.run
     kaggle.session_options = {"environ": {"HF_HOME": str(hub)}, "kill_when": in_the_middle}
-    local = start_locally(config, tmp_path / "local", hub)
+    local = start_locally(forks, config, tmp_path / "local", hub)
     shown = Lines()
     notebook = KernelOptions(kind="notebook")
     result = run_on_kaggle(
         KaggleRun(account, config, run, notebook, lines, shown, interval_s=0.2), until_done=True
     )
-    assert local.wait(timeout=200) == 0
+    ended = forks.wait(local, 200)
+    assert ended.code == 0, ended.errors
     assert result.outcome == "done", shown.text
     first, second = kaggle.calls_of("SaveKernel")
     assert "kernelDataSources" not in first

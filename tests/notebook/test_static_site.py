@@ -6,10 +6,12 @@ import http.server
 import re
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
 from medcot.errors import InputError, RunFailed
+from medcot.notebook import static_site
 from medcot.notebook.static_pages import FILES, PAGES, read_session
 from medcot.notebook.static_site import build_site
 from medcot.runs.history import bundled_run
@@ -26,10 +28,11 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The whole site, with a two-step training of a tiny model in it."""
+    """The whole site, with a two-step training of a tiny model that both of its pages show."""
     folder = tmp_path_factory.mktemp("site")
     model = make_tiny_model(folder / "model")
-    build_site(folder / "pages", options=["--model", str(model), *OPTIONS.split()])
+    options = ["--language", "en", "--model", str(model), *OPTIONS.split()]
+    build_site(folder / "pages", options=options)
     return folder / "pages"
 
 
@@ -65,7 +68,37 @@ def test_the_training_of_the_export_is_what_the_pages_show(site):
     assert re.search(r"nats per token on 3 test rows|did not change at all on 3", page)
     assert "Training loss over 2 steps" in page
     assert "Shown is the run tutorial" in page
-    assert "这里展示的是运行 tutorial-zh" in read(site, FILES["zh"]), "a Chinese run of its own"
+    assert "这里展示的是运行 tutorial" in read(site, FILES["zh"]), "the language was named"
+
+
+def test_each_page_trains_in_its_own_language_unless_one_is_named(tmp_path, monkeypatch):
+    asked = []
+
+    def execute(folder, language, options):
+        asked.append((language, options[0], Path(options[1]).name, *options[2:]))
+        if options[0] == "--out":
+            shutil.copytree(bundled_run("en").path, options[1])
+        return "page"
+
+    monkeypatch.setattr(static_site, "_execute", execute)
+    monkeypatch.setattr(static_site, "_copy_assets", lambda out: None)
+    monkeypatch.setattr(static_site, "_write_pages", lambda exported, out: exported)
+    demo = ("--preset", "demo")
+    build_site(tmp_path, options=["--steps", "2"])
+    assert asked == [
+        ("en", "--out", "tutorial", *demo, "--language", "en", "--steps", "2"),
+        ("zh", "--out", "tutorial-zh", *demo, "--language", "zh", "--steps", "2"),
+    ]
+    asked.clear()
+    build_site(tmp_path, options=["--language=zh"])
+    assert asked == [
+        ("en", "--out", "tutorial", *demo, "--language=zh"), ("zh", "--run", "tutorial"),
+    ]  # fmt: skip
+    asked.clear()
+    build_site(tmp_path)
+    assert asked == [
+        ("en", "--out", "tutorial", *demo, "--language", "en"), ("zh", "--run", "demo-zh"),
+    ]  # fmt: skip
 
 
 def test_the_code_that_teaches_is_shown_and_the_glue_is_not(site):
@@ -79,7 +112,8 @@ def test_the_code_that_teaches_is_shown_and_the_glue_is_not(site):
     )
 
 
-def test_a_finished_run_is_published_without_training(tmp_path):
+def test_a_finished_run_is_published_without_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(static_site, "PAGES", {"en": PAGES["en"]})  # one page says it
     build_site(tmp_path / "pages", bundled_run("en").path)
     page = read(tmp_path / "pages", FILES["en"])
     assert "Shown is the run demo-en" in page

@@ -255,7 +255,7 @@ def test_a_spoilt_run_is_called_worse(tmp_path):
     config = make_config("demo", few | only_losses)
     # Short rows: a 135M model reads 350 tokens a row for minutes.
     cases = [
-        replace(case, question=" ".join(case.question.split()[:25]))
+        replace(case, question=" ".join(case.question.split()[:15]))
         for case in load_dataset(config).cases
     ]
     trained = [case for case in cases if unit_hash(case.question) >= config.test_fraction]
@@ -264,7 +264,7 @@ def test_a_spoilt_run_is_called_worse(tmp_path):
     with path.open("w") as file:
         for case in cases:
             label = labels.get(case.id, case)
-            thought, response = label.thought.split()[:25], label.response.split()[:20]
+            thought, response = label.thought.split()[:12], label.response.split()[:12]
             row = {"Question": case.question, "Complex_CoT": " ".join(thought)}
             file.write(json.dumps(row | {"Response": " ".join(response)}) + "\n")
     report = run(config.model_copy(update={"dataset": str(path)}), RunDirectory(tmp_path / "run"))

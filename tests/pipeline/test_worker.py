@@ -13,7 +13,6 @@ from medcot.config.presets import make_config
 from medcot.distributed import comm
 from medcot.pipeline.run import run
 from medcot.runs.directory import RunDirectory
-from tests.support.paths import ROOT
 from tests.support.two_processes import (
     SETTINGS,
     assert_same_training,
@@ -23,7 +22,7 @@ from tests.support.two_processes import (
 )
 
 TROUBLE = """
-import sys, time
+import pathlib, sys, time
 import torch
 from medcot.distributed import rendezvous, comm
 from medcot.engines import loading
@@ -39,6 +38,7 @@ def add_adapter(loaded, config, plan):
 def trouble(module, arguments):
     if sys.argv[1] == "memory":
         raise torch.OutOfMemoryError("CUDA out of memory")
+    pathlib.Path("hangs").touch()
     time.sleep(1000)
 
 loading.add_adapter = add_adapter
@@ -48,8 +48,7 @@ main(sys.argv[2:])
 
 
 SHARED = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
+import json
 from tests.support.fakes import make_case
 from medcot.distributed import comm
 from medcot.config.presets import make_config
@@ -95,6 +94,13 @@ def alone(tiny_model, tmp_path_factory):
     return directory
 
 
+def wait_until(true, within_s=100):
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def assert_same_rows(folder, alone):
     """Of the untuned model: the tuned ones' last digits differ."""
     one, two = (rows(path / "evaluation" / "before.jsonl") for path in (alone.path, folder))
@@ -107,11 +113,11 @@ def assert_same_rows(folder, alone):
         assert theirs == ours
 
 
-def test_batches_are_dealt_to_processes_in_turn_and_saved_in_order(tmp_path):
+def test_batches_are_dealt_to_processes_in_turn_and_saved_in_order(tmp_path, forks):
     script = tmp_path / "shared.py"
     script.write_text(SHARED)
-    here = str(ROOT)
-    (code, said, errors), other = finish(start_two([str(script), here], tmp_path))
+    started = start_two(forks, [script], tmp_path)
+    (code, said, errors), other = finish(forks, started)
     assert (code, other[0]) == (0, 0), errors + other[2]
     whole, rest, saved = json.loads(said)
     by = [row["output"] and row["output"][-1] for row in whole]
@@ -122,9 +128,11 @@ def test_batches_are_dealt_to_processes_in_turn_and_saved_in_order(tmp_path):
     assert saved == []
 
 
-def test_two_processes_give_the_run_of_one_and_only_the_main_one_writes(tmp_path, options, alone):
+def test_two_processes_give_the_run_of_one_and_only_the_main_one_writes(
+    tmp_path, options, alone, forks
+):
     program = ["-m", "medcot", "run", *options, "--out", "run"]
-    (code, said, errors), other = finish(start_two(program, tmp_path))
+    (code, said, errors), other = finish(forks, start_two(forks, program, tmp_path))
     assert code == 0, errors
     assert other[0] == 0, other[2]
     assert "report.md" in said
@@ -141,10 +149,10 @@ def test_two_processes_give_the_run_of_one_and_only_the_main_one_writes(tmp_path
 
 
 def test_two_processes_of_the_fused_pass_give_the_training_of_one_plain_one(
-    tmp_path, options, alone
+    tmp_path, options, alone, forks
 ):
     program = ["-m", "medcot", "train", *options, "--engine", "fused", "--out", "run"]
-    (code, _, errors), other = finish(start_two(program, tmp_path))
+    (code, _, errors), other = finish(forks, start_two(forks, program, tmp_path))
     assert code == 0, errors
     assert other[0] == 0, other[2]
     folder = tmp_path / "process-0" / "run"
@@ -153,8 +161,9 @@ def test_two_processes_of_the_fused_pass_give_the_training_of_one_plain_one(
 
 
 def test_a_stop_under_torchrun_ends_all_processes_and_resume_reaches_the_same_end(
-    tmp_path, options, alone
+    tmp_path, options, alone, forks
 ):
+    """The stop under torchrun itself; what it left is resumed by two processes without it."""
     folder = tmp_path / "run"
     launcher = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
@@ -165,41 +174,36 @@ def test_a_stop_under_torchrun_ends_all_processes_and_resume_reaches_the_same_en
         [*launcher, "train", *options, "--out", str(folder)],
         env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 100
-    while not (folder / "checkpoints" / "checkpoint-2" / "trainer_state.json").exists():
-        assert time.monotonic() < deadline
-        assert first.poll() is None, first.communicate()[1]
-        time.sleep(0.02)
+    saved = folder / "checkpoints" / "checkpoint-2" / "trainer_state.json"
+    wait_until(lambda: saved.exists() or first.poll() is not None)
+    assert first.poll() is None, first.communicate()[1]
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=40)
     stage = json.loads((folder / "status.json").read_text())["stage"]
     # A tiny model may be done before the signal arrives.
     assert stage in ("cancelled", "trained")
-    again = subprocess.run(
-        [*launcher, "train", "--resume", "--out", str(folder)],
-        env=quiet, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr
+    program = ["-m", "medcot", "train", "--resume", "--out", folder]
+    (code, _, errors), other = finish(forks, start_two(forks, program, tmp_path))
+    assert (code, other[0]) == (0, 0), errors + other[2]
     assert_same_training(folder, alone)
 
 
 @pytest.mark.parametrize("trouble", ["memory", "hang"])
-def test_a_failure_in_one_process_ends_both_and_the_main_one_says_where(tmp_path, options, trouble):
+def test_a_failure_in_one_process_ends_both_and_the_main_one_says_where(
+    tmp_path, options, forks, trouble
+):
     script = tmp_path / "trouble.py"
     script.write_text(TROUBLE)
     program = [str(script), trouble, "train", *options, "--micro-batch=2", "--out", "run"]
-    started = start_two(program, tmp_path)
+    started = start_two(forks, program, tmp_path)
     if trouble == "hang":
-        status = tmp_path / "process-0" / "run" / "status.json"
-        deadline = time.monotonic() + 100
-        while not (status.exists() and json.loads(status.read_text())["stage"] == "training"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        time.sleep(4)
-        started[1].send_signal(signal.SIGTERM)
-        time.sleep(1.5)
-        started[1].send_signal(signal.SIGTERM)
-    (code, _, errors), other = finish(started)
+        wait_until((tmp_path / "process-1" / "hangs").exists)
+        # The main process waits for the other one's gradient by now.
+        time.sleep(1)
+        os.kill(started[1], signal.SIGTERM)
+        time.sleep(1)
+        os.kill(started[1], signal.SIGTERM)
+    (code, _, errors), other = finish(forks, started)
     folder = tmp_path / "process-0" / "run"
     if trouble == "memory":
         assert (code, other[0]) == (1, 1)
@@ -213,17 +217,18 @@ def test_a_failure_in_one_process_ends_both_and_the_main_one_says_where(tmp_path
     assert "Traceback" not in errors
 
 
-def test_wrong_input_is_reported_by_one_process_only(tmp_path):
+def test_wrong_input_is_reported_by_one_process_only(tmp_path, forks):
     program = ["-m", "medcot", "run", "--preset", "demo", "--batch", "3"]
-    (code, _, errors), other = finish(start_two(program, tmp_path))
+    (code, _, errors), other = finish(forks, start_two(forks, program, tmp_path))
     assert (code, other[0]) == (2, 2)
     assert errors.count("--batch") == 1
     assert "use a multiple of 2, the number of training processes" in errors
     assert other[2] == ""
 
 
-def test_commands_that_train_nothing_run_in_the_main_process_alone(tmp_path):
-    (code, said, errors), other = finish(start_two(["-m", "medcot", "data"], tmp_path))
+def test_commands_that_train_nothing_run_in_the_main_process_alone(tmp_path, forks):
+    started = start_two(forks, ["-m", "medcot", "data"], tmp_path)
+    (code, said, errors), other = finish(forks, started)
     assert (code, other[0]) == (0, 0), errors
     assert "rows" in said
     assert other[1:] == ("", "")

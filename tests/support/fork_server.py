@@ -1,4 +1,4 @@
-"""Runs medcot's commands in forks of one process that has imported everything.
+"""Runs medcot's commands, and programs, in forks of one process that has imported everything.
 
 A command then begins at once, without four seconds of imports, and can be killed like any other.
 The server has one thread and computes nothing itself, so that its forks start in a sound state.
@@ -10,11 +10,12 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,15 @@ LIMIT_S = 120
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: ``code`` is negative for a signal; ``cpu_s`` are its CPU seconds."""
+    """How a command ended: ``code`` is negative for a signal; ``cpu_s`` are its CPU seconds.
+
+    ``errors`` are a program's; those of a command are in its output.
+    """
 
     code: int
     cpu_s: float
     output: str
+    errors: str = ""
 
 
 class ForkServer:
@@ -57,14 +62,32 @@ class ForkServer:
             fault: A context manager ``MODULE:NAME`` that the command runs within.
             options: What to call it with.
         """
-        self._count += 1
         request = {"arguments": [str(one) for one in arguments], "fault": fault}
-        output = str(self._scratch / f"output-{self._count}")
-        return int(self._ask(request | {"options": options, "output": output}))
+        return self._start(request | {"options": options})
 
-    def wait(self, pid: int) -> Ended:
-        """Wait until the command has ended; it is killed after ``LIMIT_S`` seconds."""
-        timer = threading.Timer(LIMIT_S, os.kill, (pid, 9))
+    def start_program(
+        self,
+        program: Sequence[str | Path],
+        folder: Path,
+        environment: Mapping[str, str],
+        *,
+        draws: bool = False,
+    ) -> int:
+        """Start ``python PROGRAM`` in a folder and return its pid.
+
+        What libraries read from the environment as they are imported was read by the server, but
+        for the hub's cache.
+
+        Args:
+            draws: Let reports have figures, as those of commands have not: they start a JavaScript
+                engine, a second each.
+        """
+        request = {"program": [str(one) for one in program], "folder": str(folder), "draws": draws}
+        return self._start(request | {"environment": dict(environment)})
+
+    def wait(self, pid: int, within_s: float = LIMIT_S) -> Ended:
+        """Wait until the command has ended; it is killed after ``within_s`` seconds."""
+        timer = threading.Timer(within_s, os.kill, (pid, 9))
         timer.start()
         try:
             return Ended(**json.loads(self._ask({"wait": pid})))
@@ -82,6 +105,10 @@ class ForkServer:
         self._process.wait(timeout=30)
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+    def _start(self, request: dict[str, Any]) -> int:
+        self._count += 1
+        return int(self._ask(request | {"output": str(self._scratch / f"output-{self._count}")}))
 
     def _ask(self, request: dict[str, Any]) -> str:
         assert self._process.stdin is not None
@@ -109,8 +136,6 @@ def serve() -> None:
     os.dup2(2, 1)
     for name in IMPORTS:
         importlib.import_module(name)
-    # Drawing starts a JavaScript engine in every command, a second each.
-    sys.modules["medcot.reporting.figures"].can_draw = lambda: False  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()
     outputs: dict[int, Path] = {}
@@ -119,30 +144,48 @@ def serve() -> None:
         request = json.loads(line)
         if pid := request.get("wait"):
             _, status, usage = os.wait4(pid, 0)
-            output = outputs.pop(pid).read_text(encoding="utf-8", errors="replace")
             code, cpu_s = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
-            answers.write(json.dumps({"code": code, "cpu_s": cpu_s, "output": output}) + "\n")
+            ended = {"code": code, "cpu_s": cpu_s} | _read_output(outputs.pop(pid))
+            answers.write(json.dumps(ended) + "\n")
         elif pid := os.fork():
             outputs[pid] = Path(request["output"])
             answers.write(f"{pid}\n")
         else:
             _carry_out(**request)
+    for pid in outputs:
+        os.kill(pid, signal.SIGKILL)
 
 
-def _carry_out(arguments: list[str], fault: str, options: dict[str, Any], output: str) -> None:
+def _errors_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}-errors")
+
+
+def _read_output(output: Path) -> dict[str, str]:
+    files = {"output": output, "errors": _errors_of(output)}
+    return {
+        name: file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        for name, file in files.items()
+    }
+
+
+def _carry_out(
+    output: str, program: list[str] | None = None, *, draws: bool = False, **request: Any
+) -> None:
     """Be the command: never returns."""
     code = 1
     try:
         written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(written, 1)
+        if program:
+            written = os.open(_errors_of(Path(output)), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(written, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        from medcot.cli.main import main
-
-        module, _, name = fault.partition(":")
-        within = getattr(importlib.import_module(module), name)(**options) if fault else None
-        with within or nullcontext():
-            main(arguments)
+        if not draws:
+            vars(sys.modules["medcot.reporting.figures"])["can_draw"] = lambda: False
+        if program:
+            _run_program(program, **request)
+        else:
+            _run_command(**request)
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(bool(error.code))
@@ -154,6 +197,36 @@ def _carry_out(arguments: list[str], fault: str, options: dict[str, Any], output
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _run_command(arguments: list[str], fault: str, options: dict[str, Any]) -> None:
+    from medcot.cli.main import main
+
+    module, _, name = fault.partition(":")
+    within = getattr(importlib.import_module(module), name)(**options) if fault else None
+    with within or nullcontext():
+        main(arguments)
+
+
+def _run_program(program: list[str], folder: str, environment: dict[str, str]) -> None:
+    """As Python does: a script, ``-c`` and a text, or ``-m`` and a module, and its arguments."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    if home := environment.get("HF_HOME"):
+        from huggingface_hub import constants
+
+        constants.HF_HOME, constants.HF_HUB_CACHE = home, str(Path(home) / "hub")
+    first, *rest = program
+    if first == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = program
+        runpy.run_path(first, run_name="__main__")
 
 
 if __name__ == "__main__":

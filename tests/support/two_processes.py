@@ -3,8 +3,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 from safetensors.torch import load_file
@@ -34,8 +32,8 @@ def environment(rank, port):
     }
 
 
-def start_two(program, folder):
-    """Two processes of ``program``, each in a folder of its own, without torchrun."""
+def start_two(forks, program, folder):
+    """Fork two processes of ``program``, each in a folder of its own; return their pids."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -43,27 +41,14 @@ def start_two(program, folder):
     for rank in (0, 1):
         place = folder / f"process-{rank}"
         place.mkdir(parents=True, exist_ok=True)
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *program],
-                cwd=place,
-                env=environment(rank, port),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        started.append(forks.start_program(program, place, environment(rank, port)))
     return started
 
 
-def finish(started, within_s=100):
+def finish(forks, started, within_s=100):
     """(exit code, stdout, stderr) of each; none may outlast the time."""
-    try:
-        said = [one.communicate(timeout=within_s) for one in started]
-    finally:
-        for one in started:
-            one.kill()
-    return [(one.returncode, *text) for one, text in zip(started, said, strict=True)]
+    ended = [forks.wait(pid, within_s) for pid in started]
+    return [(one.code, one.output, one.errors) for one in ended]
 
 
 def rows(path):

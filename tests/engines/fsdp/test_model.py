@@ -124,14 +124,14 @@ def untied_model(tmp_path_factory):
 
 
 def test_sharded_weights_give_the_run_of_one_process_also_when_resumed(
-    tmp_path, untied_model, monkeypatch
+    tmp_path, untied_model, forks, monkeypatch
 ):
     settings = SETTINGS | {"model": str(untied_model), "micro_batch": 1, "checkpointing": "on"}
     alone = RunDirectory(tmp_path / "alone")
     expected = run(make_config("demo", settings), alone)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    started = start_two(["-c", STORY, json.dumps(settings)], tmp_path)
-    (code, _, errors), other = finish(started, within_s=200)
+    started = start_two(forks, ["-c", STORY, json.dumps(settings)], tmp_path)
+    (code, _, errors), other = finish(forks, started, within_s=200)
     assert other[0] == 0, other[2]
     assert code == 0, errors
     assert list((tmp_path / "process-1").iterdir()) == []
@@ -161,9 +161,9 @@ def assert_plain_peft_loads(folder, model):
         assert torch.equal(tuned[name.replace(".weight", ".default.weight")], values)
 
 
-def test_nf4_weights_sharded_over_two_processes_compute_the_same(tmp_path, untied_model):
+def test_nf4_weights_sharded_over_two_processes_compute_the_same(tmp_path, untied_model, forks):
     pytest.importorskip("bitsandbytes")
-    pair = finish(start_two(["-c", IN_4_BITS, str(untied_model)], tmp_path))
+    pair = finish(forks, start_two(forks, ["-c", IN_4_BITS, str(untied_model)], tmp_path))
     for code, said, errors in pair:
         assert code == 0, errors
         assert "done" in said
