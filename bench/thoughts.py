@@ -66,16 +66,19 @@ def main() -> None:
 
 def write_rows(config: RunConfig, path: Path, words: int, *, permuted: bool) -> None:
     """Write the rows, with the thoughts of the training rows turned by one if ``permuted``."""
+
+    def cut(text: str) -> str:
+        return " ".join(text.split()[:words])
+
     cases = list(load_dataset(config).cases)
-    trained = [case for case in cases if unit_hash(case.question) >= config.test_fraction]
+    trained = [case for case in cases if unit_hash(cut(case.question)) >= config.test_fraction]
     turned = [*trained[1:], *trained[:1]] if permuted else trained
     thoughts = {case.id: other.thought for case, other in zip(trained, turned, strict=True)}
     with path.open("w", encoding="utf-8") as file:
         for case in cases:
             thought = thoughts.get(case.id, case.thought)
             row = {"Question": case.question, "Complex_CoT": thought, "Response": case.response}
-            cut = {name: " ".join(text.split()[:words]) for name, text in row.items()}
-            file.write(json.dumps(cut) + "\n")
+            file.write(json.dumps({name: cut(text) for name, text in row.items()}) + "\n")
 
 
 def print_use(arm: str, report: Report) -> None:
@@ -105,10 +108,12 @@ def print_line(
     after: float | None,
     found: PairedDifference | None,
 ) -> None:
-    if found is None or found.low is None or found.high is None:
+    if found is None:
         return
     cells = " | ".join(f"{one or 0:.3f}" for one in (before, after, found.difference))
-    span, verdict = f"{found.low:.3f} to {found.high:.3f}", found.verdict("higher")
+    has_span = found.low is not None and found.high is not None
+    span = f"{found.low:.3f} to {found.high:.3f}" if has_span else "too few rows"
+    verdict = found.verdict("higher")
     print(f"| {arm} | {measure} | {cells} | {span} | {found.p_value:.3f} | {verdict} |", flush=True)
 
 
