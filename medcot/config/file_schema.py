@@ -71,9 +71,7 @@ def _describe_field(name: str, found: dict[str, Any]) -> dict[str, Any]:
     field = {key: value for key, value in found.items() if key not in ("default", "shown", "title")}
     if name in ("mcq", "dataset"):
         text = {"type": "string", "minLength": 1}
-        several = {"type": "array", "items": text}
-        if name == "dataset":
-            several["minItems"] = 1
+        several = {"type": "array", "items": text, "minItems": 1 if name == "dataset" else 0}
         field = {"description": field["description"], "anyOf": [text, several]}
     if name in _PATTERNS:
         field["pattern"] = _PATTERNS[name]

@@ -68,8 +68,14 @@ _KEPT = ("id", "lang", "specialty", "source", "reference", "reference_answer", "
 _HISTORY = ("history", "chat_history")
 """Columns with earlier turns, which no layout reads."""
 
+_BY_NAME = "the named columns"
+"""What the layout is called whose columns the user named."""
+
 _TELLING = frozenset(_HISTORY).union(*_NAMES.values())
 """Names of columns that a row may not have unread: what they hold belongs to a case."""
+
+_BESIDE_MESSAGES = _TELLING.difference(*(_NAMES[one] for one in ("question", "input", "answer")))
+"""Those beside messages, which hold the questions and answers themselves."""
 
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 """Types of the parts of a message that are its text; others may be thoughts or pictures."""
@@ -226,7 +232,7 @@ def _find_layout(
                     "expected the name of one of them",
                 )  # fmt: skip
         _refuse_messages(rows, named.items())
-        return _Layout("the named columns", named)
+        return _Layout(_BY_NAME, named)
     _refuse_messages(rows, [("messages", name) for name in _named(columns, "messages")])
     # Two are enough to refuse, and columns by the hundred have readings by the million.
     found = chain(_conversations(columns, rows), _column_readings(columns, rows))
@@ -299,10 +305,11 @@ def _check_columns(row: SourceRow, layout: _Layout) -> SourceRow:
     """Return the row, faulty if it has a value in a column that is not read but should be."""
     if layout.passed_over is None or row.values.keys() <= layout.passed_over:
         return row
+    telling = _BESIDE_MESSAGES if "messages" in layout.columns else _TELLING
     for name in row.values:
         if name in layout.passed_over or row.values[name] in (None, "", []):
             continue
-        if (plain := plain_name(str(name))) in _TELLING:
+        if (plain := plain_name(str(name))) in telling:
             got = f"a {describe_type(row.values[name])} in a column that the first rows have not"
             needs = "the columns of the first rows, or --columns to say which to read"
             if plain in _HISTORY:
@@ -381,13 +388,15 @@ def _as_option(columns: Mapping[str, str]) -> str:
 def _find_thought(rows: Sequence[SourceRow], layout: _Layout) -> Place:
     """Return where the first rows have their thoughts.
 
-    A column for them that is empty in all of these holds none, except in our own layout.
+    A column for them that is empty in all of these holds none, unless the user named it or it has
+    the name of our own layout.
 
     Raises:
         InputError: in two places.
     """
-    own = layout.columns.get("thought")
-    if own and (own == THOUGHT or _first_value(own, rows)[1] is not None):
+    column = layout.columns.get("thought")
+    given = column == THOUGHT or layout.name == _BY_NAME
+    if column and (given or _first_value(column, rows)[1] is not None):
         return "column"
     places: dict[Place, str] = {}
     for row in rows:

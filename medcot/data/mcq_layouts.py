@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -247,6 +248,7 @@ def _read_key(value: Any, options: _Options) -> str | None:
         return options.keys.get(str(number))
     if not isinstance(value, str):
         return None
+    value = unicodedata.normalize("NFKC", value)
     named = re.sub(r"[\s().:、．]", "", value).casefold()
     keys = options.keys
     if (

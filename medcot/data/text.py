@@ -20,13 +20,16 @@ _BESIDE_HAN = re.compile(rf"(?<=[{HAN}]) | (?=[{HAN}])")
 _CP1252 = r"[\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
 _MISREAD = r"Â[\x80-\xbf]|Ã[\x80-\xba\xbc-\xbf]|â€|ï»¿|ï¿½|锟斤拷|(?:[ä-é]" + _CP1252 + "{2}){2}"
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
+# What chats write around turns and thoughts: <|im_start|>, <|channel|>, <start_of_turn>.
+_MARK = r"<[|｜](?=\D)[^\s<>|｜]{1,40}[|｜]>|<(?:start|end)_of_turn>"
 _BROKEN = r"[\ufffd\ud800-\udfff]"
 
 # One character class scans several times faster than the alternatives of _UNFIT, which are tried
 # only from the first suspicious character on.
 _SUSPICIOUS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ud800-\udfff<ÂÃâïä-é锟]")
 _UNFIT = re.compile(
-    rf"(?P<misread>{_MISREAD})|(?P<control>{_CONTROL})|(?P<broken>{_BROKEN})|(?P<tag>{OPEN}|{CLOSE})"
+    rf"(?P<misread>{_MISREAD})|(?P<control>{_CONTROL})|(?P<broken>{_BROKEN})"
+    rf"|(?P<tag>{OPEN}|{CLOSE})|(?P<mark>{_MARK})"
 )
 
 
@@ -59,6 +62,8 @@ def find_flaw(text: str) -> Flaw | None:
     match found.lastgroup:
         case "tag":
             return Flaw(f"the tag {found[0]} {where}", "text without reasoning tags")
+        case "mark":
+            return Flaw(f"the mark {found[0]} {where}", "text without the marks of a chat")
         case "control":
             return Flaw(f"control character U+{code:04X} {where}", "plain text")
         case "misread":

@@ -137,6 +137,9 @@ def test_named_columns_beat_what_would_be_recognised(tmp_path: Path) -> None:
     columns = "question=Frage,thought=Begründung,answer=Antwort"
     (case,) = load(path, columns=columns).cases
     assert (case.question, case.thought, case.response) == ("Warum?", "So.", "Ja.")
+    path.write_text("Frage,Begründung,Antwort\nWarum?,,Ja.\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"line 2, Begründung: found empty text"):
+        load(path, columns=columns)
     with pytest.raises(InputError, match=r"--columns Fragen: .* has only the columns Frage, Begr"):
         load(path, columns=columns.replace("Frage", "Fragen"))
 
@@ -203,6 +206,9 @@ MALFORMED: list[tuple[str, str, bytes, str, str]] = [
     ("thought not closed", "a.jsonl", ROW + jsonl({"question": "Q?", "answer": "<think>A."}), ", line 2, answer", "no thought, unlike"),
     ("second thought in tags", "a.jsonl", jsonl({"question": "Q?", "cot": "C.", "answer": TAGGED}), ", line 1, answer", "a second thought"),
     ("tag in the answer", "a.jsonl", jsonl({"question": "Q?", "answer": TAGGED + "</think>"}), ", line 1, answer", "the tag </think>"),
+    ("a thought in a chat's own marks", "a.jsonl", jsonl({"question": "Q?", "answer": "<|channel|>analysis<|message|>T.<|end|><|start|>assistant<|channel|>final<|message|>A."}), ", line 1, answer", "the mark <|channel|> at character 1"),
+    ("a chat's marks in a question", "a.jsonl", jsonl({"question": "<|im_start|>user\nQ?<|im_end|>", "answer": "A."}), ", line 1, question", "the mark <|im_start|>"),
+    ("another chat's marks", "a.jsonl", jsonl({"question": "Q?", "answer": "A.<end_of_turn>"}), ", line 1, answer", "the mark <end_of_turn>"),
     ("answer missing", "a.jsonl", ROW + jsonl({"question": "Q?"}), ", line 2, answer", "only the columns question"),
     ("answer empty", "a.jsonl", ROW + jsonl({"question": "Q?", "answer": ""}), ", line 2, answer", "no thought"),
     ("answer null", "a.jsonl", jsonl({"question": "Q?", "answer": "A"}, {"question": "R?", "answer": None}), ", line 2, answer", "null; expected text"),
@@ -235,6 +241,7 @@ MALFORMED: list[tuple[str, str, bytes, str, str]] = [
     ("a thought's column after the first rows", "a.jsonl", jsonl({"question": "Q?", "answer": "A."}) * 70 + jsonl({"question": "R?", "cot": "C.", "answer": "A."}), ", line 71, cot", "a column that the first rows have not"),
     ("a thought's column beside messages", "a.jsonl", jsonl(chat(said("user", "Q?"), said("assistant", "A."), cot="C.")), ", line 1", "thoughts in the column cot, beside messages; put them into the messages"),
     ("a thought beside messages later", "a.jsonl", jsonl(chat(*PAIR, cot=None)) * 70 + jsonl(chat(*PAIR, cot="C.")), ", line 71, cot", "a text in a column"),
+    ("an empty column of thoughts that is named", "a.jsonl", jsonl(NATIVE | {"Complex_CoT": ""}), ", line 1, Complex_CoT", "empty text"),
     ("a history", "a.jsonl", jsonl({"instruction": "Q?", "output": "A.", "history": [["P?", "O."]]}), ", line 1, history", "earlier turns"),
     ("two thoughts of a turn", "a.jsonl", jsonl(chat(*PAIR)) * 70 + jsonl(chat(PAIR[0], said("assistant", TAGGED, reasoning="R."))), ", line 71, messages[1]", "a second thought"),
     ("two thoughts that differ", "a.jsonl", jsonl(chat(PAIR[0], said("assistant", ANSWER, reasoning="R.", thinking="T."))), ", line 1, messages[1]", "two thoughts that differ, in reasoning and thinking"),
@@ -334,6 +341,12 @@ def test_a_turn_without_a_thought_among_others_is_trained_without_one(tmp_path: 
     path.write_bytes(jsonl(chat(said("user", "Who?"), said("assistant", "You."), *TURNS[3:])))
     assert [case.thought for case in load(path, train_turns="all").cases] == ["", THOUGHT]
     assert [case.thought for case in load(path).cases] == [THOUGHT]
+
+
+def test_what_stands_beside_messages_may_come_late(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(*(chat(*PAIR, id=n) for n in range(70)), chat(*TURNS, prompt="Who?")))
+    assert len(load(path).cases) == 2
 
 
 def test_a_turn_of_no_weight_is_a_prompt_only(tmp_path: Path) -> None:

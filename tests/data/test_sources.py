@@ -289,6 +289,7 @@ SAME: list[tuple[str, list[dict[str, Any]]]] = [
     ("answer as a letter or key", [mcq(option_1="Zinc", option_2="Iron", option_3="Tin", answer=2)]),
     ("answer as a letter or key", [mcq(option_a="Zinc", option_b="Iron", answer="option_b")]),
     ("answer as a letter or key", [mcq(options=["Zinc", "Iron"], answer="B. Iron")]),
+    ("答案 as a letter or key", [mcq(options=["Zinc", "Iron"], 答案="Ｂ")]),
     ("answer as a letter or key", [mcq(options=["A. Zinc", "B. Iron"], answer="B")]),
     ("answer as a letter or key", [mcq(options=["B) Iron", "A) Zinc"], answer="B. Iron")]),
     ("not used: passage", [mcq(options=["Zinc", "Iron"], answer="B", passage="Blood is red.")]),

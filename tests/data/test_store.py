@@ -483,7 +483,11 @@ def test_a_parquet_file_of_one_row_group_is_not_held_in_memory(tmp_path: Path) -
     assert sum(1 for _ in rows) == 7_999
 
 
-def test_a_row_that_spells_the_end_token_leaves_nothing_behind(large: Path) -> None:
+def test_a_row_that_spells_the_end_token_leaves_nothing_behind(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The end token of some models is no mark, but a word.
+    monkeypatch.setattr("medcot.data.cases.find_flaw", lambda _: None)
     bad = [json.dumps(case_row(number) | {"Response": "<|im_end|>"}) for number in range(900, 910)]
     large.write_text(large.read_text() + "\n".join(bad))
     with pytest.raises(InputError, match="in the text"):
