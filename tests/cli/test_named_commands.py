@@ -92,7 +92,9 @@ def all_options() -> frozenset[str]:
 def faults_of_command(line: str) -> list[str]:
     """What does not exist of one command line; nothing where it is another program's."""
     for start, group in (("python kaggle/push.py", push), ("medcot", cli)):
-        found = re.search(rf"(?:^|[ /]){re.escape(start)}(?= |$)(?P<rest>.*)", line)
+        # `pipx runpip medcot` is followed by pip's commands, in medcot's environment.
+        called = rf"(?:^|(?<!runpip)[ /]){re.escape(start)}(?= |$)(?P<rest>.*)"
+        found = re.search(called, line)
         if found:
             return faults_of_group(start, group, found["rest"].split("#")[0])
     if found := re.match(r"make\s+(?:[A-Z]+=\S+ )*([a-z-]+)", line):
