@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -91,7 +92,7 @@ def _score_next_token(
         poll()
         batch = left_padded(loaded, [prompts[index] for index in chosen])
         with inference(loaded):
-            logits = loaded.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1]
+            logits = _read(loaded, **batch, logits_to_keep=1, use_cache=False).logits[:, -1]
             log_probs = torch.log_softmax(logits.float(), dim=-1)
         for row, index in enumerate(chosen):
             results[index] = [
@@ -172,18 +173,12 @@ def _read_families(
     padded = torch.tensor([(ids + [ids[0]] * width)[:width] for ids in tails], device=device)
     ends = torch.tensor([len(ids) - 1 for ids in tails], device=device)
     with inference(loaded):
-        known = loaded.model(**batch, logits_to_keep=1, use_cache=True).past_key_values
+        known = _read(loaded, **batch, logits_to_keep=1, use_cache=True).past_key_values
         known.batch_select_indices(chosen)
         mask = torch.cat([batch["attention_mask"][chosen], torch.ones_like(padded)], dim=1)
         # The logits of the shortest tail's end are the first that are needed.
         kept = width - int(ends.min())
-        logits = loaded.model(
-            input_ids=padded,
-            attention_mask=mask,
-            past_key_values=known,
-            use_cache=True,
-            logits_to_keep=kept,
-        ).logits
+        logits = _read(loaded, padded, mask, past_key_values=known, logits_to_keep=kept).logits
         last = logits[torch.arange(len(tails), device=device), ends - (width - kept)]
         return torch.log_softmax(last.float(), dim=-1)
 
@@ -225,13 +220,11 @@ def _score_options_of(
     chosen = torch.tensor(owners, device=device)
     padded = torch.tensor([(ids + [ids[0]] * width)[:width] for ids in flat], device=device)
     with inference(loaded):
-        first = loaded.model(**batch, logits_to_keep=1, use_cache=True)
+        first = _read(loaded, **batch, logits_to_keep=1, use_cache=True)
         known = first.past_key_values
         known.batch_select_indices(chosen)
         mask = torch.cat([batch["attention_mask"][chosen], torch.ones_like(padded)], dim=1)
-        later = loaded.model(
-            input_ids=padded, attention_mask=mask, past_key_values=known, use_cache=True
-        ).logits
+        later = _read(loaded, padded, mask, past_key_values=known).logits
         logits = torch.cat([first.logits[chosen], later[:, :-1]], dim=1)
         losses = torch.nn.functional.cross_entropy(
             logits.float().transpose(1, 2), padded, reduction="none"
@@ -267,7 +260,7 @@ def _score_batch(
     longest = max(len(completion) for _, completion in pairs)
     with inference(loaded):
         # Padding stands on the left, so every completion is among the last positions.
-        logits = loaded.model(**batch, logits_to_keep=longest + 1, use_cache=False).logits
+        logits = _read(loaded, **batch, logits_to_keep=longest + 1, use_cache=False).logits
     results: list[TokenLoss] = []
     for row, (_, completion) in enumerate(pairs):
         count = len(completion)
@@ -277,6 +270,26 @@ def _score_batch(
         )
         results.append(TokenLoss(losses.item(), count))
     return results
+
+
+def _read(loaded: LoadedModel, input_ids: Any, attention_mask: Any, **settings: Any) -> Any:
+    """Call the model on the last tokens of rows whose mask covers padding and cache, too.
+
+    Learned embeddings of positions count from the row's first token. Without their numbers a
+    model such as GPT-2 counts the padding as well. Rotary ones see only distances.
+    """
+    if _learns_positions(loaded.model):
+        numbers = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        settings["position_ids"] = numbers[:, -input_ids.shape[1] :]
+    return loaded.model(input_ids=input_ids, attention_mask=attention_mask, **settings)
+
+
+def _learns_positions(model: Any) -> bool:
+    """Return whether the model takes positions, and has no rotary embeddings of them."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    taken = inspect.signature(base.forward).parameters
+    rotary = any("rotary" in name for name, _ in base.named_modules())
+    return "position_ids" in taken and not rotary
 
 
 def _batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
