@@ -208,7 +208,11 @@ def read_study(folder: Path) -> tuple[RunConfig, dict[str, list[Any]]]:
 
 def _begin(config: RunConfig, vary: Vary, folder: Path) -> None:
     """Write down what the study is, or check that it is the same one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = one_line(error.strerror or str(error), 80)
+        raise InputError(f"--out {folder}", got, "name a folder that can be written") from None
     directory = RunDirectory(folder)
     facts = {
         "config": config.model_dump(mode="json"),
@@ -353,7 +357,7 @@ class _Books:
         choices: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(list(self._vary[name])) for name in arm.values
         }
-        with _hold_lock(self._folder):
+        with _hold_lock(self._folder), _explain_damage(self._folder / BOOKS):
             trials = self._study.get_trials(deepcopy=False)
             if any(trial.user_attrs.get("arm") == arm.name for trial in trials):
                 return
@@ -376,20 +380,30 @@ def _open_books(folder: Path, vary: Vary) -> _Books:
         needs = "install it with pip install 'medcot[study]'"
         raise InputError("medcot study", "optuna is not installed", needs) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with _hold_lock(folder), _explain_damage(folder / BOOKS):
+        storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / BOOKS).absolute()}")
+        study = optuna.create_study(
+            storage=storage, study_name=NAME, direction="minimize", load_if_exists=True
+        )
+    return _Books(folder, study, vary)
+
+
+@contextmanager
+def _explain_damage(path: Path) -> Generator[None]:
+    """Name the SQLite file in ``path`` if it cannot be read or written.
+
+    Raises:
+        InputError: It cannot.
+    """
+    from optuna.exceptions import OptunaError
     from sqlalchemy.exc import SQLAlchemyError
 
-    path = folder / BOOKS
     try:
-        with _hold_lock(folder):
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
-            study = optuna.create_study(
-                storage=storage, study_name=NAME, direction="minimize", load_if_exists=True
-            )
-    except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        yield
+    except (SQLAlchemyError, OptunaError) as error:
         why = one_line(str(getattr(error, "orig", None) or error), 120)
         needs = "delete it and start again: finished arms are entered anew from their folders"
-        raise InputError(str(path), f"Optuna cannot read it ({why})", needs) from None
-    return _Books(folder, study, vary)
+        raise InputError(str(path), f"Optuna cannot use it ({why})", needs) from None
 
 
 @contextmanager

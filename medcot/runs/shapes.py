@@ -18,6 +18,7 @@ REQUIRED: Mapping[str, Mapping[str, Field]] = {
     "fingerprints.json": {"config": dict, "items": dict, "template": str, "model": dict},
     "split.json": {"train": list, "test": list},
     "status.json": {"stage": str},
+    "study.json": {"config": dict, "vary": dict},
     "training.json": {"seconds": (int, float)},
     "trackio.json": {"id": str},
     "wandb.json": {"id": str},

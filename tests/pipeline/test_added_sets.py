@@ -141,7 +141,7 @@ def test_a_wrong_task_is_refused_before_anything_is_scored(
 
 
 def test_a_run_with_a_judge_reports_its_opinion_and_asks_once(
-    config: RunConfig, tmp_path: Path
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = RunDirectory(tmp_path / "run")
     with endpoint(prefers("x")) as (url, requests):
@@ -149,7 +149,14 @@ def test_a_run_with_a_judge_reports_its_opinion_and_asks_once(
         report = run(judged, directory)
         asked = len(requests)
         assert report_only(directory, Listener()).facts.judge == report.facts.judge
+        with monkeypatch.context() as kernel:  # It does not carry what corrects a judge.
+            kernel.setattr("medcot.pipeline.report.find_spec", lambda name: None)
+            found = report_only(directory, Listener()).facts.judge
+        assert found
+        assert (found.n, found.judged) == (3, None)
         assert len(requests) == asked
+    assert report.facts.judge
+    assert report.facts.judge.judged
     assert report.facts.judge.n == 3  # two answered test rows and the fixed question
     assert "## The judge" in directory.report_markdown.read_text()
     with pytest.raises(InputError, match="--judge-model"):

@@ -157,8 +157,17 @@ def test_a_damaged_file_of_books_is_named(config, tmp_path):
     folder = tmp_path / "study"
     pipeline._begin(config, {"rank": [2, 4]}, folder)
     (folder / "study.db").write_bytes(b"no database" * 1000)
-    with pytest.raises(InputError, match=r"study\.db: Optuna cannot read it .*delete it"):
+    with pytest.raises(InputError, match=r"study\.db: Optuna cannot use it .*delete it"):
         run_study(config, {"rank": [2, 4]}, folder)
+
+
+def test_a_folder_that_is_a_file_or_an_empty_study_is_named(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--out .*file: File exists; name a folder"):
+        run_study(config, {"rank": [2, 4]}, tmp_path / "file")
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(InputError, match=r"study\.json: config is missing"):
+        pipeline.read_study(tmp_path)
 
 
 def test_without_validation_rows_nothing_is_begun(config, tmp_path):
