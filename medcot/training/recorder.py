@@ -82,7 +82,8 @@ class Recorder:
         if comm.is_main():
             loss = self.validation.losses[self.step]
             row = self.directory.complete_last_event({"validation_loss": loss})
-            self.on_event(Event(**{one.name: row.get(one.name) for one in fields(Event)}))
+            values: dict[str, Any] = {one.name: row.get(one.name) for one in fields(Event)}
+            self.on_event(Event(**values))
 
     @property
     def validation_is_pending(self) -> bool:
