@@ -1,6 +1,6 @@
 """Follows a tiny random model of each family through a run: the table of docs/models.md.
 
-    python bench/families.py [FAMILY …]
+    python bench/families.py [--engine fused] [FAMILY …]
 
 Each is made from its config, trained for two steps, loaded by plain peft, asked, and merged.
 Prints a Markdown table.
@@ -8,6 +8,7 @@ Prints a Markdown table.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -21,20 +22,24 @@ from tests.support.families import FAMILIES, follow_family
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("families", nargs="*", metavar="FAMILY", default=[*FAMILIES])
+    parser.add_argument("--engine", default="auto")
+    arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.disable(logging.WARNING)
     print("| family | parameters | trained, as planned and by peft | training loss: medcot, model |"
           " test loss before, after, by peft | answers | merged | seconds |")  # fmt: skip
     print("| --- | --: | --: | --: | --: | --- | --- | --: |")
-    for family in sys.argv[1:] or FAMILIES:
-        print(follow(family), flush=True)
+    for family in arguments.families:
+        print(follow(family, arguments.engine), flush=True)
 
 
-def follow(family: str) -> str:
+def follow(family: str, engine: str) -> str:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            seen = follow_family(Path(folder), family)
+            seen = follow_family(Path(folder), family, engine=engine)
         except Exception as error:  # noqa: BLE001 - a table of what works tells what does not
             return f"| `{family}` | {type(error).__name__}: {error} | | | | | | |"
     cells = [
