@@ -34,6 +34,9 @@ from medcot.runs.directory import RunDirectory
 from medcot.runs.history import bundled_run, read_run
 from medcot.terminal import say, write_json
 
+SEVERAL_SEEDS = ("--seeds", "3")
+"""What the English page trains where no options are given: its verdict is about the recipe."""
+
 _CACHES = shutil.ignore_patterns("__marimo__", "__pycache__")
 
 
@@ -42,7 +45,7 @@ def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) 
 
     Without ``run`` each page trains in its own language with ``options`` (those of the command
     line). Where these name a language, both show the one training; where there are none, the
-    Chinese page shows the run that comes with the package.
+    English page trains three seeds, and the Chinese one shows the run that comes with the package.
 
     Raises:
         InputError: no notebook here, or ``run`` is no run.
@@ -65,7 +68,8 @@ def build_site(out: Path, run: Path | None = None, options: Sequence[str] = ()) 
             told = run or _run_of_page(Path(folder), language, options)
             asked = ["--run", str(told)]
             if not told.exists():
-                asked = ["--out", str(told), "--preset", "demo", *_language_of(language, options)]
+                own = _language_of(language, options or SEVERAL_SEEDS)
+                asked = ["--out", str(told), "--preset", "demo", *own]
             exported[language] = _execute(Path(folder), language, asked)
             _require_done(told)
     _copy_assets(out)

@@ -172,9 +172,11 @@ def _state_recipe(
 ) -> Iterator[Message]:
     """State what several trainings say together, and how many of them say so by themselves."""
     own = [getattr(one, f"{name}_verdict") for one in seeds.runs]
-    by = Message(f"by_{name}", {"size": _size(name, abs(found.difference))})
+    size, evidence = _size(name, abs(found.difference)), verdict in ("improved", "worse")
+    said = (verdict or "no evidence") if evidence or float(size) else "same"
+    by = Message(f"by_{name}", {"size": size})
     yield Message(
-        f"seeds_{(verdict or 'no evidence').replace(' ', '_')}",
+        f"seeds_{said.replace(' ', '_')}",
         {
             "n": len(own),
             "measure": Message(f"measure_short_{name}"),

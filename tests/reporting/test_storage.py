@@ -94,3 +94,9 @@ def test_a_damaged_report_names_its_field() -> None:
     damaged["before"]["rows"] = "many"
     with pytest.raises(InputError, match=r"some/report\.json: before\.rows"):
         report_from_json(damaged, where="some/report.json")
+
+
+def test_right_answers_of_several_seeds_that_stay_are_not_said_to_rise() -> None:
+    assert "right answers did not change on 12 questions" in bundled("en")["verdict"]["sentence"]
+    report = report_from_json(bundled("en"))
+    assert "right answers did not change on 12 questions" in render_markdown(report)
