@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from functools import partial
+from contextlib import redirect_stderr
 from importlib.metadata import PackageNotFoundError, distribution
+from io import StringIO
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from medcot.errors import RunFailed
 from medcot.paths import cache_folder
@@ -65,7 +65,6 @@ def _convert(source: Path, folder: Path) -> None:
     """De-quantise ``source`` into ``folder``. If two processes do so at once, the first wins."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # It prints dozens of lines where there is no terminal.
@@ -75,8 +74,8 @@ def _convert(source: Path, folder: Path) -> None:
     try:
         options = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
-        # The GGUF reader's own bar is not stopped by that.
-        with patch.object(gguf_reader, "tqdm", partial(gguf_reader.tqdm, disable=True)):
+        # The GGUF reader's own bar is not stopped by that. Errors are raised, not printed.
+        with redirect_stderr(StringIO()):
             loaded = AutoModelForCausalLM.from_pretrained(
                 source.parent, **options, dtype=torch.float16
             )
