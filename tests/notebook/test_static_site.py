@@ -97,8 +97,9 @@ def test_each_page_trains_in_its_own_language_unless_one_is_named(tmp_path, monk
     asked.clear()
     build_site(tmp_path)
     assert asked == [
-        ("en", "--out", "tutorial", *demo, "--language", "en"), ("zh", "--run", "demo-zh"),
-    ]  # fmt: skip
+        ("en", "--out", "tutorial", *demo, "--language", "en", "--seeds", "3"),
+        ("zh", "--run", "demo-zh"),
+    ]
 
 
 def test_the_code_that_teaches_is_shown_and_the_glue_is_not(site):
