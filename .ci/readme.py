@@ -38,7 +38,7 @@ WORDS = {
         "run": "SmolLM2-135M, {steps} steps of {batch} short cases ({tokens:,} tokens) on {cores}"
         " CPU cores, {date}. By `{command}`, which you can repeat.",
         "seeds": " The table is about the adapter that was kept. About the recipe: {said}",
-        "chinese": "The same in Chinese, `medcot run --preset demo --language zh`: {opening}"
+        "chinese": "The same in Chinese, `{command}`: {opening}{said}"
         " Answers that ended by themselves: {before}, then {after}.",
         "chinese_before": "In Chinese, `medcot run --preset demo --language zh` before the preset"
         " changed to fewer rows and questions ({date}): {opening} Answers that ended by themselves:"
@@ -61,7 +61,7 @@ WORDS = {
         "run": "SmolLM2-135M，{steps} 步，每步 {batch} 个短病例（共 {tokens:,} 个词元），"
         "{cores} 个 CPU 核心，{date}。由 `{command}` 得到，任何人都可以重做。",
         "seeds": "表中是保留下来的适配器。关于整个配方：{said}",
-        "chinese": "中文的同一次运行（`medcot run --preset demo --language zh`）：{opening}"
+        "chinese": "中文的同一次运行（`{command}`）：{opening}{said}"
         "自行结束的回答：训练前 {before}，训练后 {after}。",
         "chinese_before": "中文的一次运行（`medcot run --preset demo --language zh`，{date}，"
         "当时预设的行数和题数更多）：{opening}"
@@ -202,14 +202,22 @@ def describe_run(language: str) -> str:
 def tell_chinese_run(language: str) -> str:
     """Return in two sentences what the bundled Chinese run found, and if the preset was another."""
     report = report_of("zh")
-    same = report.config == make_config("demo", {"language": "zh"})
+    seeds, command = report.config.seeds, "medcot run --preset demo --language zh"
+    same = report.config == make_config("demo", {"language": "zh", "seeds": seeds})
+    said, between = "", "" if language == "zh" else " "
+    if seeds > 1:
+        command += f" --seeds {seeds}"
+        said = "".join(f"{between}{one.text(language)}" for one in report.verdict.messages.nll)
     words = WORDS[language]["chinese" if same else "chinese_before"]
     status = json.loads((bundled_run("zh").path / "status.json").read_text(encoding="utf-8"))
     before, after = (
         format_value("finished_rate", side.finished_rate) for side in (report.before, report.after)
     )
     opening = word_opening(report, language)
-    return words.format(opening=opening, before=before, after=after, date=status["at"][:10])
+    return words.format(
+        opening=opening, before=before, after=after, date=status["at"][:10], command=command,
+        said=said,
+    )  # fmt: skip
 
 
 def list_presets(language: str) -> str:
