@@ -33,7 +33,7 @@ def test_a_report_without_a_version_opens_and_is_worded(language: str) -> None:
     assert old["verdict"]["sentence"] in page
     said = {
         "en": "Of 13 generated answers, 9 before and 5 after reached 160 tokens",
-        "zh": "Of 13 generated answers, 13 before and 13 after reached 160 tokens",
+        "zh": "Of 13 generated answers, 13 before and 12 after reached 160 tokens",
     }
     assert said[language] in page
     assert "The rows are synthetic samples" in page
@@ -42,7 +42,7 @@ def test_a_report_without_a_version_opens_and_is_worded(language: str) -> None:
 def test_verdict_and_cautions_are_said_in_chinese_from_the_same_codes() -> None:
     report = report_from_json(bundled("zh"))
     said = [one.text("zh") for one in (*report.verdict.messages.nll, *report.cautions)]
-    assert said[0].startswith("12 行测试数据的损失平均每个词元下降了 0.471 nat")
+    assert said[0].startswith("3 个种子平均，测试损失在 12 行测试数据上下降了 0.472")
     assert any("合成样本" in sentence for sentence in said)
     assert report.verdict.sentence.startswith(str(report.verdict.messages.nll[0]))
 
