@@ -372,6 +372,25 @@ JUDGED = (
 """Questions, how many of them are checked by hand, criteria of each, bias of the judge."""
 
 
+def correct_judge(
+    said: np.ndarray, true: np.ndarray, checked: int, step: float
+) -> tuple[list[bool], list[float]]:
+    """Whether the intervals of the corrected mean, of the judge alone, and of the first
+    ``checked`` true values alone hold the true mean of ten points; and their half-widths."""
+    by_hand = true[:checked]
+    found = correct_mean(
+        said[checked:].tolist(), said[:checked].tolist(), by_hand.tolist(), step=step
+    )
+    assert found is not None
+    assert found.high is not None
+    halves = [found.high - found.difference] + [
+        float(student.isf(0.025, len(one) - 1) * one.std(ddof=1) / np.sqrt(len(one)))
+        for one in (said, by_hand)
+    ]
+    centres = (found.difference, said.mean(), by_hand.mean())
+    return [bool(abs(a - 0.1) <= b) for a, b in zip(centres, halves, strict=True)], halves
+
+
 def judge_criteria(
     questions: int, checked: int, criteria: int, bias: float, runs: int
 ) -> tuple[float, ...]:
@@ -390,21 +409,8 @@ def judge_criteria(
         favoured = ~after & (rng.random(after.shape) < bias / 0.4)
         true = after.mean(1, dtype=float) - before.mean(1, dtype=float)
         said = ((after ^ wrong[0]) | favoured).mean(1) - (before ^ wrong[1]).mean(1, dtype=float)
-        found = correct_mean(
-            said[checked:].tolist(), said[:checked].tolist(), true[:checked].tolist(),
-            step=1 / criteria,
-        )  # fmt: skip
-        assert found is not None
-        assert found.high is not None
-        centres = [found.difference, said.mean(), true[:checked].mean()]
-        halves = [
-            found.high - found.difference,
-            *(
-                student.isf(0.025, len(one) - 1) * one.std(ddof=1) / np.sqrt(len(one))
-                for one in (said, true[:checked])
-            ),
-        ]
-        held.append([abs(a - 0.1) <= b for a, b in zip(centres, halves, strict=True)])
+        held_now, halves = correct_judge(said, true, checked, 1 / criteria)
+        held.append(held_now)
         widths.append(halves)
     return (*np.mean(held, axis=0), *np.mean(widths, axis=0))
 
@@ -448,21 +454,8 @@ def judge_pairs(pairs: int, checked: int, bias: float, runs: int) -> tuple[float
         differs = better + rng.normal(size=pairs)
         seen = differs + shift + MISREAD * rng.normal(size=pairs)
         true, said = (np.where(abs(one) > TIE, np.sign(one), 0.0) for one in (differs, seen))
-        found = correct_mean(
-            said[checked:].tolist(), said[:checked].tolist(), true[:checked].tolist(),
-            step=ONE_ERROR,
-        )  # fmt: skip
-        assert found is not None
-        assert found.high is not None
-        centres = [found.difference, said.mean(), true[:checked].mean()]
-        halves = [
-            found.high - found.difference,
-            *(
-                student.isf(0.025, len(one) - 1) * one.std(ddof=1) / np.sqrt(len(one))
-                for one in (said, true[:checked])
-            ),
-        ]
-        held.append([abs(a - 0.1) <= b for a, b in zip(centres, halves, strict=True)])
+        held_now, halves = correct_judge(said, true, checked, ONE_ERROR)
+        held.append(held_now)
         widths.append(halves)
     return (*np.mean(held, axis=0), *np.mean(widths, axis=0))
 
