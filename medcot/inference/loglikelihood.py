@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from medcot.data.tokenization import TokenizedRow, encode, encode_text
 from medcot.engines.base import LoadedModel
@@ -284,12 +285,18 @@ def _read(loaded: LoadedModel, input_ids: Any, attention_mask: Any, **settings: 
     return loaded.model(input_ids=input_ids, attention_mask=attention_mask, **settings)
 
 
+_POSITIONS_LEARNED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""Of each model in memory: every pass asks, and to walk through its modules takes milliseconds."""
+
+
 def _learns_positions(model: Any) -> bool:
     """Return whether the model takes positions, and has no rotary embeddings of them."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    taken = inspect.signature(base.forward).parameters
-    rotary = any("rotary" in name for name, _ in base.named_modules())
-    return "position_ids" in taken and not rotary
+    if base not in _POSITIONS_LEARNED:
+        taken = inspect.signature(base.forward).parameters
+        rotary = any("rotary" in name for name, _ in base.named_modules())
+        _POSITIONS_LEARNED[base] = "position_ids" in taken and not rotary
+    return _POSITIONS_LEARNED[base]
 
 
 def _batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
